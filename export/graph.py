@@ -1,0 +1,124 @@
+"""A small builder of ONNX graphs: nodes and weights go in by one call each, a checked file comes out.
+
+Every value is named by a plain string: what `input`, `weight` and `node` return is what `node` and `output` take.
+The same calls give the same bytes: names are numbered in call order, and nothing of the machine goes into the file.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+OPSET = 24
+IR_VERSION = 11
+EXTERNAL_FROM_BYTES = 1024
+"""Weights of this size or more are stored beside the graph; the rest inside it, where shape inference can read them."""
+ALIGNMENT_BYTES = 4096
+"""Each stored weight starts on a memory page, so that a runtime can map it."""
+
+Array = npt.NDArray[Any]
+Shape = Sequence[int | str]
+
+
+class GraphBuilder:
+    """Collects one graph. Shapes hold ints for fixed and strings for symbolic dimensions.
+
+    >>> graph = GraphBuilder("double")
+    >>> x = graph.input("x", np.float32, ["batch", 4])
+    >>> y = graph.node("Add", x, x)
+    >>> graph.output(y, "y", np.float32, ["batch", 4])
+    >>> graph.save(path)
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, Array] = {}
+        self._domains: set[str] = set()
+        self._names: Counter[str] = Counter()
+
+    def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> str:
+        """Declare a graph input."""
+        self._inputs.append(_value_info(name, dtype, shape))
+        return name
+
+    def output(self, value: str, name: str, dtype: npt.DTypeLike, shape: Shape) -> None:
+        """Give `value` out under `name`, free of cost: the node that makes it is renamed to write `name` itself.
+
+        Raises `ValueError` where no node makes `value`.
+        """
+        if not any(value in node.output for node in self._nodes):
+            raise ValueError(f"{value} is not the output of a node")
+        for node in self._nodes:
+            node.input[:] = [name if each == value else each for each in node.input]
+            node.output[:] = [name if each == value else each for each in node.output]
+        self._outputs.append(_value_info(name, dtype, shape))
+
+    def weight(self, name: str, array: Array) -> str:
+        """A constant tensor. Naming an array twice stores it once; another array under a used name is a `ValueError`."""
+        known = self._weights.setdefault(name, array)
+        if known is not array and not (known.dtype == array.dtype and np.array_equal(known, array)):
+            raise ValueError(f"two different weights are named {name}")
+        return name
+
+    def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Append an operator with one output and return the output's name; "" leaves out an optional input."""
+        return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
+        """Append an operator with several outputs and return their names."""
+        number = self._names[op]
+        self._names[op] += 1
+        name = f"{op}_{number}"
+        names = [name if outputs == 1 else f"{name}.{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes))
+        self._domains.add(domain)
+        return names
+
+    def save(self, path: Path) -> None:
+        """Write `path` and, where weights are large, `path`.data beside it; the file passes the ONNX checker.
+
+        Raises `onnx.checker.ValidationError` or `onnx.shape_inference.InferenceError` for a graph that is not valid.
+        """
+        data_path = path.with_name(path.name + ".data")
+        tensors = []
+        with data_path.open("wb") as data:
+            for name, array in self._weights.items():
+                if array.nbytes < EXTERNAL_FROM_BYTES:
+                    tensors.append(onnx.numpy_helper.from_array(array, name))
+                    continue
+                data.write(b"\0" * (-data.tell() % ALIGNMENT_BYTES))
+                tensors.append(_external_tensor(name, array, data_path.name, data.tell()))
+                data.write(np.ascontiguousarray(array).data)
+            empty = data.tell() == 0
+        if empty:
+            data_path.unlink()
+
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(self._domains - {""}))]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="thinbridge")
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path), full_check=True)
+
+
+def _value_info(name: str, dtype: npt.DTypeLike, shape: Shape) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+
+def _external_tensor(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
+    tensor = TensorProto(
+        name=name,
+        dims=array.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor

@@ -1,0 +1,84 @@
+"""Write Whisper's encoder as an ONNX graph straight from CTranslate2 weights.
+
+    features [80, frames] float32             in    log-mel features of one utterance
+    states   [ceil(frames / 2), width] float32 out
+
+One utterance a run, at its own length: the position table is sliced where Whisper pads the audio to 30 s. With neither
+padding nor a batch, an utterance's states cannot depend on what else is being served.
+"""
+
+import numpy as np
+
+from export.ctranslate2_weights import Arrays
+from export.graph import GraphBuilder
+from export.llama_decoder import Float32, Linear, float32_linear
+
+PREFIX = "encoder/"
+LAYER_NORM_EPSILON = 1e-5
+
+
+class WhisperEncoderWriter:
+    """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
+
+    def __init__(self, arrays: Arrays, linear: Linear) -> None:
+        self.weights: dict[str, Float32] = {
+            name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
+        }
+        self.heads = int(self.weights["num_heads"])
+        self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in self.weights)
+        self.width = len(self.weights["layer_norm/gamma"])
+        self.write_linear = linear
+        self.graph = GraphBuilder("whisper_encoder")
+
+    def build(self) -> GraphBuilder:
+        graph = self.graph
+        mel_bins = self.weights["conv1/weight"].shape[1]
+        features = graph.input("features", np.float32, [mel_bins, "frames"])
+        x = graph.node("Unsqueeze", features, graph.weight("axis.batch", np.array([0], np.int64)))
+        x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
+        states = self.add_positions(graph.node("Transpose", x, perm=[0, 2, 1]))
+        for layer in range(self.layers):
+            attention, feed_forward = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
+            states = graph.node("Add", states, self.attend(self.norm(states, f"{attention}/layer_norm"), attention))
+            inner = self.gelu(self.linear(self.norm(states, f"{feed_forward}/layer_norm"), f"{feed_forward}/linear_0"))
+            states = graph.node("Add", states, self.linear(inner, f"{feed_forward}/linear_1"))
+        states = graph.node("Squeeze", self.norm(states, "layer_norm"), "axis.batch")
+        graph.output(states, "states", np.float32, ["states", self.width])
+        return graph
+
+    def weight(self, name: str) -> str:
+        return self.graph.weight(name, self.weights[name])
+
+    def convolve(self, x: str, name: str, stride: int) -> str:
+        weight, bias = self.weight(f"{name}/weight"), self.weight(f"{name}/bias")
+        return self.gelu(self.graph.node("Conv", x, weight, bias, kernel_shape=[3], pads=[1, 1], strides=[stride]))
+
+    def add_positions(self, states: str) -> str:
+        graph = self.graph
+        length = graph.node("Shape", states, start=1, end=2)
+        zero = graph.weight("position.start", np.array([0], np.int64))
+        table = graph.node("Slice", self.weight("position_encodings/encodings"), zero, length, zero)
+        return graph.node("Add", states, table)
+
+    def norm(self, x: str, name: str) -> str:
+        return self.graph.node(
+            "LayerNormalization", x, self.weight(f"{name}/gamma"), self.weight(f"{name}/beta"), epsilon=LAYER_NORM_EPSILON
+        )
+
+    def gelu(self, x: str) -> str:
+        return self.graph.node("Gelu", x)
+
+    def linear(self, x: str, name: str) -> str:
+        product = self.write_linear(self.graph, x, f"{name}/weight", self.weights[f"{name}/weight"])
+        return self.graph.node("Add", product, self.weight(f"{name}/bias"))
+
+    def attend(self, x: str, name: str) -> str:
+        packed = self.linear(x, f"{name}/linear_0")
+        query, key, value = self.graph.nodes("Split", packed, outputs=3, axis=-1, num_outputs=3)
+        attended = self.graph.node("Attention", query, key, value, q_num_heads=self.heads, kv_num_heads=self.heads)
+        return self.linear(attended, f"{name}/linear_1")
+
+
+def build_encoder(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
+    """The graph described above."""
+    return WhisperEncoderWriter(arrays, linear).build()

@@ -1,0 +1,30 @@
+"""The speech encoder on ONNX Runtime."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from models.backends import BackendError, Float32
+
+
+def open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A CPU session. Raises `BackendError` where the graph cannot be loaded."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(f"{graph.name} could not be loaded: {error}") from error
+
+
+class OnnxEncoder:
+    """The `Encoder` protocol: one utterance a run, so that no answer depends on its neighbours."""
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        self._session = open_session(graph, threads)
+
+    def encode(self, features: Sequence[Float32]) -> list[Float32]:
+        return [self._session.run(["states"], {"features": each})[0] for each in features]

@@ -1,0 +1,46 @@
+"""What the LLM reads of an utterance: one vector per CTC run, in the LLM's embedding space.
+
+The same as `models.adapter_onnx` computes in serving, with gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.adapter import Adapter
+
+TOP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Runs:
+    """CTC runs of an utterance: kept frames, their best tokens with probabilities [kept, 8], the run of each frame [kept]."""
+
+    kept: Tensor
+    tokens: Tensor
+    shares: Tensor
+    run: Tensor
+
+
+@torch.no_grad()
+def ctc_runs(queries: Tensor, blank_logits: Tensor, table: Tensor, blank_threshold: float) -> Runs:
+    """queries [frames, embedding_size], blank_logits [frames]."""
+    kept = (torch.sigmoid(blank_logits) < blank_threshold).nonzero()[:, 0]
+    probabilities, tokens = (queries[kept].to(table.dtype) @ table.T).float().softmax(-1).topk(TOP_TOKENS, -1)
+    fresh = torch.ones(len(kept), dtype=torch.bool)
+    fresh[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | (kept[1:] != kept[:-1] + 1)
+    return Runs(kept, tokens, probabilities / probabilities.sum(-1, keepdim=True), fresh.cumsum(0) - 1)
+
+
+def bridge(adapter: Adapter, hidden: Tensor, runs: Runs, table: Tensor) -> Tensor:
+    """Vectors [runs, embedding_size] float32: expected embeddings plus the learned residual, averaged over each run."""
+    expected = torch.einsum("nk,nke->ne", runs.shares, table[runs.tokens].float())
+    frames = expected + adapter.residual(hidden[runs.kept])
+    count = int(runs.run[-1]) + 1 if len(runs.run) else 0
+    sums = torch.zeros(count, frames.shape[1]).index_add(0, runs.run, frames)
+    return sums / torch.bincount(runs.run, minlength=count)[:, None]
+
+
+def with_boundaries(adapter: Adapter, frames: Tensor) -> Tensor:
+    return torch.cat([adapter.boundary_before, frames, adapter.boundary_after])

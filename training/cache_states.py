@@ -1,0 +1,111 @@
+"""Run the frozen encoder once over a manifest and keep its states, so that training never waits for it.
+
+    python -m training.cache_states --manifest work/real/manifest.jsonl --encoder CT2_DIR/model.bin --out work/cache/real
+    python -m training.cache_states ... --augment-seed 1 --out work/cache/real-1      # an augmented copy
+
+Output: `states.f16`, every utterance's [frames, width] one after the other, and `index.jsonl`. A second run goes on
+where the first stopped; training may read a cache that is still being written.
+"""
+
+import argparse
+import fcntl
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+from tqdm import tqdm
+
+from models.features import log_mel
+from training.augment import augment
+from training.manifest import Utterance, read_manifest
+from training.whisper_encoder import WhisperEncoder
+
+WIDTH = 512
+MAX_SECONDS = 29.5
+INDEX, STATES = "index.jsonl", "states.f16"
+
+
+@dataclass(frozen=True)
+class CachedUtterance:
+    """Where the states of an utterance lie, and what was said."""
+
+    id: str
+    text: str
+    dataset: str
+    offset: int
+    frames: int
+
+
+def read_index(folder: Path) -> list[CachedUtterance]:
+    """Utterances that are completely written. A line that is still being written is left out."""
+    lines = (folder / INDEX).read_text().split("\n")[:-1]
+    return [CachedUtterance(**json.loads(line)) for line in lines]
+
+
+def open_states(folder: Path, frames: int) -> npt.NDArray[np.float16]:
+    return np.memmap(folder / STATES, np.float16, "r", shape=(frames, WIDTH))
+
+
+def load_audio(path: Path) -> npt.NDArray[np.float32]:
+    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    if rate_hz != 16_000:
+        raise ValueError(f"{path}: training audio must be at 16 kHz, this is at {rate_hz} Hz")
+    return np.ascontiguousarray(samples.mean(axis=1))
+
+
+def states_of(
+    utterances: list[Utterance], root: Path, encoder: WhisperEncoder, augment_seed: int | None
+) -> Iterator[tuple[Utterance, npt.NDArray[np.float16]]]:
+    for utterance in tqdm(utterances, desc="encoder states"):
+        audio = load_audio(root / utterance.audio)
+        if augment_seed is not None:
+            audio = augment(audio, np.random.default_rng([augment_seed, zlib.crc32(utterance.id.encode())]))
+        if len(audio) <= MAX_SECONDS * 16_000:
+            yield utterance, encoder(torch.from_numpy(log_mel(audio))).numpy().astype(np.float16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True, help="CTranslate2 model.bin of Whisper")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--augment-seed", type=int, help="write an augmented copy made with this seed")
+    parser.add_argument("--datasets", nargs="*", help="only these datasets of the manifest")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    index_path, states_path = arguments.out / INDEX, arguments.out / STATES
+    lock = (arguments.out / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    index_path.touch()
+    known = read_index(arguments.out)
+    frames = sum(entry.frames for entry in known)
+    done = {entry.id for entry in known}
+    todo = [
+        u
+        for u in read_manifest(arguments.manifest)
+        if u.id not in done and (not arguments.datasets or u.dataset in arguments.datasets)
+    ]
+    encoder = WhisperEncoder(arguments.encoder, torch.bfloat16)
+    with states_path.open("r+b" if states_path.exists() else "w+b") as states_file, index_path.open("a") as index_file:
+        states_file.truncate(frames * WIDTH * 2)
+        states_file.seek(0, 2)
+        for utterance, states in states_of(todo, arguments.manifest.parent, encoder, arguments.augment_seed):
+            states_file.write(states.tobytes())
+            states_file.flush()
+            entry = CachedUtterance(utterance.id, utterance.text, utterance.dataset, frames, len(states))
+            index_file.write(json.dumps(asdict(entry)) + "\n")
+            index_file.flush()
+            frames += len(states)
+    print(f"{len(read_index(arguments.out))} utterances, {frames / 50 / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Save and load training state; a checkpoint is written whole or not at all."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.adapter import Adapter, AdapterConfig
+
+
+def save_checkpoint(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]]) -> None:
+    partial = path.with_suffix(".partial")
+    content = {
+        "config": asdict(adapter.config),
+        "adapter": adapter.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "history": history,
+    }
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load_adapter(path: Path) -> Adapter:
+    """The adapter of a checkpoint, in evaluation mode."""
+    content = torch.load(path, weights_only=True)
+    adapter = Adapter(AdapterConfig(**content["config"]))
+    adapter.load_state_dict(content["adapter"])
+    return adapter.eval()
+
+
+def resume(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
+    """Restore in place; returns the number of finished steps and the history. (0, []) where there is no checkpoint."""
+    if not path.exists():
+        return 0, []
+    content = torch.load(path, weights_only=True)
+    adapter.load_state_dict(content["adapter"])
+    optimizer.load_state_dict(content["optimizer"])
+    return content["step"], content["history"]

@@ -1,0 +1,99 @@
+"""Batches of cached encoder states with their target tokens."""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.cache_states import WIDTH, open_states, read_index
+
+REDUCTION = 4
+DEV_SHARE = 25
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    text: str
+    dataset: str
+    tokens: list[int]
+    cache: int
+    offset: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """States [batch, longest, width] float32 zero-padded, adapter frames, targets padded with 0, and the examples."""
+
+    states: Tensor
+    frames: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    examples: list[Example]
+
+
+class StateCorpus:
+    """All utterances of some caches, split into train and dev by a hash of the id (an utterance's variants stay together)."""
+
+    def __init__(self, caches: list[Path], tokeniser: Tokenizer) -> None:
+        self.train: list[Example] = []
+        self.dev: list[Example] = []
+        self.states = []
+        for number, folder in enumerate(caches):
+            index = read_index(folder)
+            self.states.append(open_states(folder, sum(entry.frames for entry in index)))
+            for entry in index:
+                tokens = tokeniser.encode(entry.text, add_special_tokens=False).ids
+                repeats = sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+                frames = entry.frames // REDUCTION
+                if not tokens or len(tokens) + repeats > frames:
+                    continue
+                example = Example(entry.id, entry.text, entry.dataset, tokens, number, entry.offset, frames)
+                held_out = zlib.crc32(entry.id.encode()) % DEV_SHARE == 0
+                (self.dev if held_out else self.train).append(example)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        longest = max(example.frames for example in examples)
+        states = np.zeros((len(examples), longest * REDUCTION, WIDTH), np.float32)
+        targets = torch.zeros(len(examples), max(len(example.tokens) for example in examples), dtype=torch.long)
+        for row, example in enumerate(examples):
+            length = example.frames * REDUCTION
+            states[row, :length] = self.states[example.cache][example.offset : example.offset + length]
+            targets[row, : len(example.tokens)] = torch.tensor(example.tokens)
+        return Batch(
+            torch.from_numpy(states),
+            torch.tensor([example.frames for example in examples]),
+            targets,
+            torch.tensor([len(example.tokens) for example in examples]),
+            examples,
+        )
+
+    def epochs(self, weights: dict[str, float], frames_per_batch: int, seed: int) -> Iterator[list[Example]]:
+        """Endless shuffled batches of similar length. A dataset of weight 2 is seen twice an epoch, of weight 0.5 half."""
+        rng = random.Random(seed)
+        while True:
+            chosen = []
+            for example in self.train:
+                weight = weights.get(example.dataset, 1.0)
+                chosen += [example] * (int(weight) + (rng.random() < weight % 1))
+            rng.shuffle(chosen)
+            pools = [sorted(chosen[i : i + 800], key=lambda e: e.frames) for i in range(0, len(chosen), 800)]
+            batches = []
+            for pool in pools:
+                batch: list[Example] = []
+                for example in pool:
+                    if batch and (len(batch) + 1) * max(example.frames, batch[-1].frames) > frames_per_batch:
+                        batches.append(batch)
+                        batch = []
+                    batch.append(example)
+                if batch:
+                    batches.append(batch)
+            rng.shuffle(batches)
+            yield from batches

@@ -1,0 +1,139 @@
+"""Stage 1: train the adapter by CTC over the LLM's tokens, with no LLM in the loop.
+
+    python -m training.train_ctc --cache work/cache/real work/cache/synthesis --llm FILE.gguf --out work/ctc --steps 3000
+
+Resumes from `OUT/checkpoint.pt`; a resumed run reads the caches anew, so they may have grown meanwhile.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from export.gguf_weights import read_llama, read_tokeniser
+from training.adapter import Adapter, AdapterConfig
+from training.checkpoint import resume, save_checkpoint
+from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
+from training.data import Batch, Example, StateCorpus
+from training.word_errors import word_error_rate
+
+# How often an utterance of a dataset is seen per epoch; real read speech is scarce and worth most.
+DATASET_WEIGHTS = {
+    "libri_clean": 2.0,
+    "libri_clean_unlabelled": 3.0,
+    "coffee_orders_unlabelled": 1.0,
+    "nonnative": 1.0,
+    "synthesis_espeak": 0.7,
+}
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: int = 150) -> float:
+    """Linear warm-up, then a cosine to 2 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / (total - warmup)))))
+
+
+def mask_time(states: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+    """SpecAugment on encoder states: two spans of up to 0.5 s an utterance are zeroed."""
+    states = states.clone()
+    for row, length in enumerate((frames * 4).tolist()):
+        for _ in range(2):
+            span = int(torch.randint(0, min(25, length // 5) + 1, (), generator=generator))
+            start = int(torch.randint(0, length - span + 1, (), generator=generator))
+            states[row, start : start + span] = 0
+    return states
+
+
+@torch.no_grad()
+def draft_error_rates(adapter: Adapter, corpus: StateCorpus, table: Tensor, tokeniser: Tokenizer, per_dataset: int) -> dict[str, float]:
+    """WER of the CTC draft on the held-out part, per dataset."""
+    adapter.eval()
+    by_dataset: dict[str, list[Example]] = defaultdict(list)
+    for example in corpus.dev:
+        if len(by_dataset[example.dataset]) < per_dataset:
+            by_dataset[example.dataset].append(example)
+    rates = {}
+    for dataset, examples in sorted(by_dataset.items()):
+        drafts = []
+        for example in examples:
+            batch = corpus.batch([example])
+            hidden, _ = adapter(batch.states, batch.frames)
+            drafts.append(tokeniser.decode(greedy_tokens(adapter.token_queries(hidden)[0], adapter.blank(hidden)[0, :, 0], table)))
+        rates[dataset] = word_error_rate([example.text for example in examples], drafts)
+    adapter.train()
+    return rates
+
+
+def train_step(adapter: Adapter, batch: Batch, table: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
+    phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, _ = adapter(mask_time(batch.states, batch.frames, generator), batch.frames, phase)
+        queries = adapter.token_queries(hidden)
+        blank = adapter.blank(hidden)[..., 0].float()
+    sample = sample_vocabulary(batch.targets, len(table), negatives, generator)
+    return ctc_loss(queries, blank, batch.frames, table, sample, batch.targets, batch.target_lengths)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, nargs="+", required=True)
+    parser.add_argument("--llm", type=Path, required=True, help="GGUF of the frozen LLM")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--stop-at", type=int, help="end early at this step of the schedule")
+    parser.add_argument("--frames-per-batch", type=int, default=1500, help="adapter frames (80 ms) a step, with padding")
+    parser.add_argument("--negatives", type=int, default=4096)
+    parser.add_argument("--peak-rate", type=float, default=1.2e-3)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--subsampling", choices=("uniform", "stack"), default="uniform")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--evaluate-every", type=int, default=250)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    tokeniser = read_tokeniser(arguments.llm)
+    table = torch.from_numpy(read_llama(arguments.llm).weights["model.embed_tokens.weight"]).to(torch.bfloat16)
+    corpus = StateCorpus(arguments.cache, tokeniser)
+    print(f"{len(corpus.train)} utterances to train on, {len(corpus.dev)} held out", flush=True)
+    adapter = Adapter(AdapterConfig(layers=arguments.layers, subsampling=arguments.subsampling, embedding_size=table.shape[1])).train()
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
+    checkpoint = arguments.out / "checkpoint.pt"
+    first, history = resume(checkpoint, adapter, optimizer)
+    generator = torch.Generator().manual_seed(arguments.seed + first)
+    batches = corpus.epochs(DATASET_WEIGHTS, arguments.frames_per_batch, arguments.seed + first)
+
+    last = arguments.stop_at or arguments.steps
+    started, running = time.monotonic(), None
+    for step in (progress := tqdm(range(first, last), initial=first, total=last, desc="ctc", mininterval=5)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, arguments.steps, arguments.peak_rate)
+        loss = train_step(adapter, corpus.batch(next(batches)), table, arguments.negatives, generator)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        optimizer.step()
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        progress.set_postfix(loss=f"{running:.3f}")
+        if (step + 1) % arguments.evaluate_every == 0 or step + 1 == last:
+            rates = draft_error_rates(adapter, corpus, table, tokeniser, per_dataset=20)
+            row: dict[str, Any] = {"step": step + 1, "loss": running, "seconds": time.monotonic() - started, "dev_wer": rates}
+            history.append(row)
+            print(json.dumps(row), flush=True)
+            save_checkpoint(checkpoint, adapter, optimizer, step + 1, history)
+            (arguments.out / "history.json").write_text(json.dumps(history, indent=1))
+
+
+if __name__ == "__main__":
+    main()
