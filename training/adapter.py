@@ -58,7 +58,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """x [batch, frames, width]; mask [batch, 1, 1, frames], true where there is a frame."""
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = functional.scaled_dot_product_attention(rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype), v, attn_mask=mask)
+        y = functional.scaled_dot_product_attention(
+            rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype), v, attn_mask=mask
+        )
         x = x + functional.dropout(self.attention_out(y.transpose(1, 2).flatten(2)), self.dropout, self.training)
         y = functional.gelu(self.feed_forward_in(self.feed_forward_norm(x)))
         return x + functional.dropout(self.feed_forward_out(y), self.dropout, self.training)

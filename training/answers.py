@@ -32,7 +32,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     llm = FrozenLlm(arguments.llm)
-    texts = sorted({example.text for example in StateCorpus(arguments.cache, llm.tokeniser).train if 4 <= len(example.tokens) <= 50})
+    texts = sorted(
+        {example.text for example in StateCorpus(arguments.cache, llm.tokeniser).train if 4 <= len(example.tokens) <= 50}
+    )
     rng = random.Random(arguments.seed)
     pairs = [(rng.choice(texts), rng.choice(ANSWER)) for _ in range(arguments.count)]
     pairs.sort(key=lambda pair: pair[1])
@@ -43,7 +45,12 @@ def main() -> None:
             batch = [text for text, other in pairs[done : done + BATCH] if other == instruction]
             answers = llm.generate(instruction, [llm.table[llm.ids(text)] for text in batch], MAX_TOKENS)
             for text, answer in zip(batch, answers, strict=True):
-                row = {"instruction": instruction, "text": text, "answer": llm.tokeniser.decode(answer), "whole": len(answer) < MAX_TOKENS}
+                row = {
+                    "instruction": instruction,
+                    "text": text,
+                    "answer": llm.tokeniser.decode(answer),
+                    "whole": len(answer) < MAX_TOKENS,
+                }
                 print(json.dumps(row), file=out, flush=True)
             done += len(batch)
             progress.update(len(batch))

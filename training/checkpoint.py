@@ -9,7 +9,9 @@ import torch
 from training.adapter import Adapter, AdapterConfig
 
 
-def save_checkpoint(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]]) -> None:
+def save_checkpoint(
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]]
+) -> None:
     partial = path.with_suffix(".partial")
     content = {
         "config": asdict(adapter.config),

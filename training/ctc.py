@@ -45,7 +45,13 @@ def ctc_loss(
     wanted = torch.unique(targets)
     position[wanted] = torch.arange(1, len(wanted) + 1)
     loss = functional.ctc_loss(
-        log_probabilities.transpose(0, 1), position[targets], frames, target_lengths, blank=0, reduction="none", zero_infinity=True
+        log_probabilities.transpose(0, 1),
+        position[targets],
+        frames,
+        target_lengths,
+        blank=0,
+        reduction="none",
+        zero_infinity=True,
     )
     return (loss / target_lengths).mean()
 

@@ -4,6 +4,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class StateCorpus:
             self.states.append(open_states(folder, sum(entry.frames for entry in index)))
             for entry in index:
                 tokens = tokeniser.encode(entry.text, add_special_tokens=False).ids
-                repeats = sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+                repeats = sum(a == b for a, b in pairwise(tokens))
                 frames = entry.frames // REDUCTION
                 if not tokens or len(tokens) + repeats > frames:
                     continue

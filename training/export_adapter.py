@@ -1,6 +1,6 @@
 """Write a checkpoint as `adapter.safetensors`: fp16 weights, and what serving must know of the configuration.
 
-    python -m training.export_adapter --checkpoint work/reader/checkpoint.pt --out export/adapter.safetensors
+python -m training.export_adapter --checkpoint work/reader/checkpoint.pt --out export/adapter.safetensors
 """
 
 import argparse
@@ -24,7 +24,9 @@ def main() -> None:
     config = {**asdict(adapter.config), "blank_threshold": arguments.blank_threshold}
     weights = {name: weight.to(torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
     save_file(weights, arguments.out, metadata={"config": json.dumps(config)})
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {sum(w.numel() for w in weights.values()):,} parameters")
+    print(
+        f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {sum(w.numel() for w in weights.values()):,} parameters"
+    )
 
 
 if __name__ == "__main__":

@@ -72,8 +72,12 @@ class FrozenLlm:
         mask = torch.zeros(len(rows), head_length + longest, dtype=torch.long)
         for index, row in enumerate(rows):
             mask[index, : head_length + len(row)] = 1
-        hidden = self.model.model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
-        picked = torch.cat([hidden[i, len(row) - len(t) : len(row)] for i, (row, t) in enumerate(zip(rows, targets, strict=True))])
+        hidden = self.model.model(
+            inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        picked = torch.cat(
+            [hidden[i, len(row) - len(t) : len(row)] for i, (row, t) in enumerate(zip(rows, targets, strict=True))]
+        )
         logits = (picked @ self.table.T).float()
         wanted = torch.cat(targets)
         return functional.cross_entropy(logits, wanted), (logits.argmax(-1) == wanted).float().mean()

@@ -108,7 +108,17 @@ def speak(job: Job) -> Utterance | None:
             rate_hz = chunks[0].sample_rate
         else:
             if job.engine == "flite":
-                command = ["flite", "-voice", job.voice, "--setf", f"duration_stretch={1 / job.speed:.3f}", "-t", job.text, "-o", "/dev/stdout"]
+                command = [
+                    "flite",
+                    "-voice",
+                    job.voice,
+                    "--setf",
+                    f"duration_stretch={1 / job.speed:.3f}",
+                    "-t",
+                    job.text,
+                    "-o",
+                    "/dev/stdout",
+                ]
             else:
                 command = ["espeak-ng", "-v", job.voice, "-s", str(round(165 * job.speed)), "--stdout", "--", job.text]
             wav = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
@@ -120,7 +130,15 @@ def speak(job: Job) -> Utterance | None:
         soundfile.write(partial, audio, SAMPLE_RATE_HZ, format="FLAC")
         partial.replace(job.path)
     duration_s = soundfile.info(job.path).duration
-    return Utterance(job.id, f"audio/{job.path.name}", job.text, f"synthesis_{job.engine}", "synthesis", f"{job.engine}-{job.voice}", duration_s)
+    return Utterance(
+        job.id,
+        f"audio/{job.path.name}",
+        job.text,
+        f"synthesis_{job.engine}",
+        "synthesis",
+        f"{job.engine}-{job.voice}",
+        duration_s,
+    )
 
 
 def decode_streamed_wav(data: bytes) -> tuple[np.ndarray, int]:

@@ -54,7 +54,9 @@ def mask_time(states: Tensor, frames: Tensor, generator: torch.Generator) -> Ten
 
 
 @torch.no_grad()
-def draft_error_rates(adapter: Adapter, corpus: StateCorpus, table: Tensor, tokeniser: Tokenizer, per_dataset: int) -> dict[str, float]:
+def draft_error_rates(
+    adapter: Adapter, corpus: StateCorpus, table: Tensor, tokeniser: Tokenizer, per_dataset: int
+) -> dict[str, float]:
     """WER of the CTC draft on the held-out part, per dataset."""
     adapter.eval()
     by_dataset: dict[str, list[Example]] = defaultdict(list)
@@ -67,7 +69,9 @@ def draft_error_rates(adapter: Adapter, corpus: StateCorpus, table: Tensor, toke
         for example in examples:
             batch = corpus.batch([example])
             hidden, _ = adapter(batch.states, batch.frames)
-            drafts.append(tokeniser.decode(greedy_tokens(adapter.token_queries(hidden)[0], adapter.blank(hidden)[0, :, 0], table)))
+            drafts.append(
+                tokeniser.decode(greedy_tokens(adapter.token_queries(hidden)[0], adapter.blank(hidden)[0, :, 0], table))
+            )
         rates[dataset] = word_error_rate([example.text for example in examples], drafts)
     adapter.train()
     return rates
@@ -107,7 +111,9 @@ def main() -> None:
     table = torch.from_numpy(read_llama(arguments.llm).weights["model.embed_tokens.weight"]).to(torch.bfloat16)
     corpus = StateCorpus(arguments.cache, tokeniser)
     print(f"{len(corpus.train)} utterances to train on, {len(corpus.dev)} held out", flush=True)
-    adapter = Adapter(AdapterConfig(layers=arguments.layers, subsampling=arguments.subsampling, embedding_size=table.shape[1])).train()
+    adapter = Adapter(
+        AdapterConfig(layers=arguments.layers, subsampling=arguments.subsampling, embedding_size=table.shape[1])
+    ).train()
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint = arguments.out / "checkpoint.pt"
     first, history = resume(checkpoint, adapter, optimizer)

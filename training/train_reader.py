@@ -59,7 +59,9 @@ def text_step(adapter: Adapter, llm: FrozenLlm, texts: list[str], rng: random.Ra
 class SpeechTasks:
     """Draws batches of one instruction each: transcription, or an instruction whose answers are known."""
 
-    def __init__(self, corpus: StateCorpus, answers: Path | None, llm: FrozenLlm, answer_share: float, rng: random.Random) -> None:
+    def __init__(
+        self, corpus: StateCorpus, answers: Path | None, llm: FrozenLlm, answer_share: float, rng: random.Random
+    ) -> None:
         self.rng, self.llm, self.answer_share = rng, llm, answer_share
         self.examples = [e for e in corpus.train if e.frames <= 200]
         self.weights = [DATASET_WEIGHTS.get(e.dataset, 1.0) for e in self.examples]
@@ -84,7 +86,13 @@ class SpeechTasks:
 
 
 def speech_step(
-    adapter: Adapter, llm: FrozenLlm, corpus: StateCorpus, tasks: SpeechTasks, threshold: float, ctc_weight: float, generator: torch.Generator
+    adapter: Adapter,
+    llm: FrozenLlm,
+    corpus: StateCorpus,
+    tasks: SpeechTasks,
+    threshold: float,
+    ctc_weight: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     instruction, examples, answers = tasks.draw()
     batch = corpus.batch(examples)
@@ -117,7 +125,9 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=60)
     parser.add_argument("--speech-steps", type=int, default=300)
     parser.add_argument("--blank-threshold", type=float, default=0.5)
-    parser.add_argument("--ctc-weight", type=float, default=0.1, help="0 leaves the adapter's layers and so its draft as they are")
+    parser.add_argument(
+        "--ctc-weight", type=float, default=0.1, help="0 leaves the adapter's layers and so its draft as they are"
+    )
     parser.add_argument("--no-residual", action="store_true", help="plain posterior bridge: the residual stays zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -138,8 +148,13 @@ def main() -> None:
     residual = [] if arguments.no_residual else list(adapter.residual.parameters())
     held = {id(p) for p in [*boundary, *adapter.residual.parameters()]}
     layers = [p for p in adapter.parameters() if id(p) not in held] if arguments.ctc_weight else []
-    groups: list[dict[str, Any]] = [{"params": boundary, "peak": BOUNDARY_RATE}, {"params": [*residual, *layers], "peak": ADAPTER_RATE}]
-    optimizer = torch.optim.AdamW([{"params": g["params"], "peak": g["peak"], "lr": 0.0} for g in groups if g["params"]], weight_decay=0.0)
+    groups: list[dict[str, Any]] = [
+        {"params": boundary, "peak": BOUNDARY_RATE},
+        {"params": [*residual, *layers], "peak": ADAPTER_RATE},
+    ]
+    optimizer = torch.optim.AdamW(
+        [{"params": g["params"], "peak": g["peak"], "lr": 0.0} for g in groups if g["params"]], weight_decay=0.0
+    )
     for parameter in adapter.parameters():
         parameter.requires_grad_(any(parameter is p for g in groups for p in g["params"]))
 

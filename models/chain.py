@@ -1,0 +1,48 @@
+"""All models of a bundle, loaded: what an engine runs and an evaluation measures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from models.adapter_onnx import OnnxAdapter
+from models.backends import LLM, Adapter, Encoder, Float32
+from models.bundle import Bundle
+from models.encoder_onnx import OnnxEncoder
+from models.features import log_mel
+from models.llm_onnx import OnnxLLM
+from models.prompt import PromptTemplate, Tokeniser
+
+
+@dataclass(frozen=True)
+class Models:
+    """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]."""
+
+    features: Callable[[Float32], Float32]
+    encoder: Encoder
+    adapter: Adapter
+    llm: LLM
+    tokeniser: Tokeniser
+    template: PromptTemplate
+
+
+def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
+    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`."""
+    manifest = bundle.manifest
+    embedding = bundle.path(manifest.llm.embedding)
+    adapter_weights = load_file(bundle.path(manifest.adapter.weights))
+    return Models(
+        features=log_mel,
+        encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),
+        adapter=OnnxAdapter(
+            bundle.path(manifest.adapter.graph),
+            np.load(embedding, mmap_mode="r"),
+            boundary_before=adapter_weights["boundary_before"].astype(np.float32),
+            boundary_after=adapter_weights["boundary_after"].astype(np.float32),
+            threads=threads,
+        ),
+        llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
+        tokeniser=Tokeniser.from_file(bundle.path(manifest.llm.tokeniser)),
+        template=PromptTemplate.from_json(manifest.prompt.model_dump()),
+    )

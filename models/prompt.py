@@ -1,0 +1,128 @@
+"""Text to token ids and back, and where the parts of a prompt go."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+REPLACEMENT_CHARACTER = "\ufffd"
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level BPE vocabulary stands for (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+class Tokeniser:
+    """A byte-level BPE vocabulary in which text never becomes a special token.
+
+    `special_tokens` maps the special tokens' names to ids. They are taken out of the vocabulary that text is encoded with,
+    so no input can produce their ids; `encode_template` is the only way to them.
+    """
+
+    def __init__(self, definition: dict[str, Any]) -> None:
+        """`definition` is the content of a `tokenizer.json`. Raises `ValueError` where it is not byte-level BPE."""
+        if definition["model"].get("type") != "BPE":
+            raise ValueError(f"Only byte-level BPE tokenisers are supported, not {definition['model'].get('type')}.")
+        self.special_tokens: dict[str, int] = {token["content"]: token["id"] for token in definition["added_tokens"]}
+        vocabulary = {text: id for text, id in definition["model"]["vocab"].items() if text not in self.special_tokens}
+        self._token_bytes = spell(vocabulary)
+        self._missing_bytes = set(range(256)).difference(*self._token_bytes.values())
+        text_only = {
+            **definition,
+            "added_tokens": [],
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+            "model": {**definition["model"], "vocab": vocabulary},
+        }
+        self._tokenizer: Any = Tokenizer.from_str(json.dumps(text_only))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        return cls(json.loads(path.read_text(encoding="utf-8")))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of any text, none of them special; `decode` gives the text back.
+
+        Characters that the vocabulary has no bytes for (SmolLM2's lacks six control characters and the unassigned planes)
+        become U+FFFD; without this they would vanish or break up without a trace. So do lone surrogates.
+        """
+        ids: list[int] = self._tokenizer.encode(self._spellable(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of trusted template text, in which the names of special tokens stand for those tokens."""
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        ids: list[int] = []
+        end = 0
+        for match in names.finditer(text):
+            ids += [*self.encode(text[end : match.start()]), self.special_tokens[match.group()]]
+            end = match.end()
+        return ids + self.encode(text[end:])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token adds to the text: none for special tokens and for ids that the vocabulary leaves unused."""
+        return self._token_bytes.get(id, b"")
+
+    def _spellable(self, text: str) -> str:
+        whole = "".join(REPLACEMENT_CHARACTER if "\ud800" <= character <= "\udfff" else character for character in text)
+        if self._missing_bytes.isdisjoint(whole.encode()):
+            return whole
+        return "".join(
+            character if self._missing_bytes.isdisjoint(character.encode()) else REPLACEMENT_CHARACTER for character in whole
+        )
+
+
+def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:
+    """The bytes of every token id. Raises `ValueError` where a token is not written in the byte-level alphabet."""
+    alphabet = byte_alphabet()
+    try:
+        return {id: bytes(alphabet[character] for character in text) for text, id in vocabulary.items()}
+    except KeyError as error:
+        raise ValueError(f"Only byte-level BPE tokenisers are supported: a token holds the character {error}.") from None
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The fixed token ids of a prompt `[prefix][instruction][after_instruction] speech [suffix]` and those that end an answer."""
+
+    prefix: tuple[int, ...]
+    after_instruction: tuple[int, ...]
+    suffix: tuple[int, ...]
+    end_tokens: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Raises `TypeError` where a field is missing or unknown."""
+        return cls(**{name: tuple(ids) for name, ids in fields.items()})
+
+    def to_json(self) -> dict[str, list[int]]:
+        return {name: list(ids) for name, ids in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt's text, on either side of the speech."""
+
+    before_speech: tuple[int, ...]
+    after_speech: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.before_speech) + len(self.after_speech)
+
+
+def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str) -> PromptIds:
+    """The template filled with an instruction, whose text is never parsed for special tokens."""
+    return PromptIds((*template.prefix, *tokeniser.encode(instruction), *template.after_instruction), template.suffix)

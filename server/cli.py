@@ -1,0 +1,228 @@
+"""The command line: `thinbridge serve | transcribe | models | doctor | version`."""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import queue
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models.bundle import BundleError, Manifest, open_bundle
+from server.errors import ServeError
+from server.request import Delta, Done, Engine, Event, InstructRequest, SamplingOptions
+from server.self_check import INSTRUCTION
+from server.settings import Settings, SettingsError, load_settings
+
+SETTING_FLAGS = ("host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "log_level")
+
+
+class CommandError(RuntimeError):
+    """The command cannot go on; the message is for the operator."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        # Its warnings quote what a hostile body holds.
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
+        status: int = options.command(options, settings)
+    except (SettingsError, CommandError, BundleError) as error:
+        print(f"thinbridge: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
+    """Listen, get the bundle, load the engine, serve."""
+    from server.launch import ListenError, base_url, listen, serve
+
+    try:
+        listener = listen(settings)
+    except ListenError as error:
+        raise CommandError(str(error)) from None
+    with listener:
+        url = base_url(listener)
+        print(f"Thinbridge {version()} at {url}", flush=True)
+        folder = get_bundle(settings)
+        print(f"Loading {folder} ...", flush=True)
+        return serve(load_engine(folder, settings), settings, listener)
+
+
+def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
+    """Run the engine in this process on some files; the text goes to stdout."""
+    engine = load_engine(get_bundle(settings), settings)
+    engine.start()
+    sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
+    failures = 0
+    for path in options.files:
+        try:
+            reply = _instruct_file(engine, settings, path, options.instruction, sampling)
+        except (ServeError, OSError) as error:
+            failures += 1
+            print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+            continue
+        if options.json:
+            print(json.dumps(reply, ensure_ascii=False), flush=True)
+        else:
+            print(f"{path}: {reply['text']}" if len(options.files) > 1 else reply["text"], flush=True)
+    engine.drain(0)
+    return 1 if failures else 0
+
+
+def models_command(_options: argparse.Namespace, settings: Settings) -> int:
+    """Describe the bundle, after every hash was checked."""
+    folder = find_bundle(settings)
+    if not folder.exists():
+        raise CommandError(f"There is no bundle at {folder} yet; `thinbridge serve` builds the default one.")
+    bundle = open_bundle(folder)
+    print("\n".join(_describe(bundle.folder, bundle.manifest)))
+    return 0
+
+
+def doctor_command(_options: argparse.Namespace, settings: Settings) -> int:
+    """Check this machine."""
+    from server.doctor import examine
+
+    findings = examine(settings, lambda: find_bundle(settings))
+    for finding in findings:
+        print(finding.line())
+    return 1 if any(finding.advice for finding in findings) else 0
+
+
+def version_command(_options: argparse.Namespace, _settings: Settings) -> int:
+    """Print the version."""
+    print(f"thinbridge {version()}")
+    return 0
+
+
+def version() -> str:
+    """The installed version, or `unknown` when run from a folder that is not installed."""
+    try:
+        return importlib.metadata.version("thinbridge")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def find_bundle(settings: Settings) -> Path:
+    """Where the bundle is or will be; nothing is built."""
+    if settings.bundle is not None:
+        return settings.bundle
+    from export.default_bundle import bundle_folder
+    from export.default_recipe import DEFAULT_PRECISION
+
+    try:
+        return bundle_folder(settings.cache_dir, DEFAULT_PRECISION)
+    except FileNotFoundError as error:
+        raise CommandError(f"The default bundle cannot be built from this installation: {error.filename} is missing.") from None
+
+
+def get_bundle(settings: Settings) -> Path:
+    """The bundle that was asked for, or the default one, built now unless the cache has it."""
+    if settings.bundle is not None:
+        return settings.bundle
+    from export.default_bundle import ensure_default_bundle
+    from export.fetch import FetchError
+
+    try:
+        find_bundle(settings)
+        return ensure_default_bundle(settings.cache_dir)
+    except FetchError as error:
+        raise CommandError(str(error)) from None
+
+
+def load_engine(folder: Path, settings: Settings) -> Engine:
+    """The models of a bundle behind an engine that is not started yet."""
+    from server.build import build_engine
+
+    return build_engine(folder, settings)
+
+
+def _instruct_file(engine: Engine, settings: Settings, path: str, instruction: str, sampling: SamplingOptions) -> dict[str, Any]:
+    from server.audio import AudioLimits, decode_audio
+    from server.protocol import instruct_reply
+
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    started_s = time.perf_counter()
+    limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s or engine.max_audio_s)
+    audio = decode_audio(data, limits)
+    decoded_s = time.perf_counter()
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine.submit(InstructRequest(uuid.uuid4().hex, audio, instruction, sampling), events.put)
+    while isinstance(event := events.get(), Delta):
+        pass
+    if not isinstance(event, Done):
+        raise event.error
+    event.times.audio_decode_s = decoded_s - started_s
+    event.times.total_s = time.perf_counter() - started_s
+    return {"file": path, **instruct_reply(path, event, len(audio) / engine.sample_rate_hz).model_dump(exclude={"id"})}
+
+
+def _describe(folder: Path, manifest: Manifest) -> list[str]:
+    encoder, adapter, llm = manifest.encoder, manifest.adapter, manifest.llm
+    return [
+        f"{manifest.name}  {folder}",
+        f"  created   {manifest.created:%Y-%m-%d %H:%M}, every sha256 right",
+        f"  audio     {manifest.sample_rate_hz} Hz, up to {manifest.max_audio_s:g} s",
+        f"  encoder   {encoder.architecture}, {encoder.precision}, width {encoder.width}",
+        f"  adapter   {adapter.precision}, {adapter.subsampling}x subsampling, to {adapter.embedding_size}",
+        f"  llm       {llm.architecture}, {llm.precision}, {llm.layers} layers, vocabulary {llm.vocabulary_size}",
+        *(f"  licence   {part}: {licence}" for part, licence in sorted(manifest.licences.items())),
+        *(f"  file      {name}, {entry.bytes / 1e6:.1f} MB" for name, entry in sorted(manifest.files.items())),
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="thinbridge", description="Audio and an instruction in, text out.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = _add_command(commands, "serve", "run the server", serve_command)
+    _add_setting_flags(serve, "host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "log_level")
+
+    transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")
+    transcribe.add_argument("-i", "--instruction", default=INSTRUCTION, help="what to do with the audio (default: %(default)s)")
+    transcribe.add_argument("--max-tokens", type=_positive, help="most tokens of an answer")
+    transcribe.add_argument("--json", action="store_true", help="print one JSON object per file")
+    _add_setting_flags(transcribe, "bundle", "cache_dir", "threads")
+
+    models = _add_command(commands, "models", "describe the model bundle", models_command)
+    _add_setting_flags(models, "bundle", "cache_dir")
+
+    doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
+    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir")
+
+    _add_command(commands, "version", "print the version", version_command)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _add_command(commands: Any, name: str, help_text: str, command: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_setting_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Flags for settings; one that is not given leaves the setting to the environment or its default."""
+    for name in names:
+        flag, help_text = "--" + name.replace("_", "-"), Settings.model_fields[name].description
+        if name == "insecure":
+            parser.add_argument(flag, action="store_true", default=None, help=help_text)
+        else:
+            parser.add_argument(flag, default=None, help=help_text)

@@ -1,0 +1,50 @@
+"""What the HTTP handlers share: the parts of one server, put together once by `create_app`."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from server.decode_pool import DecodePool
+from server.errors import NotReady, Overloaded
+from server.metrics import Metrics
+from server.request import Engine
+from server.settings import Settings
+
+RETRY_AFTER_S = 1
+# Requests may be uploading or in the audio decoder while the engine is full.
+UPLOADS_BEYOND_ENGINE = 16
+
+
+@dataclass
+class Edge:
+    """One server's parts, and how many requests are inside it."""
+
+    engine: Engine
+    settings: Settings
+    decode_pool: DecodePool
+    metrics: Metrics
+    in_flight: int = 0
+    start_failed: bool = False
+
+    def require_ready(self) -> None:
+        """Raises `NotReady` unless the engine takes requests."""
+        if self.start_failed:
+            raise NotReady("The engine could not be started; the server's log says why.")
+        if not self.engine.stats().ready:
+            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold a place for one request. Raises `NotReady` or `Overloaded` before any of its body is read."""
+        self.require_ready()
+        stats = self.engine.stats()
+        room = stats.slots + stats.queue_limit
+        if stats.running + stats.waiting >= room or self.in_flight >= room + UPLOADS_BEYOND_ENGINE:
+            raise Overloaded("The server is busy; try again soon.", retry_after_s=RETRY_AFTER_S)
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.metrics.in_flight.set(self.in_flight)

@@ -1,0 +1,96 @@
+"""Every error that a client can see: one class each, one table, one shape (the OpenAI error object).
+
+Messages are complete sentences for the client; they never hold paths, addresses or tracebacks.
+"""
+
+from typing import Any, ClassVar
+
+
+class ServeError(Exception):
+    """An error with a public message. `code` is stable: clients may branch on it."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the reply."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ServeError):
+    status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class UnknownField(InvalidRequest):
+    code = "unknown_field"
+
+
+class InvalidInstruction(InvalidRequest):
+    code = "invalid_instruction"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "prompt_too_long"
+
+
+class AudioTooShort(InvalidRequest):
+    code = "audio_too_short"
+
+
+class InvalidAudio(InvalidRequest):
+    """Decoded, but not audio: NaN, infinite or absurdly large samples."""
+
+    code = "invalid_audio"
+
+
+class AudioTooLong(InvalidRequest):
+    status, code = 413, "audio_too_long"
+
+
+class BodyTooLarge(InvalidRequest):
+    status, code = 413, "body_too_large"
+
+
+class UndecodableAudio(InvalidRequest):
+    status, code = 415, "undecodable_audio"
+
+
+class NotFound(InvalidRequest):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status, code = 405, "method_not_allowed"
+
+
+class Overloaded(ServeError):
+    status, type, code = 429, "rate_limit_error", "overloaded"
+
+
+class NotReady(ServeError):
+    status, type, code = 503, "server_error", "not_ready"
+
+
+class EngineFailed(ServeError):
+    """The engine broke while it worked on this request."""
+
+    code = "engine_failed"
+
+
+class BodyTimedOut(InvalidRequest):
+    """The client was too slow to send its body."""
+
+    status, code = 408, "body_timed_out"
+
+
+class RequestTimedOut(ServeError):
+    """No answer within the server's time limit; the work was stopped."""
+
+    status, type, code = 504, "server_error", "request_timed_out"

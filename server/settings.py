@@ -1,0 +1,132 @@
+"""Every setting of the server, read once and frozen. The only reader of the environment.
+
+Precedence: command line flag, then `THINBRIDGE_<NAME>` in the environment, then the default below.
+"""
+
+import difflib
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENVIRONMENT_PREFIX = "THINBRIDGE_"
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a bad value; the message is one or more sentences for the operator."""
+
+
+def _default_cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "thinbridge"
+
+
+class Settings(BaseSettings):
+    """Frozen settings; unknown names are errors. Build them with `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on. Anything but loopback also needs `insecure`."
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    insecure: bool = Field(default=False, description="Allow a public address although this server has no API keys yet.")
+
+    bundle: Path | None = Field(
+        default=None, description="Folder of the model bundle; unset builds or reuses the default bundle."
+    )
+    cache_dir: Path = Field(default_factory=_default_cache_folder, description="Where the default bundle is built and kept.")
+
+    slots: int = Field(
+        default=4, ge=1, le=256, description="Requests that the LLM works on at the same time; each holds its own K/V cache."
+    )
+    queue_limit: int = Field(
+        default=16, ge=0, le=4096, description="Requests that may wait for a slot; beyond it the answer is 429."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
+    )
+
+    max_body_bytes: int = Field(
+        default=32 * 2**20, ge=1024, description="Largest request body in bytes; beyond it the answer is 413."
+    )
+    max_audio_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Longest audio in seconds; unset means the model's own limit."
+    )
+    min_audio_s: float = Field(default=0.08, ge=0, allow_inf_nan=False, description="Shortest audio in seconds.")
+    max_instruction_characters: int = Field(default=2000, ge=1, le=100_000, description="Longest instruction in characters.")
+    max_tokens_limit: int = Field(default=512, ge=1, le=100_000, description="Largest `max_tokens` that a request may ask for.")
+    default_max_tokens: int = Field(default=256, ge=1, le=100_000, description="`max_tokens` of a request that names none.")
+
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, allow_inf_nan=False, description="Seconds a client may take to send its body."
+    )
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="Seconds from the body's end to the answer."
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get at shutdown."
+    )
+    keep_alive_timeout_s: int = Field(default=5, ge=1, description="Seconds that an idle connection is kept open.")
+
+    decode_workers: int = Field(default=2, ge=1, le=64, description="Child processes that decode audio.")
+    decode_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode is killed."
+    )
+    decode_memory_bytes: int = Field(default=768 * 2**20, ge=256 * 2**20, description="Address space of one decode process.")
+
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."
+    )
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"The host {self.host!r} can be reached from other machines and this server has no API keys yet; "
+                "listen on 127.0.0.1, or accept the risk with --insecure (THINBRIDGE_INSECURE=true)"
+            )
+        if self.default_max_tokens > self.max_tokens_limit:
+            raise ValueError("The default_max_tokens must not exceed max_tokens_limit")
+        if self.max_audio_s is not None and self.max_audio_s < self.min_audio_s:
+            raise ValueError("The max_audio_s must not be below min_audio_s")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from the environment, overridden by `flags` that are not None. Raises `SettingsError`."""
+    _refuse_unknown_variables()
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(" ".join(_sentence(detail) for detail in error.errors(include_url=False))) from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields]
+    for name in os.environ:
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+            raise SettingsError(f"The environment variable {name} is no setting of this server; the nearest is {nearest}.")
+
+
+def _sentence(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    problem = str(detail["msg"]).removeprefix("Value error, ").rstrip(".")
+    if detail["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, list(Settings.model_fields), n=1, cutoff=0)[0]
+        return f"{name!r} is no setting of this server; the nearest is {nearest!r}."
+    return f"Setting {name!r}: {problem}." if name else f"{problem}."

@@ -1,0 +1,203 @@
+"""Tiny numpy models: the text depends on every value that really reached the slot's K/V, so any mix-up changes it.
+
+Samples travel unchanged from the audio to the K/V. A sample equal to one of the `Trouble` values makes its stage fail.
+"""
+
+import json
+import threading
+import zlib
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow
+from models.chain import Models
+from models.prompt import PromptTemplate, Tokeniser
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<repo_name>",
+    "<reponame>",
+    "<file_sep>",
+    "<filename>",
+    "<gh_stars>",
+    "<issue_start>",
+    "<issue_comment>",
+    "<issue_closed>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
+    "<jupyter_script>",
+    "<empty_output>",
+]
+SAMPLE_RATE_HZ = 800
+WIDTH = 8
+END_TOKEN = SPECIAL_TOKENS.index("<|im_end|>")
+
+
+class Trouble(Enum):
+    """Sample values at which a stage fails."""
+
+    FEATURES_RAISE = 101.0
+    ENCODE_RAISES = 102.0
+    ADAPT_RAISES = 103.0
+    PREFILL_RAISES = 104.0
+    PREFILL_NAN = 105.0
+    DECODE_RAISES = 106.0
+    DECODE_NAN = 107.0
+    MOVE_RAISES = 108.0
+
+    def is_in(self, values: Float32) -> bool:
+        return bool((values == self.value).any())
+
+    def check(self, values: Float32) -> None:
+        if self.is_in(values):
+            raise BackendError(self.name)
+
+
+@cache
+def tokeniser_definition() -> dict[str, Any]:
+    """A byte-level BPE vocabulary with SmolLM2's special tokens and pre-tokeniser, as in `tokenizer.json`."""
+    tokenizer: Any = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    sentences = ["Transcribe the speech to text.", "the end of the empty output file name", "Wie viele Wörter? Zwölf!"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return cast(dict[str, Any], json.loads(tokenizer.to_str()))
+
+
+@cache
+def tiny_tokeniser() -> Tokeniser:
+    return Tokeniser(tokeniser_definition())
+
+
+def tiny_template() -> PromptTemplate:
+    encode = tiny_tokeniser().encode_template
+    return PromptTemplate(
+        prefix=tuple(encode("<|im_start|>user\n")),
+        after_instruction=tuple(encode("\n")),
+        suffix=tuple(encode("<|im_end|>\n<|im_start|>assistant\n")),
+        end_tokens=(END_TOKEN, 0),
+    )
+
+
+def speech(seed: int, duration_s: float = 1.0, trouble: Trouble | None = None) -> Float32:
+    audio = np.random.default_rng(seed).normal(size=int(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)
+    if trouble is not None:
+        audio[0] = trouble.value
+    return audio
+
+
+def silence(duration_s: float = 1.0) -> Float32:
+    return np.zeros(int(duration_s * SAMPLE_RATE_HZ), np.float32)
+
+
+def fake_features(audio: Float32) -> Float32:
+    """The samples themselves, eight to a mel frame [8, mel_frames]."""
+    Trouble.FEATURES_RAISE.check(audio)
+    return np.pad(audio, (0, -len(audio) % WIDTH)).reshape(-1, WIDTH).T
+
+
+class FakeEncoder:
+    """Every second mel frame. It waits for `gate`, so a test can hold the engine within a step."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def encode(self, features: Sequence[Float32]) -> list[Float32]:
+        self.batches.append(len(features))
+        self.gate.wait()
+        for item in features:
+            Trouble.ENCODE_RAISES.check(item)
+        return [np.ascontiguousarray(item.T[::2]) for item in features]
+
+
+class FakeAdapter:
+    """Every fourth state; frames of nothing but zeros are blank and dropped."""
+
+    boundary_before = np.full((2, WIDTH), 0.25, np.float32)
+    boundary_after = np.full((2, WIDTH), 0.75, np.float32)
+
+    def adapt(self, states: Sequence[Float32]) -> list[AdapterOutput]:
+        return [self._adapt(item) for item in states]
+
+    def _adapt(self, states: Float32) -> AdapterOutput:
+        Trouble.ADAPT_RAISES.check(states)
+        frames = states[::4]
+        blank = (frames == 0).all(axis=1)
+        certain = np.ones(len(frames), np.float32)
+        return AdapterOutput(frames[~blank], np.where(blank, -1, 20), certain, blank.astype(np.float32))
+
+
+class FakeLLM:
+    """Its logits are drawn from a seed that is the checksum of the slot's K/V; whatever was not written is NaN.
+
+    Answers end by themselves after about `mean_tokens`.
+    """
+
+    embedding_size = WIDTH
+
+    def __init__(self, slots: int = 3, max_positions: int = 300, mean_tokens: int = 16) -> None:
+        self.slots = slots
+        self.max_positions = max_positions
+        self.vocabulary_size = len(tokeniser_definition()["model"]["vocab"])
+        self.prefills = 0
+        self._mean_tokens = mean_tokens
+        self._table = np.random.default_rng(0).normal(size=(self.vocabulary_size, WIDTH)).astype(np.float32)
+        self._cache = np.full((slots, max_positions, WIDTH), np.nan, np.float32)
+
+    def embed(self, tokens: Sequence[int]) -> Float32:
+        return self._table[list(tokens)]
+
+    def prefill(self, rows: Sequence[PrefillRow]) -> Float32:
+        self.prefills += len(rows)
+        for row in rows:
+            Trouble.PREFILL_RAISES.check(row.embeddings)
+        return np.stack([self._write(row.slot, row.position, row.embeddings, Trouble.PREFILL_NAN) for row in rows])
+
+    def decode(self, rows: Sequence[DecodeRow]) -> Float32:
+        if [row.slot for row in rows] != list(range(len(rows))):
+            raise BackendError("rows must cover the first slots in order")
+        for row in rows:
+            Trouble.DECODE_RAISES.check(self._cache[row.slot, : row.position])
+        return np.stack([self._write(row.slot, row.position, self.embed([row.token]), Trouble.DECODE_NAN) for row in rows])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        moved = self._cache[source, :length].copy()
+        self._cache[[source, target]] = np.nan
+        Trouble.MOVE_RAISES.check(moved)
+        self._cache[target, :length] = moved
+
+    def _write(self, slot: int, position: int, values: Float32, nan: Trouble) -> Float32:
+        length = position + len(values)
+        self._cache[slot, position:length] = values
+        self._cache[slot, length:] = np.nan
+        held = self._cache[slot, :length]
+        if np.isnan(held).any() or nan.is_in(held):
+            return np.full(self.vocabulary_size, np.nan, np.float32)
+        checksum = zlib.crc32(held.tobytes())
+        logits = np.random.default_rng(checksum).normal(0, 3, self.vocabulary_size).astype(np.float32)
+        logits[[0, END_TOKEN]] = -100
+        if checksum % self._mean_tokens == 0:
+            logits[END_TOKEN] = 100
+        return logits
+
+
+def fake_models(llm: FakeLLM, encoder: FakeEncoder | None = None) -> Models:
+    return Models(fake_features, encoder or FakeEncoder(), FakeAdapter(), llm, tiny_tokeniser(), tiny_template())

@@ -1,0 +1,86 @@
+"""A real server on a real socket for tests, and the small things that they all need."""
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import soundfile  # type: ignore[import-untyped]
+import uvicorn
+
+from server.app import create_app
+from server.request import Engine
+from server.settings import Settings
+
+
+@dataclass
+class LiveServer:
+    """Where the server listens, and a client for it."""
+
+    url: str
+    port: int
+    client: httpx.Client
+
+
+@contextlib.contextmanager
+def live_server(engine: Engine, **settings: Any) -> Iterator[LiveServer]:
+    """Serve `engine` on a free port of the loopback interface until the block ends."""
+    app = create_app(engine, Settings(**{"decode_workers": 1, **settings}))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive())
+    port = server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as client:
+        try:
+            yield LiveServer(url, port, client)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    if thread.is_alive():
+        raise RuntimeError("the server did not stop")
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Return once `condition` holds. Raises `TimeoutError`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the condition did not come true")
+        time.sleep(0.005)
+
+
+def tone(seconds: float, rate_hz: int, frequency_hz: float = 440.0) -> npt.NDArray[np.float32]:
+    """A sine of amplitude 0.3."""
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def audio_file(samples: npt.NDArray[np.float32], rate_hz: int, container: str, subtype: str | None = None) -> bytes:
+    """An audio file as bytes."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def instruct(server: LiveServer, audio: bytes, instruction: str = "Transcribe.", **fields: str) -> httpx.Response:
+    """One well-formed request."""
+    return server.client.post("/v1/instruct", files={"audio": ("clip", audio)}, data={"instruction": instruction, **fields})
+
+
+def error_code(response: httpx.Response) -> str:
+    """The stable code of an error reply, whose shape is checked on the way."""
+    body = response.json()
+    if set(body) != {"error", "request_id"} or set(body["error"]) != {"message", "type", "param", "code"}:
+        raise AssertionError(f"not the one error shape: {body}")
+    if response.headers["x-request-id"] != body["request_id"]:
+        raise AssertionError("the request id of header and body differ")
+    code: str = body["error"]["code"]
+    return code

@@ -1,0 +1,136 @@
+"""The decode pool survives children that die, hang or run out of memory, and says so."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.audio import AudioLimits, decode_audio
+from server.decode_pool import DecodePool
+from server.errors import AudioTooLong, AudioTooShort, Overloaded, UndecodableAudio
+from tests.live_server import audio_file, tone
+
+LIMITS = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.08, max_audio_s=30.0)
+CLIP = audio_file(tone(1.0, 44_100), 44_100, "FLAC", "PCM_16")
+
+
+def run_with_pool(
+    use: Callable[[DecodePool], Awaitable[None]], *, workers: int = 1, timeout_s: float = 20.0, max_waiting: int = 8
+) -> None:
+    async def run() -> None:
+        pool = DecodePool(workers, LIMITS, timeout_s=timeout_s, memory_bytes=512 * 2**20, max_waiting=max_waiting)
+        await pool.start()
+        try:
+            await use(pool)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_child_gives_the_samples_that_this_process_would() -> None:
+    async def use(pool: DecodePool) -> None:
+        np.testing.assert_array_equal(await pool.decode(CLIP), decode_audio(CLIP, LIMITS))
+
+    run_with_pool(use)
+
+
+def test_refusals_keep_their_kind_and_cost_no_child() -> None:
+    async def use(pool: DecodePool) -> None:
+        for data, kind in [
+            (b"", AudioTooShort),
+            (audio_file(tone(31, 8_000), 8_000, "FLAC"), AudioTooLong),
+            (b"GIF89a", UndecodableAudio),
+        ]:
+            with pytest.raises(kind) as caught:
+                await pool.decode(data)
+            assert caught.value.param == "audio"
+        assert pool.restarts == 0
+
+    run_with_pool(use)
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_child_that_dies_or_hangs_is_replaced(fate: signal.Signals) -> None:
+    async def use(pool: DecodePool) -> None:
+        (child,) = pool.process_ids
+        os.kill(child, fate)
+        with pytest.raises(UndecodableAudio):
+            await pool.decode(CLIP)
+        assert len(await pool.decode(CLIP)) == 16_000
+        assert pool.restarts == 1
+        assert pool.process_ids != {child}
+        assert not is_alive(child)
+
+    run_with_pool(use, timeout_s=5.0)
+
+
+def test_a_file_that_needs_too_much_memory_is_refused_and_the_child_lives() -> None:
+    async def use(pool: DecodePool) -> None:
+        with pytest.raises(UndecodableAudio):
+            await pool.decode(b"RIFF\xff\xff\xff\xffWAVE" + bytes(600 * 2**20))
+        assert len(await pool.decode(CLIP)) == 16_000
+
+    run_with_pool(use, timeout_s=60.0)
+
+
+def test_a_caller_that_leaves_costs_no_child() -> None:
+    async def use(pool: DecodePool) -> None:
+        for _ in range(5):
+            task = asyncio.create_task(pool.decode(CLIP))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert len(await pool.decode(CLIP)) == 16_000
+        assert pool.restarts == 0
+
+    run_with_pool(use)
+
+
+def test_waiting_is_bounded() -> None:
+    async def use(pool: DecodePool) -> None:
+        (child,) = pool.process_ids
+        os.kill(child, signal.SIGSTOP)
+        tasks = [asyncio.create_task(pool.decode(CLIP)) for _ in range(3)]
+        # One is in the child's hands, two wait.
+        await asyncio.sleep(0.2)
+        with pytest.raises(Overloaded):
+            await pool.decode(CLIP)
+        os.kill(child, signal.SIGCONT)
+        assert [len(samples) for samples in await asyncio.gather(*tasks)] == [16_000] * 3
+
+    run_with_pool(use, max_waiting=2)
+
+
+def test_close_leaves_no_child() -> None:
+    seen: set[int] = set()
+
+    async def use(pool: DecodePool) -> None:
+        seen.update(pool.process_ids)
+
+    run_with_pool(use, workers=2)
+    assert len(seen) == 2
+    assert not any(is_alive(child) for child in seen)
+
+
+def test_a_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+
+    async def use(pool: DecodePool) -> None:
+        (child,) = pool.process_ids
+        assert b"hush" not in Path(f"/proc/{child}/environ").read_bytes()
+
+    run_with_pool(use)

@@ -1,0 +1,68 @@
+"""Settings come from flags and the environment, and nothing unknown or unsafe passes."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings, SettingsError, load_settings
+
+
+def test_a_flag_beats_the_environment_which_beats_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINBRIDGE_PORT", "9001")
+    monkeypatch.setenv("THINBRIDGE_SLOTS", "7")
+    settings = load_settings(port=9002, host=None)
+    assert (settings.port, settings.slots, settings.host) == (9002, 7, "127.0.0.1")
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINBRIDGE_QUEUE_LIMITS", "3")
+    with pytest.raises(SettingsError, match=r"THINBRIDGE_QUEUE_LIMITS .* nearest is THINBRIDGE_QUEUE_LIMIT\."):
+        load_settings()
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match=r"'prot' .* nearest is 'port'"):
+        load_settings(prot=1)
+
+
+def test_a_bad_value_names_its_setting() -> None:
+    with pytest.raises(SettingsError, match="'port'"):
+        load_settings(port="many")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_a_public_address_needs_insecure(host: str) -> None:
+    with pytest.raises(SettingsError):
+        load_settings(host=host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_nothing(host: str) -> None:
+    assert load_settings(host=host).host == host
+
+
+def test_insecure_allows_a_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINBRIDGE_INSECURE", "true")
+    assert load_settings(host="0.0.0.0").host == "0.0.0.0"
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.port = 1
+
+
+def test_the_cache_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load_settings().cache_dir == tmp_path / "thinbridge"
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(SettingsError, match="default_max_tokens"):
+        load_settings(default_max_tokens=100, max_tokens_limit=10)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described(name: str) -> None:
+    assert str(Settings.model_fields[name].description).endswith(".")

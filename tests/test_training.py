@@ -1,0 +1,193 @@
+"""The training stages' parts: the loss is CTC, labels keep exact words, data resumes, one utterance can be learned."""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
+
+from training.adapter import Adapter, AdapterConfig
+from training.cache_states import INDEX, STATES, WIDTH, CachedUtterance, read_index
+from training.checkpoint import load_adapter, resume, save_checkpoint
+from training.ctc import Sample, ctc_loss, greedy_tokens, sample_vocabulary
+from training.data import StateCorpus
+from training.label import restore_case
+from training.synthesise import sentence_case
+from training.thin_gap import agreement, token_f1
+from training.train_ctc import learning_rate, mask_time
+from training.word_errors import word_error_rate
+
+VOCABULARY = 40
+
+
+def test_loss_over_the_whole_vocabulary_is_ctc_of_the_factorised_distribution() -> None:
+    torch.manual_seed(0)
+    queries, blank, table = torch.randn(2, 12, 8), torch.randn(2, 12), torch.randn(VOCABULARY, 8)
+    targets, frames, lengths = torch.tensor([[3, 3, 9], [5, 1, 0]]), torch.tensor([12, 9]), torch.tensor([3, 2])
+    # The textbook form: one distribution over blank and tokens, blank last.
+    tokens = functional.log_softmax(queries @ table.T, -1) + functional.logsigmoid(-blank)[..., None]
+    whole = torch.cat([tokens, functional.logsigmoid(blank)[..., None]], -1)
+    assert torch.allclose(whole.exp().sum(-1), torch.ones(2, 12), atol=1e-5)
+    expected = functional.ctc_loss(whole.transpose(0, 1), targets, frames, lengths, blank=VOCABULARY, reduction="none") / lengths
+    assert torch.allclose(
+        ctc_loss(queries, blank, frames, table, reordered(targets), targets, lengths), expected.mean(), atol=1e-4
+    )
+
+
+def reordered(targets: torch.Tensor) -> Sample:
+    """The whole vocabulary in the order that the loss expects: targets first."""
+    wanted = torch.unique(targets)
+    others = torch.tensor([token for token in range(VOCABULARY) if token not in wanted])
+    return Sample(torch.cat([wanted, others]), torch.zeros(VOCABULARY))
+
+
+def test_sampled_vocabulary_estimates_the_normaliser_without_bias() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2000), torch.arange(50)
+    generator = torch.Generator().manual_seed(0)
+    estimates = []
+    for _ in range(200):
+        sample = sample_vocabulary(targets, 2000, 300, generator)
+        assert torch.equal(sample.tokens[:50], targets)
+        assert not torch.isin(sample.tokens[50:], targets).any()
+        estimates.append((logits[sample.tokens] + sample.correction).exp().sum())
+    assert torch.stack(estimates).mean() == pytest.approx(logits.exp().sum().item(), rel=0.02)
+
+
+def test_greedy_decoding_drops_blanks_and_merges_runs_but_not_across_a_blank() -> None:
+    table = torch.eye(4)
+    tokens, blank = [1, 1, 2, 2, 2, 3], torch.tensor([-1.0, -1, -1, 1, -1, -1])
+    assert greedy_tokens(table[tokens], blank, table) == [1, 2, 2, 3]
+    assert greedy_tokens(table[tokens], torch.ones(6), table) == []
+
+
+def test_an_adapter_learns_one_utterance() -> None:
+    torch.manual_seed(0)
+    config = AdapterConfig(encoder_width=16, width=32, layers=1, heads=4, feed_forward=32, embedding_size=24, dropout=0.0)
+    adapter, table = Adapter(config), torch.randn(VOCABULARY, 24)
+    states, targets = torch.randn(1, 40, 16), torch.tensor([[4, 7, 7, 20]])
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+    for _ in range(80):
+        hidden, _ = adapter(states, torch.tensor([10]))
+        queries, blank = adapter.token_queries(hidden), adapter.blank(hidden)[..., 0]
+        loss = ctc_loss(queries, blank, torch.tensor([10]), table, reordered(targets), targets, torch.tensor([4]))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert greedy_tokens(queries[0].detach(), blank[0].detach(), table) == [4, 7, 7, 20]
+
+
+def test_padding_in_a_batch_does_not_change_an_utterance() -> None:
+    torch.manual_seed(0)
+    adapter = Adapter(AdapterConfig(encoder_width=16, width=32, layers=2, heads=4, feed_forward=32, embedding_size=24)).eval()
+    short, long = torch.randn(1, 20, 16), torch.randn(1, 60, 16)
+    padded = torch.cat([functional.pad(short, (0, 0, 0, 40)), long])
+    together, mask = adapter(padded, torch.tensor([5, 15]))
+    alone, _ = adapter(short, torch.tensor([5]))
+    assert mask.sum().tolist() == 20
+    assert torch.allclose(together[0, :5], alone[0], atol=1e-5)
+
+
+def test_labels_take_case_from_whisper_and_words_from_the_exact_text() -> None:
+    assert restore_case("MISTER SMITH WENT TO PARIS", "Mr. Smith went to Paris.") == "mister Smith went to Paris."
+    assert restore_case("I THINK I'M LATE", "") == "I think I'm late"
+    assert sentence_case("what do i do") == "What do I do."
+    assert sentence_case("Kept As It Is") == "Kept As It Is"
+
+
+def test_checkpoint_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    config = AdapterConfig(encoder_width=16, width=32, layers=1, heads=4, feed_forward=32, embedding_size=24)
+    first, second = Adapter(config), Adapter(config)
+    optimizer = torch.optim.AdamW(first.parameters())
+    assert resume(tmp_path / "none.pt", first, optimizer) == (0, [])
+    save_checkpoint(tmp_path / "checkpoint.pt", first, optimizer, 7, [{"step": 7}])
+    assert resume(tmp_path / "checkpoint.pt", second, torch.optim.AdamW(second.parameters())) == (7, [{"step": 7}])
+    loaded = load_adapter(tmp_path / "checkpoint.pt")
+    for a, b, c in zip(first.parameters(), second.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Fifty cached utterances, and the beginning of a line that was still being written."""
+    rng = np.random.default_rng(0)
+    entries, frames = [], 0
+    with (tmp_path / STATES).open("wb") as states:
+        for number in range(50):
+            length = int(rng.integers(6, 20)) * 4
+            states.write(rng.standard_normal((length, WIDTH)).astype(np.float16).tobytes())
+            entries.append(CachedUtterance(f"utterance-{number}", "a b c", "real", frames, length))
+            frames += length
+    lines = [json.dumps(asdict(entry)) for entry in entries]
+    (tmp_path / INDEX).write_text("\n".join(lines) + '\n{"id": "cut')
+    return tmp_path
+
+
+def word_tokeniser() -> Tokenizer:
+    tokeniser = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokeniser
+
+
+def test_corpus_reads_what_is_whole_and_holds_out_the_same_part_each_time(cache: Path) -> None:
+    assert len(read_index(cache)) == 50
+    corpus, again = StateCorpus([cache], word_tokeniser()), StateCorpus([cache], word_tokeniser())
+    assert len(corpus.train) + len(corpus.dev) == 50
+    assert corpus.dev
+    assert corpus.dev == again.dev
+    assert {e.id for e in corpus.train}.isdisjoint(e.id for e in corpus.dev)
+
+
+def test_batches_hold_the_states_of_their_utterances_within_the_budget(cache: Path) -> None:
+    corpus = StateCorpus([cache], word_tokeniser())
+    batches = corpus.epochs({}, frames_per_batch=60, seed=3)
+    seen = []
+    while len(seen) < len(corpus.train):
+        examples = next(batches)
+        batch = corpus.batch(examples)
+        assert len(examples) * int(batch.frames.max()) <= 60
+        for row, example in enumerate(examples):
+            expected = corpus.states[0][example.offset : example.offset + example.frames * 4]
+            assert np.array_equal(batch.states[row, : example.frames * 4].numpy(), expected.astype(np.float32))
+            assert not batch.states[row, example.frames * 4 :].any()
+        seen += [example.id for example in examples]
+    assert sorted(seen) == sorted(example.id for example in corpus.train)
+
+
+def test_time_masks_keep_most_of_an_utterance_and_the_input_itself() -> None:
+    states = torch.ones(3, 80, 4)
+    masked = mask_time(states, torch.tensor([20, 10, 5]), torch.Generator().manual_seed(0))
+    assert states.all()
+    assert (masked[0].sum(-1) > 0).float().mean() > 0.5
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
+    assert rates.index(max(rates)) in range(145, 155)
+    assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_word_error_rate_ignores_case_punctuation_and_spelling_variants() -> None:
+    assert word_error_rate(["Mr. Brown's colour", "one two"], ["mister brown's color", "one three"]) == pytest.approx(1 / 5)
+
+
+def test_agreement_counts_equal_answers_and_shared_words() -> None:
+    pairs = [("The cat sat.", "the cat sat"), ("a dog", "a dog"), ("red", "blue")]
+    assert agreement(pairs) == {"exact": pytest.approx(1 / 3), "token_f1": pytest.approx(2 / 3)}
+    assert token_f1("", "") == 1.0
+
+
+def test_corruption_keeps_most_tokens() -> None:
+    pytest.importorskip("transformers")
+    from training.train_reader import corrupt
+
+    table = torch.eye(64)
+    rows = corrupt(list(range(20, 40)), table, random.Random(0))
+    assert 14 <= len(rows) <= 26
+    assert (rows.argmax(-1) >= 20).float().mean() > 0.6

@@ -1,0 +1,172 @@
+"""Measure a bundle on recordings it was not trained on: WER by the LLM and by the CTC draft, and the thin gap.
+
+    python -m training.evaluate --bundle BUNDLE --eval DATA_DIR/eval.jsonl --whisper CT2_DIR --out training/results
+
+The chain that is measured is the one that serves: ONNX encoder, adapter and LLM of the bundle, greedy. `--whisper` adds
+faster-whisper base int8, beam 1 and 5, on the same files in the same run. Writes `evaluation.json` and `evaluation.md`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from tqdm import tqdm
+
+from models.backends import AdapterOutput, DecodeRow, Float32, PrefillRow
+from models.bundle import open_bundle
+from models.chain import Models, load_models
+from models.prompt import lay_out_prompt
+from training.thin_gap import GAP_INSTRUCTIONS, agreement
+from training.word_errors import word_error_rate
+
+ENGLISH_SETS = ("libri_other", "nonnative", "vctk", "ljspeech")
+TRANSCRIBE = "Transcribe the speech to text."
+MAX_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Clip:
+    set: str
+    text: str
+    audio: npt.NDArray[np.float32]
+
+
+def read_clips(manifest: Path) -> list[Clip]:
+    """The English recordings of an evaluation manifest."""
+    clips = []
+    for line in manifest.read_text().splitlines():
+        row = json.loads(line)
+        if row["set"] in ENGLISH_SETS:
+            audio, rate_hz = soundfile.read(manifest.parent / row["file"], dtype="float32")
+            if rate_hz != 16_000:
+                raise ValueError(f"{row['file']} is not at 16 kHz")
+            clips.append(Clip(row["set"], row["text"], audio))
+    return clips
+
+
+class Chain:
+    """One utterance at a time through a bundle's models, without a server."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    def adapt(self, audio: Float32) -> AdapterOutput:
+        return self.models.adapter.adapt(self.models.encoder.encode([self.models.features(audio)]))[0]
+
+    def draft(self, output: AdapterOutput) -> str:
+        """The CTC draft's text: best tokens of frames that are not blank, runs merged."""
+        tokens, previous = [], -1
+        for token in output.best_token.tolist():
+            if token >= 0 and token != previous:
+                tokens.append(token)
+            previous = token
+        return self.models.tokeniser.decode(tokens)
+
+    def answer_speech(self, instruction: str, output: AdapterOutput) -> str:
+        adapter = self.models.adapter
+        if not len(output.frames):
+            return ""
+        return self.generate(instruction, np.concatenate([adapter.boundary_before, output.frames, adapter.boundary_after]))
+
+    def answer_text(self, instruction: str, text: str) -> str:
+        """What the same LLM answers to the same instruction about written text."""
+        return self.generate(instruction, self.models.llm.embed(self.models.tokeniser.encode(text)))
+
+    def generate(self, instruction: str, middle: Float32) -> str:
+        """Greedy."""
+        models, llm = self.models, self.models.llm
+        ids = lay_out_prompt(models.template, models.tokeniser, instruction)
+        prompt = np.concatenate([llm.embed(ids.before_speech), middle, llm.embed(ids.after_speech)])
+        token = int(llm.prefill([PrefillRow(0, 0, prompt)])[0].argmax())
+        tokens: list[int] = []
+        while token not in models.template.end_tokens and len(tokens) < MAX_TOKENS:
+            tokens.append(token)
+            token = int(llm.decode([DecodeRow(0, len(prompt) + len(tokens) - 1, token)])[0].argmax())
+        return models.tokeniser.decode(tokens)
+
+
+def error_rates(clips: list[Clip], transcribe: Callable[[Clip], str], name: str) -> tuple[dict[str, float], list[str]]:
+    """WER per set, and all texts."""
+    texts = [transcribe(clip) for clip in tqdm(clips, desc=name)]
+    rates = {}
+    for dataset in ENGLISH_SETS:
+        pairs = [(clip.text, text) for clip, text in zip(clips, texts, strict=True) if clip.set == dataset]
+        rates[dataset] = round(word_error_rate([p[0] for p in pairs], [p[1] for p in pairs]), 4)
+    return rates, texts
+
+
+def faster_whisper(folder: Path, beam_size: int, threads: int) -> Callable[[Clip], str]:
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    def transcribe(clip: Clip) -> str:
+        segments, _ = model.transcribe(clip.audio, language="en", beam_size=beam_size, condition_on_previous_text=False)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
+def thin_gap(chain: Chain, clips: list[Clip], outputs: list[AdapterOutput], count: int) -> dict[str, Any]:
+    """How near the answers from speech are to those from the true text, per instruction, over clips spread over the sets."""
+    chosen = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
+    gap = {}
+    for instruction in GAP_INSTRUCTIONS:
+        pairs = [
+            (chain.answer_text(instruction, clips[i].text), chain.answer_speech(instruction, outputs[i]))
+            for i in tqdm(chosen, desc=instruction)
+        ]
+        gap[instruction] = agreement(pairs)
+    return gap
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--eval", type=Path, required=True, help="manifest of recordings with their texts")
+    parser.add_argument("--whisper", type=Path, help="Whisper base in CTranslate2 format, for faster-whisper beside it")
+    parser.add_argument("--gap-clips", type=int, default=50, help="0 leaves the thin gap out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    chain = Chain(load_models(open_bundle(arguments.bundle), slots=1, threads=arguments.threads))
+    clips = read_clips(arguments.eval)
+    outputs = [chain.adapt(clip.audio) for clip in tqdm(clips, desc="encoder and adapter")]
+    by_audio = {id(clip): output for clip, output in zip(clips, outputs, strict=True)}
+
+    rates: dict[str, dict[str, float]] = {}
+    rates["CTC draft"], drafts = error_rates(clips, lambda clip: chain.draft(by_audio[id(clip)]), "draft")
+    rates["LLM"], texts = error_rates(clips, lambda clip: chain.answer_speech(TRANSCRIBE, by_audio[id(clip)]), "LLM")
+    if arguments.whisper:
+        for beam_size in (1, 5):
+            name = f"faster-whisper base int8, beam {beam_size}"
+            rates[name], _ = error_rates(clips, faster_whisper(arguments.whisper, beam_size, arguments.threads), name)
+    result = {
+        "bundle": arguments.bundle.name,
+        "date": time.strftime("%Y-%m-%d"),
+        "word_error_rate": rates,
+        "thin_gap": thin_gap(chain, clips, outputs, arguments.gap_clips) if arguments.gap_clips else {},
+        "transcripts": [
+            {"set": clip.set, "reference": clip.text, "draft": draft, "llm": text}
+            for clip, draft, text in zip(clips, drafts, texts, strict=True)
+        ],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    table = [f"| | {' | '.join(ENGLISH_SETS)} |", f"|---|{'---|' * len(ENGLISH_SETS)}"]
+    table += [f"| {name} | {' | '.join(f'{100 * row[s]:.1f} %' for s in ENGLISH_SETS)} |" for name, row in rates.items()]
+    for instruction, figures in result["thin_gap"].items():
+        table.append(f"\nThin gap, {instruction!r}: exact {100 * figures['exact']:.0f} %, token F1 {figures['token_f1']:.3f}")
+    (arguments.out / "evaluation.md").write_text("\n".join(table) + "\n")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
