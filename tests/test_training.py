@@ -19,7 +19,7 @@ from training.data import StateCorpus
 from training.label import restore_case
 from training.synthesise import sentence_case
 from training.thin_gap import agreement, token_f1
-from training.train_ctc import learning_rate, mask_time
+from training.train_ctc import learning_rate, mask, stretch
 from training.word_errors import word_error_rate
 
 VOCABULARY = 40
@@ -160,11 +160,20 @@ def test_batches_hold_the_states_of_their_utterances_within_the_budget(cache: Pa
     assert sorted(seen) == sorted(example.id for example in corpus.train)
 
 
-def test_time_masks_keep_most_of_an_utterance_and_the_input_itself() -> None:
-    states = torch.ones(3, 80, 4)
-    masked = mask_time(states, torch.tensor([20, 10, 5]), torch.Generator().manual_seed(0))
+def test_masks_keep_most_of_an_utterance_and_the_input_itself() -> None:
+    states = torch.ones(3, 80, 64)
+    masked = mask(states, torch.tensor([20, 10, 5]), torch.Generator().manual_seed(0))
     assert states.all()
-    assert (masked[0].sum(-1) > 0).float().mean() > 0.5
+    assert 0.4 < masked.mean() < 1.0
+
+
+def test_stretching_changes_length_and_nothing_else() -> None:
+    ramp = torch.linspace(0, 1, 400)[None, :, None].expand(2, 400, 3)
+    stretched, frames = stretch(ramp, torch.tensor([100, 50]), torch.Generator().manual_seed(1))
+    assert stretched.shape[1] == 4 * int(frames[0])
+    assert 85 <= frames[0] <= 115
+    assert frames[1] == frames[0] // 2
+    assert torch.allclose(stretched[0, :, 0], torch.linspace(0, 1, stretched.shape[1]), atol=0.01)
 
 
 def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:

@@ -26,7 +26,7 @@ from training.ctc import ctc_loss, sample_vocabulary
 from training.data import Example, StateCorpus
 from training.instructions import TRANSCRIBE
 from training.llm import FrozenLlm
-from training.train_ctc import DATASET_WEIGHTS, mask_time
+from training.train_ctc import DATASET_WEIGHTS, mask
 
 BATCH = 12
 BOUNDARY_RATE, ADAPTER_RATE = 3e-3, 1e-4
@@ -98,7 +98,7 @@ def speech_step(
     batch = corpus.batch(examples)
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
     with torch.autocast("cpu", torch.bfloat16):
-        hidden, _ = adapter(mask_time(batch.states, batch.frames, generator), batch.frames, phase)
+        hidden, _ = adapter(mask(batch.states, batch.frames, generator), batch.frames, phase)
         queries, blank = adapter.token_queries(hidden), adapter.blank(hidden)[..., 0]
     hidden, blank = hidden.float(), blank.float()
     speech, kept_answers = [], []
