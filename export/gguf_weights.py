@@ -68,6 +68,9 @@ def read_llama(path: Path) -> Llama:
     architecture = _field(reader, "general.architecture")
     if architecture != "llama":
         raise GgufError(f"{path.name} holds the architecture {architecture!r}, this reader knows 'llama'")
+    for key in ("llama.rope.scaling.type", "llama.expert_count"):
+        if reader.get_field(key) is not None:
+            raise GgufError(f"{path.name} sets {key}, which this reader does not know")
     embedding_size = _field(reader, "llama.embedding_length")
     heads = _field(reader, "llama.attention.head_count")
     key_value_heads = _field(reader, "llama.attention.head_count_kv")
@@ -151,5 +154,6 @@ def _hugging_face_name(name: str) -> str:
 
 
 def _expected_names(layers: int, tied: bool) -> set[str]:
-    names = set(MODEL_TENSORS.values()) | {f"model.layers.{layer}.{name}" for layer in range(layers) for name in LAYER_TENSORS.values()}
+    names = {f"model.layers.{layer}.{name}" for layer in range(layers) for name in LAYER_TENSORS.values()}
+    names.update(MODEL_TENSORS.values())
     return names - {"lm_head.weight"} if tied else names

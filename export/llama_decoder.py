@@ -113,7 +113,7 @@ def build_decoder(
     graph.input("write_index", np.int64, ["rows"])
     graph.input("kv_length", np.int64, ["rows"])
     wanted = graph.input("wanted", np.int64, ["wanted", 2])
-    slot_shape = ["rows", config.key_value_heads, max_positions, config.head_size]
+    slot_shape: list[int | str] = ["rows", config.key_value_heads, max_positions, config.head_size]
 
     def norm(value: str, name: str) -> str:
         return graph.node("RMSNormalization", value, graph.weight(name, weights[name]), axis=-1, epsilon=config.norm_epsilon)
@@ -123,7 +123,8 @@ def build_decoder(
         prefix = f"model.layers.{layer}."
         query_key_value = np.concatenate([weights[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv"])
         slots = SlotPair(*(graph.input(f"{name}_{layer}", np.float32, slot_shape) for name in ("key", "value")))
-        packed = body(graph, norm(hidden, f"{prefix}input_layernorm.weight"), f"{prefix}self_attn.qkv_proj.weight", query_key_value)
+        normed = norm(hidden, f"{prefix}input_layernorm.weight")
+        packed = body(graph, normed, f"{prefix}self_attn.qkv_proj.weight", query_key_value)
         attended, written = attention(graph, config, max_positions, packed, slots)
         all_written.append(written)
         output_name = f"{prefix}self_attn.o_proj.weight"
@@ -156,4 +157,5 @@ def _rotary_tables(graph: GraphBuilder, config: LlamaConfig, max_positions: int)
     """Cosines and sines [max_positions, h / 2], computed in float64."""
     frequencies = config.rope_theta ** (-np.arange(0, config.head_size, 2) / config.head_size)
     angles = np.arange(max_positions)[:, None] * frequencies
-    return graph.weight("rotary.cos", np.cos(angles).astype(np.float32)), graph.weight("rotary.sin", np.sin(angles).astype(np.float32))
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return graph.weight("rotary.cos", cosines), graph.weight("rotary.sin", sines)

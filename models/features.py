@@ -45,7 +45,7 @@ def mel_filters() -> Float32:
 
 @cache
 def window() -> Float32:
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)).astype(np.float32)
+    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES), np.float32)
 
 
 def log_mel(audio: Float32) -> Float32:

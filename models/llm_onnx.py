@@ -46,7 +46,8 @@ class OnnxLLM:
 
     def embed(self, tokens: Sequence[int]) -> Float32:
         """Embeddings [tokens, embedding_size] of token ids."""
-        return self._embeddings[np.asarray(tokens, np.int64)].astype(np.float32)
+        rows: Float32 = self._embeddings[np.asarray(tokens, np.int64)].astype(np.float32)
+        return rows
 
     def prefill(self, rows: Sequence[PrefillRow]) -> Float32:
         """Append each row's embeddings to its slot; logits [rows, vocabulary_size] of each row's last position."""
@@ -92,6 +93,13 @@ class OnnxLLM:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise BackendError(f"the LLM failed on {count} rows of {tokens} positions: {error}") from error
+        self._clear_poisoned(first_slot, logits)
+
+    def _clear_poisoned(self, first_slot: int, logits: Float32) -> None:
+        """Zero the slots whose logits are not finite: NaN left behind would reach the slot's next request through the mask."""
+        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
+            for memory in self._memory.values():
+                memory[first_slot + row] = 0
 
     def _slot_binding(self, first_slot: int, count: int) -> onnxruntime.IOBinding:
         """A binding whose slot inputs and outputs are the memory of `count` slots: row i of a run is slot first_slot + i."""

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import soundfile  # type: ignore[import-untyped]
-import soxr  # type: ignore[import-untyped]
+import soundfile
+import soxr
 
 from server.audio_wav import parse_wav, wav_samples
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio

@@ -81,7 +81,7 @@ def check_memory() -> Finding:
 def check_onnxruntime() -> Finding:
     """Whether the models' runtime is installed."""
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError as error:
         return Finding("onnxruntime", f"cannot be imported ({error})", "pip install onnxruntime")
     return Finding("onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
@@ -89,7 +89,7 @@ def check_onnxruntime() -> Finding:
 
 def check_codecs() -> Finding:
     """Whether libsndfile reads every format that the server promises."""
-    import soundfile  # type: ignore[import-untyped]
+    import soundfile
 
     formats = soundfile.available_formats()
     missing = [name for name in ("FLAC", "OGG", "MP3") if name not in formats]

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 import uvicorn
 
 from server.app import create_app

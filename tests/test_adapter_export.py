@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -46,7 +47,7 @@ def served(adapter: Adapter, folder: Path, blank_threshold: float) -> OnnxAdapte
     return OnnxAdapter(folder / "adapter.onnx", EMBEDDING, boundaries, boundaries, threads=1)
 
 
-def states(count: int) -> np.ndarray:
+def states(count: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(count).standard_normal((count, 16)).astype(np.float32)
 
 
@@ -68,7 +69,7 @@ def test_graph_equals_the_trained_module(subsampling: str, count: int, tmp_path:
     assert draft == greedy_tokens(queries, blank, table)
 
 
-def collapse(tokens: np.ndarray) -> list[int]:
+def collapse(tokens: npt.NDArray[np.int64]) -> list[int]:
     return [int(token) for index, token in enumerate(tokens) if index == 0 or token != tokens[index - 1]]
 
 

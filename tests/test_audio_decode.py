@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import pytest
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

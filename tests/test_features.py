@@ -1,6 +1,7 @@
 """Log-mel features equal Whisper's own, and cover the audio whole."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 from hypothesis import given
@@ -8,17 +9,18 @@ from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
 from models.features import PAD_SAMPLES, SAMPLE_RATE_HZ, log_mel
-from tests.clip_files import CLIPS, clip_path
+from tests.clip_files import CLIPS, ClipFile, clip_path
 
 
-def reference(audio: np.ndarray) -> np.ndarray:
+def reference(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     padded = np.pad(audio, (0, -len(audio) % PAD_SAMPLES))
     extractor = WhisperFeatureExtractor()
-    return extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", return_tensors="np").input_features[0]
+    features = extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", return_tensors="np").input_features[0]
+    return np.asarray(features, np.float32)
 
 
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.file)
-def test_features_of_real_speech_equal_those_of_transformers(clip) -> None:
+def test_features_of_real_speech_equal_those_of_transformers(clip: ClipFile) -> None:
     audio, rate_hz = soundfile.read(clip_path(clip), dtype="float32")
     assert rate_hz == SAMPLE_RATE_HZ
     assert np.abs(log_mel(audio) - reference(audio)).max() < 1e-4

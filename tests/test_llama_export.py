@@ -42,7 +42,7 @@ def tiny_llama(*, tied: bool = True, key_value_heads: int = 2) -> tuple[Llama, L
             tie_word_embeddings=tied,
             initializer_range=0.2,
         )
-    ).eval()
+    )
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     if tied:
         del weights["lm_head.weight"]
@@ -94,7 +94,8 @@ def tokens_of(seed: int, count: int) -> list[int]:
 
 
 def prefill(llm: OnnxLLM, slot: int, tokens: list[int], position: int = 0) -> Float32:
-    return llm.prefill([PrefillRow(slot, position, llm.embed(tokens))])[0]
+    logits: Float32 = llm.prefill([PrefillRow(slot, position, llm.embed(tokens))])[0]
+    return logits
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -112,7 +112,7 @@ def run_locust(engine: FakeEngine, folder: Path) -> tuple[int, str]:
         wait_until(lambda: server.client.get("/ready").status_code == 200)
         command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--users", "2"]
         options = ["--requests", "6", "--host", server.url, "--clips", str(folder / "clips.json")]
-        result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+        result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     return result.returncode, result.stdout + result.stderr
 
 

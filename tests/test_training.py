@@ -77,7 +77,7 @@ def test_an_adapter_learns_one_utterance() -> None:
         queries, blank = adapter.token_queries(hidden), adapter.blank(hidden)[..., 0]
         loss = ctc_loss(queries, blank, torch.tensor([10]), table, reordered(targets), targets, torch.tensor([4]))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     assert greedy_tokens(queries[0].detach(), blank[0].detach(), table) == [4, 7, 7, 20]
 
@@ -147,7 +147,7 @@ def test_corpus_reads_what_is_whole_and_holds_out_the_same_part_each_time(cache:
 def test_batches_hold_the_states_of_their_utterances_within_the_budget(cache: Path) -> None:
     corpus = StateCorpus([cache], word_tokeniser())
     batches = corpus.epochs({}, frames_per_batch=60, seed=3)
-    seen = []
+    seen: list[str] = []
     while len(seen) < len(corpus.train):
         examples = next(batches)
         batch = corpus.batch(examples)

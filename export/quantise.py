@@ -1,0 +1,120 @@
+"""Block quantisation of linear weights for ONNX Runtime's `MatMulNBits`, which computes with 8-bit activations.
+
+Each run of `block` inputs of an output has its own scale; activations are quantised per row and block as the operator
+runs, so a row's result does not depend on its neighbours in the batch (as `DynamicQuantizeLinear`'s would).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from export.graph import GraphBuilder
+from export.llama_decoder import Float32, Linear, float32_linear
+
+UInt8 = npt.NDArray[np.uint8]
+
+INT8_COMPUTE = 4
+"""The `accuracy_level` under which the operator multiplies in 8-bit integers."""
+SHRINKS = np.linspace(1.0, 0.8, 9, dtype=np.float32)
+"""Fractions of a 4-bit block's range that are tried: clipping the largest weight often costs less than a coarser step."""
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """4 or 8 `bits`, `block` a power of two from 16; without `symmetric` each block has a zero point too."""
+
+    bits: int
+    block: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """What stands for a weight [outputs, inputs]: `levels` [outputs, blocks, block] in 0..2^bits-1, `scales` and
+    `zero_points` [outputs, blocks]; weight = scale * (level - zero_point). Inputs are padded to whole blocks.
+    """
+
+    form: BlockFormat
+    inputs: int
+    levels: UInt8
+    scales: Float32
+    zero_points: UInt8
+
+    def dequantise(self) -> Float32:
+        """The weight that the runtime computes with [outputs, inputs]."""
+        centred = self.levels.astype(np.float32) - self.zero_points[..., None]
+        return (centred * self.scales[..., None]).reshape(len(self.levels), -1)[:, : self.inputs]
+
+
+def quantise(weight: Float32, form: BlockFormat) -> QuantisedWeight:
+    """Round `weight` [outputs, inputs] to the nearest levels, with the range per block that gives the least squared error."""
+    outputs, inputs = weight.shape
+    blocks = np.pad(weight, ((0, 0), (0, -inputs % form.block))).reshape(outputs, -1, form.block)
+    best_error = np.full(blocks.shape[:2], np.inf, np.float32)
+    levels = np.zeros(blocks.shape, np.uint8)
+    scales = np.zeros(blocks.shape[:2], np.float32)
+    zero_points = np.zeros(blocks.shape[:2], np.uint8)
+    for shrink in SHRINKS if form.bits == 4 else SHRINKS[:1]:
+        scale, zero_point = _ranges(blocks, form, shrink)
+        level = np.clip(np.rint(blocks / scale[..., None]) + zero_point[..., None], 0, 2**form.bits - 1)
+        error = np.square((level - zero_point[..., None]) * scale[..., None] - blocks).sum(-1)
+        better = error < best_error
+        best_error[better], scales[better], zero_points[better] = error[better], scale[better], zero_point[better]
+        levels[better] = level[better]
+    return QuantisedWeight(form, inputs, levels, scales, zero_points)
+
+
+def block_linear(form: BlockFormat) -> Linear:
+    """A linear layer whose weights are stored in `form`."""
+
+    def linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
+        quantised = quantise(weight, form)
+        outputs, inputs = weight.shape
+        constants = [
+            graph.weight(f"{name}.levels", _pack(quantised.levels, form.bits)),
+            graph.weight(f"{name}.scales", quantised.scales),
+        ]
+        if not form.symmetric:
+            constants.append(graph.weight(f"{name}.zero_points", _pack(quantised.zero_points, form.bits)))
+        sizes = {"N": outputs, "K": inputs, "bits": form.bits, "block_size": form.block, "accuracy_level": INT8_COMPUTE}
+        return graph.node("MatMulNBits", value, *constants, domain="com.microsoft", **sizes)
+
+    return linear
+
+
+def _ranges(blocks: Float32, form: BlockFormat, shrink: np.float32) -> tuple[Float32, Float32]:
+    """Scale and (integral) zero point per block. Without symmetry the range always holds zero."""
+    top = 2**form.bits - 1
+    if form.symmetric:
+        # The end with the larger magnitude gets the one level more that the lower half has.
+        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)[..., 0]
+        scale = extreme * shrink / -np.float32(2 ** (form.bits - 1))
+        zero_point = np.full_like(scale, 2 ** (form.bits - 1))
+    else:
+        low, high = np.minimum(blocks.min(-1), 0) * shrink, np.maximum(blocks.max(-1), 0) * shrink
+        scale = (high - low) / np.float32(top)
+        zero_point = np.rint(-low / np.where(scale == 0, 1, scale))
+    return np.where(scale == 0, np.float32(1), scale).astype(np.float32), zero_point.astype(np.float32)
+
+
+def _pack(levels: UInt8, bits: int) -> UInt8:
+    """Pack the last axis; of two 4-bit levels the earlier one takes the lower half of the byte."""
+    if bits == 8:
+        return levels
+    if levels.shape[-1] % 2:
+        levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=-1)
+    return (levels[..., ::2] | levels[..., 1::2] << 4).astype(np.uint8)
+
+
+INT8 = BlockFormat(bits=8, block=32, symmetric=True)
+INT4 = BlockFormat(bits=4, block=32, symmetric=False)
+
+PRECISIONS: dict[str, tuple[Linear, Linear]] = {
+    "fp32": (float32_linear, float32_linear),
+    "int8": (block_linear(INT8), block_linear(INT8)),
+    "int4": (block_linear(INT4), block_linear(INT8)),
+}
+"""What `build_decoder` takes as `body` and `head`. For these formats ONNX Runtime's product of a row has the same bits beside
+any number of rows (so have 8 bits in blocks of 64). Other formats take another path for a single row: its last bits differ,
+the rounding of the next activations makes that tenths of a logit, and a neighbour changes the answer."""

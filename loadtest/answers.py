@@ -1,0 +1,84 @@
+"""What a load test asks, and whether an answer is right."""
+
+import json
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRANSCRIBE = "Transcribe the speech to text."
+OTHER_INSTRUCTIONS = ("Summarise the speech in one sentence.", "What is the topic of the speech?")
+FINISH_REASONS = {"stop", "length", "no_speech"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording and the words in it."""
+
+    name: str
+    audio: bytes
+    text: str
+
+
+def read_clips(index: Path) -> list[Clip]:
+    """The clips of an index: a JSON list of objects with `file`, beside the index, and `text`. Raises `ValueError` for none."""
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    clips = [Clip(entry["file"], (index.parent / entry["file"]).read_bytes(), entry["text"]) for entry in entries]
+    if not clips:
+        raise ValueError(f"{index} lists no clips")
+    return clips
+
+
+class AnswerChecker:
+    """Judges answers, and remembers the first of each kind: load must not change what comes out. Thread-safe."""
+
+    def __init__(self, max_word_error_rate: float) -> None:
+        self._max_word_error_rate = max_word_error_rate
+        self._first: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+
+    def complaint(self, clip: Clip, instruction: str, status: int, body: bytes) -> str:
+        """What is wrong with an answer, or an empty string."""
+        if status != 200:
+            return f"status {status}"
+        try:
+            text = _text_of(json.loads(body))
+        except (ValueError, KeyError, TypeError) as error:
+            return f"the reply has not the right shape: {error!r}"
+        with self._lock:
+            first = self._first.setdefault((clip.name, instruction), text)
+        if text != first:
+            return f"the answer changed: {clip.name}, {instruction!r}"
+        if instruction == TRANSCRIBE:
+            rate = word_error_rate(clip.text, text)
+            if rate > self._max_word_error_rate:
+                return f"word error rate {rate:.2f} of {clip.name} is above {self._max_word_error_rate:.2f}"
+        return ""
+
+
+def _text_of(reply: dict[str, Any]) -> str:
+    text, usage = reply["text"], reply["usage"]
+    if not isinstance(text, str) or reply["finish_reason"] not in FINISH_REASONS:
+        raise ValueError("text or finish_reason")
+    if usage["total_tokens"] != usage["audio_frames"] + usage["text_tokens"] + usage["output_tokens"]:
+        raise ValueError("usage does not add up")
+    if not reply["audio_s"] > 0 or not reply["times_ms"]["total_ms"] > 0:
+        raise ValueError("audio_s or total_ms")
+    return text
+
+
+def word_error_rate(reference: str, hypothesis: str) -> float:
+    """Word edits over reference words, without regard to case and punctuation. `reference` must have words."""
+    expected, given = _words(reference), _words(hypothesis)
+    row = list(range(len(given) + 1))
+    for count, word in enumerate(expected, start=1):
+        diagonal, row[0] = row[0], count
+        for column, other in enumerate(given, start=1):
+            substituted = diagonal + (word != other)
+            diagonal, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, substituted)
+    return row[-1] / len(expected)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
