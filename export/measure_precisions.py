@@ -51,9 +51,9 @@ class Difference:
 
 def export(model: Llama, precision: str, folder: Path) -> Path:
     """Write the decoder; its path."""
-    body, head = PRECISIONS[precision]
+    linear = PRECISIONS[precision]
     path = folder / f"{precision}.onnx"
-    build_decoder(model, attention=grouped_query_attention, body=body, head=head).save(path)
+    build_decoder(model, attention=grouped_query_attention, body=linear.body, head=linear.head).save(path)
     return path
 
 

@@ -95,7 +95,14 @@ def _ranges(blocks: Float32, form: BlockFormat, shrink: np.float32) -> tuple[Flo
         low, high = np.minimum(blocks.min(-1), 0) * shrink, np.maximum(blocks.max(-1), 0) * shrink
         scale = (high - low) / np.float32(top)
         zero_point = np.rint(-low / np.where(scale == 0, 1, scale))
-    return np.where(scale == 0, np.float32(1), scale).astype(np.float32), zero_point.astype(np.float32)
+    # A block of zeros, or of numbers too small to divide by, is all level zero.
+    usable = np.abs(scale) >= np.finfo(np.float32).tiny
+    return np.where(usable, scale, 1).astype(np.float32), np.where(usable, zero_point, _zero_level(form)).astype(np.float32)
+
+
+def _zero_level(form: BlockFormat) -> int:
+    """The level of zero in a block of zeros."""
+    return 2 ** (form.bits - 1) if form.symmetric else 0
 
 
 def _pack(levels: UInt8, bits: int) -> UInt8:
@@ -110,10 +117,23 @@ def _pack(levels: UInt8, bits: int) -> UInt8:
 INT8 = BlockFormat(bits=8, block=32, symmetric=True)
 INT4 = BlockFormat(bits=4, block=32, symmetric=False)
 
-PRECISIONS: dict[str, tuple[Linear, Linear]] = {
-    "fp32": (float32_linear, float32_linear),
-    "int8": (block_linear(INT8), block_linear(INT8)),
-    "int4": (block_linear(INT4), block_linear(INT8)),
+
+@dataclass(frozen=True)
+class Precision:
+    """How the products of a bundle's models are written: those of encoder and adapter, of the LLM's layers, and of its head.
+
+    `head` serves the adapter's scores against the embedding table too: it is the same product.
+    """
+
+    speech: Linear
+    body: Linear
+    head: Linear
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(float32_linear, float32_linear, float32_linear),
+    "int8": Precision(block_linear(INT8), block_linear(INT8), block_linear(INT8)),
+    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8)),
 }
 """What `build_decoder` takes as `body` and `head`. For these formats ONNX Runtime's product of a row has the same bits beside
 any number of rows (so have 8 bits in blocks of 64). Other formats take another path for a single row: its last bits differ,

@@ -56,4 +56,4 @@ def log_mel(audio: Float32) -> Float32:
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
     power = np.abs(np.fft.rfft(frames * window(), axis=-1)).astype(np.float32) ** 2
     log_power = np.log10(np.maximum(mel_filters() @ power.T, 1e-10))
-    return ((np.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0).astype(np.float32)
+    return np.asarray((np.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0, np.float32)

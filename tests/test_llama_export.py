@@ -171,8 +171,10 @@ def test_a_padded_batch_prefill_of_the_standard_graph_equals_each_row_alone(tmp_
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_quantised_rows_are_the_same_bits_in_a_batch_whoever_the_neighbours_are(tmp_path: Path, precision: str) -> None:
     model, _ = tiny_llama()
-    body, head = PRECISIONS[precision]
-    graph = build_decoder(model, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=body, head=head)
+    linear = PRECISIONS[precision]
+    graph = build_decoder(
+        model, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=linear.body, head=linear.head
+    )
     graph.save(tmp_path / "llm.onnx")
     np.save(tmp_path / "embeddings.npy", embedding_table(model))
     llm = OnnxLLM(tmp_path / "llm.onnx", tmp_path / "embeddings.npy", slots=8, threads=1)
@@ -215,3 +217,13 @@ def test_files_that_do_not_load_or_fit_are_backend_errors(tmp_path: Path) -> Non
         OnnxLLM(tmp_path / "llm.onnx", tmp_path / "embeddings.npy")
     with pytest.raises(BackendError, match="cannot be loaded"):
         OnnxLLM(tmp_path / "missing.onnx", tmp_path / "embeddings.npy")
+
+
+def test_a_poisoned_request_leaves_nothing_behind_in_its_slot(tmp_path: Path) -> None:
+    model, _ = tiny_llama()
+    llm = load(model, tmp_path, grouped_query_attention)
+    clean = prefill(llm, 0, tokens_of(5, 9))
+    poison = np.full((6, llm.embedding_size), np.nan, np.float32)
+    assert not np.isfinite(llm.prefill([PrefillRow(0, 0, poison)])).any()
+    assert np.array_equal(prefill(llm, 0, tokens_of(5, 3)), prefill(llm, 1, tokens_of(5, 3)))
+    assert np.array_equal(prefill(llm, 0, tokens_of(5, 9)), clean)

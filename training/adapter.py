@@ -86,7 +86,8 @@ class Adapter(nn.Module):
     def subsample(self, states: Tensor, phase: int = 0) -> Tensor:
         """[batch, states, width] -> [batch, states / reduction, width or reduction * width]; states divide by `reduction`."""
         if self.config.subsampling == "stack":
-            return states.unflatten(1, (-1, self.config.reduction)).flatten(2)
+            batch, count, _ = states.shape
+            return states.reshape(batch, count // self.config.reduction, -1)
         return states[:, phase :: self.config.reduction]
 
     def forward(self, states: Tensor, frames: Tensor, phase: int = 0) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ def add_noise(audio: Float32, signal_to_noise_db: float, rng: np.random.Generato
     white = np.fft.rfft(rng.standard_normal(len(audio)))
     pink = np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), len(audio))
     scale = np.sqrt(np.mean(audio**2) / (np.mean(pink**2) + 1e-12) / 10 ** (signal_to_noise_db / 10))
-    return (audio + scale * pink).astype(np.float32)
+    return np.asarray(audio + scale * pink, np.float32)
 
 
 def limit_band(audio: Float32) -> Float32:

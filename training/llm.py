@@ -39,7 +39,7 @@ class FrozenLlm:
             )
         )
         self.model.load_state_dict({name: torch.from_numpy(w) for name, w in llama.weights.items()}, strict=False)
-        self.model.to(dtype=dtype)  # type: ignore[call-arg, arg-type]
+        self.model.to(dtype=dtype)  # type: ignore[call-arg]
         self.model.eval().requires_grad_(False)
         self.dtype = dtype
         self.table: Tensor = self.model.model.embed_tokens.weight

@@ -1,6 +1,6 @@
 """Draw a run's curves: CTC loss and held-out WER, and the LLM's next-token loss while it learns to read.
 
-    python -m training.run_card --ctc work/ctc/history.json --reader work/reader/history.json --out training/results
+python -m training.run_card --ctc work/ctc/history.json --reader work/reader/history.json --out training/results
 """
 
 import argparse

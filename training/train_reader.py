@@ -3,8 +3,8 @@
     python -m training.train_reader --ctc work/ctc/checkpoint.pt --cache work/cache/real ... --llm FILE.gguf \
         --answers work/answers.jsonl --out work/reader --text-steps 60 --speech-steps 300
 
-First text alone, corrupted as a CTC draft is, moves the boundary vectors; then speech, with next-token loss and the CTC
-loss, tasks mixed in proportion to their samples. Resumes from `OUT/checkpoint.pt`.
+First text alone, garbled as a CTC draft is, moves the boundary vectors until the LLM copies it; then speech, with
+next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered. Resumes from `OUT/checkpoint.pt`.
 """
 
 import argparse
@@ -29,38 +29,70 @@ from training.llm import FrozenLlm
 from training.train_ctc import DATASET_WEIGHTS, mask
 
 BATCH = 12
-BOUNDARY_RATE, ADAPTER_RATE = 3e-3, 1e-4
+BOUNDARY_RATE, ADAPTER_RATE = 1e-2, 1e-4
 
 
-def corrupt(ids: Sequence[int], table: Tensor, rng: random.Random) -> Tensor:
-    """Embeddings of a text as a draft would garble it: tokens dropped, doubled, replaced, or blurred with others."""
-    rows = []
+def garble(ids: Sequence[int], vocabulary_size: int, rng: random.Random) -> list[int]:
+    """A text as a bad draft has it: tokens dropped, doubled and replaced. The LLM must learn to copy even this."""
+    garbled = []
     for token in ids:
         draw = rng.random()
-        if draw < 0.04:
+        if draw < 0.08:
             continue
-        other = table[rng.randrange(17, len(table))].float()
-        embedding = table[token].float()
-        if draw < 0.10:
-            embedding = other
-        elif draw < 0.35:
-            share = rng.uniform(0.5, 1.0)
-            embedding = share * embedding + (1 - share) * other
-        rows += [embedding] * (2 if 0.35 <= draw < 0.38 else 1)
-    return torch.stack(rows) if rows else table[list(ids)].float()
+        garbled.append(rng.randrange(17, vocabulary_size) if draw < 0.14 else rng.choice(ids) if draw < 0.22 else token)
+        if draw > 0.95:
+            garbled.append(token)
+    return garbled or list(ids)
 
 
-def text_step(adapter: Adapter, llm: FrozenLlm, texts: list[str], rng: random.Random) -> tuple[Tensor, Tensor]:
-    batch = [llm.ids(text) for text in rng.sample(texts, BATCH)]
-    speech = [with_boundaries(adapter, corrupt(ids, llm.table, rng)) for ids in batch]
-    return llm.answer_loss(rng.choice(TRANSCRIBE), speech, batch)
+def blur(ids: Sequence[int], table: Tensor) -> Tensor:
+    """Embeddings [tokens, embedding_size] of which a quarter are mixed with another token's, as an unsure draft's are."""
+    exact = table[list(ids)].float()
+    share = 1 - 0.5 * torch.rand(len(ids), 1) * (torch.rand(len(ids), 1) < 0.25)
+    others = table[torch.randint(17, len(table), (len(ids),))].float()
+    return share * exact + (1 - share) * others
+
+
+def text_step(
+    adapter: Adapter,
+    llm: FrozenLlm,
+    texts: list[str],
+    answers: dict[str, list[tuple[str, str]]],
+    share: float,
+    rng: random.Random,
+) -> tuple[Tensor, Tensor]:
+    """Copy garbled text under a transcribing instruction, or answer an instruction about clean text as the LLM does."""
+    if answers and rng.random() < share:
+        instruction = rng.choice(list(answers))
+        pairs = rng.sample(answers[instruction], min(BATCH, len(answers[instruction])))
+        batch, targets = [llm.ids(text) for text, _ in pairs], [llm.ids(answer) for _, answer in pairs]
+    else:
+        instruction = TRANSCRIBE[0] if rng.random() < 0.4 else rng.choice(TRANSCRIBE)
+        batch = targets = [garble(llm.ids(text), len(llm.table), rng) for text in rng.sample(texts, BATCH)]
+    speech = [with_boundaries(adapter, blur(ids, llm.table)) for ids in batch]
+    return llm.answer_loss(instruction, speech, targets)
+
+
+def read_answers(path: Path | None) -> dict[str, list[tuple[str, str]]]:
+    """(text, answer) by instruction; answers that were cut short are left out."""
+    answers: dict[str, list[tuple[str, str]]] = {}
+    for line in path.read_text().splitlines() if path else []:
+        row = json.loads(line)
+        if row["whole"]:
+            answers.setdefault(row["instruction"], []).append((row["text"], row["answer"]))
+    return answers
 
 
 class SpeechTasks:
     """Draws batches of one instruction each: transcription, or an instruction whose answers are known."""
 
     def __init__(
-        self, corpus: StateCorpus, answers: Path | None, llm: FrozenLlm, answer_share: float, rng: random.Random
+        self,
+        corpus: StateCorpus,
+        answers: dict[str, list[tuple[str, str]]],
+        llm: FrozenLlm,
+        answer_share: float,
+        rng: random.Random,
     ) -> None:
         self.rng, self.llm, self.answer_share = rng, llm, answer_share
         self.examples = [e for e in corpus.train if e.frames <= 200]
@@ -69,10 +101,10 @@ class SpeechTasks:
         for example in self.examples:
             by_text.setdefault(example.text, []).append(example)
         self.answers: dict[str, list[tuple[list[Example], list[int]]]] = {}
-        for line in answers.read_text().splitlines() if answers else []:
-            row = json.loads(line)
-            if row["whole"] and row["text"] in by_text:
-                self.answers.setdefault(row["instruction"], []).append((by_text[row["text"]], llm.ids(row["answer"])))
+        for instruction, pairs in answers.items():
+            known = [(by_text[text], llm.ids(answer)) for text, answer in pairs if text in by_text]
+            if known:
+                self.answers[instruction] = known
 
     def draw(self) -> tuple[str, list[Example], list[list[int]]]:
         if self.answers and self.rng.random() < self.answer_share:
@@ -162,7 +194,8 @@ def main() -> None:
     first, history = resume(checkpoint, adapter, optimizer)
     rng = random.Random(arguments.seed + first)
     generator = torch.Generator().manual_seed(arguments.seed + first)
-    tasks = SpeechTasks(corpus, arguments.answers, llm, arguments.answer_share, rng)
+    answers = read_answers(arguments.answers)
+    tasks = SpeechTasks(corpus, answers, llm, arguments.answer_share, rng)
     texts = sorted({example.text for example in corpus.train if 3 <= len(example.tokens) <= 60})
     total = arguments.text_steps + arguments.speech_steps
     started, running, running_accuracy = time.monotonic(), 0.0, 0.0
@@ -172,7 +205,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1.0, (position * total + 1) / 10) * max(0.05, 1 - position)
         if text:
-            loss, accuracy = text_step(adapter, llm, texts, rng)
+            loss, accuracy = text_step(adapter, llm, texts, answers, arguments.answer_share, rng)
         else:
             loss, accuracy = speech_step(adapter, llm, corpus, tasks, arguments.blank_threshold, arguments.ctc_weight, generator)
         optimizer.zero_grad()
