@@ -4,7 +4,8 @@
         --answers work/answers.jsonl --out work/reader --text-steps 60 --speech-steps 300
 
 First text alone, garbled as a CTC draft is, moves the boundary vectors until the LLM copies it; then speech, with
-next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered. Resumes from `OUT/checkpoint.pt`.
+next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered.
+Resumes from `OUT/checkpoint.pt`.
 """
 
 import argparse
