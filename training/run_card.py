@@ -33,7 +33,7 @@ def main() -> None:
     for row, following in pairwise(reader):
         if row["stage"] != following["stage"]:
             reading.axvline(row["step"], color="grey", linewidth=0.8)
-    reading.set(title="Reading: garbled text, then speech", xlabel="step", ylim=(0, None))
+    reading.set(title="The LLM learns to read (boundary vectors)", xlabel="step", ylim=(0, None))
     reading.legend(fontsize=7)
     arguments.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out / "curves.png", dpi=110)
