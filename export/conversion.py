@@ -53,14 +53,16 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
         with _step(progress, "writing the adapter"):
             shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
             embedding = llama.weights["model.embed_tokens.weight"]
-            adapter = build_adapter(read_adapter(ingredients.adapter), embedding, precision.speech, precision.head)
+            trained = read_adapter(ingredients.adapter)
+            adapter = build_adapter(trained, embedding, precision.speech, precision.head)
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
             decoder = build_decoder(
                 llama, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=precision.body, head=precision.head
             )
             decoder.save(folder / "llm.onnx")
-    return describe(llama, Tokeniser.from_file(folder / "tokenizer.json"), ingredients.precision)
+    instructions = tuple(trained.config["boundary_instructions"])
+    return describe(llama, Tokeniser.from_file(folder / "tokenizer.json"), ingredients.precision, instructions)
 
 
 def unpack_whisper(ingredients: Ingredients) -> Path:
@@ -81,7 +83,7 @@ def unpack_gguf(ingredients: Ingredients) -> Path:
     return target
 
 
-def describe(llama: Llama, tokeniser: Tokeniser, precision: str) -> BundleDescription:
+def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instructions: tuple[str, ...]) -> BundleDescription:
     """What `bundle.json` says about the models."""
     config = llama.config
     speech = "fp32" if precision == "fp32" else "int8"
@@ -98,6 +100,7 @@ def describe(llama: Llama, tokeniser: Tokeniser, precision: str) -> BundleDescri
             graph="adapter.onnx",
             weights="adapter.safetensors",
             subsampling=SUBSAMPLING,
+            boundary_instructions=boundary_instructions,
             embedding_size=config.embedding_size,
         ),
         llm=LlmSection(

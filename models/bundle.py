@@ -73,13 +73,15 @@ class EncoderSection(Section):
 class AdapterSection(Section):
     """The trained adapter: every `subsampling`-th state in, frames of `embedding_size` out.
 
-    `weights` are what it was built from, its boundary vectors among them (safetensors).
+    `weights` are what it was built from, its boundary vectors among them (safetensors). Those are put around the speech under
+    `boundary_instructions`, whatever their case and punctuation; None means under every instruction.
     """
 
     precision: str
     graph: FileName
     weights: FileName
     subsampling: PositiveInt
+    boundary_instructions: tuple[str, ...] | None = None
     embedding_size: PositiveInt
 
 

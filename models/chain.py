@@ -1,5 +1,6 @@
 """All models of a bundle, loaded: what an engine runs and an evaluation measures."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,11 @@ from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser
 
 
+def plain_words(instruction: str) -> str:
+    """An instruction without case, punctuation and spacing."""
+    return " ".join(re.findall(r"\w+", instruction.casefold()))
+
+
 @dataclass(frozen=True)
 class Models:
     """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]."""
@@ -25,12 +31,25 @@ class Models:
     llm: LLM
     tokeniser: Tokeniser
     template: PromptTemplate
+    boundary_instructions: frozenset[str] | None = None
+
+    def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
+        """The adapter's vectors before and after the speech; none under an instruction that they were not trained for.
+
+        They make the LLM copy what it hears. Without them it treats the speech as it treats text, which is what any other
+        instruction wants.
+        """
+        before, after = self.adapter.boundary_before, self.adapter.boundary_after
+        if self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions:
+            return before, after
+        return before[:0], after[:0]
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`."""
     manifest = bundle.manifest
     embedding = bundle.path(manifest.llm.embedding)
+    instructions = manifest.adapter.boundary_instructions
     adapter_weights = load_file(bundle.path(manifest.adapter.weights))
     return Models(
         features=log_mel,
@@ -45,4 +64,5 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
         llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
         tokeniser=Tokeniser.from_file(bundle.path(manifest.llm.tokeniser)),
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
+        boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
     )

@@ -88,9 +88,10 @@ class Runner:
 
     def _lay_out(self, generation: Generation, frames: Float32) -> None:
         """Build the prompt; `max_tokens` is cut to the positions that it leaves."""
-        adapter, llm, ids = self._models.adapter, self._models.llm, generation.prompt_ids
+        llm, ids = self._models.llm, generation.prompt_ids
+        start, end = self._models.boundaries(generation.request.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
-        prompt = np.concatenate([before, adapter.boundary_before, frames, adapter.boundary_after, after])
+        prompt = np.concatenate([before, start, frames, end, after])
         generation.max_tokens = min(generation.max_tokens, llm.max_positions - len(prompt))
         if generation.max_tokens < 1:
             generation.fail(PromptTooLong("The instruction and the speech together are too long for the model."))

@@ -70,10 +70,10 @@ class Chain:
         return self.models.tokeniser.decode(tokens)
 
     def answer_speech(self, instruction: str, output: AdapterOutput) -> str:
-        adapter = self.models.adapter
         if not len(output.frames):
             return ""
-        return self.generate(instruction, np.concatenate([adapter.boundary_before, output.frames, adapter.boundary_after]))
+        before, after = self.models.boundaries(instruction)
+        return self.generate(instruction, np.concatenate([before, output.frames, after]))
 
     def answer_text(self, instruction: str, text: str) -> str:
         """What the same LLM answers to the same instruction about written text."""

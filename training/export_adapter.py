@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.checkpoint import load_adapter
+from training.instructions import TRANSCRIBE
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--blank-threshold", type=float, default=0.5, help="frames with a larger P(blank) are dropped")
     arguments = parser.parse_args()
     adapter = load_adapter(arguments.checkpoint)
-    config = {**asdict(adapter.config), "blank_threshold": arguments.blank_threshold}
+    config = {**asdict(adapter.config), "blank_threshold": arguments.blank_threshold, "boundary_instructions": TRANSCRIBE}
     weights = {name: weight.to(torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
     save_file(weights, arguments.out, metadata={"config": json.dumps(config)})
     print(
