@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from export.conversion import AFTER_INSTRUCTION, PREFIX, SUFFIX
 from export.gguf_weights import read_llama, read_tokeniser
 
-PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-AFTER_INSTRUCTION = "\n"
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 
 
