@@ -36,20 +36,30 @@ class AdapterOutput:
 
 @dataclass(frozen=True)
 class PrefillRow:
-    """Embeddings [tokens, embedding_size] to append to `slot` from `position` on; logits are wanted of the last one."""
+    """Embeddings [tokens, embedding_size] to append to `slot` from `position` on; logits are wanted of the last `wanted`."""
 
     slot: int
     position: int
     embeddings: Float32
+    wanted: int = 1
 
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """The newest token of the request in `slot`; its K/V goes to `position`."""
+    """The newest token of the request in `slot`, and after it any draft of what follows; their K/V goes to `position` on."""
 
     slot: int
     position: int
-    token: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A copy of the first `length` positions of a slot's K/V; only the LLM that made it can read `content`."""
+
+    length: int
+    nbytes: int
+    content: object
 
 
 class Encoder(Protocol):
@@ -70,7 +80,11 @@ class Adapter(Protocol):
 
 
 class LLM(Protocol):
-    """The frozen LLM over dense K/V slots: row i of a decode batch is slot i, so running requests keep to the first slots."""
+    """The frozen LLM over dense K/V slots: row i of a decode batch is slot i, so running requests keep to the first slots.
+
+    The logits of a position depend on nothing but what its slot holds up to it, bit for bit: not on how the positions were cut
+    into calls, nor on the other rows. Speculation, prefix reuse and preemption rely on it.
+    """
 
     slots: int
     max_positions: int
@@ -81,14 +95,26 @@ class LLM(Protocol):
         """Embeddings [tokens, embedding_size] of token ids."""
         ...
 
-    def prefill(self, rows: Sequence[PrefillRow]) -> Float32:
-        """Append each row's embeddings to its slot; logits [rows, vocabulary_size] of each row's last position."""
+    def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
+        """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions."""
         ...
 
-    def decode(self, rows: Sequence[DecodeRow]) -> Float32:
-        """One token for slots 0..n-1, which `rows` must cover in that order; logits [n, vocabulary_size]."""
+    def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
+        """Append each row's tokens to slots 0..n-1, which `rows` must cover in that order.
+
+        Per row, logits [tokens, vocabulary_size] after each of its tokens. What a rejected draft left in a slot is
+        overwritten by the next call that writes there.
+        """
         ...
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of K/V from one slot to another."""
+        ...
+
+    def read_slot(self, slot: int, length: int) -> SlotState:
+        """A copy of the first `length` positions of a slot's K/V."""
+        ...
+
+    def write_slot(self, slot: int, state: SlotState) -> None:
+        """Put a copy back, from the slot's position 0 on."""
         ...

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,25 +12,62 @@ import numpy.typing as npt
 from server.errors import ServeError
 
 FinishReason = Literal["stop", "length", "no_speech"]
+DraftPolicy = Literal["exact", "relaxed", "off"]
+
+
+class Priority(IntEnum):
+    """Lower runs first."""
+
+    LIVE = 0
+    INTERACTIVE = 1
+    BATCH = 2
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` makes sampled text repeatable."""
+    """How tokens are chosen, in the order of the fields: penalties, temperature, top-k, top-p.
+
+    `temperature` 0 is greedy; `seed` makes sampled text repeatable whatever else runs. `top_k` 0 means all. The answer ends
+    before the first of the `stop` strings. `logprobs` n asks for each token's log-probability and the n best (None: for none).
+    """
 
     max_tokens: int = 256
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class InstructRequest:
-    """Mono float32 audio at the model's sample rate and the instruction about it."""
+    """Mono float32 audio at the model's sample rate and the instruction about it.
+
+    `client` is whose share the work counts against, and the only one who meets what was cached of the audio. An answer later than
+    `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
+    """
 
     id: str
     audio: npt.NDArray[np.float32]
     instruction: str
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    deadline_s: float | None = None
+    draft: DraftPolicy = "exact"
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of the answer with its natural log-probability under the model (before penalties and temperature), and the best
+    ones in its place, as pairs of bytes and log-probability, best first."""
+
+    bytes: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass
@@ -53,30 +91,43 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Usage:
-    """Prompt positions by kind, and generated tokens."""
+    """Prompt positions by kind, how many of them came from the prefix cache, and generated tokens."""
 
     audio_frames: int
     text_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What the draft brought to one request: tokens proposed and accepted, and LLM passes (prefill and decode) in all."""
+
+    drafted: int = 0
+    accepted: int = 0
+    llm_passes: int = 0
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A further piece of text; never splits a character."""
+    """A further piece of text, which never splits a character, and the tokens that completed it (where asked for)."""
 
     request_id: str
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Done:
-    """Terminal: the whole text. Concatenated deltas equal `text`."""
+    """Terminal: the whole text. Concatenated deltas equal `text`; so do their logprobs equal `logprobs`."""
 
     request_id: str
     text: str
     finish_reason: FinishReason
     usage: Usage
     times: StageTimes
+    speculation: Speculation = Speculation()
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +141,41 @@ class Failed:
 Event = Delta | Done | Failed
 
 
+DRAFT_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """Totals since the engine started. `drafted` and `accepted` count draft tokens by their place in a draft, the last entry
+    all places from there on."""
+
+    steps: int = 0
+    llm_passes: int = 0
+    generated_tokens: int = 0
+    drafted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
+    accepted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    encoder_cache_hits: int = 0
+    encoder_cache_misses: int = 0
+    preemptions: int = 0
+    restarts: int = 0
+
+
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for metrics and readiness."""
+    """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps."""
 
     ready: bool
     waiting: int
     running: int
     slots: int
     queue_limit: int
-    steps: int
+    step_age_s: float = 0.0
+    predicted_wait_s: float = 0.0
+    prefix_cache_bytes: int = 0
+    encoder_cache_bytes: int = 0
+    counters: EngineCounters = EngineCounters()
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow
+from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState
 from models.chain import Models
 from models.prompt import PromptTemplate, Tokeniser
 
@@ -165,18 +165,18 @@ class FakeLLM:
     def embed(self, tokens: Sequence[int]) -> Float32:
         return self._table[list(tokens)]
 
-    def prefill(self, rows: Sequence[PrefillRow]) -> Float32:
+    def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
         self.prefills += len(rows)
         for row in rows:
             Trouble.PREFILL_RAISES.check(row.embeddings)
-        return np.stack([self._write(row.slot, row.position, row.embeddings, Trouble.PREFILL_NAN) for row in rows])
+        return [self._write(row.slot, row.position, row.embeddings, Trouble.PREFILL_NAN)[-row.wanted :] for row in rows]
 
-    def decode(self, rows: Sequence[DecodeRow]) -> Float32:
+    def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         if [row.slot for row in rows] != list(range(len(rows))):
             raise BackendError("rows must cover the first slots in order")
         for row in rows:
             Trouble.DECODE_RAISES.check(self._cache[row.slot, : row.position])
-        return np.stack([self._write(row.slot, row.position, self.embed([row.token]), Trouble.DECODE_NAN) for row in rows])
+        return [self._write(row.slot, row.position, self.embed(row.tokens), Trouble.DECODE_NAN) for row in rows]
 
     def move(self, source: int, target: int, length: int) -> None:
         moved = self._cache[source, :length].copy()
@@ -184,11 +184,21 @@ class FakeLLM:
         Trouble.MOVE_RAISES.check(moved)
         self._cache[target, :length] = moved
 
+    def read_slot(self, slot: int, length: int) -> SlotState:
+        content = self._cache[slot, :length].copy()
+        return SlotState(length, content.nbytes, content)
+
+    def write_slot(self, slot: int, state: SlotState) -> None:
+        self._cache[slot] = np.nan
+        self._cache[slot, : state.length] = state.content
+
     def _write(self, slot: int, position: int, values: Float32, nan: Trouble) -> Float32:
-        length = position + len(values)
-        self._cache[slot, position:length] = values
-        self._cache[slot, length:] = np.nan
-        held = self._cache[slot, :length]
+        """Logits after each of the values [len(values), vocabulary_size]."""
+        self._cache[slot, position : position + len(values)] = values
+        self._cache[slot, position + len(values) :] = np.nan
+        return np.stack([self._logits(self._cache[slot, : position + count + 1], nan) for count in range(len(values))])
+
+    def _logits(self, held: Float32, nan: Trouble) -> Float32:
         if np.isnan(held).any() or nan.is_in(held):
             return np.full(self.vocabulary_size, np.nan, np.float32)
         checksum = zlib.crc32(held.tobytes())
