@@ -15,7 +15,8 @@ from export.adapter_graph import build_adapter, read_adapter
 from export.ctranslate2_weights import read_ctranslate2
 from export.default_recipe import DEFAULT_RECIPE, LLM, WHISPER_PARTS, Ingredients
 from export.gguf_weights import Llama, read_llama, read_tokeniser
-from export.llama_decoder import build_decoder, embedding_table, grouped_query_attention
+from export.llama_attention import ExactAttention
+from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
 from export.whisper_encoder import build_encoder
 from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection
@@ -58,7 +59,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
             decoder = build_decoder(
-                llama, max_positions=MAX_POSITIONS, attention=grouped_query_attention, body=precision.body, head=precision.head
+                llama, max_positions=MAX_POSITIONS, attention=ExactAttention, body=precision.body, head=precision.head
             )
             decoder.save(folder / "llm.onnx")
     instructions = tuple(trained.config["boundary_instructions"])

@@ -70,7 +70,7 @@ def convert(ingredients: Ingredients, folder: Path) -> BundleDescription:
 
 DEFAULT_RECIPE = Recipe(
     name="whisper-base-smollm2-135m-instruct",
-    version=2,
+    version=3,
     wheels=WHEELS,
     adapter=Path(__file__).parent / "adapter.safetensors",
     convert=convert,

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.gguf_weights import Llama, read_llama
-from export.llama_decoder import build_decoder, embedding_table, grouped_query_attention
+from export.llama_attention import ExactAttention
+from export.llama_decoder import build_decoder, embedding_table
 from export.parity import prompt_tokens
 from export.quantise import PRECISIONS
 from models.backends import DecodeRow, PrefillRow
@@ -53,17 +54,18 @@ def export(model: Llama, precision: str, folder: Path) -> Path:
     """Write the decoder; its path."""
     linear = PRECISIONS[precision]
     path = folder / f"{precision}.onnx"
-    build_decoder(model, attention=grouped_query_attention, body=linear.body, head=linear.head).save(path)
+    build_decoder(model, attention=ExactAttention, body=linear.body, head=linear.head).save(path)
     return path
 
 
 def run(llm: OnnxLLM, prompts: Sequence[list[int]], choose: Callable[[int, Float32], list[int]]) -> list[Float32]:
     """Logits [MAX_TOKENS, vocabulary] per prompt, all in one batch; `choose` gives a step's tokens from its number and logits."""
-    steps = [llm.prefill([PrefillRow(slot, 0, llm.embed(prompt)) for slot, prompt in enumerate(prompts)])]
+    steps = [np.concatenate(llm.prefill([PrefillRow(slot, 0, llm.embed(prompt)) for slot, prompt in enumerate(prompts)]))]
     for step in range(MAX_TOKENS - 1):
         tokens = choose(step, steps[-1])
         positions = [len(prompt) + step for prompt in prompts]
-        steps.append(llm.decode([DecodeRow(slot, *row) for slot, row in enumerate(zip(positions, tokens, strict=True))]))
+        rows = enumerate(zip(positions, tokens, strict=True))
+        steps.append(np.concatenate(llm.decode([DecodeRow(slot, position, [token]) for slot, (position, token) in rows])))
     return list(np.stack(steps, axis=1))
 
 
@@ -107,7 +109,7 @@ def time_once(llm: OnnxLLM) -> dict[str, float]:
     embeddings = llm.embed(range(100, 228))
     times = {}
     for rows in (1, 4, 8):
-        step = [DecodeRow(slot, CONTEXT, 100 + slot) for slot in range(rows)]
+        step = [DecodeRow(slot, CONTEXT, [100 + slot]) for slot in range(rows)]
         times[f"decode {rows}"] = min(processor_ms(lambda step=step: llm.decode(step)) for _ in range(3))  # type: ignore[misc]
     for tokens in (64, 128):
         row = PrefillRow(0, 30, embeddings[:tokens])

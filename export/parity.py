@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.gguf_weights import read_llama, read_tokeniser
-from export.llama_decoder import build_decoder, embedding_table, grouped_query_attention, standard_attention
+from export.llama_attention import ExactAttention, StandardAttention
+from export.llama_decoder import build_decoder, embedding_table
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
 from models.backends import DecodeRow, PrefillRow
 from models.llm_onnx import OnnxLLM
@@ -45,9 +46,9 @@ class Answer:
 
 def forced_logits(llm: OnnxLLM, prompt: Sequence[int], tokens: Sequence[int]) -> Float32:
     """The logits [tokens, vocabulary] after the prompt and each of `tokens` but the last, one decode step at a time."""
-    logits = [llm.prefill([PrefillRow(0, 0, llm.embed(prompt))])]
+    logits = llm.prefill([PrefillRow(0, 0, llm.embed(prompt))])
     for index, token in enumerate(tokens[:-1]):
-        logits.append(llm.decode([DecodeRow(0, len(prompt) + index, token)]))
+        logits += llm.decode([DecodeRow(0, len(prompt) + index, [token])])
     return np.concatenate(logits)
 
 
@@ -85,7 +86,7 @@ def llm_checks(gguf_path: Path, max_tokens: int, threads: int) -> Iterator[Check
     prompts = prompt_tokens(gguf_path)
     expected = transformers_answers(gguf_path, prompts, max_tokens, threads)
     model = read_llama(gguf_path)
-    for attention in (standard_attention, grouped_query_attention):
+    for attention in (StandardAttention, ExactAttention):
         with tempfile.TemporaryDirectory() as folder:
             graph, embeddings = Path(folder, "llm.onnx"), Path(folder, "embeddings.npy")
             build_decoder(model, attention=attention).save(graph)

@@ -7,7 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from models.backends import BackendError, DecodeRow, Float32, Int64, PrefillRow
+from models.backends import BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState
+from models.encoder_onnx import open_session
+
+SPAN_STEP = 64
+"""Attention is computed over the first positions of the slots, in steps of so many: then no sum is cut at another place."""
 
 
 class OnnxLLM:
@@ -15,33 +19,29 @@ class OnnxLLM:
 
     `graph` is the ONNX file, `embeddings` the input embedding table as `.npy` [vocabulary, D] in float16 or float32, of
     which only the rows in use are read into memory. Slot memory likewise: a page is taken when it is first written.
-    Prefill runs row by row: one row fills the cores, and a row alone is what the fused attention operator takes.
-    Raises `BackendError` where the files cannot be loaded or do not fit together.
+    The contract's equal bits hold for `ExactAttention` with 8-bit products; with float32 products, or `StandardAttention`,
+    a row alone differs in its last bits. Raises `BackendError` where the files cannot be loaded or do not fit together.
     """
 
     def __init__(self, graph: Path, embeddings: Path, *, slots: int = 8, threads: int = 2) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        self._session = open_session(graph, threads)
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             self._embeddings = np.load(embeddings, mmap_mode="r")
-        except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
-            raise BackendError(f"the LLM cannot be loaded from {graph.name} and {embeddings.name}: {error}") from error
-
+        except (OSError, ValueError) as error:
+            raise BackendError(f"{embeddings.name} could not be loaded: {error}") from error
         shapes = {value.name: value.shape for value in [*self._session.get_inputs(), *self._session.get_outputs()]}
-        _, key_value_heads, self.max_positions, head_size = shapes["key_0"]
+        self._slot_names = [name for name in shapes if name.startswith(("key_", "value_")) and "_out_" not in name]
+        self._takes_span = "span" in shapes
+        _, *slot_shape = shapes["key_0"]
         self.slots = slots
+        self.max_positions: int = slot_shape[-2]
         self.embedding_size: int = shapes["embeddings"][-1]
         self.vocabulary_size: int = shapes["logits"][-1]
         if self._embeddings.shape != (self.vocabulary_size, self.embedding_size):
             raise BackendError(f"{embeddings.name} has the shape {self._embeddings.shape}, which does not fit {graph.name}")
-        # Zeros, because the standard attention operator multiplies what it masks by 0, and 0 * NaN is NaN.
-        self._memory: dict[str, Float32] = {
-            name: np.zeros((slots, key_value_heads, self.max_positions, head_size), np.float32)
-            for name in shapes
-            if name.startswith(("key_", "value_")) and "_out_" not in name
-        }
+        # Keys and values of all layers, [names, slots, ..., max_positions, width]. Zeros, because attention multiplies what
+        # it masks by 0, and 0 * NaN is NaN.
+        self._memory = np.zeros((len(self._slot_names), slots, *slot_shape), np.float32)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def embed(self, tokens: Sequence[int]) -> Float32:
@@ -49,63 +49,93 @@ class OnnxLLM:
         rows: Float32 = self._embeddings[np.asarray(tokens, np.int64)].astype(np.float32)
         return rows
 
-    def prefill(self, rows: Sequence[PrefillRow]) -> Float32:
-        """Append each row's embeddings to its slot; logits [rows, vocabulary_size] of each row's last position."""
-        logits = np.empty((len(rows), self.vocabulary_size), np.float32)
-        for index, row in enumerate(rows):
-            self._run(row.slot, row.embeddings[None], np.array([row.position], np.int64), logits[index : index + 1])
+    def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
+        """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions.
+
+        Row by row, because one row fills the cores.
+        """
+        logits = []
+        for row in rows:
+            tokens = len(row.embeddings)
+            wanted = np.zeros((row.wanted, 2), np.int64)
+            wanted[:, 1] = np.arange(tokens - row.wanted, tokens)
+            logits.append(self._run(row.slot, row.embeddings[None], np.array([row.position], np.int64), wanted))
         return logits
 
-    def decode(self, rows: Sequence[DecodeRow]) -> Float32:
-        """One token for slots 0..n-1, which `rows` must cover in that order; logits [n, vocabulary_size]."""
+    def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
+        """Append each row's tokens to slots 0..n-1, which `rows` must cover in that order; logits [tokens, V] per row."""
         if [row.slot for row in rows] != list(range(len(rows))):
             raise ValueError(f"decode rows must be slots 0..{len(rows) - 1} in order")
-        logits = np.empty((len(rows), self.vocabulary_size), np.float32)
-        if rows:
-            embeddings = self.embed([row.token for row in rows])[:, None]
-            self._run(0, embeddings, np.array([row.position for row in rows], np.int64), logits)
-        return logits
+        if not rows:
+            return []
+        longest = max(len(row.tokens) for row in rows)
+        if any(row.position + longest > self.max_positions for row in rows):  # no room for padding in some slot
+            return self.prefill([PrefillRow(r.slot, r.position, self.embed(r.tokens), len(r.tokens)) for r in rows])
+        # Padded with true tokens: what padding leaves in the slots must be finite.
+        padded = [token for row in rows for token in [*row.tokens, *[row.tokens[-1]] * (longest - len(row.tokens))]]
+        wanted = np.array([(index, token) for index, row in enumerate(rows) for token in range(len(row.tokens))], np.int64)
+        embeddings = self.embed(padded).reshape(len(rows), longest, -1)
+        logits = self._run(0, embeddings, np.array([row.position for row in rows], np.int64), wanted)
+        return np.split(logits, np.cumsum([len(row.tokens) for row in rows[:-1]]))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of K/V from one slot to another."""
-        for memory in self._memory.values():
-            memory[target, :, :length] = memory[source, :, :length]
+        self._memory[:, target, ..., :length, :] = self._memory[:, source, ..., :length, :]
 
-    def _run(self, first_slot: int, embeddings: Float32, write_index: Int64, logits: Float32) -> None:
-        """Run embeddings [rows, tokens, D] over the slots from `first_slot` on; fill `logits` [rows, V] of the last tokens."""
+    def read_slot(self, slot: int, length: int) -> SlotState:
+        """A copy of the first `length` positions of a slot's K/V."""
+        content = self._memory[:, slot, ..., :length, :].copy()
+        return SlotState(length, content.nbytes, content)
+
+    def write_slot(self, slot: int, state: SlotState) -> None:
+        """Put a copy back, from the slot's position 0 on."""
+        self._memory[:, slot, ..., : state.length, :] = state.content
+
+    def _run(self, first_slot: int, embeddings: Float32, write_index: Int64, wanted: Int64) -> Float32:
+        """Run embeddings [rows, tokens, D] over the slots from `first_slot` on; logits [N, V] of `wanted` [N, 2]."""
         count, tokens, _ = embeddings.shape
+        end = int(write_index.max()) + tokens
         if first_slot < 0 or first_slot + count > self.slots or write_index.min() < 0 or tokens == 0:
             raise ValueError(f"{tokens} tokens for {count} slots from {first_slot}, position {write_index.min()}: out of range")
-        if write_index.max() + tokens > self.max_positions:
-            raise ValueError(f"position {write_index.max() + tokens - 1} is beyond the slot's {self.max_positions} positions")
+        if end > self.max_positions:
+            raise ValueError(f"position {end - 1} is beyond the slot's {self.max_positions} positions")
         inputs: dict[str, npt.NDArray[np.generic]] = {
             "embeddings": np.ascontiguousarray(embeddings, np.float32),
             "positions": write_index[:, None] + np.arange(tokens),
             "write_index": write_index,
-            "kv_length": write_index + tokens,
-            "wanted": np.stack([np.arange(count), np.full(count, tokens - 1)], axis=1),
+            "wanted": wanted,
         }
+        if self._takes_span:
+            inputs["span"] = np.array([-(-end // SPAN_STEP) * SPAN_STEP])
+        else:
+            inputs["kv_length"] = write_index + tokens
+        logits = np.empty((len(wanted), self.vocabulary_size), np.float32)
         binding = self._slot_binding(first_slot, count)
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
             raise BackendError(f"the LLM failed on {count} rows of {tokens} positions: {error}") from error
-        self._clear_poisoned(first_slot, logits)
+        for row, position in enumerate(write_index.tolist()):
+            self._clear_if_poisoned(first_slot + row, position, tokens, logits[wanted[:, 0] == row])
+        return logits
 
-    def _clear_poisoned(self, first_slot: int, logits: Float32) -> None:
-        """Zero the slots whose logits are not finite: NaN left behind would reach the slot's next request through the mask."""
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
-            for memory in self._memory.values():
-                memory[first_slot + row] = 0
+    def _clear_if_poisoned(self, slot: int, position: int, tokens: int, logits: Float32) -> None:
+        """Zero a slot where NaN or infinity came up, which would reach the slot's next request through the mask.
+
+        What is not finite in any layer is so in the last one's keys and values too, or its logits.
+        """
+        last_layer = self._memory[-2:, slot, ..., position : position + tokens, :]
+        if not (np.isfinite(logits).all() and np.isfinite(last_layer).all()):
+            self._memory[:, slot, ..., : position + tokens, :] = 0
 
     def _slot_binding(self, first_slot: int, count: int) -> onnxruntime.IOBinding:
         """A binding whose slot inputs and outputs are the memory of `count` slots: row i of a run is slot first_slot + i."""
         if (first_slot, count) not in self._bindings:
             binding = self._session.io_binding()
-            for name, memory in self._memory.items():
+            for name, memory in zip(self._slot_names, self._memory, strict=True):
                 rows = memory[first_slot : first_slot + count]
                 kind, layer = name.split("_")
                 binding.bind_input(name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)

@@ -88,7 +88,7 @@ class Chain:
         tokens: list[int] = []
         while token not in models.template.end_tokens and len(tokens) < MAX_TOKENS:
             tokens.append(token)
-            token = int(llm.decode([DecodeRow(0, len(prompt) + len(tokens) - 1, token)])[0].argmax())
+            token = int(llm.decode([DecodeRow(0, len(prompt) + len(tokens) - 1, [token])])[0].argmax())
         return models.tokeniser.decode(tokens)
 
 
