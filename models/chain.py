@@ -40,9 +40,11 @@ class Models:
         instruction wants.
         """
         before, after = self.adapter.boundary_before, self.adapter.boundary_after
-        if self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions:
-            return before, after
-        return before[:0], after[:0]
+        return (before, after) if self.transcribes(instruction) else (before[:0], after[:0])
+
+    def transcribes(self, instruction: str) -> bool:
+        """Whether the instruction is known to ask for a transcript: the boundary vectors were trained under it."""
+        return self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.backends import Float32
-from models.prompt import PromptIds
+from models.backends import Float32, SlotState
+from models.chain import Models
+from models.prompt import PromptIds, lay_out_prompt
+from server.caches import PrefixKey
 from server.detokenise import Detokeniser
-from server.errors import EngineFailed, ServeError
-from server.request import Done, Event, Failed, FinishReason, InstructRequest, StageTimes, Usage
+from server.errors import EngineFailed, InvalidRequest, PromptTooLong, ServeError
+from server.request import Delta, Done, Event, Failed, FinishReason, InstructRequest, Speculation, StageTimes, TokenLogprob, Usage
 from server.sampling import Sampler
+from server.speculation import Draft
 
 
 @dataclass(eq=False)
@@ -20,8 +23,9 @@ class Generation:
     """A request and its answer so far.
 
     `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
-    `position` counts what its K/V holds, so it is where the next token's goes. A stage that ends the request sets
-    `finish_reason` or `error`; `ended` is set with its terminal event, or when the client left.
+    `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
+    before the answer goes on; the `proposal` is the last of them. A stage that ends the request sets `finish_reason` or
+    `error`; `ended` is set with its terminal event, or when the client left.
     """
 
     request: InstructRequest
@@ -34,21 +38,40 @@ class Generation:
     times: StageTimes = field(default_factory=StageTimes)
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     audio_frames: int = 0
+    prefix_key: PrefixKey = ((), False)
+    prefix_length: int = 0
+    prefix_state: SlotState | None = None
+    cached_tokens: int = 0
+    draft: Draft = field(default_factory=lambda: Draft(()))
+    proposal: tuple[int, ...] = ()
     slot: int = 0
     position: int = 0
+    to_prefill: int = 0
     tokens: list[int] = field(default_factory=list)
     delta: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    told_logprobs: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    llm_passes: int = 0
     finish_reason: FinishReason | None = None
     error: ServeError | None = None
     ended: bool = False
 
+    @property
+    def room(self) -> int:
+        """How many tokens may be proposed, so that they and the one after them are still allowed."""
+        return self.max_tokens - len(self.tokens) - 1
+
     def append(self, token: int) -> None:
-        """Add a token of the answer; the last one that `max_tokens` allows finishes it."""
+        """Add a token of the answer; a stop string in it, or the last token that `max_tokens` allows, finishes it."""
         started_s = time.perf_counter()
         self.tokens.append(token)
         self.delta += self.detokeniser.push(token)
         self.times.detokenise_s += time.perf_counter() - started_s
-        if len(self.tokens) == self.max_tokens:
+        if self.detokeniser.stopped:
+            self.finish("stop")
+        elif len(self.tokens) == self.max_tokens:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
@@ -68,10 +91,16 @@ class Generation:
         """True once a stage has ended it."""
         return self.error is not None or self.finish_reason is not None
 
-    def take_delta(self) -> str:
-        """The text since the last call."""
-        delta, self.delta = self.delta, ""
-        return delta
+    def take_delta(self) -> Delta | None:
+        """The text since the last call, with the log-probabilities of the tokens since then; None where there is neither.
+
+        Tokens wait for the text that they complete, and for the end.
+        """
+        if not self.delta and not (self.finished and self.told_logprobs < len(self.logprobs)):
+            return None
+        event = Delta(self.request.id, self.delta, tuple(self.logprobs[self.told_logprobs :]))
+        self.delta, self.told_logprobs = "", len(self.logprobs)
+        return event
 
     def terminal_event(self) -> Done | Failed | None:
         """The event that ends this request, once a stage has ended it."""
@@ -80,11 +109,33 @@ class Generation:
         if self.finish_reason is None:
             return None
         text_tokens = len(self.prompt_ids) if self.audio_frames else 0
-        usage = Usage(self.audio_frames, text_tokens, len(self.tokens))
-        return Done(self.request.id, self.detokeniser.text, self.finish_reason, usage, self._final_times())
+        return Done(
+            self.request.id,
+            self.detokeniser.text,
+            self.finish_reason,
+            Usage(self.audio_frames, text_tokens, len(self.tokens), self.cached_tokens),
+            self._final_times(),
+            Speculation(self.drafted, self.accepted, self.llm_passes),
+            None if self.request.sampling.logprobs is None else tuple(self.logprobs),
+        )
 
     def _final_times(self) -> StageTimes:
         """The times with the total, and as queue time whatever part of it no stage took."""
         total_s = time.perf_counter() - self.submitted_at_s
         stages_s = sum(dataclasses.astuple(self.times))
         return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
+
+
+def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
+    """Raises `PromptTooLong`, or `InvalidRequest` for a relaxed draft under an instruction that does not ask for a transcript."""
+    transcribes = models.transcribes(request.instruction)
+    if request.draft == "relaxed" and not transcribes:
+        raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
+    prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    before, after = models.boundaries(request.instruction)
+    speech_and_answer = 2
+    if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
+        raise PromptTooLong("The instruction is too long for the model.", param="instruction")
+    sampling = request.sampling
+    detokeniser = Detokeniser(models.tokeniser, sampling.stop)
+    return Generation(request, deliver, prompt_ids, detokeniser, Sampler(sampling), sampling.max_tokens)

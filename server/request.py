@@ -60,6 +60,10 @@ class InstructRequest:
     draft: DraftPolicy = "exact"
 
 
+Alternative = tuple[bytes, float]
+"""A token's bytes and its natural log-probability."""
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """A token of the answer with its natural log-probability under the model (before penalties and temperature), and the best
@@ -67,7 +71,7 @@ class TokenLogprob:
 
     bytes: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()
+    top: tuple[Alternative, ...] = ()
 
 
 @dataclass

@@ -6,50 +6,84 @@ Every stage takes the generations that the scheduler chose for it and writes int
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow
-from models.chain import Models
+from models.chain import Models, plain_words
+from server.caches import EncoderCache, PrefixCache
 from server.errors import PromptTooLong
 from server.generation import Generation
+from server.request import DRAFT_POSITIONS
+from server.speculation import Draft, DraftGate, collapse
 
 logger = logging.getLogger(__name__)
 
+PREFIX_CACHE_BYTES = 64 * 2**20
+# Under the relaxed policy a draft token stands where the LLM gives it at least this probability: chosen by word error rate.
+RELAXED_PROBABILITY = 0.1
+
+
+@dataclass
+class RunnerCounters:
+    """Totals since the start; the fields mean what they mean in `EngineCounters`."""
+
+    llm_passes: int = 0
+    generated_tokens: int = 0
+    drafted: list[int] = field(default_factory=lambda: [0] * DRAFT_POSITIONS)
+    accepted: list[int] = field(default_factory=lambda: [0] * DRAFT_POSITIONS)
+    preemptions: int = 0
+
 
 class Runner:
-    """The stages `encode`, `prefill` and `decode`, and the `move` between slots; none of them raises."""
+    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; none of them raises."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, prefix_cache_bytes: int = PREFIX_CACHE_BYTES, encoder_cache_bytes: int = 0) -> None:
+        self.counters = RunnerCounters()
+        self.prefix_cache = PrefixCache(prefix_cache_bytes)
+        self.encoder_cache = EncoderCache(encoder_cache_bytes)
         self._models = models
+        self._gate = DraftGate()
 
     def encode(self, generations: Sequence[Generation]) -> None:
-        """Audio to prompt embeddings; audio without speech is answered with no text here."""
+        """Audio to prompt embeddings and draft; audio without speech is answered with no text here.
+
+        Afterwards `to_prefill` says how many positions the prefill has to run.
+        """
         attempt(self._encode, generations)
 
-    def prefill(self, generations: Sequence[Generation]) -> None:
-        """Prompts into their slots, and the first token of each answer."""
-        attempt(self._prefill, generations)
+    def prefill(self, work: Sequence[tuple[Generation, int]]) -> None:
+        """The next positions, so many each, into the slots; those of which none is left to prefill have their first tokens.
+
+        A budget that ends within the proposal shortens it.
+        """
+        tokens = dict(work)
+        attempt(lambda batch: self._prefill([(generation, tokens[generation]) for generation in batch]), list(tokens))
 
     def decode(self, generations: Sequence[Generation]) -> None:
-        """One more token for the generations in slots 0..n-1."""
+        """One pass, and one more token at least, for the generations in slots 0..n-1."""
         if not generations:
             return
         started_s = time.perf_counter()
+        for generation in generations:
+            generation.proposal = generation.draft.propose(generation.room)
         logits = self._decode_logits(generations)
         elapsed_s = time.perf_counter() - started_s
         for generation in generations:
             generation.times.decode_s += elapsed_s
-        for generation, row in zip(generations, logits, strict=False):
+        for generation, rows in zip(generations, logits, strict=False):
+            generation.llm_passes += 1
             generation.position += 1
-            self._choose_token(generation, row)
+            self._take_tokens(generation, rows)
 
     def warm_up(self, generation: Generation) -> None:
         """Run every stage once, in slot 0. Raises `BackendError` where one of them fails."""
         self.encode([generation])
-        if not generation.audio_frames:
-            self._lay_out(generation, np.zeros((1, self._models.llm.embedding_size), np.float32))
-        self.prefill([generation])
+        if not generation.audio_frames and generation.error is None:
+            generation.finish_reason = None
+            self._lay_out(generation, np.zeros((1, self._models.llm.embedding_size), np.float32), Draft(()))
+        self.prefill([(generation, generation.to_prefill)])
         # The answer may have ended at once; decode needs a token, whichever.
         generation.append(0)
         self.decode([generation])
@@ -67,7 +101,23 @@ class Runner:
             logger.exception("request %s could not be moved", generation.request.id)
             generation.fail(error)
 
+    def preempt(self, generation: Generation) -> None:
+        """Take its slot away: all that it held has to be prefilled again, and its answer goes on as if nothing had been."""
+        self.counters.preemptions += 1
+        self._plan_prefill(generation)
+
     def _encode(self, batch: Sequence[Generation]) -> None:
+        outputs = [self._known_output(generation) for generation in batch]
+        unknown = [generation for generation, output in zip(batch, outputs, strict=True) if output is None]
+        fresh = iter(self._run_encoder(unknown) if unknown else ())
+        for generation, known in zip(batch, outputs, strict=True):
+            output = next(fresh) if known is None else known
+            if not holds_speech(output):
+                generation.finish("no_speech")
+                continue
+            self._lay_out(generation, output.frames, self._draft(generation, output))
+
+    def _run_encoder(self, batch: Sequence[Generation]) -> list[AdapterOutput]:
         started_s = time.perf_counter()
         features = [self._models.features(generation.request.audio) for generation in batch]
         featured_s = time.perf_counter()
@@ -81,12 +131,22 @@ class Runner:
             generation.times.features_s = featured_s - started_s
             generation.times.encode_s = encoded_s - featured_s
             generation.times.adapter_s = adapted_s - encoded_s
-            if holds_speech(output):
-                self._lay_out(generation, output.frames)
-            else:
-                generation.finish("no_speech")
+            if self.encoder_cache.enabled:
+                self.encoder_cache.keep(generation.request.client, generation.request.audio, output)
+        return outputs
 
-    def _lay_out(self, generation: Generation, frames: Float32) -> None:
+    def _known_output(self, generation: Generation) -> AdapterOutput | None:
+        if not self.encoder_cache.enabled:
+            return None
+        return self.encoder_cache.find(generation.request.client, generation.request.audio)
+
+    def _draft(self, generation: Generation, output: AdapterOutput) -> Draft:
+        """The draft that the request asks for, empty where drafts do not pay; the relaxed policy reads it all the same."""
+        request = generation.request
+        wanted = request.draft == "relaxed" or (request.draft == "exact" and self._gate.allows(plain_words(request.instruction)))
+        return Draft(collapse(output.best_token) if wanted else ())
+
+    def _lay_out(self, generation: Generation, frames: Float32, draft: Draft) -> None:
         """Build the prompt; `max_tokens` is cut to the positions that it leaves."""
         llm, ids = self._models.llm, generation.prompt_ids
         start, end = self._models.boundaries(generation.request.instruction)
@@ -95,31 +155,85 @@ class Runner:
         generation.max_tokens = min(generation.max_tokens, llm.max_positions - len(prompt))
         if generation.max_tokens < 1:
             generation.fail(PromptTooLong("The instruction and the speech together are too long for the model."))
+            return
         generation.prompt = prompt
         generation.audio_frames = len(frames)
+        generation.prefix_length = len(before) + len(start)
+        generation.prefix_key = ids.before_speech, len(start) > 0
+        generation.prefix_state = self.prefix_cache.find(generation.prefix_key)
+        generation.cached_tokens = generation.prefix_state.length if generation.prefix_state is not None else 0
+        generation.draft = draft
+        self._plan_prefill(generation)
 
-    def _prefill(self, batch: Sequence[Generation]) -> None:
+    def _plan_prefill(self, generation: Generation) -> None:
+        """From nothing in any slot to the next token."""
+        generation.proposal = generation.draft.propose(generation.room)
+        generation.position = 0
+        held = len(generation.prompt) + len(generation.tokens) + len(generation.proposal)
+        generation.to_prefill = held - generation.cached_tokens
+
+    def _prefill(self, work: Sequence[tuple[Generation, int]]) -> None:
         started_s = time.perf_counter()
-        logits = self._models.llm.prefill([PrefillRow(generation.slot, 0, generation.prompt) for generation in batch])
-        self._check(logits, len(batch))
+        rows = []
+        for generation, tokens in work:
+            if generation.position == 0 and generation.prefix_state is not None:
+                self._models.llm.write_slot(generation.slot, generation.prefix_state)
+            rows.append(self._prefill_row(generation, tokens))
+        logits = self._models.llm.prefill(rows)
+        self._check(logits, [row.wanted for row in rows])
         elapsed_s = time.perf_counter() - started_s
-        for generation, row in zip(batch, logits, strict=True):
-            generation.times.prefill_s = elapsed_s
-            generation.position = len(generation.prompt)
-            self._choose_token(generation, row)
+        self.counters.llm_passes += len(rows)
+        for (generation, _), row, row_logits in zip(work, rows, logits, strict=True):
+            generation.times.prefill_s += elapsed_s
+            generation.llm_passes += 1
+            self._settle_prefill(generation, row, row_logits)
 
-    def _decode_logits(self, generations: Sequence[Generation]) -> Float32:
+    def _prefill_row(self, generation: Generation, tokens: int) -> PrefillRow:
+        """The next positions of prompt, answer so far and proposal."""
+        answer = [*generation.tokens, *generation.proposal]
+        whole = np.concatenate([generation.prompt, self._models.llm.embed(answer)]) if answer else generation.prompt
+        start = len(whole) - generation.to_prefill
+        end = min(start + tokens, len(whole))
+        first_wanted = len(whole) - len(generation.proposal) - 1
+        return PrefillRow(generation.slot, start, whole[start:end], wanted=max(1, end - max(start, first_wanted)))
+
+    def _settle_prefill(self, generation: Generation, row: PrefillRow, logits: Float32) -> None:
+        known = len(generation.prompt) + len(generation.tokens)
+        end = row.position + len(row.embeddings)
+        if end < known:
+            generation.to_prefill -= len(row.embeddings)
+            generation.position = end
+            return
+        generation.proposal = generation.proposal[: end - known]
+        generation.to_prefill = 0
+        generation.position = known
+        self._take_tokens(generation, logits)
+        if generation.prefix_state is None and generation.error is None:
+            self._keep_prefix(generation)
+
+    def _keep_prefix(self, generation: Generation) -> None:
+        try:
+            state = self._models.llm.read_slot(generation.slot, generation.prefix_length)
+        except Exception:
+            logger.exception("the prefix of request %s could not be kept", generation.request.id)
+        else:
+            self.prefix_cache.keep(generation.prefix_key, state)
+
+    def _decode_logits(self, generations: Sequence[Generation]) -> list[Float32]:
         """Logits of the generations, or of as many of the first ones as could be run.
 
         Where the batch raises, rows cannot be left out of its middle. So it grows from slot 0 until it raises again: the row
         added last is at fault and fails, and those after it wait for the next step.
         """
-        rows = [DecodeRow(generation.slot, generation.position, generation.tokens[-1]) for generation in generations]
+        rows = [
+            DecodeRow(generation.slot, generation.position, (generation.tokens[-1], *generation.proposal))
+            for generation in generations
+        ]
         try:
             return self._decode_rows(rows)
         except Exception:
             logger.exception("a decode batch of %d failed; looking for the request at fault", len(rows))
-        logits = np.empty((0, self._models.llm.vocabulary_size), np.float32)
+        logits: list[Float32] = []
         for count, generation in enumerate(generations, start=1):
             try:
                 logits = self._decode_rows(rows[:count])
@@ -128,26 +242,73 @@ class Runner:
                 break
         return logits
 
-    def _decode_rows(self, rows: Sequence[DecodeRow]) -> Float32:
+    def _decode_rows(self, rows: Sequence[DecodeRow]) -> list[Float32]:
+        self.counters.llm_passes += 1
         logits = self._models.llm.decode(rows)
-        self._check(logits, len(rows))
+        self._check(logits, [len(row.tokens) for row in rows])
         return logits
 
-    def _choose_token(self, generation: Generation, logits: Float32) -> None:
+    def _take_tokens(self, generation: Generation, logits: Float32) -> None:
+        """Add the tokens that the logits of the newest token and of the proposal behind it give, up to the first mismatch.
+
+        What stands of the proposal is in the slot already. A token is what it would be without a proposal: it comes from the
+        same logits, and its randomness depends on nothing but the seed and its place in the answer.
+        """
+        proposal, accepted = generation.proposal, 0
+        if np.isnan(logits.max()):
+            # Even where it is only behind a mismatch: the LLM clears a slot that it finds poisoned.
+            generation.fail(BackendError("The logits hold NaN."))
+            return
+        for index, row in enumerate(logits):
+            token = self._choose_token(generation, row)
+            if token is None:
+                break
+            generation.draft.advance(token)
+            if index == len(proposal) or token != proposal[index]:
+                break
+            accepted += 1
+            generation.position += 1
+            if generation.finished:
+                break
+        generation.proposal = ()
+        if proposal:
+            self._count_draft(generation, len(proposal), accepted)
+
+    def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
+        """The next token, added to the answer; None where the answer ended instead."""
+        sampler = generation.sampler
         try:
-            token = generation.sampler.choose(logits)
+            token = sampler.choose(logits, generation.tokens)
         except BackendError as error:
             logger.error("request %s: %s", generation.request.id, error)
             generation.fail(error)
-            return
+            return None
+        drafted = generation.draft.next
+        relaxed = generation.request.draft == "relaxed" and drafted is not None and drafted != token
+        if relaxed and drafted is not None and sampler.probability(logits, drafted) >= RELAXED_PROBABILITY:
+            token = drafted
         if token in self._models.template.end_tokens:
             generation.finish("stop")
-        else:
-            generation.append(token)
+            return None
+        if generation.request.sampling.logprobs is not None:
+            generation.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
+        self.counters.generated_tokens += 1
+        generation.append(token)
+        return token
 
-    def _check(self, logits: Float32, rows: int) -> None:
-        if logits.shape != (rows, self._models.llm.vocabulary_size):
-            raise BackendError(f"The LLM returned logits {logits.shape} for {rows} rows.")
+    def _count_draft(self, generation: Generation, proposed: int, accepted: int) -> None:
+        generation.drafted += proposed
+        generation.accepted += accepted
+        generation.draft.learn(proposed, accepted)
+        self._gate.record(plain_words(generation.request.instruction), proposed, accepted)
+        for place in range(proposed):
+            self.counters.drafted[min(place, DRAFT_POSITIONS - 1)] += 1
+            self.counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted
+
+    def _check(self, logits: Sequence[Float32], wanted: Sequence[int]) -> None:
+        expected = [(count, self._models.llm.vocabulary_size) for count in wanted]
+        if [rows.shape for rows in logits] != expected:
+            raise BackendError(f"The LLM returned logits {[rows.shape for rows in logits]} instead of {expected}.")
 
 
 def holds_speech(output: AdapterOutput) -> bool:

@@ -1,0 +1,105 @@
+"""CTC-draft self-speculation: the adapter's transcript is proposed to the LLM, which keeps what it would have said itself.
+
+The draft is verified where tokens are computed anyway: the prefill takes it along behind the prompt, and after a mismatch
+each decode pass takes the next few tokens along (arXiv 2603.11243 verifies once; drafting again after a mismatch saves most of
+the passes that are left).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from models.backends import Int64
+
+# Tokens verified behind the prompt; one more costs a twentieth of a pass, a pass that ends early wastes those behind its end.
+FIRST_PROPOSAL = 48
+# Tokens proposed after a mismatch, at first and at most.
+NEXT_PROPOSAL = 8
+LONGEST_NEXT_PROPOSAL = 16
+# How far ahead in the draft the LLM's own word is looked for.
+REALIGN_WINDOW = 3
+
+
+def collapse(best_token: Int64) -> tuple[int, ...]:
+    """CTC's greedy transcript: runs of one token are one, blanks (negative) are none. best_token [frames]."""
+    previous = -1
+    tokens = []
+    for token in best_token.tolist():
+        if token >= 0 and token != previous:
+            tokens.append(token)
+        previous = token
+    return tuple(tokens)
+
+
+class Draft:
+    """One request's draft, and where the answer has got to in it. It depends on nothing but the answer's own tokens."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+        self._position = 0
+        self._limit = FIRST_PROPOSAL
+
+    @property
+    def next(self) -> int | None:
+        """The token that the draft has here."""
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
+
+    def propose(self, room: int) -> tuple[int, ...]:
+        """What probably comes next, at most `room` tokens."""
+        return self._tokens[self._position : self._position + max(0, min(self._limit, room))]
+
+    def advance(self, token: int) -> None:
+        """The answer went on with `token`.
+
+        Where it is among the next ones of the draft, the draft goes on behind it, else it counts as a substitution.
+        """
+        window = self._tokens[self._position : self._position + REALIGN_WINDOW]
+        self._position += (window.index(token) if token in window else 0) + 1
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Propose more or less from now on: of `proposed` tokens `accepted` stood."""
+        if self._limit == FIRST_PROPOSAL:
+            self._limit = NEXT_PROPOSAL
+        elif accepted == 0:
+            self._limit //= 2
+        elif accepted == proposed:
+            self._limit = min(2 * self._limit, LONGEST_NEXT_PROPOSAL)
+
+
+@dataclass
+class _Record:
+    drafted: float = 0.0
+    accepted: float = 0.0
+    skipped: int = 0
+
+
+class DraftGate:
+    """Learns for which instructions drafts help, and leaves them out under the others, but for a probe now and then.
+
+    It never changes an answer, only its cost.
+    """
+
+    def __init__(
+        self, min_acceptance: float = 0.3, min_drafted: int = 32, probe_every: int = 32, instructions: int = 1024
+    ) -> None:
+        self._min_acceptance = min_acceptance
+        self._min_drafted = min_drafted
+        self._probe_every = probe_every
+        self._records: LRUCache[str, _Record] = LRUCache(instructions)
+
+    def allows(self, instruction: str) -> bool:
+        """Whether a request under this instruction is to be drafted."""
+        record = self._records.get(instruction)
+        if record is None or record.drafted < self._min_drafted or record.accepted >= self._min_acceptance * record.drafted:
+            return True
+        record.skipped = (record.skipped + 1) % self._probe_every
+        return record.skipped == 0
+
+    def record(self, instruction: str, drafted: int, accepted: int) -> None:
+        """What came of one request's draft. Older requests count for less and less."""
+        record = self._records.setdefault(instruction, _Record())
+        if record.drafted > 8 * self._min_drafted:
+            record.drafted, record.accepted = record.drafted / 2, record.accepted / 2
+        record.drafted += drafted
+        record.accepted += accepted
