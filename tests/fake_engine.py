@@ -1,94 +1,171 @@
 """A scripted engine: it answers after a delay, fails, or never answers, and remembers what it was asked."""
 
+import re
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from server.errors import NotReady, Overloaded, ServeError
-from server.request import Delta, Done, EngineStats, Event, Failed, InstructRequest, StageTimes, Usage
+from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
+from server.request import (
+    Delta,
+    Done,
+    EngineCounters,
+    EngineStats,
+    Event,
+    Failed,
+    InstructRequest,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+)
 
-USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=2)
+PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
+# Not slept, only reported.
+ENCODE_S = 0.01
+
+
+@dataclass
+class _Pending:
+    request: InstructRequest
+    deliver: Callable[[Event], None]
+    text: str
+    submitted_s: float
+    due_s: float
 
 
 class FakeEngine:
-    """`Engine` without models. Set the attributes to script it; read `submitted`, `aborted` and `drained` afterwards."""
+    """`Engine` without models. Set the attributes to script it; read `submitted`, `aborted` and `drained` afterwards.
+
+    Every request gets the `text` of the time when it was submitted, `delay_s` later, one word every `pause_s`; with `answers`
+    false, never. While `gate` is cleared nothing is answered.
+    """
 
     def __init__(self, *, sample_rate_hz: int = 16_000, max_audio_s: float = 30.0) -> None:
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self.text = "hello world"
         self.delay_s = 0.0
+        self.pause_s = 0.0
         self.answers = True
         self.failure: ServeError | None = None
         self.refusal: Exception | None = None
         self.start_error: Exception | None = None
         self.may_start = threading.Event()
         self.may_start.set()
+        self.gate = threading.Event()
+        self.gate.set()
         self.slots = 4
         self.queue_limit = 16
         self.submitted: list[InstructRequest] = []
         self.aborted: list[str] = []
         self.drained = False
         self._ready = False
-        self._pending: dict[str, threading.Timer | None] = {}
-        self._lock = threading.Lock()
+        self._stopping = False
+        self._answered = 0
+        self._pending: dict[str, _Pending] = {}
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="fake-engine", daemon=True)
 
     @property
     def pending(self) -> int:
         """Requests that were neither answered nor aborted."""
-        with self._lock:
+        with self._changed:
             return len(self._pending)
 
     def start(self) -> None:
         self.may_start.wait()
         if self.start_error is not None:
             raise self.start_error
-        self._ready = True
+        with self._changed:
+            self._ready = not self._stopping
+        self._thread.start()
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        if not self._ready:
-            raise NotReady("The fake engine is not ready.", retry_after_s=1)
-        if self.refusal is not None:
-            raise self.refusal
-        with self._lock:
+        with self._changed:
+            if not self._ready:
+                raise NotReady("The fake engine is not ready.", retry_after_s=1)
+            if self.refusal is not None:
+                raise self.refusal
+            if request.id in self._pending:
+                raise InvalidRequest("The fake engine has a request with this id.")
             if len(self._pending) >= self.slots + self.queue_limit:
                 raise Overloaded("The fake engine is full.", retry_after_s=1)
             self.submitted.append(request)
-            timer = threading.Timer(self.delay_s, self._finish, (request.id, deliver)) if self.answers else None
-            self._pending[request.id] = timer
-        if timer is not None and self.delay_s == 0:
-            self._finish(request.id, deliver)
-        elif timer is not None:
-            timer.start()
+            now_s = time.monotonic()
+            due_s = now_s + self.delay_s if self.answers else float("inf")
+            self._pending[request.id] = _Pending(request, deliver, self.text, now_s, due_s)
+            self._changed.notify_all()
 
     def abort(self, request_id: str) -> None:
-        with self._lock:
+        with self._changed:
             self.aborted.append(request_id)
-            timer = self._pending.pop(request_id, None)
-        if timer is not None:
-            timer.cancel()
+            self._pending.pop(request_id, None)
+            self._changed.notify_all()
 
     def stats(self) -> EngineStats:
-        with self._lock:
+        with self._changed:
             running = min(len(self._pending), self.slots)
-            return EngineStats(
-                self._ready, len(self._pending) - running, running, self.slots, self.queue_limit, steps=len(self.submitted)
-            )
+            waiting = len(self._pending) - running
+            counters = EngineCounters(steps=self._answered)
+            return EngineStats(self._ready, waiting, running, self.slots, self.queue_limit, counters=counters)
 
     def drain(self, timeout_s: float) -> None:
-        self._ready = False
-        self.drained = True
-        with self._lock:
-            timers = [timer for timer in self._pending.values() if timer is not None]
-        for timer in timers:
-            timer.join(timeout_s)
+        with self._changed:
+            self._ready = False
+            self.drained = True
+            self._changed.wait_for(lambda: not self._pending, timeout_s)
+            for id, pending in list(self._pending.items()):
+                self._end(pending, Failed(id, NotReady("The fake engine is shutting down.")))
+            self._stopping = True
+            self._changed.notify_all()
+        self.gate.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
-    def _finish(self, request_id: str, deliver: Callable[[Event], None]) -> None:
-        with self._lock:
-            if request_id not in self._pending:
-                return
-            del self._pending[request_id]
+    def _serve(self) -> None:
+        while (pending := self._next()) is not None:
+            self.gate.wait()
+            self._answer(pending)
+
+    def _next(self) -> _Pending | None:
+        """The first request, once it is due; None at the end."""
+        with self._changed:
+            while not self._stopping:
+                first = min(self._pending.values(), key=lambda pending: pending.due_s, default=None)
+                wait_s = first.due_s - time.monotonic() if first is not None else float("inf")
+                if first is not None and wait_s <= 0:
+                    return first
+                self._changed.wait(None if wait_s == float("inf") else wait_s)
+            return None
+
+    def _answer(self, pending: _Pending) -> None:
+        request, started_s = pending.request, time.monotonic()
         if self.failure is not None:
-            deliver(Failed(request_id, self.failure))
+            self._end(pending, Failed(request.id, self.failure))
             return
-        deliver(Delta(request_id, self.text))
-        deliver(Done(request_id, self.text, "stop", USAGE, StageTimes(encode_s=0.01, decode_s=0.02)))
+        words = re.findall(r"\s*\S+|\s+$", pending.text)
+        wants_logprobs = request.sampling.logprobs is not None
+        logprobs = tuple(TokenLogprob(word.encode(), -0.5) for word in words) if wants_logprobs else ()
+        for index, word in enumerate(words):
+            self._tell(pending, Delta(request.id, word, logprobs[index : index + 1]))
+            time.sleep(self.pause_s)
+        now_s = time.monotonic()
+        queue_s, total_s = started_s - pending.submitted_s, now_s - pending.submitted_s
+        times = StageTimes(queue_s=queue_s, encode_s=ENCODE_S, decode_s=now_s - started_s, total_s=total_s + ENCODE_S)
+        usage = Usage(PROMPT_USAGE.audio_frames, PROMPT_USAGE.text_tokens, len(words))
+        self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=logprobs if wants_logprobs else None))
+
+    def _tell(self, pending: _Pending, event: Event) -> None:
+        with self._changed:
+            if self._pending.get(pending.request.id) is pending:
+                pending.deliver(event)
+
+    def _end(self, pending: _Pending, event: Event) -> None:
+        with self._changed:
+            if self._pending.get(pending.request.id) is pending:
+                # Free again by the time that its client knows.
+                del self._pending[pending.request.id]
+                self._answered += 1
+                self._changed.notify_all()
+                pending.deliver(event)
