@@ -6,7 +6,7 @@ is numpy. A backend raises `BackendError` for a failure that is its own; any oth
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ class SlotState:
 
     length: int
     nbytes: int
-    content: object
+    content: Any
 
 
 class Encoder(Protocol):

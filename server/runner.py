@@ -43,7 +43,7 @@ class Runner:
         self.counters = RunnerCounters()
         self.prefix_cache = PrefixCache(prefix_cache_bytes)
         self.encoder_cache = EncoderCache(encoder_cache_bytes)
-        self._models = models
+        self.models = models
         self._gate = DraftGate()
 
     def encode(self, generations: Sequence[Generation]) -> None:
@@ -82,7 +82,7 @@ class Runner:
         self.encode([generation])
         if not generation.audio_frames and generation.error is None:
             generation.finish_reason = None
-            self._lay_out(generation, np.zeros((1, self._models.llm.embedding_size), np.float32), Draft(()))
+            self._lay_out(generation, np.zeros((1, self.models.llm.embedding_size), np.float32), Draft(()))
         self.prefill([(generation, generation.to_prefill)])
         # The answer may have ended at once; decode needs a token, whichever.
         generation.append(0)
@@ -96,7 +96,7 @@ class Runner:
         if generation.position == 0 or generation.finished:
             return
         try:
-            self._models.llm.move(source, target, generation.position)
+            self.models.llm.move(source, target, generation.position)
         except Exception as error:
             logger.exception("request %s could not be moved", generation.request.id)
             generation.fail(error)
@@ -119,11 +119,11 @@ class Runner:
 
     def _run_encoder(self, batch: Sequence[Generation]) -> list[AdapterOutput]:
         started_s = time.perf_counter()
-        features = [self._models.features(generation.request.audio) for generation in batch]
+        features = [self.models.features(generation.request.audio) for generation in batch]
         featured_s = time.perf_counter()
-        states = self._models.encoder.encode(features)
+        states = self.models.encoder.encode(features)
         encoded_s = time.perf_counter()
-        outputs = self._models.adapter.adapt(states)
+        outputs = self.models.adapter.adapt(states)
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):
             raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
@@ -148,8 +148,8 @@ class Runner:
 
     def _lay_out(self, generation: Generation, frames: Float32, draft: Draft) -> None:
         """Build the prompt; `max_tokens` is cut to the positions that it leaves."""
-        llm, ids = self._models.llm, generation.prompt_ids
-        start, end = self._models.boundaries(generation.request.instruction)
+        llm, ids = self.models.llm, generation.prompt_ids
+        start, end = self.models.boundaries(generation.request.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
         prompt = np.concatenate([before, start, frames, end, after])
         generation.max_tokens = min(generation.max_tokens, llm.max_positions - len(prompt))
@@ -177,9 +177,9 @@ class Runner:
         rows = []
         for generation, tokens in work:
             if generation.position == 0 and generation.prefix_state is not None:
-                self._models.llm.write_slot(generation.slot, generation.prefix_state)
+                self.models.llm.write_slot(generation.slot, generation.prefix_state)
             rows.append(self._prefill_row(generation, tokens))
-        logits = self._models.llm.prefill(rows)
+        logits = self.models.llm.prefill(rows)
         self._check(logits, [row.wanted for row in rows])
         elapsed_s = time.perf_counter() - started_s
         self.counters.llm_passes += len(rows)
@@ -191,7 +191,7 @@ class Runner:
     def _prefill_row(self, generation: Generation, tokens: int) -> PrefillRow:
         """The next positions of prompt, answer so far and proposal."""
         answer = [*generation.tokens, *generation.proposal]
-        whole = np.concatenate([generation.prompt, self._models.llm.embed(answer)]) if answer else generation.prompt
+        whole = np.concatenate([generation.prompt, self.models.llm.embed(answer)]) if answer else generation.prompt
         start = len(whole) - generation.to_prefill
         end = min(start + tokens, len(whole))
         first_wanted = len(whole) - len(generation.proposal) - 1
@@ -213,7 +213,7 @@ class Runner:
 
     def _keep_prefix(self, generation: Generation) -> None:
         try:
-            state = self._models.llm.read_slot(generation.slot, generation.prefix_length)
+            state = self.models.llm.read_slot(generation.slot, generation.prefix_length)
         except Exception:
             logger.exception("the prefix of request %s could not be kept", generation.request.id)
         else:
@@ -244,7 +244,7 @@ class Runner:
 
     def _decode_rows(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         self.counters.llm_passes += 1
-        logits = self._models.llm.decode(rows)
+        logits = self.models.llm.decode(rows)
         self._check(logits, [len(row.tokens) for row in rows])
         return logits
 
@@ -287,11 +287,11 @@ class Runner:
         relaxed = generation.request.draft == "relaxed" and drafted is not None and drafted != token
         if relaxed and drafted is not None and sampler.probability(logits, drafted) >= RELAXED_PROBABILITY:
             token = drafted
-        if token in self._models.template.end_tokens:
+        if token in self.models.template.end_tokens:
             generation.finish("stop")
             return None
         if generation.request.sampling.logprobs is not None:
-            generation.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
+            generation.logprobs.append(sampler.logprob(logits, token, self.models.tokeniser))
         self.counters.generated_tokens += 1
         generation.append(token)
         return token
@@ -306,7 +306,7 @@ class Runner:
             self.counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted
 
     def _check(self, logits: Sequence[Float32], wanted: Sequence[int]) -> None:
-        expected = [(count, self._models.llm.vocabulary_size) for count in wanted]
+        expected = [(count, self.models.llm.vocabulary_size) for count in wanted]
         if [rows.shape for rows in logits] != expected:
             raise BackendError(f"The LLM returned logits {[rows.shape for rows in logits]} instead of {expected}.")
 

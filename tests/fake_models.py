@@ -39,7 +39,7 @@ SPECIAL_TOKENS = [
 ]
 SAMPLE_RATE_HZ = 800
 WIDTH = 8
-USUAL_TOKENS = (40, 41, 42)
+USUAL_TOKENS = (40, 41)
 END_TOKEN = SPECIAL_TOKENS.index("<|im_end|>")
 
 
@@ -130,7 +130,7 @@ class FakeEncoder:
 
 
 class FakeAdapter:
-    """Every fourth state; frames of nothing but zeros are blank and dropped. The draft is right about every third token."""
+    """Every fourth state; frames of nothing but zeros are blank and dropped. The draft is right about every second token."""
 
     boundary_before = np.full((2, WIDTH), 0.25, np.float32)
     boundary_after = np.full((2, WIDTH), 0.75, np.float32)
