@@ -58,10 +58,13 @@ def test_a_relaxed_answer_does_not_depend_on_how_it_was_run(
 
 
 def test_relaxed_answers_differ_from_exact_ones() -> None:
-    request = InstructRequest("r", speech(1, 3.0), "Transcribe.", SamplingOptions(max_tokens=40))
-    _, exact = run(fake_runner()[0], request)
-    _, relaxed = run(fake_runner()[0], with_draft(request, "relaxed"))
-    assert relaxed.tokens != exact.tokens
+    differing = 0
+    for seed in range(10):
+        request = InstructRequest("r", speech(seed, 3.0), "Transcribe.", SamplingOptions(max_tokens=40))
+        _, exact = run(fake_runner()[0], request)
+        _, relaxed = run(fake_runner()[0], with_draft(request, "relaxed"))
+        differing += relaxed.tokens != exact.tokens
+    assert differing > 0
 
 
 def test_drafts_save_passes() -> None:
