@@ -21,7 +21,6 @@ from server.speculation import Draft, DraftGate, collapse
 logger = logging.getLogger(__name__)
 
 PREFIX_CACHE_BYTES = 64 * 2**20
-# Under the relaxed policy a draft token stands where the LLM gives it at least this probability: chosen by word error rate.
 RELAXED_PROBABILITY = 0.1
 
 
@@ -37,13 +36,23 @@ class RunnerCounters:
 
 
 class Runner:
-    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; none of them raises."""
+    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; none of them raises.
 
-    def __init__(self, models: Models, prefix_cache_bytes: int = PREFIX_CACHE_BYTES, encoder_cache_bytes: int = 0) -> None:
+    Under the relaxed draft policy a draft token stands where the LLM gives it at least `relaxed_probability`.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        encoder_cache_bytes: int = 0,
+        relaxed_probability: float = RELAXED_PROBABILITY,
+    ) -> None:
         self.counters = RunnerCounters()
         self.prefix_cache = PrefixCache(prefix_cache_bytes)
         self.encoder_cache = EncoderCache(encoder_cache_bytes)
         self.models = models
+        self._relaxed_probability = relaxed_probability
         self._gate = DraftGate()
 
     def encode(self, generations: Sequence[Generation]) -> None:
@@ -285,7 +294,7 @@ class Runner:
             return None
         drafted = generation.draft.next
         relaxed = generation.request.draft == "relaxed" and drafted is not None and drafted != token
-        if relaxed and drafted is not None and sampler.probability(logits, drafted) >= RELAXED_PROBABILITY:
+        if relaxed and drafted is not None and sampler.probability(logits, drafted) >= self._relaxed_probability:
             token = drafted
         if token in self.models.template.end_tokens:
             generation.finish("stop")
