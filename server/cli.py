@@ -3,7 +3,6 @@
 import argparse
 import importlib.metadata
 import json
-import logging
 import queue
 import sys
 import time
@@ -14,11 +13,12 @@ from typing import Any
 
 from models.bundle import BundleError, Manifest, open_bundle
 from server.errors import ServeError
+from server.logs import configure_logging
 from server.request import Delta, Done, Engine, Event, InstructRequest, SamplingOptions
 from server.self_check import INSTRUCTION
 from server.settings import Settings, SettingsError, load_settings
 
-SETTING_FLAGS = ("host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "log_level")
+SETTING_FLAGS = ("host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "engine", "log_level")
 
 
 class CommandError(RuntimeError):
@@ -30,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        # Its warnings quote what a hostile body holds.
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)
+        configure_logging(settings.log_level.upper())
         status: int = options.command(options, settings)
     except (SettingsError, CommandError, BundleError) as error:
         print(f"thinbridge: {error}", file=sys.stderr)
@@ -60,7 +58,7 @@ def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
 
 def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run the engine in this process on some files; the text goes to stdout."""
-    engine = load_engine(get_bundle(settings), settings)
+    engine = load_engine(get_bundle(settings), settings.model_copy(update={"engine": "thread"}))
     engine.start()
     sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
     failures = 0
@@ -141,7 +139,7 @@ def get_bundle(settings: Settings) -> Path:
 
 
 def load_engine(folder: Path, settings: Settings) -> Engine:
-    """The models of a bundle behind an engine that is not started yet."""
+    """An engine over a bundle's models, yet to be started."""
     from server.build import build_engine
 
     return build_engine(folder, settings)
@@ -186,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = _add_command(commands, "serve", "run the server", serve_command)
-    _add_setting_flags(serve, "host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "log_level")
+    _add_setting_flags(serve, "host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "engine", "log_level")
 
     transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")

@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -50,6 +50,16 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
     )
 
+    engine: Literal["process", "thread"] = Field(
+        default="process", description="Where the models run: a supervised child process, or a thread of the server itself."
+    )
+    stall_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without progress after which the engine process is replaced.",
+    )
+
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body in bytes; beyond it the answer is 413."
     )
@@ -66,6 +76,9 @@ class Settings(BaseSettings):
     )
     request_timeout_s: float = Field(
         default=60.0, gt=0, allow_inf_nan=False, description="Seconds from the body's end to the answer."
+    )
+    stream_heartbeat_s: float = Field(
+        default=5.0, gt=0, allow_inf_nan=False, description="Seconds of silence after which a stream shows that it is alive."
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get at shutdown."
