@@ -1,0 +1,122 @@
+"""What the draft policies do to word error rate, latency and the number of LLM passes, through a running server.
+
+    python -m loadtest.draft_policies --url http://127.0.0.1:8000 --eval DATA/eval.jsonl --out loadtest/results
+
+Every recording is transcribed without a draft, with exact drafts and with relaxed ones, one request at a time, the policies in
+turn on each recording so that the machine's moods hit all alike. Exact drafts must give the very text that no draft gives:
+where they do not, the recording is named and the exit status is 1. Writes `draft_policies.json` and `draft_policies.md`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jiwer
+from tqdm import tqdm
+from whisper_normalizer.english import EnglishTextNormalizer
+
+POLICIES = ("off", "exact", "relaxed")
+TRANSCRIBE = "Transcribe the speech to text."
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One line of the manifest: a file beside it, its text, and the set that it belongs to."""
+
+    path: Path
+    text: str
+    set: str
+
+
+def read_recordings(manifest: Path, language: str = "en") -> list[Recording]:
+    """The recordings of a JSON-lines manifest that are transcribed in their own language."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [Recording(manifest.parent / row["file"], row["text"], row["set"]) for row in rows if row["language"] == language]
+
+
+def ask(client: httpx.Client, recording: Recording, policy: str) -> dict[str, Any]:
+    """The server's reply. Raises `httpx.HTTPError` where it is none."""
+    reply = client.post(
+        "/v1/instruct",
+        files={"audio": recording.path.read_bytes()},
+        data={"instruction": TRANSCRIBE, "draft": policy},
+    )
+    reply.raise_for_status()
+    answer: dict[str, Any] = reply.json()
+    return answer
+
+
+def word_error_rate(references: list[str], hypotheses: list[str], normalise: EnglishTextNormalizer) -> float:
+    """Errors over reference words, all recordings together; those whose reference has no words are left out."""
+    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
+    kept = [pair for pair in pairs if pair[0]]
+    return float(jiwer.wer([r for r, _ in kept], [h for _, h in kept]))
+
+
+def summarise(recordings: list[Recording], replies: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per policy: word error rate by set, median latency, and how the tokens came about."""
+    normalise = EnglishTextNormalizer()
+    summary = {}
+    for policy, answers in replies.items():
+        rates = {}
+        for name in dict.fromkeys(recording.set for recording in recordings):
+            chosen = [index for index, recording in enumerate(recordings) if recording.set == name]
+            texts = [answers[index]["text"] for index in chosen]
+            rates[name] = word_error_rate([recordings[index].text for index in chosen], texts, normalise)
+        drafted = sum(answer["speculation"]["drafted"] for answer in answers)
+        passes = sum(answer["speculation"]["llm_passes"] for answer in answers)
+        summary[policy] = {
+            "word_error_rate": rates,
+            "latency_p50_ms": statistics.median(answer["times_ms"]["total_ms"] for answer in answers),
+            "llm_p50_ms": statistics.median(
+                answer["times_ms"]["prefill_ms"] + answer["times_ms"]["decode_ms"] for answer in answers
+            ),
+            "tokens_per_llm_pass": sum(answer["usage"]["output_tokens"] for answer in answers) / passes,
+            "acceptance": sum(answer["speculation"]["accepted"] for answer in answers) / drafted if drafted else None,
+        }
+    return summary
+
+
+def table(summary: dict[str, dict[str, Any]]) -> str:
+    """The summary in Markdown."""
+    sets = list(next(iter(summary.values()))["word_error_rate"])
+    lines = [f"| draft | {' | '.join(sets)} | p50 ms | LLM p50 ms | tokens per pass | accepted |", "|---" * (len(sets) + 5) + "|"]
+    for policy, row in summary.items():
+        rates = " | ".join(f"{100 * row['word_error_rate'][name]:.1f} %" for name in sets)
+        accepted = "" if row["acceptance"] is None else f"{100 * row['acceptance']:.0f} %"
+        figures = f"{row['latency_p50_ms']:.0f} | {row['llm_p50_ms']:.0f} | {row['tokens_per_llm_pass']:.2f} | {accepted}"
+        lines.append(f"| {policy} | {rates} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--eval", type=Path, required=True, help="JSON lines with file, text, set and language")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    recordings = read_recordings(arguments.eval)
+    replies: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
+    with httpx.Client(base_url=arguments.url, timeout=120) as client:
+        for recording in tqdm(recordings, unit="clip"):
+            for policy in POLICIES:
+                replies[policy].append(ask(client, recording, policy))
+    texts = {policy: [answer["text"] for answer in answers] for policy, answers in replies.items()}
+    changed = [r.path.name for r, off, exact in zip(recordings, texts["off"], texts["exact"], strict=True) if off != exact]
+    summary = summarise(recordings, replies)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result = {"recordings": len(recordings), "changed_by_exact_drafts": changed, "policies": summary, "texts": texts}
+    (arguments.out / "draft_policies.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (arguments.out / "draft_policies.md").write_text(table(summary), encoding="utf-8")
+    print(table(summary))
+    print(f"exact drafts changed {len(changed)} of {len(recordings)} texts {' '.join(changed)}")
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
