@@ -1,26 +1,35 @@
 """The engine in this process: one thread that schedules, runs and settles, step by step."""
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from models.chain import Models
-from models.prompt import lay_out_prompt
-from server.detokenise import Detokeniser
-from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
-from server.generation import Generation
-from server.request import Delta, EngineStats, Event, Failed, InstructRequest, SamplingOptions
+from server.admission import Costs, Ratio, check_wait, retry_after_s
+from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, RequestTimedOut, ServeError
+from server.generation import Generation, new_generation
+from server.request import (
+    Delta,
+    Done,
+    EngineCounters,
+    EngineStats,
+    Event,
+    Failed,
+    InstructRequest,
+    Priority,
+    SamplingOptions,
+)
 from server.runner import Runner
-from server.sampling import Sampler
-from server.scheduler import Move, Scheduler
+from server.scheduler import ENCODE_BUDGET_MEL_FRAMES, STEP_TOKENS, Scheduler
 
 logger = logging.getLogger(__name__)
 
 MEL_FRAMES_PER_SECOND = 100
-# One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
-ENCODE_BUDGET_MEL_FRAMES = 3000
 RETRY_AFTER_S = 1
 # How long a step that runs at the end of a drain is waited for.
 STOP_GRACE_S = 5.0
@@ -34,7 +43,8 @@ class LocalEngine:
     """The `Engine` protocol over models in this process.
 
     Events are delivered under the engine's lock: none follows a terminal event, nor a call of `abort`. They come from the
-    engine's thread, except the failures of a drain that ran out of time, which come from its caller's.
+    engine's thread, with two exceptions: the failures of a drain that ran out of time come from its caller's thread, and that
+    of a request that gives up its place in a full queue from the thread that submits the newcomer.
     """
 
     def __init__(
@@ -43,41 +53,54 @@ class LocalEngine:
         sample_rate_hz: int,
         max_audio_s: float,
         queue_limit: int,
+        *,
         encode_budget_mel_frames: int = ENCODE_BUDGET_MEL_FRAMES,
+        step_tokens: int = STEP_TOKENS,
+        encode_gather_s: float = 0.0,
+        max_queue_wait_s: float | None = None,
+        encoder_cache_bytes: int = 0,
     ) -> None:
+        """The budgets and `encode_gather_s` are those of `Scheduler`. Beyond `max_queue_wait_s` of predicted wait it refuses."""
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._models = models
-        self._runner = Runner(models)
-        self._scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_mel_frames)
-        # Guards all below and the scheduler. `_generations` holds what the scheduler holds.
+        self._max_queue_wait_s = max_queue_wait_s
+        self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
+        # Guards all below. `_generations` holds what the scheduler holds.
         self._changed = threading.Condition()
+        self._scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_mel_frames, step_tokens, encode_gather_s)
+        self._costs = Costs()
         self._generations: dict[str, Generation] = {}
         self._ready = False
         self._stopping = False
         self._steps = 0
+        self._step_started_s: float | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
     def start(self) -> None:
         """Warm the models up and begin to serve. Raises `BackendError` where they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
-        self._runner.warm_up(self._new_generation(warm_up, discard))
+        self._runner.warm_up(new_generation(self._models, warm_up, discard))
         with self._changed:
             self._ready = not self._stopping
         self._thread.start()
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        generation = self._new_generation(request, deliver)
-        mel_frames = len(request.audio) * MEL_FRAMES_PER_SECOND // self.sample_rate_hz
+        generation = new_generation(self._models, request, deliver)
+        mel_frames = self._mel_frames(request)
+        submitted_s, deadline_s = generation.submitted_at_s, request.deadline_s
         with self._changed:
             if not self._ready:
                 raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
             if request.id in self._generations:
                 raise InvalidRequest("A request with this id is being served.")
+            wait_s = self._predicted_wait_s(request.client, request.priority, mel_frames)
+            check_wait(wait_s, self._costs.answer_s(mel_frames), deadline_s, self._max_queue_wait_s)
             if self._scheduler.full:
-                raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
-            self._scheduler.add(request.id, mel_frames)
+                self._make_room(request, retry_after_s(wait_s))
+            expires_s = math.inf if deadline_s is None else submitted_s + deadline_s
+            self._scheduler.add(request.id, mel_frames, submitted_s, request.client, request.priority, expires_s)
             self._generations[request.id] = generation
             self._changed.notify_all()
 
@@ -86,19 +109,24 @@ class LocalEngine:
             generation = self._generations.get(request_id)
             if generation is not None:
                 generation.ended = True
-                if request_id in self._scheduler.waiting:
+                if self._scheduler.is_queued(request_id):
                     self._forget(generation)
 
     def stats(self) -> EngineStats:
         with self._changed:
-            scheduler = self._scheduler
+            scheduler, runner, started_s = self._scheduler, self._runner, self._step_started_s
+            running = min(len(scheduler) - scheduler.queued, scheduler.slots)
             return EngineStats(
                 ready=self._ready,
-                waiting=len(scheduler.waiting),
-                running=len(scheduler.encoded) + len(scheduler.running),
+                waiting=len(scheduler) - running,
+                running=running,
                 slots=scheduler.slots,
                 queue_limit=scheduler.queue_limit,
-                steps=self._steps,
+                step_age_s=0.0 if started_s is None else time.perf_counter() - started_s,
+                predicted_wait_s=self._predicted_wait_s("", Priority.INTERACTIVE, ENCODE_BUDGET_MEL_FRAMES),
+                prefix_cache_bytes=runner.prefix_cache.nbytes,
+                encoder_cache_bytes=runner.encoder_cache.nbytes,
+                counters=self._counters(),
             )
 
     def drain(self, timeout_s: float) -> None:
@@ -119,6 +147,7 @@ class LocalEngine:
             logger.exception("the engine died")
         with self._changed:
             self._ready = False
+            self._step_started_s = None
             self._fail_all(EngineFailed("The engine failed."))
             self._generations.clear()
             self._scheduler.clear()
@@ -127,45 +156,125 @@ class LocalEngine:
     def _wait_for_work(self) -> bool:
         """Block until there is a request; False once the engine is to stop."""
         with self._changed:
+            self._step_started_s = None
             self._changed.wait_for(lambda: bool(self._generations) or self._stopping)
+            self._step_started_s = time.perf_counter()
             return not self._stopping
 
     def _step(self) -> None:
-        """One token for every running request, and one stage further for some of those that came after."""
+        """One pass for every running request, and one stage further for some of those that came after."""
+        self._settle(self._over())
+        self._preempt()
         decode, prefill, encode = self._schedule()
-        self._runner.decode(decode)
-        self._settle(decode)
-        self._runner.prefill(prefill)
-        self._settle(prefill)
-        self._runner.encode(encode)
-        self._settle(encode)
-
-    def _schedule(self) -> tuple[list[Generation], list[Generation], list[Generation]]:
-        """The generations to decode, to prefill and to encode in this step."""
+        self._decode(decode)
+        self._prefill([(generation, positions) for generation, positions in prefill if not generation.ended])
+        self._encode([generation for generation in encode if not generation.ended])
         with self._changed:
             self._steps += 1
-            step = self._scheduler.schedule()
-            decode, prefill, encode = ([self._generations[id] for id in ids] for ids in (step.decode, step.prefill, step.encode))
-        for slot, generation in enumerate(prefill, start=len(decode)):
-            generation.slot = slot
-        return decode, prefill, encode
+
+    def _over(self) -> list[Generation]:
+        """Those whose client left since the last step, or whose deadline has passed."""
+        with self._changed:
+            for id in self._scheduler.expired(time.perf_counter()):
+                self._generations[id].fail(RequestTimedOut("The request's deadline has passed."))
+            return [generation for generation in self._generations.values() if generation.ended or generation.finished]
+
+    def _preempt(self) -> None:
+        with self._changed:
+            preempted = [self._generations[id] for id in self._scheduler.preempt(time.perf_counter())]
+        for generation in preempted:
+            self._runner.preempt(generation)
+        self._note_prefill(preempted)
+        self._settle(preempted)
+
+    def _schedule(self) -> tuple[list[Generation], list[tuple[Generation, int]], list[Generation]]:
+        """The generations to decode, to prefill (with how many positions) and to encode, those in slots with their slot."""
+        with self._changed:
+            generations, scheduler = self._generations, self._scheduler
+            step = scheduler.schedule(time.perf_counter())
+            for id in step.started:
+                generations[id].slot = scheduler.running.index(id)
+            prefill = [(generations[id], positions) for id, positions in step.prefill]
+            return [generations[id] for id in step.decode], prefill, [generations[id] for id in step.encode]
+
+    def _decode(self, batch: list[Generation]) -> None:
+        with self._measuring(self._costs.decode_s, min(1, len(batch))):
+            self._runner.decode(batch)
+        self._settle(batch)
+
+    def _prefill(self, work: list[tuple[Generation, int]]) -> None:
+        with self._measuring(self._costs.prefill_s, sum(positions for _, positions in work)):
+            self._runner.prefill(work)
+        batch = [generation for generation, _ in work]
+        self._note_prefill(batch)
+        self._settle(batch)
+
+    def _encode(self, batch: list[Generation]) -> None:
+        with self._measuring(self._costs.encode_s, sum(self._mel_frames(generation.request) for generation in batch)):
+            self._runner.encode(batch)
+        self._note_prefill(batch)
+        with self._changed:
+            for generation in batch:
+                self._costs.positions.add(generation.to_prefill, 1)
+        self._settle(batch)
+
+    @contextmanager
+    def _measuring(self, cost: Ratio, units: int) -> Iterator[None]:
+        started_s = time.perf_counter()
+        yield
+        if units:
+            with self._changed:
+                cost.add(time.perf_counter() - started_s, units)
+
+    def _note_prefill(self, generations: Sequence[Generation]) -> None:
+        with self._changed:
+            for generation in generations:
+                self._scheduler.set_to_prefill(generation.request.id, generation.to_prefill)
 
     def _settle(self, generations: Sequence[Generation]) -> None:
         """Tell the clients what a stage brought, and give the places of requests that ended to others."""
-        for generation in generations:
+        while generations:
             with self._changed:
-                if delta := generation.take_delta():
-                    self._deliver(generation, Delta(generation.request.id, delta))
-                if terminal := generation.terminal_event():
-                    self._deliver(generation, terminal)
-                move = self._forget(generation) if generation.ended else None
-            if move is not None:
-                self._runner.move(self._generations[move.id], move.target)
+                for generation in generations:
+                    self._tell(generation)
+            generations = self._pack()
 
-    def _forget(self, generation: Generation) -> Move | None:
+    def _tell(self, generation: Generation) -> None:
+        if delta := generation.take_delta():
+            self._deliver(generation, delta)
+        if terminal := generation.terminal_event():
+            if isinstance(terminal, Done) and generation.llm_passes:
+                self._costs.decode_steps.add(generation.llm_passes - 1, 1)
+            self._deliver(generation, terminal)
+        if generation.ended:
+            self._forget(generation)
+
+    def _pack(self) -> list[Generation]:
+        """Bring every request to the slot that the scheduler has for it; returns those that failed on the way.
+
+        From the lowest slot on, because every move goes down, into a slot that was left or moved from before.
+        """
+        with self._changed:
+            in_slots = [self._generations[id] for id in self._scheduler.running]
+        for slot, generation in enumerate(in_slots):
+            if generation.slot != slot:
+                self._runner.move(generation, slot)
+        return [generation for generation in in_slots if generation.finished]
+
+    def _forget(self, generation: Generation) -> None:
         del self._generations[generation.request.id]
+        self._scheduler.finish(generation.request.id)
         self._changed.notify_all()
-        return self._scheduler.finish(generation.request.id)
+
+    def _make_room(self, request: InstructRequest, retry_s: int) -> None:
+        """Let a request of a lower priority, or of a client that fills the queue, give up its place; raises `Overloaded`."""
+        busy = Overloaded("The server is busy; try again later.", retry_after_s=retry_s)
+        displaced = self._scheduler.displaced_by(request.client, request.priority)
+        if displaced is None:
+            raise busy
+        generation = self._generations[displaced]
+        self._deliver(generation, Failed(displaced, busy))
+        self._forget(generation)
 
     def _deliver(self, generation: Generation, event: Event) -> None:
         with self._changed:
@@ -182,12 +291,25 @@ class LocalEngine:
         for generation in self._generations.values():
             self._deliver(generation, Failed(generation.request.id, error))
 
-    def _new_generation(self, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
-        models = self._models
-        prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
-        boundaries = len(models.adapter.boundary_before) + len(models.adapter.boundary_after)
-        speech_and_answer = 2
-        if len(prompt_ids) + boundaries + speech_and_answer > models.llm.max_positions:
-            raise PromptTooLong("The instruction is too long for the model.", param="instruction")
-        detokeniser, sampler = Detokeniser(models.tokeniser), Sampler(request.sampling)
-        return Generation(request, deliver, prompt_ids, detokeniser, sampler, request.sampling.max_tokens)
+    def _mel_frames(self, request: InstructRequest) -> int:
+        return len(request.audio) * MEL_FRAMES_PER_SECOND // self.sample_rate_hz
+
+    def _predicted_wait_s(self, client: str, priority: Priority, mel_frames: int) -> float:
+        scheduler = self._scheduler
+        return self._costs.wait_s(scheduler.ahead_of(client, priority, mel_frames), scheduler.slots)
+
+    def _counters(self) -> EngineCounters:
+        runner = self._runner
+        counters, prefixes, encoded = runner.counters, runner.prefix_cache, runner.encoder_cache
+        return EngineCounters(
+            steps=self._steps,
+            llm_passes=counters.llm_passes,
+            generated_tokens=counters.generated_tokens,
+            drafted=tuple(counters.drafted),
+            accepted=tuple(counters.accepted),
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+            encoder_cache_hits=encoded.hits,
+            encoder_cache_misses=encoded.misses,
+            preemptions=counters.preemptions,
+        )

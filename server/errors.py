@@ -74,6 +74,12 @@ class Overloaded(ServeError):
     status, type, code = 429, "rate_limit_error", "overloaded"
 
 
+class DeadlineUnmeetable(Overloaded):
+    """The answer would come after the request's deadline."""
+
+    code = "deadline_unmeetable"
+
+
 class NotReady(ServeError):
     status, type, code = 503, "server_error", "not_ready"
 

@@ -1,96 +1,304 @@
 """Which requests run next, and in which slots: decisions only, with no clock, thread, model library or I/O."""
 
-from collections import deque
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from server.fair_queue import FairQueue, Job
+from server.request import Priority
+
+# One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
+ENCODE_BUDGET_MEL_FRAMES = 3000
+# Whole prompts of common utterances; running answers wait while they are prefilled.
+STEP_TOKENS = 256
+AGEING_S = 5.0
+# Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
+# enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.
+ENCODE_AHEAD = 1
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What comes before a newcomer: mel frames to encode, known positions to prefill, requests that are still to be encoded,
+    and answers that have to end before a slot is its own."""
+
+    mel_frames: int
+    to_prefill: int
+    queued: int
+    answers: int
 
 
 @dataclass(frozen=True)
 class Step:
     """The ids to run in each stage of one step, every id in one stage at most.
 
-    `decode` is in slot order from slot 0 on; the ids of `prefill` are given the slots after it, in order.
+    `started` are given slots, which are their places in `Scheduler.running`. `decode` is in slot order from slot 0 on; `prefill`
+    says how many positions to run.
     """
 
-    decode: Sequence[str]
-    prefill: Sequence[str]
-    encode: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Move:
-    """`id`, which held the last slot, now holds `target`: its K/V must be copied there before it runs again."""
-
-    id: str
-    source: int
-    target: int
+    started: Sequence[str] = ()
+    decode: Sequence[str] = ()
+    prefill: Sequence[tuple[str, int]] = ()
+    encode: Sequence[str] = ()
 
 
 class Scheduler:
-    """First come, first served: wait -> encode -> prefill -> decode until `finish`.
+    """wait -> encode -> hold (where no slot is free) -> prefill -> decode until `finish`.
 
-    A request is encoded only when a slot is free for it. `encode_budget_mel_frames` bounds an encoder batch by its padded size.
-    Requests in slots keep to the first ones: slot i belongs to `running[i]`.
-    The caller runs the whole of a step before it asks for the next, and calls `finish` as soon as a request has ended.
+    Order: by priority, then as `FairQueue` has it, then first come, first served. Once per `ageing_s` and priority, the request
+    that has waited longest, and at least that long, is promoted: it goes before all others and cannot be preempted, so that
+    nothing starves.
+
+    Requests in slots keep to the first ones: `running[i]` belongs in slot i. At most one of them is partly prefilled, the last.
+    Holes are filled from the back; the caller copies K/V of those whose place changed, lower slots first.
+
+    The caller asks for `expired`, `preempt` and `schedule`, and runs the whole of a step before it does so again. It calls
+    `set_to_prefill` for what was preempted, prefilled and encoded, and `finish` as soon as a request has ended. Times are
+    seconds of any one clock.
     """
 
-    def __init__(self, slots: int, queue_limit: int, encode_budget_mel_frames: int) -> None:
+    def __init__(
+        self,
+        slots: int,
+        queue_limit: int,
+        encode_budget_mel_frames: int = ENCODE_BUDGET_MEL_FRAMES,
+        step_tokens: int = STEP_TOKENS,
+        gather_s: float = 0.0,
+        ageing_s: float = AGEING_S,
+        encode_ahead: int = ENCODE_AHEAD,
+    ) -> None:
+        """`encode_budget_mel_frames` bounds an encoder batch by its padded size; one request is always taken.
+
+        `step_tokens` bounds the positions that a step prefills and decodes (one per running request); one is always prefilled.
+        `gather_s` is how long a batch that is not full may wait for more, while answers are running.
+        """
         self.slots = slots
         self.queue_limit = queue_limit
-        self.encode_budget_mel_frames = encode_budget_mel_frames
-        self.waiting: deque[str] = deque()
-        self.encoded: list[str] = []
         self.running: list[str] = []
-        self._mel_frames: dict[str, int] = {}
+        self._encode_budget_mel_frames = encode_budget_mel_frames
+        self._step_tokens = step_tokens
+        self._gather_s = gather_s
+        self._ageing_s = ageing_s
+        self._encode_ahead = encode_ahead
+        self._jobs: dict[str, Job] = {}
+        # To be encoded, in order of arrival; each of them is also in one of the next two.
+        self._queued: dict[str, Job] = {}
+        self._queues = {priority: FairQueue() for priority in Priority}
+        self._express: list[Job] = []
+        # Encoded (or being encoded) or preempted, without a slot.
+        self._held: dict[str, Job] = {}
+        self._promoted_at_s = dict.fromkeys(Priority, -math.inf)
+        self._submitted = 0
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def queued(self) -> int:
+        """How many requests are still to be encoded."""
+        return len(self._queued)
 
     @property
     def full(self) -> bool:
         """True where every slot is spoken for and `queue_limit` more requests wait."""
-        return len(self._mel_frames) >= self.slots + self.queue_limit
+        return len(self._jobs) >= self.slots + self.queue_limit
 
-    def add(self, id: str, mel_frames: int) -> None:
+    def is_queued(self, id: str) -> bool:
+        """Whether a request still waits to be encoded, so that it may be finished within a step."""
+        return id in self._queued
+
+    def add(
+        self,
+        id: str,
+        mel_frames: int,
+        now_s: float,
+        client: str = "",
+        priority: Priority = Priority.INTERACTIVE,
+        deadline_s: float = math.inf,
+    ) -> None:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
-        if self.full or id in self._mel_frames:
+        if self.full or id in self._jobs:
             raise ValueError(f"request {id} cannot be queued")
-        self._mel_frames[id] = mel_frames
-        self.waiting.append(id)
+        self._submitted += 1
+        job = Job(id, client, priority, mel_frames, now_s, deadline_s, self._submitted)
+        self._jobs[id] = self._queued[id] = job
+        self._queues[priority].add(job)
 
-    def schedule(self) -> Step:
+    def displaced_by(self, client: str, priority: Priority) -> str | None:
+        """Who should give up a place in a full queue to a newcomer: the latest of a lower priority, or else of the client that
+        takes up most of the queue, where that is more than the newcomer's."""
+        for lower in reversed(Priority):
+            if lower > priority and (job := self._queues[lower].latest()):
+                return job.id
+        job = self._queues[priority].surplus(client)
+        return job.id if job else None
+
+    def expired(self, now_s: float) -> list[str]:
+        """Whose deadline has passed; the caller finishes them."""
+        return [id for id, job in self._jobs.items() if job.deadline_s <= now_s]
+
+    def ahead_of(self, client: str, priority: Priority, mel_frames: int) -> Backlog:
+        """What would come before a request that were added now; promotions are left out."""
+        queued_mel_frames, queued = self._queues[priority].ahead_of(client, mel_frames)
+        for job in self._queued.values():
+            if job.level < priority:
+                queued_mel_frames += job.mel_frames
+                queued += 1
+        held = [job for job in self._held.values() if job.level <= priority]
+        running = [job for job in map(self._jobs.__getitem__, self.running) if job.level <= priority]
+        to_prefill = sum(job.to_prefill for job in (*held, *running))
+        answers = max(0, queued + len(held) + len(running) + 1 - self.slots)
+        return Backlog(queued_mel_frames, to_prefill, queued, answers)
+
+    def preempt(self, now_s: float) -> list[str]:
+        """Promote who waited too long, and take slots away where higher priorities will start in them: call it before `schedule`.
+
+        Who lost a slot is held until there is one again, and has to be prefilled from the beginning.
+        """
+        self._promote(now_s)
+        preempted = []
+        free = self.slots - len(self.running)
+        budget = self._prefill_budget - sum(self._jobs[id].to_prefill for id in self.running)
+        for job in self._wanting_slots():
+            if budget <= 0:
+                break
+            budget -= job.to_prefill
+            free -= 1
+            if free < 0:
+                victim = self._victim(job.priority)
+                if victim is None:
+                    break
+                self._free_slot(victim.id)
+                self._held[victim.id] = victim
+                preempted.append(victim.id)
+        return preempted
+
+    def schedule(self, now_s: float) -> Step:
         """The next step; its requests are then held to be where the step takes them."""
-        decode, prefill = tuple(self.running), tuple(self.encoded)
-        self.running += prefill
-        encode = self._next_encode_batch()
-        self.encoded = [*encode]
-        return Step(decode, prefill, encode)
+        budget = self._prefill_budget
+        decode = self.running[: self._decodable]
+        started = []
+        prefill = []
+        for id in self.running[self._decodable :]:
+            prefill.append((id, self._prefill(self._jobs[id], budget)))
+            budget -= prefill[-1][1]
+        for job in self._wanting_slots():
+            if budget == 0 or len(self.running) == self.slots:
+                break
+            self.running.append(job.id)
+            del self._held[job.id]
+            started.append(job.id)
+            prefill.append((job.id, self._prefill(job, budget)))
+            budget -= prefill[-1][1]
+        return Step(started, decode, prefill, self._next_encode_batch(now_s))
 
-    def finish(self, id: str) -> Move | None:
-        """Forget a request wherever it is; the last slot's request moves into the hole that it may leave."""
-        del self._mel_frames[id]
-        if id not in self.running:
-            (self.encoded if id in self.encoded else self.waiting).remove(id)
-            return None
-        target, source = self.running.index(id), len(self.running) - 1
-        last = self.running.pop()
-        if target == source:
-            return None
-        self.running[target] = last
-        return Move(last, source, target)
+    def set_to_prefill(self, id: str, positions: int) -> None:
+        """Say how many positions are left to prefill before a request can be decoded."""
+        self._jobs[id].to_prefill = positions
+
+    def finish(self, id: str) -> None:
+        """Forget a request wherever it is."""
+        if id in self._queued:
+            self._dequeue(self._queued[id])
+        elif id in self._held:
+            del self._held[id]
+        else:
+            self._free_slot(id)
+        del self._jobs[id]
 
     def clear(self) -> None:
         """Forget every request."""
-        self.waiting.clear()
-        self.encoded.clear()
-        self.running.clear()
-        self._mel_frames.clear()
+        for id in list(self._jobs):
+            self.finish(id)
 
-    def _next_encode_batch(self) -> tuple[str, ...]:
-        """The head of the queue, as far as slots and the padded cost (longest times count) allow; one is always taken."""
+    @property
+    def _decodable(self) -> int:
+        """How many in slots have nothing left to prefill: all but the last, perhaps."""
+        return len(self.running) - (bool(self.running) and self._jobs[self.running[-1]].to_prefill > 0)
+
+    @property
+    def _prefill_budget(self) -> int:
+        return max(1, self._step_tokens - self._decodable)
+
+    def _wanting_slots(self) -> list[Job]:
+        return sorted((job for job in self._held.values() if job.to_prefill), key=lambda job: (job.level, job.taken))
+
+    def _promote(self, now_s: float) -> None:
+        for priority, promoted_at_s in self._promoted_at_s.items():
+            latest_s = now_s - self._ageing_s
+            if promoted_at_s > latest_s:
+                continue
+            waiting = (job for id, job in self._jobs.items() if id in self._queued or id in self._held)
+            oldest = next((job for job in waiting if job.priority == priority and not job.promoted), None)
+            if oldest is None or oldest.arrived_s > latest_s:
+                continue
+            self._promoted_at_s[priority] = now_s
+            if oldest.id in self._queued:
+                self._queues[priority].take(oldest)
+                self._express.append(oldest)
+            oldest.promoted = True
+
+    def _prefill(self, job: Job, budget: int) -> int:
+        """Count as done what the budget allows to prefill of a job, and say how much that is."""
+        positions = min(job.to_prefill, budget)
+        job.to_prefill -= positions
+        return positions
+
+    def _victim(self, priority: Priority) -> Job | None:
+        """Who gives up a slot to a request of this priority: the lowest, and of those the latest."""
+        decodable = map(self._jobs.__getitem__, self.running[: self._decodable])
+        return max((job for job in decodable if job.level > priority), key=lambda job: (job.level, job.taken), default=None)
+
+    def _free_slot(self, id: str) -> None:
+        """Fill the hole that a request leaves with the last that can be decoded; one behind it moves up."""
+        packed = self._decodable
+        self.running[self.running.index(id)] = self.running[packed - 1]
+        del self.running[packed - 1]
+
+    def _next_encode_batch(self, now_s: float) -> list[str]:
+        """Those next in turn, as far as slots and the padded cost (longest times count) allow; one is always taken."""
         batch: list[str] = []
         longest = 0
-        free_slots = self.slots - len(self.running)
-        while self.waiting and len(batch) < free_slots:
-            longest = max(longest, self._mel_frames[self.waiting[0]])
-            if batch and longest * (len(batch) + 1) > self.encode_budget_mel_frames:
+        if self._is_gathering(now_s):
+            return batch
+        while (job := self._next_queued()) and self._has_room(job):
+            longest = max(longest, job.mel_frames)
+            if batch and longest * (len(batch) + 1) > self._encode_budget_mel_frames:
                 break
-            batch.append(self.waiting.popleft())
-        return tuple(batch)
+            self._dequeue(job, served=True)
+            self._taken += 1
+            job.taken = self._taken
+            self._held[job.id] = job
+            batch.append(job.id)
+        return batch
+
+    def _is_gathering(self, now_s: float) -> bool:
+        """Whether to wait for a larger batch: only while answers run, which make use of the time."""
+        if not (self._gather_s and self.running and self._queued):
+            return False
+        jobs = self._queued.values()
+        is_full = max(job.mel_frames for job in jobs) * (len(jobs) + 1) > self._encode_budget_mel_frames
+        has_all = len(self._jobs) >= self.slots
+        return not (is_full or has_all) and next(iter(jobs)).arrived_s > now_s - self._gather_s
+
+    def _next_queued(self) -> Job | None:
+        if self._express:
+            return self._express[0]
+        return next((job for queue in self._queues.values() if (job := queue.next())), None)
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether a slot is free for a job, or will be, or it may be encoded ahead."""
+        before = sum(held.level <= job.level for held in self._held.values())
+        running = map(self._jobs.__getitem__, self.running)
+        fixed = sum(other.level <= job.priority for other in running)
+        return before + fixed < self.slots + self._encode_ahead
+
+    def _dequeue(self, job: Job, served: bool = False) -> None:
+        del self._queued[job.id]
+        if job.promoted:
+            self._express.remove(job)
+        elif served:
+            self._queues[job.priority].take(job)
+        else:
+            self._queues[job.priority].remove(job)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 from models.backends import Float32
@@ -110,7 +111,8 @@ def answers_alone(requests: Sequence[InstructRequest]) -> list[Done]:
 
 
 def without_times(done: Done) -> tuple[object, ...]:
-    return done.request_id, done.text, done.finish_reason, done.usage
+    """What no company may change: all but times, and what caches and drafts brought."""
+    return done.request_id, done.text, done.finish_reason, replace(done.usage, cached_tokens=0), done.logprobs
 
 
 @cache
