@@ -4,6 +4,7 @@ Parts stay bytes until they are whole, so text is decoded once, as strict UTF-8,
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import MultipartParseError
@@ -13,8 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from server.errors import BodyTooLarge, InvalidRequest, UnknownField
 
 FILE_FIELD = "audio"
-TEXT_FIELDS = ("instruction", "max_tokens", "temperature", "seed")
-MAX_PARTS = 17
+MAX_PARTS = 24
 MAX_TEXT_BYTES = 65_536
 MAX_BOUNDARY_BYTES = 70
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
@@ -37,12 +37,13 @@ class _Part:
     content: bytearray = field(default_factory=bytearray)
 
 
-async def read_form(request: Request, max_body_bytes: int) -> Form:
-    """Read the body to its end. Raises `InvalidRequest`, `UnknownField`, `BodyTooLarge`, or `ClientDisconnect`.
+async def read_form(request: Request, max_body_bytes: int, text_fields: Collection[str]) -> Form:
+    """Read the body to its end; besides the audio it may hold `text_fields`.
 
-    What is wrong is refused as soon as it is seen, so a refused body is not read to its end.
+    Raises `InvalidRequest`, `UnknownField`, `BodyTooLarge`, or `ClientDisconnect`. What is wrong is refused as soon as it is
+    seen, so a refused body is not read to its end.
     """
-    reader = _FormReader(_boundary(request))
+    reader = _FormReader(_boundary(request), text_fields)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_body_bytes:
         raise _too_large(max_body_bytes)
@@ -71,7 +72,8 @@ def _boundary(request: Request) -> bytes:
 class _FormReader:
     """Collects the parts that the streaming parser reports."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, text_fields: Collection[str]) -> None:
+        self._text_fields = text_fields
         self._parts: dict[str, bytes] = {}
         self._part = _Part()
         self._part_count = 0
@@ -126,8 +128,8 @@ class _FormReader:
         name = options.get(b"name", b"").decode("latin-1")
         if disposition != b"form-data" or not name:
             raise InvalidRequest("A part of the body has no name.")
-        if name != FILE_FIELD and name not in TEXT_FIELDS:
-            known = ", ".join((FILE_FIELD, *TEXT_FIELDS))
+        if name != FILE_FIELD and name not in self._text_fields:
+            known = ", ".join((FILE_FIELD, *self._text_fields))
             shown = name if PLAIN_NAME.fullmatch(name) else None
             raise UnknownField(f"The form has an unknown field; the fields are {known}.", param=shown)
         if name in self._parts:

@@ -1,12 +1,17 @@
 """Every metric of the server, by name. Served at `/metrics` from a registry of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.engine_metrics import engine_counters, engine_gauges
 from server.request import Done, EngineStats
+
+StreamOutcome = Literal["done", "error", "broken_off"]
 
 SECONDS_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
@@ -48,6 +53,13 @@ class Metrics:
             "thinbridge_prompt_tokens", "Prompt positions by kind: audio or text.", ["kind"], registry=self.registry
         )
         self.generated_tokens = Counter("thinbridge_generation_tokens", "Tokens generated.", registry=self.registry)
+        self.inter_token_seconds = Histogram(
+            "thinbridge_inter_token_latency_seconds",
+            "Between two pieces of text of a streamed answer, as they leave the engine.",
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.streams = Counter("thinbridge_streams", "Streamed replies by how they ended.", ["outcome"], registry=self.registry)
 
     def count_answer(self, done: Done, audio_s: float) -> None:
         """Count a request that was answered, with all its stage times."""
@@ -60,6 +72,12 @@ class Metrics:
         self.prompt_tokens.labels("audio").inc(done.usage.audio_frames)
         self.prompt_tokens.labels("text").inc(done.usage.text_tokens)
         self.generated_tokens.inc(done.usage.output_tokens)
+
+    def count_stream(self, outcome: StreamOutcome, arrivals_s: Sequence[float]) -> None:
+        """Count a streamed reply that is over, and when each piece of its text had come."""
+        self.streams.labels(outcome).inc()
+        for earlier_s, later_s in pairwise(arrivals_s):
+            self.inter_token_seconds.observe(later_s - earlier_s)
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -75,12 +93,8 @@ class _LiveState(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine_stats()
-        yield GaugeMetricFamily("thinbridge_ready", "1 while the engine takes requests.", value=float(stats.ready))
-        yield GaugeMetricFamily("thinbridge_num_requests_waiting", "Requests in the engine's queue.", value=stats.waiting)
-        yield GaugeMetricFamily("thinbridge_num_requests_running", "Requests that hold a slot.", value=stats.running)
-        yield GaugeMetricFamily("thinbridge_slots", "Slots of the engine.", value=stats.slots)
-        yield GaugeMetricFamily("thinbridge_queue_limit", "Requests that may wait.", value=stats.queue_limit)
-        yield CounterMetricFamily("thinbridge_engine_steps", "Steps that the engine has made.", value=stats.steps)
+        yield from engine_gauges(stats)
+        yield from engine_counters(stats.counters)
         yield CounterMetricFamily(
             "thinbridge_decode_worker_restarts", "Audio decode processes that were replaced.", value=self._decode_restarts()
         )

@@ -1,19 +1,12 @@
-"""What the native API says on the wire: the reply's models, and the limits of every form field."""
+"""What the native API answers on the wire: the reply, and the events of a streamed one."""
 
-import re
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.errors import AudioTooShort, InvalidInstruction, InvalidRequest
-from server.form import Form
-from server.request import Done, FinishReason, SamplingOptions
-from server.settings import Settings
-
-MAX_TEMPERATURE = 2.0
-MAX_SEED = 2**63 - 1
-INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
-NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?", re.ASCII)
+from server.errors import ServeError
+from server.request import Done, FinishReason, TokenLogprob
 
 
 class UsageReply(BaseModel):
@@ -21,6 +14,23 @@ class UsageReply(BaseModel):
     text_tokens: int = Field(description="Prompt positions taken by the instruction and the template.")
     output_tokens: int = Field(description="Tokens generated.")
     total_tokens: int = Field(description="The sum of the other three.")
+    cached_tokens: int = Field(description="Prompt positions of these that came from the cache.")
+
+
+class SpeculationReply(BaseModel):
+    drafted: int = Field(description="Tokens that the draft proposed.")
+    accepted: int = Field(description="Tokens of these that stand in the answer.")
+    llm_passes: int = Field(description="Runs of the LLM in all.")
+
+
+class LikelyToken(BaseModel):
+    token: str = Field(description="Its text; where it holds part of a character only, U+FFFD stands for that.")
+    bytes: list[int]
+    logprob: float = Field(description="Natural logarithm, under the model before penalties and temperature.")
+
+
+class ChosenToken(LikelyToken):
+    top: list[LikelyToken] = Field(description="The likeliest in its place, best first.")
 
 
 class InstructReply(BaseModel):
@@ -32,6 +42,22 @@ class InstructReply(BaseModel):
     times_ms: dict[str, float] = Field(
         description="Milliseconds per stage, and `total_ms` from the request's start to its answer."
     )
+    speculation: SpeculationReply
+    logprobs: list[ChosenToken] | None = Field(None, description="One entry per token, where the form asks for them.")
+
+
+class DeltaEvent(BaseModel):
+    """More text of a streamed answer."""
+
+    type: Literal["instruct.text.delta"] = "instruct.text.delta"
+    delta: str
+    logprobs: list[ChosenToken] | None = None
+
+
+class DoneEvent(InstructReply):
+    """The end of a streamed answer: the whole reply, whose text is that of the deltas joined."""
+
+    type: Literal["instruct.text.done"] = "instruct.text.done"
 
 
 class ErrorDetail(BaseModel):
@@ -48,9 +74,15 @@ class ErrorReply(BaseModel):
     request_id: str
 
 
+class ErrorEvent(ErrorReply):
+    """The end of a streamed answer that failed after its beginning."""
+
+    type: Literal["error"] = "error"
+
+
 def instruct_reply(id: str, done: Done, audio_s: float) -> InstructReply:
     """The reply of a request that was answered."""
-    usage = done.usage
+    usage, speculation = done.usage, done.speculation
     return InstructReply(
         id=id,
         text=done.text,
@@ -60,52 +92,32 @@ def instruct_reply(id: str, done: Done, audio_s: float) -> InstructReply:
             text_tokens=usage.text_tokens,
             output_tokens=usage.output_tokens,
             total_tokens=usage.audio_frames + usage.text_tokens + usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
         ),
         audio_s=round(audio_s, 3),
         times_ms=done.times.as_milliseconds(),
+        speculation=SpeculationReply(
+            drafted=speculation.drafted, accepted=speculation.accepted, llm_passes=speculation.llm_passes
+        ),
+        logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
     )
 
 
-def parse_form(form: Form, settings: Settings) -> tuple[bytes, str, SamplingOptions]:
-    """Audio bytes, instruction and sampling options, every one within its limits. Raises `InvalidRequest`."""
-    if form.audio is None:
-        raise InvalidRequest("The field audio is missing.", param="audio")
-    if not form.audio:
-        raise AudioTooShort("The audio is empty.", param="audio")
-    sampling = SamplingOptions(
-        max_tokens=_integer(form, "max_tokens", 1, settings.max_tokens_limit) or settings.default_max_tokens,
-        temperature=_number(form, "temperature", MAX_TEMPERATURE) or 0.0,
-        seed=_integer(form, "seed", 0, MAX_SEED),
-    )
-    return form.audio, _instruction(form, settings.max_instruction_characters), sampling
+def done_event(reply: InstructReply) -> DoneEvent:
+    return DoneEvent(**dict(reply))
 
 
-def _instruction(form: Form, max_characters: int) -> str:
-    text = form.texts.get("instruction")
-    if text is None:
-        raise InvalidInstruction("The field instruction is missing.", param="instruction")
-    if not text.strip():
-        raise InvalidInstruction("The instruction is empty.", param="instruction")
-    if len(text) > max_characters:
-        raise InvalidInstruction(f"The instruction is longer than {max_characters} characters.", param="instruction")
-    if "\0" in text:
-        raise InvalidInstruction("The instruction holds a NUL character.", param="instruction")
-    return text
+def error_event(request_id: str, error: ServeError) -> ErrorEvent:
+    return ErrorEvent.model_validate({**error.body(), "request_id": request_id})
 
 
-def _integer(form: Form, name: str, low: int, high: int) -> int | None:
-    text = form.texts.get(name)
-    if text is None:
-        return None
-    if not INTEGER.fullmatch(text) or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} has to be a whole number from {low} to {high}.", param=name)
-    return int(text)
+def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
+    """The tokens as a reply has them."""
+    return [
+        ChosenToken(**_likely(token.bytes, token.logprob).__dict__, top=[_likely(*likely) for likely in token.top])
+        for token in logprobs
+    ]
 
 
-def _number(form: Form, name: str, high: float) -> float | None:
-    text = form.texts.get(name)
-    if text is None:
-        return None
-    if not NUMBER.fullmatch(text) or not 0 <= float(text) <= high:
-        raise InvalidRequest(f"{name} has to be a number from 0 to {high:g}.", param=name)
-    return float(text)
+def _likely(content: bytes, logprob: float) -> LikelyToken:
+    return LikelyToken(token=content.decode("utf-8", errors="replace"), bytes=list(content), logprob=logprob)

@@ -13,7 +13,7 @@ from server.sampling import Sampler
 DRAWS = 20_000
 VOCABULARY = 30
 LOGITS = np.random.default_rng(0).normal(0, 2, VOCABULARY).astype(np.float32)
-MODEL = np.random.default_rng(1).normal(0, 1, (7, 6)).astype(np.float32)
+MODEL: Float32 = np.random.default_rng(1).normal(0, 1, (7, 6)).astype(np.float32)
 ANSWER = [3, 3, int(LOGITS.argmax()), 7]
 
 Probabilities = npt.NDArray[np.float64]

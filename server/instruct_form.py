@@ -1,0 +1,87 @@
+"""The form of `POST /v1/instruct`: its fields, their limits, and what a client asked for with them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from server.errors import AudioTooShort, InvalidInstruction, InvalidRequest
+from server.fields import Choice, Field, Instruction, Integer, Number, Share, Strings
+from server.form import FILE_FIELD, Form
+from server.request import DraftPolicy, Priority, SamplingOptions
+from server.settings import Settings
+
+AUDIO_SCHEMA = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG Vorbis, OGG Opus or MP3."}
+# Live speech has a door of its own.
+PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingOptions))
+
+
+@dataclass(frozen=True)
+class InstructForm:
+    """What a client asks for, every field within its limits. `audio` is a file; `deadline_s` counts from the request's start."""
+
+    audio: bytes
+    instruction: str
+    sampling: SamplingOptions
+    stream: bool
+    priority: Priority
+    deadline_s: float | None
+    draft: DraftPolicy
+
+
+def text_fields(settings: Settings) -> dict[str, Field]:
+    """All fields but the audio, by name."""
+    return {
+        "instruction": Instruction(settings.max_instruction_characters),
+        "max_tokens": Integer("The longest answer in tokens.", 1, settings.max_tokens_limit, settings.default_max_tokens),
+        "temperature": Number("0 takes the likeliest token; above it, tokens are drawn.", 0, 2, 0),
+        "top_k": Integer("Draw among so many of the likeliest tokens; 0: among all.", 0, 1000, 0),
+        "top_p": Share("Draw among the fewest likeliest tokens that have this probability together."),
+        "repetition_penalty": Number(
+            "Divides the scores above 0 of tokens that the answer already holds, and multiplies those below.", 0.5, 2, 1
+        ),
+        "presence_penalty": Number("Is taken off the scores of tokens that the answer already holds.", -2, 2, 0),
+        "seed": Integer("Repeats a drawn answer; without one every answer is drawn anew.", 0, 2**63 - 1),
+        "stop": Strings('The answer ends before the first of these strings: a JSON array of up to 4, such as ["###"].', 4, 64),
+        "logprobs": Integer("Adds the log-probability of every token, and so many of the likeliest in its place.", 0, 20),
+        "stream": Choice("`true` sends the text as it arises, in server-sent events.", ("false", "true")),
+        "priority": Choice("`batch` waits while there is interactive work.", tuple(PRIORITIES)),
+        "deadline_ms": Integer("Milliseconds from the request's start after which the answer is worth nothing.", 1, 3_600_000),
+        "draft": Choice(
+            "How the speech model's own draft may speed up the answer: `exact` never changes it, `relaxed` keeps a draft that "
+            "the LLM finds likely enough, `off` uses none.",
+            ("exact", "relaxed", "off"),
+        ),
+    }
+
+
+def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
+    """What a form asks for, by the fields that `text_fields` gave. Raises `InvalidRequest`."""
+    if form.audio is None:
+        raise InvalidRequest(f"The field {FILE_FIELD} is missing.", param=FILE_FIELD)
+    if not form.audio:
+        raise AudioTooShort("The audio is empty.", param=FILE_FIELD)
+    if "instruction" not in form.texts:
+        raise InvalidInstruction("The field instruction is missing.", param="instruction")
+    values: dict[str, Any] = {
+        name: field.read(name, form.texts[name]) if name in form.texts else field.default for name, field in known.items()
+    }
+    return InstructForm(
+        audio=form.audio,
+        instruction=values["instruction"],
+        sampling=SamplingOptions(**{name: values[name] for name in SAMPLING_FIELDS}),
+        stream=values["stream"] == "true",
+        priority=PRIORITIES[values["priority"]],
+        deadline_s=None if values["deadline_ms"] is None else values["deadline_ms"] / 1000,
+        draft=values["draft"],
+    )
+
+
+def body_description(known: dict[str, Field]) -> dict[str, Any]:
+    """The form for the OpenAPI page."""
+    schema = {
+        "type": "object",
+        "required": [FILE_FIELD, "instruction"],
+        "additionalProperties": False,
+        "properties": {FILE_FIELD: AUDIO_SCHEMA, **{name: field.schema() for name, field in known.items()}},
+    }
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
