@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
+from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
 from server.request import (
     Delta,
     Done,
@@ -55,6 +55,7 @@ class FakeEngine:
         self.may_start.set()
         self.gate = threading.Event()
         self.gate.set()
+        self.longest_instruction = 10_000
         self.slots = 4
         self.queue_limit = 16
         self.submitted: list[InstructRequest] = []
@@ -87,6 +88,8 @@ class FakeEngine:
                 raise NotReady("The fake engine is not ready.", retry_after_s=1)
             if self.refusal is not None:
                 raise self.refusal
+            if len(request.instruction) > self.longest_instruction:
+                raise PromptTooLong("The instruction is too long for the fake engine.", param="instruction")
             if request.id in self._pending:
                 raise InvalidRequest("The fake engine has a request with this id.")
             if len(self._pending) >= self.slots + self.queue_limit:
@@ -159,7 +162,7 @@ class FakeEngine:
     def _tell(self, pending: _Pending, event: Event) -> None:
         with self._changed:
             if self._pending.get(pending.request.id) is pending:
-                pending.deliver(event)
+                self._deliver(pending, event)
 
     def _end(self, pending: _Pending, event: Event) -> None:
         with self._changed:
@@ -168,4 +171,10 @@ class FakeEngine:
                 del self._pending[pending.request.id]
                 self._answered += 1
                 self._changed.notify_all()
-                pending.deliver(event)
+                self._deliver(pending, event)
+
+    def _deliver(self, pending: _Pending, event: Event) -> None:
+        try:
+            pending.deliver(event)
+        except Exception:
+            self._pending.pop(pending.request.id, None)

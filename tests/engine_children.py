@@ -1,0 +1,66 @@
+"""Engines that a child process can make by name, and the gate that holds them from outside."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from server.engine import LocalEngine
+from server.request import Engine
+from tests.fake_engine import FakeEngine
+from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models
+
+SLOTS, QUEUE_LIMIT = 3, 61
+LONGEST_INSTRUCTION = 200
+
+
+class FileGate(threading.Event):
+    """An event for several processes: it is set unless a file exists."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def is_set(self) -> bool:
+        return not self.path.exists()
+
+    def set(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        self.path.touch()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is None
+        while not self.is_set():
+            time.sleep(0.002)
+        return True
+
+
+def local(gate: Path) -> Engine:
+    """`LocalEngine` on fake models; its encoder waits at the gate."""
+    encoder = FakeEncoder()
+    encoder.gate = FileGate(gate)
+    models = fake_models(FakeLLM(slots=SLOTS, max_positions=LONGEST_INSTRUCTION + 200), encoder)
+    return LocalEngine(models, SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)
+
+
+def scripted(gate: Path) -> Engine:
+    """`FakeEngine`; its thread waits at the gate."""
+    engine = FakeEngine(sample_rate_hz=SAMPLE_RATE_HZ)
+    engine.gate = FileGate(gate)
+    engine.slots, engine.queue_limit, engine.longest_instruction = SLOTS, QUEUE_LIMIT, LONGEST_INSTRUCTION
+    return engine
+
+
+def troubled(gate: Path, trouble: Path) -> Engine:
+    """A scripted engine; the file `trouble` says how its start goes wrong, where it exists."""
+    match trouble.read_text() if trouble.exists() else "none":
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(600)
+        case "raise":
+            raise ValueError("the models are broken")
+    return scripted(gate)
