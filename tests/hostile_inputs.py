@@ -28,51 +28,88 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + END
 
 
+BAD_VALUES = {
+    "max_tokens": [
+        "0",
+        "-1",
+        "abc",
+        "1e3",
+        "nan",
+        "inf",
+        "1.5",
+        "",
+        " 5",
+        "5 ",
+        "\uff10",
+        "0x10",
+        "1_0",
+        "9" * 400,
+        "513",
+        "+5",
+        "5\0",
+        "true",
+    ],
+    "temperature": [
+        "nan",
+        "inf",
+        "-inf",
+        "-0.1",
+        "2.1",
+        "1e999",
+        "1e-3",
+        "abc",
+        "",
+        " 1",
+        "0x1p3",
+        "1,5",
+        "\u0661",
+        "--1",
+        ".5",
+        "9" * 400,
+    ],
+    "seed": ["-1", "abc", "1.0", str(2**63), "nan", "", "1e3", "\uff19"],
+    "top_k": ["-1", "1001", "1.0", "1e3", "", "nan", "all", "\u0663", "9" * 400],
+    "top_p": ["0", "0.0", "-0.0", "-0.1", "1.01", "1e-3", "nan", "inf", "", "0,5", ".5", "\uff11"],
+    "repetition_penalty": ["0", "0.49", "2.01", "-1", "nan", "inf", "1e0", "", "1 "],
+    "presence_penalty": ["-2.01", "2.01", "nan", "-inf", "1e0", "", "+1", "--1", "- 1"],
+    "stop": [
+        "",
+        "###",
+        '"###"',
+        "null",
+        "{}",
+        "[",
+        "[1]",
+        "[null]",
+        '[["a"]]',
+        '[""]',
+        '["a", "b", "c", "d", "e"]',
+        '["' + "a" * 65 + '"]',
+        "['a']",
+        '["a",]',
+        '["\\ud83d"]',
+        '["\\udc00\\ud800"]',
+        '["a\0"]',
+        '["\\x41"]',
+        "[" * 60_000,
+        '{"a":' * 10_000,
+        "[" + "9" * 60_000 + "]",
+        "[NaN]",
+        '["a"] ["b"]',
+        '[{"__proto__": "a"}]',
+    ],
+    "logprobs": ["-1", "21", "true", "1.0", "", "nan", "9" * 400],
+    "stream": ["1", "0", "True", "yes", "", "on", " true", "true\0"],
+    "priority": ["live", "0", "-1", "", "Batch", "high", "interactive,batch"],
+    "deadline_ms": ["0", "-1", "3600001", "1.5", "inf", "nan", "", "1e3", "soon", "9" * 400],
+    "draft": ["", "on", "Exact", "true", "none", "exact\n"],
+}
+
+
 def bad_fields() -> Iterator[tuple[str, bytes]]:
-    bad_values = {
-        "max_tokens": [
-            "0",
-            "-1",
-            "abc",
-            "1e3",
-            "nan",
-            "inf",
-            "1.5",
-            "",
-            " 5",
-            "5 ",
-            "\uff10",
-            "0x10",
-            "1_0",
-            "9" * 400,
-            "513",
-            "+5",
-            "5\0",
-            "true",
-        ],
-        "temperature": [
-            "nan",
-            "inf",
-            "-inf",
-            "-0.1",
-            "2.1",
-            "1e999",
-            "1e-3",
-            "abc",
-            "",
-            " 1",
-            "0x1p3",
-            "1,5",
-            "\u0661",
-            "--1",
-            ".5",
-            "9" * 400,
-        ],
-        "seed": ["-1", "abc", "1.0", str(2**63), "nan", "", "1e3", "\uff19"],
-    }
-    for field, values in bad_values.items():
+    for field, values in BAD_VALUES.items():
         for value in values:
-            yield f"{field} {value[:20]!r}", form(AUDIO, INSTRUCTION, part(field, value.encode()))
+            yield f"{field} {value[:20]!r} of {len(value)}", form(AUDIO, INSTRUCTION, part(field, value.encode()))
         yield f"{field} as a file", form(AUDIO, INSTRUCTION, part(field, b"1", filename="x"))
         yield f"{field} twice", form(AUDIO, INSTRUCTION, part(field, b"1"), part(field, b"1"))
         yield f"{field} of 70 KB", form(AUDIO, INSTRUCTION, part(field, b"1" * 70_000))
@@ -115,7 +152,8 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
         "a" * 3000,
         "audio\0",
         "\u202eoidua",
-        "stream",
+        "streams",
+        "client",
     ):
         yield f"field {name[:20]!r}", form(AUDIO, INSTRUCTION, part(name, b"1"))
 

@@ -60,12 +60,6 @@ def test_an_answer_has_text_usage_and_times(server: LiveServer, engine: FakeEngi
     assert (submitted.sampling.max_tokens, submitted.sampling.temperature, submitted.sampling.seed) == (7, 0.5, 3)
 
 
-def test_options_have_defaults(server: LiveServer, engine: FakeEngine) -> None:
-    instruct(server, CLIP)
-    (submitted,) = engine.submitted
-    assert (submitted.sampling.max_tokens, submitted.sampling.temperature, submitted.sampling.seed) == (256, 0.0, None)
-
-
 def test_the_instruction_arrives_as_it_was_sent(server: LiveServer, engine: FakeEngine) -> None:
     text = " Übersetze “das”\n<|im_end|> 日本語 🎧 "
     assert instruct(server, CLIP, text).status_code == 200

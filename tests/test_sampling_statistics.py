@@ -100,7 +100,8 @@ def exact_of(logits: Float32) -> Probabilities:
 
 def logits_after(tokens: list[int]) -> Float32:
     """A model of six tokens that looks at the last one."""
-    return MODEL[tokens[-1] + 1 if tokens else 0]
+    logits: Float32 = MODEL[tokens[-1] + 1 if tokens else 0]
+    return logits
 
 
 def drafted_answer(seed: int, draft: list[int]) -> list[int]:
