@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -60,12 +60,14 @@ class Metrics:
             registry=self.registry,
         )
         self.streams = Counter("thinbridge_streams", "Streamed replies by how they ended.", ["outcome"], registry=self.registry)
+        for outcome in get_args(StreamOutcome):
+            self.streams.labels(outcome)
 
     def count_answer(self, done: Done, audio_s: float) -> None:
         """Count a request that was answered, with all its stage times."""
-        for name, milliseconds in done.times.as_milliseconds().items():
-            if name != "total_ms":
-                self.stage_seconds.labels(name.removesuffix("_ms")).observe(milliseconds / 1000)
+        for name, seconds in vars(done.times).items():
+            if name != "total_s":
+                self.stage_seconds.labels(name.removesuffix("_s")).observe(seconds)
         self.answer_seconds.observe(done.times.total_s)
         self.answers.labels(done.finish_reason).inc()
         self.audio_seconds.inc(audio_s)

@@ -1,0 +1,79 @@
+"""The engine's figures at `/metrics`, and what the dashboard makes of them."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.metrics import Metrics
+from server.request import DRAFT_POSITIONS, EngineCounters, EngineStats
+
+COUNTERS = EngineCounters(
+    steps=7,
+    llm_passes=10,
+    generated_tokens=25,
+    drafted=(9, 8, *[0] * (DRAFT_POSITIONS - 3), 4),
+    accepted=(9, 6, *[0] * (DRAFT_POSITIONS - 3), 1),
+    prefix_hits=3,
+    prefix_misses=2,
+    encoder_cache_hits=1,
+    encoder_cache_misses=5,
+    preemptions=6,
+    restarts=11,
+)
+STATS = EngineStats(
+    ready=True,
+    waiting=1,
+    running=2,
+    slots=4,
+    queue_limit=16,
+    step_age_s=0.25,
+    predicted_wait_s=1.5,
+    prefix_cache_bytes=1000,
+    encoder_cache_bytes=2000,
+    counters=COUNTERS,
+)
+
+
+def samples(stats: EngineStats) -> dict[str, float]:
+    """Values by name and label values."""
+    text = Metrics(lambda: stats, lambda: 0).render().decode()
+    return {
+        " ".join([sample.name.removeprefix("thinbridge_"), *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_figure_of_the_engine_is_served() -> None:
+    expected = {
+        "ready": 1,
+        "num_requests_waiting": 1,
+        "num_requests_running": 2,
+        "slots": 4,
+        "queue_limit": 16,
+        "step_age_seconds": 0.25,
+        "predicted_wait_seconds": 1.5,
+        "cache_bytes prefix": 1000,
+        "cache_bytes encoder": 2000,
+        "engine_steps_total": 7,
+        "engine_restarts_total": 11,
+        "preemptions_total": 6,
+        "llm_passes_total": 10,
+        "llm_tokens_total": 25,
+        "draft_tokens_total 1": 9,
+        "draft_tokens_total 2": 8,
+        f"draft_tokens_total {DRAFT_POSITIONS}": 4,
+        "draft_accepted_tokens_total 2": 6,
+        f"draft_accepted_tokens_total {DRAFT_POSITIONS}": 1,
+        "cache_lookups_total prefix hit": 3,
+        "cache_lookups_total prefix miss": 2,
+        "cache_lookups_total encoder hit": 1,
+        "cache_lookups_total encoder miss": 5,
+    }
+    served = samples(STATS)
+    assert {name: served[name] for name in expected} == expected
+
+
+def test_they_are_read_at_every_scrape() -> None:
+    waiting = iter([3, 5])
+    metrics = Metrics(lambda: EngineStats(True, next(waiting), 0, 4, 16), lambda: 0)
+    assert b"thinbridge_num_requests_waiting 3.0" in metrics.render()
+    assert b"thinbridge_num_requests_waiting 5.0" in metrics.render()
