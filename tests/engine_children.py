@@ -13,6 +13,8 @@ from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models
 
 SLOTS, QUEUE_LIMIT = 3, 61
 LONGEST_INSTRUCTION = 200
+# Answers end by their limit.
+NEVER = 2**40
 
 
 class FileGate(threading.Event):
@@ -42,7 +44,8 @@ def local(gate: Path) -> Engine:
     """`LocalEngine` on fake models; its encoder waits at the gate."""
     encoder = FakeEncoder()
     encoder.gate = FileGate(gate)
-    models = fake_models(FakeLLM(slots=SLOTS, max_positions=LONGEST_INSTRUCTION + 200), encoder)
+    llm = FakeLLM(slots=SLOTS, max_positions=LONGEST_INSTRUCTION + 200, mean_tokens=NEVER)
+    models = fake_models(llm, encoder)
     return LocalEngine(models, SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)
 
 
