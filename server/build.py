@@ -33,4 +33,12 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
     from server.engine import LocalEngine
 
     models = load_models(bundle, settings.slots, settings.threads or 0)
-    return LocalEngine(models, bundle.manifest.sample_rate_hz, bundle.manifest.max_audio_s, settings.queue_limit)
+    return LocalEngine(
+        models,
+        bundle.manifest.sample_rate_hz,
+        bundle.manifest.max_audio_s,
+        settings.queue_limit,
+        encode_gather_s=settings.encode_gather_s,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        encoder_cache_bytes=settings.encoder_cache_bytes,
+    )

@@ -50,6 +50,22 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
     )
 
+    max_queue_wait_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Longest predicted wait for a slot; beyond it the answer is 429."
+    )
+    encode_gather_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Seconds that an encoder batch waits for more while answers run.",
+    )
+    encoder_cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for encoder outputs that a client's next instruction on the same clip reuses; 0 is off.",
+    )
+
     engine: Literal["process", "thread"] = Field(
         default="process", description="Where the models run: a supervised child process, or a thread of the server itself."
     )
