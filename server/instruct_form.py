@@ -47,8 +47,8 @@ def text_fields(settings: Settings) -> dict[str, Field]:
         "priority": Choice("`batch` waits while there is interactive work.", tuple(PRIORITIES)),
         "deadline_ms": Integer("Milliseconds from the request's start after which the answer is worth nothing.", 1, 3_600_000),
         "draft": Choice(
-            "How the speech model's own draft may speed up the answer: `exact` never changes it, `relaxed` keeps a draft that "
-            "the LLM finds likely enough, `off` uses none.",
+            "How the speech model's own draft may speed up the answer: `exact` never changes it, `relaxed`, for transcription "
+            "only, keeps a draft that the LLM finds likely enough, `off` uses none.",
             ("exact", "relaxed", "off"),
         ),
     }
