@@ -97,11 +97,13 @@ class LocalEngine:
                 raise InvalidRequest("A request with this id is being served.")
             wait_s = self._predicted_wait_s(request.client, request.priority, mel_frames)
             check_wait(wait_s, self._costs.answer_s(mel_frames), deadline_s, self._max_queue_wait_s)
-            if self._scheduler.full:
-                self._make_room(request, retry_after_s(wait_s))
+            busy = Overloaded("The server is busy; try again later.", retry_after_s=retry_after_s(wait_s))
+            displaced = self._make_room(request, busy) if self._scheduler.full else None
             expires_s = math.inf if deadline_s is None else submitted_s + deadline_s
             self._scheduler.add(request.id, mel_frames, submitted_s, request.client, request.priority, expires_s)
             self._generations[request.id] = generation
+            if displaced is not None:
+                self._deliver(displaced, Failed(displaced.request.id, busy))
             self._changed.notify_all()
 
     def abort(self, request_id: str) -> None:
@@ -262,19 +264,21 @@ class LocalEngine:
         return [generation for generation in in_slots if generation.finished]
 
     def _forget(self, generation: Generation) -> None:
-        del self._generations[generation.request.id]
-        self._scheduler.finish(generation.request.id)
-        self._changed.notify_all()
+        """Free all that a request holds, unless its client's leaving has done so already."""
+        id = generation.request.id
+        if self._generations.get(id) is generation:
+            del self._generations[id]
+            self._scheduler.finish(id)
+            self._changed.notify_all()
 
-    def _make_room(self, request: InstructRequest, retry_s: int) -> None:
-        """Let a request of a lower priority, or of a client that fills the queue, give up its place; raises `Overloaded`."""
-        busy = Overloaded("The server is busy; try again later.", retry_after_s=retry_s)
-        displaced = self._scheduler.displaced_by(request.client, request.priority)
-        if displaced is None:
+    def _make_room(self, request: InstructRequest, busy: Overloaded) -> Generation:
+        """Take the place in the queue of a request with less of a right to it, which is to be told; raises `busy`."""
+        id = self._scheduler.displaced_by(request.client, request.priority)
+        if id is None:
             raise busy
-        generation = self._generations[displaced]
-        self._deliver(generation, Failed(displaced, busy))
-        self._forget(generation)
+        displaced = self._generations[id]
+        self._forget(displaced)
+        return displaced
 
     def _deliver(self, generation: Generation, event: Event) -> None:
         with self._changed:

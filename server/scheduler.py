@@ -1,8 +1,7 @@
 """Which requests run next, and in which slots: decisions only, with no clock, thread, model library or I/O."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.fair_queue import FairQueue, Job
 from server.request import Priority
@@ -36,10 +35,10 @@ class Step:
     says how many positions to run.
     """
 
-    started: Sequence[str] = ()
-    decode: Sequence[str] = ()
-    prefill: Sequence[tuple[str, int]] = ()
-    encode: Sequence[str] = ()
+    started: list[str] = field(default_factory=list)
+    decode: list[str] = field(default_factory=list)
+    prefill: list[tuple[str, int]] = field(default_factory=list)
+    encode: list[str] = field(default_factory=list)
 
 
 class Scheduler:

@@ -1,119 +1,114 @@
-"""The scheduler's promises under any order of arrivals, ends and aborts."""
+"""The scheduler's promises under any order of arrivals, ends, failures, deadlines and preemptions."""
+
+import math
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.scheduler import Move, Scheduler, Step
+from server.request import Priority
+from server.scheduler import Scheduler, Step
+from tests.scheduler_play import Played, Player
+
+ENDS = st.sets(st.tuples(st.integers(0, 20), st.sampled_from(["decode", "prefill", "encode"])), max_size=3)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Plays the engine: adds, runs steps, and ends requests wherever they are, keeping its own book of who is where."""
+    """Random requests and steps; `Player` checks every step."""
 
-    live = Bundle("live")
+    @initialize(
+        slots=st.integers(1, 4),
+        queue_limit=st.integers(0, 6),
+        budget=st.integers(1, 300),
+        step_tokens=st.integers(1, 40),
+        gather_s=st.sampled_from([0.0, 0.5]),
+        ageing_s=st.sampled_from([2.0, math.inf]),
+    )
+    def build(self, slots: int, queue_limit: int, budget: int, step_tokens: int, gather_s: float, ageing_s: float) -> None:
+        scheduler = Scheduler(slots, queue_limit, budget, step_tokens, gather_s, ageing_s)
+        self.player = Player(scheduler, step_tokens, budget)
+        self.ages = ageing_s < math.inf
+        self.refused = 0
 
-    @initialize(slots=st.integers(1, 4), queue_limit=st.integers(0, 3), budget=st.integers(1, 300))
-    def build(self, slots: int, queue_limit: int, budget: int) -> None:
-        self.scheduler = Scheduler(slots, queue_limit, budget)
-        self.mel_frames: dict[str, int] = {}
-        self.arrivals: list[str] = []
-        self.slot_content: list[str] = []
-        self.encoded: list[str] = []
-        self.submitted = 0
-        self.ended = 0
-
-    @rule(target=live, mel_frames=st.integers(1, 200))
-    def add(self, mel_frames: int) -> str:
-        id = f"request-{self.submitted}"
-        self.submitted += 1
-        scheduler = self.scheduler
-        if len(self.mel_frames) == scheduler.slots + scheduler.queue_limit:
-            assert scheduler.full
+    @rule(
+        mel_frames=st.integers(1, 200),
+        positions=st.integers(1, 60),
+        client=st.sampled_from("abc"),
+        priority=st.sampled_from(Priority),
+        wait_s=st.none() | st.floats(0, 5),
+    )
+    def add(self, mel_frames: int, positions: int, client: str, priority: Priority, wait_s: float | None) -> None:
+        player, scheduler = self.player, self.player.scheduler
+        deadline_s = math.inf if wait_s is None else player.now_s + wait_s
+        assert scheduler.full == (len(player.live) >= scheduler.slots + scheduler.queue_limit)
+        if scheduler.full:
+            self._make_room(client, priority)
+        if scheduler.full:
             with pytest.raises(ValueError, match="cannot be queued"):
-                scheduler.add(id, mel_frames)
-            self.ended += 1
+                scheduler.add("one too many", mel_frames, player.now_s)
+            self.refused += 1
         else:
-            scheduler.add(id, mel_frames)
-            self.mel_frames[id] = mel_frames
-            self.arrivals.append(id)
-        return id
+            player.add(mel_frames, positions, client, priority, deadline_s)
 
-    @rule()
-    def step(self) -> None:
-        step = self.scheduler.schedule()
-        assert list(step.decode) == self.slot_content
-        assert list(step.prefill) == self.encoded
-        assert list(step.encode) == self.arrivals[: len(step.encode)]
-        costs = [self.mel_frames[id] for id in step.encode]
-        assert len(costs) <= 1 or max(costs) * len(costs) <= self.scheduler.encode_budget_mel_frames
-        self.slot_content += step.prefill
-        self.encoded = [*step.encode]
-        self.arrivals = self.arrivals[len(step.encode) :]
-        assert step.encode or not self.arrivals or len(self.slot_content) == self.scheduler.slots
+    def _make_room(self, client: str, priority: Priority) -> None:
+        displaced = self.player.scheduler.displaced_by(client, priority)
+        if displaced is None:
+            return
+        loser = self.player.live[displaced]
+        assert self.player.scheduler.is_queued(displaced)
+        assert loser.priority >= priority
+        assert loser.priority > priority or loser.client != client
+        self.player.end(displaced)
 
-    @rule(id=consumes(live))
-    def end(self, id: str) -> None:
-        if id not in self.mel_frames:
-            return
-        del self.mel_frames[id]
-        self.ended += 1
-        move = self.scheduler.finish(id)
-        if id not in self.slot_content:
-            assert move is None
-            (self.encoded if id in self.encoded else self.arrivals).remove(id)
-            return
-        hole, last = self.slot_content.index(id), len(self.slot_content) - 1
-        assert move == (None if hole == last else Move(self.slot_content[last], source=last, target=hole))
-        self.slot_content[hole] = self.slot_content[last]
-        self.slot_content.pop()
+    @rule(ends=ENDS, passed_s=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
+    def step(self, ends: set[tuple[int, str]], passed_s: float) -> None:
+        self.player.now_s += passed_s
+        queued = {id: played for id, played in self.player.live.items() if played.to_prefill is None}
+        step = self.player.step(lambda played, stage: (played.number % 20, stage) in ends)
+        if not self.ages:
+            self._check_turns(step, queued)
+
+    def _check_turns(self, step: Step, queued: dict[str, Played]) -> None:
+        """Within a client and priority: the earliest deadline first, then first come, first served."""
+        encoded = [queued[id] for id in step.encode]
+        for played in encoded:
+            queued.pop(played.id)
+            for other in queued.values():
+                if other.id in self.player.live and (other.client, other.priority) == (played.client, played.priority):
+                    assert (played.deadline_s, played.number) < (other.deadline_s, other.number)
+
+    @precondition(lambda self: self.player.live)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.player.end(data.draw(st.sampled_from(sorted(self.player.live))))
 
     @invariant()
-    def every_request_is_in_one_place_and_slots_are_packed(self) -> None:
-        scheduler = self.scheduler
-        assert list(scheduler.waiting) == self.arrivals
-        assert scheduler.encoded == self.encoded
-        assert scheduler.running == self.slot_content
-        assert len(self.encoded) + len(self.slot_content) <= scheduler.slots
-        assert sorted([*self.arrivals, *self.encoded, *self.slot_content]) == sorted(self.mel_frames)
-        assert self.submitted == self.ended + len(self.mel_frames)
+    def every_request_is_in_one_place_and_nothing_is_left_of_those_that_ended(self) -> None:
+        player, scheduler = self.player, self.player.scheduler
+        running = scheduler.running
+        held = [played for played in player.live.values() if played.to_prefill is not None and played.id not in running]
+        assert len(scheduler) == len(player.live)
+        assert scheduler.queued == len(player.live) - len(running) - len(held)
+        assert len(running) == len(set(running)) <= scheduler.slots
+        assert [player.live[id].slot for id in running] == list(range(len(running)))
+        assert player.submitted == len(player.ended) + len(player.live)
+        # What is encoded holds memory; every level may fill the slots and have one ready.
+        assert len(held) <= (len(Priority) + 1) * (scheduler.slots + 1)
 
     def teardown(self) -> None:
-        """Whatever is left runs to its end."""
-        for _ in range(3 * len(getattr(self, "mel_frames", {}))):
-            for id in self.slot_content[:]:
-                self.end(id)
-            self.step()
-        if hasattr(self, "scheduler"):
-            for id in self.slot_content[:]:
-                self.end(id)
-            assert self.submitted == self.ended
-            assert self.scheduler.schedule() == Step((), (), ())
+        """Whatever is left runs to its end, in a bounded number of steps."""
+        if not hasattr(self, "player"):
+            return
+        player = self.player
+        steps = sum(2 + played.positions + played.decoded + 4 for played in player.live.values())
+        for _ in range(2 * steps):
+            player.step(lambda _played, stage: stage == "decode")
+            player.now_s += 0.001
+        assert player.submitted == len(player.ended)
+        assert len(player.scheduler) == player.scheduler.queued == 0
+        assert player.step() == Step()
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-
-
-def test_a_request_goes_through_the_stages_one_step_each() -> None:
-    scheduler = Scheduler(slots=2, queue_limit=4, encode_budget_mel_frames=1000)
-    scheduler.add("a", 100)
-    assert scheduler.schedule() == Step(decode=(), prefill=(), encode=("a",))
-    scheduler.add("b", 100)
-    assert scheduler.schedule() == Step(decode=(), prefill=("a",), encode=("b",))
-    assert scheduler.schedule() == Step(decode=("a",), prefill=("b",), encode=())
-    assert scheduler.schedule() == Step(decode=("a", "b"), prefill=(), encode=())
-
-
-def test_an_encode_batch_is_cut_by_its_padded_size() -> None:
-    scheduler = Scheduler(slots=8, queue_limit=8, encode_budget_mel_frames=1000)
-    for id, mel_frames in {"a": 100, "b": 300, "c": 300, "d": 400, "e": 5000}.items():
-        scheduler.add(id, mel_frames)
-    assert [scheduler.schedule().encode for _ in range(3)] == [("a", "b", "c"), ("d",), ("e",)]
-
-
-def test_the_same_id_is_refused_twice() -> None:
-    scheduler = Scheduler(slots=8, queue_limit=8, encode_budget_mel_frames=1000)
-    scheduler.add("a", 100)
-    with pytest.raises(ValueError, match="cannot be queued"):
-        scheduler.add("a", 100)
+TestScheduler.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
