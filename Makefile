@@ -7,7 +7,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test lint clean
+.PHONY: serve test lint bench clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -18,6 +18,10 @@ test: lint
 lint: $(VENV)/dev.stamp
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
+
+# Measures on this machine and writes loadtest/results; nothing else should run beside it.
+bench: $(VENV)/bench.stamp
+	@$(VENV)/bin/python -m loadtest.bench
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -30,6 +34,10 @@ $(VENV)/serve.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@touch $(VENV)/serve.stamp $@
 
 $(VENV)/created.stamp:

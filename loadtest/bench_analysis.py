@@ -1,0 +1,119 @@
+"""From measured samples to the tables of the report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.answers import word_error_rate
+from loadtest.bench_clips import BenchClip
+from loadtest.bench_floor import STAGES, Rates, Shapes, floor_ms
+from loadtest.bench_latency import Sample, texts_by_clip
+from loadtest.bench_statistics import distribution_ms, percentile, ratio, words_differ
+
+EXACT, RELAXED, OFF = "Thinbridge, exact drafts", "Thinbridge, relaxed drafts", "Thinbridge, no drafts"
+TRANSFORMERS = "transformers, fp32 eager"
+WHISPER_BEAM_1, WHISPER_BEAM_5 = "faster-whisper int8, beam 1", "faster-whisper int8, beam 5"
+WHISPER_BATCHED = "faster-whisper int8, batched pipeline, beam 1"
+INSIDE = ("features_ms", "queue_ms", "encode_ms", "adapter_ms", "prefill_ms", "decode_ms", "detokenise_ms")
+
+
+def select(samples: Sequence[Sample], system: str, length_s: float) -> list[Sample]:
+    return [sample for sample in samples if sample.system == system and sample.length_s == length_s]
+
+
+def median_s(samples: Sequence[Sample], system: str, length_s: float) -> float | None:
+    """None where nothing of the kind was measured."""
+    chosen = select(samples, system, length_s)
+    return percentile([sample.seconds for sample in chosen], 50) if chosen else None
+
+
+def latency_table(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """A row for each system and length."""
+    rows = []
+    for system, length_s in dict.fromkeys((sample.system, sample.length_s) for sample in samples):
+        chosen = select(samples, system, length_s)
+        cpu_s = sum(sample.cpu_s for sample in chosen) / sum(sample.audio_s for sample in chosen)
+        times = distribution_ms([sample.seconds for sample in chosen])
+        rows.append({"system": system, "length_s": length_s, **times, "cpu_s_per_audio_s": round(cpu_s, 4)})
+    return rows
+
+
+def stage_table(samples: Sequence[Sample], system: str, shapes: Shapes, rates: Rates) -> list[dict[str, Any]]:
+    """Our medians by stage at each length, what is outside the stages, and the floor."""
+    rows = []
+    for length_s in dict.fromkeys(sample.length_s for sample in samples if sample.system == system):
+        chosen = select(samples, system, length_s)
+        replies = [sample.reply for sample in chosen]
+        floors = [floor_ms(shapes, rates, reply) for reply in replies]
+        multiples = [1000 * s.seconds / sum(floor.values()) for s, floor in zip(chosen, floors, strict=True)]
+        stages = {
+            name: _median(reply["times_ms"][name] for reply in replies) for name in ("audio_decode_ms", *INSIDE, "total_ms")
+        }
+        inside = [sum(reply["times_ms"][name] for name in INSIDE) for reply in replies]
+        rows.append(
+            {
+                "length_s": length_s,
+                **stages,
+                "client_ms": _median(1000 * sample.seconds for sample in chosen),
+                "overhead_in_server_ms": _median(r["times_ms"]["total_ms"] - i for r, i in zip(replies, inside, strict=True)),
+                "overhead_of_http_ms": _median(1000 * s.seconds - s.reply["times_ms"]["total_ms"] for s in chosen),
+                "overhead_ms": _median(1000 * s.seconds - i for s, i in zip(chosen, inside, strict=True)),
+                "floor": {stage: _median(floor[stage] for floor in floors) for stage in STAGES},
+                "floor_ms": _median(sum(floor.values()) for floor in floors),
+                "floor_multiple": _median(multiples),
+            }
+        )
+    return rows
+
+
+def compare_answers(
+    samples: Sequence[Sample], whole: Sequence[BenchClip], whole_texts: dict[str, list[str]], systems: Sequence[str]
+) -> dict[str, Any]:
+    """Word error rates on whole recordings, how near every system is to ours, and whether anyone ever changed an answer."""
+    texts = {system: texts_by_clip(samples, system) for system in systems}
+    clips = sorted(texts[EXACT])
+
+    def all_texts(system: str) -> list[str]:
+        return [*whole_texts[system], *(min(texts[system][clip]) for clip in clips)]
+
+    words = sum(len(clip.text.split()) for clip in whole)
+    return {
+        "word_error_rate": {
+            system: round(
+                sum(word_error_rate(c.text, t) * len(c.text.split()) for c, t in zip(whole, whole_texts[system], strict=True))
+                / words,
+                4,
+            )
+            for system in systems
+        },
+        "against_exact": {system: words_differ(all_texts(EXACT), all_texts(system)) for system in systems if system != EXACT},
+        "changed": {system: sum(len(given) > 1 for given in texts[system].values()) for system in systems},
+        "recordings": len(whole),
+        "clips": len(clips),
+    }
+
+
+def summarise(
+    samples: Sequence[Sample],
+    stages: Sequence[dict[str, Any]],
+    levels: Sequence[dict[str, Any]],
+    decode: dict[str, Any],
+    length_s: float = 5.0,
+) -> dict[str, Any]:
+    """The summary's figures; None where one was not measured."""
+    ours = median_s(samples, EXACT, length_s)
+    off = median_s(samples, OFF, length_s)
+    row = next((row for row in stages if row["length_s"] == length_s), {})
+    throughput = {level["concurrency"]: level["requests_per_s"] for level in levels}
+    return {
+        "latency_ratio_vs_faster_whisper_5s": ratio(ours, median_s(samples, WHISPER_BEAM_1, length_s)),
+        "latency_ratio_vs_transformers_5s": ratio(ours, median_s(samples, TRANSFORMERS, length_s)),
+        "draft_speedup_5s": ratio(off, ours),
+        "decode_ratio_vs_llamacpp": decode["ratio"],
+        "throughput_c16_over_c1": ratio(throughput.get(16), throughput.get(1)),
+        "server_overhead_p50_ms": row.get("overhead_ms"),
+        "floor_multiple_5s": row.get("floor_multiple"),
+    }
+
+
+def _median(values: Any) -> float:
+    return round(percentile(list(values), 50), 2)

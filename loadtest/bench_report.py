@@ -1,0 +1,200 @@
+"""The benchmark's result as files: latest.json, latest.md and plots."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench_analysis import INSIDE
+from loadtest.bench_floor import STAGES
+from loadtest.bench_plots import write_plots
+
+TARGETS = {
+    "latency_ratio_vs_faster_whisper_5s": ("at most", 0.25, "request to text, p50, ours over faster-whisper base int8 beam 1"),
+    "latency_ratio_vs_transformers_5s": ("at most", 0.125, "the same over the same weights in transformers"),
+    "draft_speedup_5s": ("at least", 1.8, "no drafts over exact drafts, p50, the same texts"),
+    "decode_ratio_vs_llamacpp": ("at least", 1.2, "plain decode, tokens per second, ours over llama.cpp's"),
+    "throughput_c16_over_c1": ("at least", 2.5, "requests per second at 16 clients over those at 1"),
+    "server_overhead_p50_ms": ("below", 5.0, "what the client waits beyond features, queue, models and detokenising"),
+    "floor_multiple_5s": (None, None, "what the client waits over this machine's floor for the same work"),
+}
+
+
+def write_report(result: dict[str, Any], folder: Path) -> str:
+    """Write all files; returns the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latest.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = markdown(result)
+    (folder / "latest.md").write_text(text, encoding="utf-8")
+    write_plots(result, folder)
+    return text
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The whole report."""
+    void = result["void"]
+    lines = [
+        "# Benchmark",
+        "",
+        f"{result['date']}, revision `{result['git_revision']}`  ",
+        f"{result['machine']}  ",
+        f"Load average before the run {result['load_average_before']}; CPU taken by others during the latency measurement: "
+        f"{100 * result['other_cpu_share']:.1f} % of the machine  ",
+        f"Python {result['python']}, {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
+        "",
+        *(
+            ["**VOID: these figures must not be quoted.** What did not hold:", "", *(f"- {each}" for each in void), ""]
+            if void
+            else []
+        ),
+        "## Summary",
+        "",
+        *_summary(result["summary"]),
+        "",
+        "## Latency, one request at a time",
+        "",
+        f"From request to whole text as the client sees it; {result['threads']} threads each, one system at a time, all taking "
+        "turns on each clip. A percentile is one of the measured values (nearest rank), so with few of them p99 is the largest.",
+        "",
+        *_table(
+            ["audio", "system", "p50 ms", "p95 ms", "p99 ms", "n", "CPU s per audio s"],
+            [
+                [
+                    f"{row['length_s']:g} s",
+                    row["system"],
+                    row["p50_ms"],
+                    row["p95_ms"],
+                    row["p99_ms"],
+                    row["n"],
+                    row["cpu_s_per_audio_s"],
+                ]
+                for row in sorted(result["latency"], key=lambda row: float(row["length_s"]))
+            ],
+        ),
+        "",
+        result["how"]["clips"] + f" Recordings: {result['how']['recordings']}.",
+        "",
+        "![latency](latency.png)",
+        "",
+        "## Where our time goes",
+        "",
+        *_stages(result["stages"]),
+        "",
+        "![stages](stages.png)",
+        "",
+        "## Throughput",
+        "",
+        *_throughput(result),
+        "",
+        "![throughput](throughput.png)",
+        "",
+        "## LLM alone",
+        "",
+        *_decode(result["decode"]),
+        "",
+        "## Peak memory",
+        "",
+        *_table(["system", "MiB"], [[name, mib] for name, mib in result["peak_memory_mib"].items()]),
+        "",
+        "Each process's peak resident size, summed over a system's processes; pages that several share count in each.",
+        "",
+        "## Answers",
+        "",
+        *_answers(result["answers"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    body = [f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]
+
+
+def _summary(summary: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, value in summary.items():
+        relation, target, meaning = TARGETS[name]
+        verdict = "-"
+        if relation and target is not None:
+            met = value is not None and (value >= target if relation == "at least" else value <= target)
+            verdict = f"{relation} {target:g}: {'met' if met else 'not measured' if value is None else 'missed'}"
+        rows.append([f"`{name}`", value, verdict, meaning])
+    return _table(["figure", "value", "expected", "what it is"], rows)
+
+
+def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:
+    names = ["audio_decode_ms", *INSIDE, "total_ms", "client_ms", "overhead_ms"]
+    rows = [[f"{row['length_s']:g} s", *(row[name] for name in names)] for row in stages]
+    floors = [
+        [
+            f"{row['length_s']:g} s",
+            *(f"{row['floor'][stage]:.1f} of {row[stage]:.1f}" for stage in STAGES),
+            row["floor_ms"],
+            row["floor_multiple"],
+        ]
+        for row in stages
+    ]
+    return [
+        "Medians in ms with exact drafts, from the server's own stage times. The overhead is what the client waits beyond "
+        "features, queue, encoder, adapter, prefill, decode and detokenising; decoding of the audio file is part of it.",
+        "",
+        *_table(["audio", *(name.removesuffix("_ms").replace("_", " ") for name in names)], rows),
+        "",
+        "The floor of a stage is the longer of its operations at the best measured rate of matrix products (8-bit for weights, "
+        "float32 for attention and convolutions) and its weights at the best measured read rate: floor of our time, in ms.",
+        "",
+        *_table(["audio", *(stage.removesuffix("_ms") for stage in STAGES), "floor ms", "our time over the floor"], floors),
+    ]
+
+
+def _throughput(result: dict[str, Any]) -> list[str]:
+    keys = ["concurrency", "requests_per_s", "audio_s_per_s", "p50_ms", "p95_ms", "refused_429", "errors", "changed_answers"]
+    keys += ["generator_cpu_share", "generator_lag_p95_ms"]
+    batch = result["faster_whisper_batch"]
+    return [
+        "Closed loop on 5 s clips, exact drafts; every level once on the way up and once on the way down. A refused request "
+        "(429) is sent again after the wait that the server asks for, and its latency counts from the first attempt.",
+        "",
+        *_table([key.replace("_", " ") for key in keys], [[level.get(key) for key in keys] for level in result["throughput"]]),
+        "",
+        f"For scale: faster-whisper's batched pipeline on {batch['clips']} such clips in one call does "
+        f"{batch['requests_per_s']} clips/s, {batch['audio_s_per_s']} s of audio per s.",
+    ]
+
+
+def _decode(decode: dict[str, Any]) -> list[str]:
+    lengths = f"{min(decode['thinbridge_output_tokens'])} to {max(decode['thinbridge_output_tokens'])}"
+    rows = [
+        ["Thinbridge, no drafts", decode["thinbridge_tokens_per_s"], "-"],
+        ["llama.cpp", decode["llamacpp_tokens_per_s"], decode["llamacpp_prompt_tokens_per_s"]],
+    ]
+    drafts = [
+        [name, row["output_tokens_per_s"], row["accepted_share"], row["tokens_per_llm_pass"]]
+        for name, row in decode["transcripts_5s"].items()
+    ]
+    return [
+        f"Plain decode after a spoken prompt, {lengths} tokens (llama.cpp: 100 after the same words as text), medians of "
+        f"{decode['runs']} runs in turns. Ours is the bundle's precision; llama.cpp reads the GGUF behind the bundle.",
+        "",
+        *_table(["system", "decoded tokens/s", "prompt tokens/s"], rows),
+        "",
+        "Transcripts of 5 s, tokens of the answer per second of prefill and decode together:",
+        "",
+        *_table(["system", "tokens/s", "draft tokens accepted", "tokens per LLM pass"], drafts),
+    ]
+
+
+def _answers(answers: dict[str, Any]) -> list[str]:
+    rows = []
+    for system, rate in answers["word_error_rate"].items():
+        against = answers["against_exact"].get(system, {})
+        same = f"{100 * against['equal_share']:.1f} %" if against else "-"
+        between = f"{100 * against['wer']:.1f} %" if against else "-"
+        rows.append([system, f"{100 * rate:.1f} %", same, between, answers["changed"][system]])
+    return [
+        f"Word error rate on {answers['recordings']} whole recordings; beside ours with exact drafts on these and "
+        f"{answers['clips']} clips: share of texts that are equal to the letter, word error rate between the two, and clips "
+        "whose text ever changed.",
+        "",
+        *_table(["system", "WER", "equal to ours", "WER against ours", "changed"], rows),
+    ]

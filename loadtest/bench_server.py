@@ -1,0 +1,103 @@
+"""Thinbridge as the benchmark runs it: its own process, started by the command line that users start, spoken to over HTTP."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from loadtest.answers import TRANSCRIBE
+
+START_TIMEOUT_S = 900
+REQUEST_TIMEOUT_S = 180
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Body:
+    """A multipart body that can be sent again and again."""
+
+    content: bytes
+    content_type: str
+
+
+def make_body(audio: bytes, instruction: str = TRANSCRIBE, draft: str | None = None, max_tokens: int = MAX_TOKENS) -> Body:
+    """The form of `POST /v1/instruct`; no `draft` leaves the field out."""
+    fields = {"instruction": instruction, "max_tokens": str(max_tokens)} | ({"draft": draft} if draft else {})
+    request = httpx.Request("POST", "http://localhost", files={"audio": ("clip.wav", audio)}, data=fields)
+    return Body(request.read(), request.headers["content-type"])
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or refused a request that it should have answered."""
+
+
+class BenchServer:
+    """A context manager: starts the server on a free port and waits until it has checked itself; stops it at the end."""
+
+    def __init__(self, root: Path, options: list[str]) -> None:
+        """`root` is the checkout to serve from, `options` go to `thinbridge serve`."""
+        self._output = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
+        command = [sys.executable, "-m", "server", "serve", "--port", "0", *options]
+        self._process = subprocess.Popen(command, cwd=root, stdout=self._output, stderr=subprocess.STDOUT)
+        self.pid = self._process.pid
+        try:
+            self.url = self._wait_for(r"at (http://\S+)")
+            self._wait_for(r"^(Ready)\.")
+        except BaseException:
+            self._stop()
+            raise
+        self.client = httpx.Client(base_url=self.url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+
+    def _wait_for(self, pattern: str) -> str:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            output = Path(self._output.name).read_text()
+            if found := re.search(pattern, output, re.MULTILINE):
+                return found[1]
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise ServerError(f"The server did not start: {Path(self._output.name).read_text()[-3000:]}")
+
+    def post(self, body: Body) -> httpx.Response:
+        return self.client.post("/v1/instruct", content=body.content, headers={"content-type": body.content_type})
+
+    def answer(self, body: Body) -> dict[str, Any]:
+        """The reply. Raises `ServerError` for any other status than 200."""
+        response = self.post(body)
+        if response.status_code != 200:
+            raise ServerError(f"status {response.status_code}: {response.text[:500]}")
+        reply: dict[str, Any] = response.json()
+        return reply
+
+    def offers_drafts(self, audio: bytes) -> bool:
+        """Whether this server knows the field `draft`."""
+        response = self.post(make_body(audio, draft="exact"))
+        if response.status_code == 400 and response.json()["error"]["code"] == "unknown_field":
+            return False
+        if response.status_code != 200:
+            raise ServerError(f"status {response.status_code}: {response.text[:500]}")
+        return True
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.client.close()
+        self._stop()

@@ -1,0 +1,20 @@
+"""How a peer talks to the benchmark: one JSON object per line in, one out."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def answer_lines(load: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Load, say `{"ready": true}`, then answer each line of standard input until its end.
+
+    Libraries that print to standard output are sent to standard error, so that replies stay alone.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    answer = load()
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
