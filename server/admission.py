@@ -44,7 +44,7 @@ class Costs:
 
     def wait_s(self, backlog: Backlog, slots: int) -> float:
         """Predicted seconds until a newcomer's encoding starts: one stage runs at a time, and `slots` answers side by side."""
-        positions = backlog.to_prefill + backlog.queued * self.positions.value
+        positions = backlog.to_prefill + backlog.unencoded * self.positions.value
         steps = backlog.answers * self.decode_steps.value / slots
         return backlog.mel_frames * self.encode_s.value + positions * self.prefill_s.value + steps * self.decode_s.value
 

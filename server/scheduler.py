@@ -18,13 +18,13 @@ ENCODE_AHEAD = 1
 
 @dataclass(frozen=True)
 class Backlog:
-    """What comes before a newcomer: mel frames to encode, known positions to prefill, requests that are still to be encoded,
-    and answers that have to end before a slot is its own."""
+    """What comes before a newcomer: mel frames of requests that are not encoded yet, and their number; positions of others that
+    are left to prefill; and answers that have to end before a slot is its own."""
 
-    mel_frames: int
-    to_prefill: int
-    queued: int
-    answers: int
+    mel_frames: int = 0
+    unencoded: int = 0
+    to_prefill: int = 0
+    answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,17 @@ class Scheduler:
 
     def ahead_of(self, client: str, priority: Priority, mel_frames: int) -> Backlog:
         """What would come before a request that were added now; promotions are left out."""
-        queued_mel_frames, queued = self._queues[priority].ahead_of(client, mel_frames)
-        for job in self._queued.values():
-            if job.level < priority:
-                queued_mel_frames += job.mel_frames
-                queued += 1
+        mel_frames, queued = self._queues[priority].ahead_of(client, mel_frames)
         held = [job for job in self._held.values() if job.level <= priority]
         running = [job for job in map(self._jobs.__getitem__, self.running) if job.level <= priority]
-        to_prefill = sum(job.to_prefill for job in (*held, *running))
-        answers = max(0, queued + len(held) + len(running) + 1 - self.slots)
-        return Backlog(queued_mel_frames, to_prefill, queued, answers)
+        before = [job for job in self._queued.values() if job.level < priority]
+        encoding = [job for job in held if not job.to_prefill]
+        return Backlog(
+            mel_frames=mel_frames + sum(job.mel_frames for job in (*before, *encoding)),
+            unencoded=queued + len(before) + len(encoding),
+            to_prefill=sum(job.to_prefill for job in (*held, *running)),
+            answers=max(0, queued + len(before) + len(held) + len(running) + 1 - self.slots),
+        )
 
     def preempt(self, now_s: float) -> list[str]:
         """Promote who waited too long, and take slots away where higher priorities will start in them: call it before `schedule`.

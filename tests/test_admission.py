@@ -19,12 +19,12 @@ def measured() -> Costs:
 
 def test_nothing_measured_predicts_nothing() -> None:
     assert Costs().answer_s(3000) == 0
-    assert Costs().wait_s(Backlog(3000, 100, 5, 5), slots=4) == 0
+    assert Costs().wait_s(Backlog(mel_frames=3000, unencoded=5, to_prefill=100, answers=5), slots=4) == 0
 
 
 def test_predictions_add_up_the_stages() -> None:
     assert measured().answer_s(300) == pytest.approx(0.3 + 50 * 0.002 + 20 * 0.01)
-    wait_s = measured().wait_s(Backlog(mel_frames=1000, to_prefill=10, queued=2, answers=3), slots=4)
+    wait_s = measured().wait_s(Backlog(mel_frames=1000, unencoded=2, to_prefill=10, answers=3), slots=4)
     assert wait_s == pytest.approx(1.0 + (10 + 2 * 50) * 0.002 + 3 * 20 * 0.01 / 4)
 
 

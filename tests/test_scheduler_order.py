@@ -268,15 +268,15 @@ def test_the_same_id_is_refused_twice() -> None:
 def test_the_backlog_counts_what_goes_before_a_newcomer() -> None:
     play = player(slots=2)
     scheduler = play.scheduler
-    assert scheduler.ahead_of("a", LIVE, 100) == Backlog(mel_frames=0, to_prefill=0, queued=0, answers=0)
+    assert scheduler.ahead_of("a", LIVE, 100) == Backlog()
     for _ in range(2):
         play.add(mel_frames=100, positions=10)
     play.step()
-    assert scheduler.ahead_of("a", LIVE, 100) == Backlog(0, 0, 0, 0)
-    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(0, 20, 0, 1)
+    assert scheduler.ahead_of("a", LIVE, 100) == Backlog()
+    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(to_prefill=20, answers=1)
     play.step()
     for mel_frames in (300, 400):
         play.add(mel_frames=mel_frames, client="flood")
-    assert scheduler.ahead_of("flood", INTERACTIVE, 100) == Backlog(700, 0, 2, 3)
-    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(100, 0, 1, 2)
-    assert scheduler.ahead_of("a", BATCH, 100) == Backlog(700, 0, 2, 3)
+    assert scheduler.ahead_of("flood", INTERACTIVE, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)
+    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(mel_frames=100, unencoded=1, answers=2)
+    assert scheduler.ahead_of("a", BATCH, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)

@@ -1,4 +1,4 @@
-"""Random schedules on the real engine: whatever else ran, a request's tokens are those it gets alone, and nothing is left over."""
+"""Random schedules on the real engine: a request has the tokens that it has alone, whatever ran beside it, and nothing is left."""
 
 import gc
 import logging
@@ -184,7 +184,7 @@ def _no_logs() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(ENGINES))
 def test_whatever_else_runs_the_tokens_are_the_same_and_nothing_is_left_over(seed: int) -> None:
     random = Random(seed)
-    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([5, 20, 60, 256])}
+    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
     gather_s = random.choice([0.0, 0.002])
     answered = 0
     with serving(FakeLLM(slots=random.randint(1, 4)), random.choice([4, 16]), encode_gather_s=gather_s, **budgets) as engine:
