@@ -1,4 +1,4 @@
-"""Random schedules on the real engine: a request has the tokens that it has alone, whatever ran beside it, and nothing is left."""
+"""Random schedules on the real engine: a request has the tokens it has alone, whatever ran beside it, and nothing is left."""
 
 import gc
 import logging
