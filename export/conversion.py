@@ -59,7 +59,11 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
             decoder = build_decoder(
-                llama, max_positions=MAX_POSITIONS, attention=ExactAttention, body=precision.body, head=precision.head
+                precision.prepare(llama),
+                max_positions=MAX_POSITIONS,
+                attention=ExactAttention,
+                body=precision.body,
+                head=precision.head,
             )
             decoder.save(folder / "llm.onnx")
     instructions = tuple(trained.config["boundary_instructions"])

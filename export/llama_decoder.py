@@ -29,6 +29,8 @@ from export.llama_attention import AttentionWriter, SlotPair, StandardAttention
 Float32 = npt.NDArray[np.float32]
 
 DEFAULT_MAX_POSITIONS = 1024
+INPUT_ROTATION = "input_rotation"
+"""A weight [D, D] that some models have: embeddings are multiplied by it before the first layer."""
 
 Linear = Callable[[GraphBuilder, str, str, Float32], str]
 """Writes `value @ weight.T`: (graph, value, weight's name, weight [outputs, inputs]) -> the product's name."""
@@ -59,6 +61,8 @@ def build_decoder(
     def norm(value: str, name: str) -> str:
         return graph.node("RMSNormalization", value, graph.weight(name, weights[name]), axis=-1, epsilon=config.norm_epsilon)
 
+    if INPUT_ROTATION in weights:
+        hidden = _rotate(graph, hidden, weights[INPUT_ROTATION])
     all_written = []
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}."
@@ -94,3 +98,9 @@ def build_decoder(
 def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:
     """The input embeddings [vocabulary, D] to save as `.npy` for `OnnxLLM`; float16 halves the file at 11 bits of precision."""
     return model.weights["model.embed_tokens.weight"].astype(dtype)
+
+
+def _rotate(graph: GraphBuilder, hidden: str, rotation: Float32) -> str:
+    """The product in float32 of at least two rows: of one alone ONNX Runtime would compute other last bits."""
+    twice = float32_linear(graph, graph.node("Concat", hidden, hidden, axis=1), INPUT_ROTATION, rotation)
+    return graph.nodes("Split", twice, outputs=2, axis=1, num_outputs=2)[0]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from export.graph import GraphBuilder
-from export.quantise import INT4, INT8, BlockFormat, block_linear, quantise
+from export.llama_decoder import Linear
+from export.quantise import INT4, INT8, BlockFormat, block_linear, quantise, row_linear
 
 Float32 = npt.NDArray[np.float32]
 
@@ -22,10 +23,10 @@ def name_of(form: BlockFormat) -> str:
     return f"int{form.bits}-block{form.block}-{'symmetric' if form.symmetric else 'asymmetric'}"
 
 
-def product(form: BlockFormat, weight: Float32, rows: Float32, folder: Path) -> Float32:
+def product(linear: Linear, weight: Float32, rows: Float32, folder: Path) -> Float32:
     graph = GraphBuilder("linear")
     value = graph.input("x", np.float32, ["rows", weight.shape[1]])
-    graph.output(block_linear(form)(graph, value, "weight", weight), "y", np.float32, ["rows", weight.shape[0]])
+    graph.output(linear(graph, value, "weight", weight), "y", np.float32, ["rows", weight.shape[0]])
     graph.save(folder / "linear.onnx")
     session = onnxruntime.InferenceSession(folder / "linear.onnx", providers=["CPUExecutionProvider"])
     result: Float32 = session.run(None, {"x": rows})[0]
@@ -39,18 +40,18 @@ def test_the_runtime_multiplies_by_the_dequantised_weight(tmp_path: Path, form: 
     rows = generator.standard_normal((5, 160)).astype(np.float32)
     expected = rows @ quantise(weight, form).dequantise().T
     # What is left is the 8-bit rounding of the activations.
-    error = product(form, weight, rows, tmp_path) - expected
+    error = product(block_linear(form), weight, rows, tmp_path) - expected
     assert np.sqrt(np.mean(error**2)) < 0.01 * np.sqrt(np.mean(expected**2))
 
 
-@pytest.mark.parametrize("form", [INT8, INT4], ids=name_of)
-def test_a_row_of_the_offered_formats_is_the_same_bits_alone_and_in_a_batch(tmp_path: Path, form: BlockFormat) -> None:
+@pytest.mark.parametrize("linear", [block_linear(INT8), block_linear(INT4), row_linear], ids=["int8", "int4", "rows"])
+def test_a_row_of_the_offered_formats_is_the_same_bits_alone_and_in_a_batch(tmp_path: Path, linear: Linear) -> None:
     generator = np.random.default_rng(1)
     weight = generator.standard_normal((96, 192)).astype(np.float32)
     rows = (generator.standard_normal((8, 192)) * 10.0 ** np.arange(-4, 4)[:, None]).astype(np.float32)
-    together = product(form, weight, rows, tmp_path)
+    together = product(linear, weight, rows, tmp_path)
     for index in range(8):
-        np.testing.assert_array_equal(product(form, weight, rows[index : index + 1], tmp_path)[0], together[index])
+        np.testing.assert_array_equal(product(linear, weight, rows[index : index + 1], tmp_path)[0], together[index])
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,3 +70,20 @@ def test_values_on_a_grid_of_sixteen_levels_survive_four_bits() -> None:
     levels[:, ::32], levels[:, 1::32] = 0, 15
     weight = ((levels - 6) * 0.25).astype(np.float32)
     np.testing.assert_allclose(quantise(weight, BlockFormat(4, 32, symmetric=False)).dequantise(), weight, atol=1e-6)
+
+
+def test_rows_are_rounded_to_eight_bits_of_their_largest_value(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    weight = generator.standard_normal((40, 96)).astype(np.float32)
+    rows = (generator.standard_normal((6, 96)) * 10.0 ** np.arange(-3, 3)[:, None]).astype(np.float32)
+    result, expected = product(row_linear, weight, rows, tmp_path), rows @ weight.T
+    assert np.all(np.linalg.norm(result - expected, axis=1) < 0.02 * np.linalg.norm(expected, axis=1))
+
+
+def test_a_row_of_zeros_stays_zeros_and_one_with_nan_throughout_is_not_hidden(tmp_path: Path) -> None:
+    weight = np.ones((8, 32), np.float32)
+    rows = np.stack([np.zeros(32), np.full(32, np.nan), np.ones(32)]).astype(np.float32)
+    zeros, nans, ones = product(row_linear, weight, rows, tmp_path)
+    assert not zeros.any()
+    assert not np.isfinite(nans).any()
+    np.testing.assert_allclose(ones, 32, rtol=0.01)
