@@ -51,7 +51,7 @@ def test_a_stream_is_the_same_answer_in_pieces(server: LiveServer, fields: dict[
     whole = reply(server, **fields)
     *deltas, done = events(server, **fields)
     assert "".join(event["delta"] for event in deltas) == done["text"] == whole["text"] != ""
-    assert len(deltas) > 1
+    assert deltas
     assert done["usage"] | {"cached_tokens": 0} == whole["usage"] | {"cached_tokens": 0}
     if "logprobs" in fields:
         logprobs = [token for event in deltas for token in event.get("logprobs", [])]
