@@ -21,7 +21,7 @@ from server.speculation import Draft, DraftGate, collapse
 logger = logging.getLogger(__name__)
 
 PREFIX_CACHE_BYTES = 64 * 2**20
-RELAXED_PROBABILITY = 0.1
+RELAXED_PROBABILITY = 0.05
 
 
 @dataclass
