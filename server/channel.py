@@ -24,12 +24,21 @@ class Channel:
         self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(end, select.POLLIN)
+        # Reused: memory that is new for every message costs more than the copy.
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._received = bytearray()
 
     def send(self, message: bytes) -> None:
         """Send what `pack` made; blocks while the other end does not read. Raises `OSError` where it is gone."""
         with self._sending:
             self._socket.sendall(message)
+
+    def send_some(self, message: bytes) -> bytes:
+        """Send what the socket takes without blocking; the rest. For a thread that knows that no other one sends."""
+        try:
+            return message[self._socket.send(message, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            return message
 
     def receive(self, timeout_s: float | None = None) -> list[Any]:
         """The messages that have arrived, none after the timeout. Raises `EOFError` once the other end is closed.
@@ -38,12 +47,12 @@ class Channel:
         """
         if self._poll.poll(None if timeout_s is None else timeout_s * 1000):
             try:
-                data = self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
+                count = self._socket.recv_into(self._buffer, flags=socket.MSG_DONTWAIT)
             except ConnectionResetError:
-                data = b""
-            if not data:
+                count = 0
+            if count == 0:
                 raise EOFError
-            self._received += data
+            self._received += self._buffer[:count]
         return list(self._whole_messages())
 
     def finish(self) -> None:

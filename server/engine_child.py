@@ -37,7 +37,10 @@ class EngineChild:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 start_new_session=True,
             )
+        self._posting = threading.Lock()
+        # What the socket did not take at once, up to an end; counted until it has gone out.
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._backlog = 0
         self._writer = threading.Thread(target=self._write, name="engine-child-writer", daemon=True)
         self._writer.start()
         self.post(pack((factory, arguments, logging.getLogger().getEffectiveLevel())))
@@ -47,8 +50,14 @@ class EngineChild:
         return self._process.pid
 
     def post(self, message: bytes) -> None:
-        """Send what `pack` made, some time; never blocks, not even on a child that does not read."""
-        self._outbox.put(message)
+        """Send what `pack` made; never blocks, not even on a child that does not read."""
+        # A child that is gone is noticed where it is read from.
+        with self._posting, contextlib.suppress(OSError):
+            # Not left to the writer alone: it would wait for the caller to let go of the interpreter.
+            rest = message if self._backlog else self._channel.send_some(message)
+            if rest:
+                self._backlog += 1
+                self._outbox.put(rest)
 
     def receive(self, timeout_s: float) -> list[Any]:
         """The child's messages that have arrived; none after the timeout. Raises `EOFError` once it is dead."""
@@ -73,10 +82,11 @@ class EngineChild:
         return _describe(self._process.returncode)
 
     def _write(self) -> None:
-        # A child that is gone is noticed where it is read from.
         with contextlib.suppress(OSError):
             while (message := self._outbox.get()) is not None:
                 self._channel.send(message)
+                with self._posting:
+                    self._backlog -= 1
             self._channel.finish()
 
 

@@ -25,7 +25,8 @@ from server.errors import EngineFailed, ServeError
 from server.logs import configure_logging
 from server.request import Engine, Event, Failed, InstructRequest
 
-logger = logging.getLogger(__name__)
+# By name: this module is `__main__`.
+logger = logging.getLogger("server.engine_worker")
 
 BUSY_REPORT_S = 0.05
 IDLE_REPORT_S = 0.5

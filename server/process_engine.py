@@ -169,25 +169,32 @@ class ProcessEngine:
         try:
             child = EngineChild(self._factory, self._arguments)
         except OSError as error:
-            logger.exception("the engine's process could not be started")
-            self._lose_child(str(error))
+            self._note_failed_start(str(error))
             return False
-        grace_s = 0.0
+        reason, grace_s = "", 0.0
         try:
             self._attend(child)
-            reason = "it was told to stop"
         except EOFError:
-            reason, grace_s = "it ended", EXIT_GRACE_S
+            grace_s = EXIT_GRACE_S
         except _ChildLostError as error:
             reason = str(error)
         except Exception:
             logger.exception("the engine's process cannot be understood")
-            reason = "it cannot be understood"
-        was_ready = self._lose_child(reason)
+        # First the clients: a process may take its time to end.
+        was_ready = self._lose_child()
         manner = child.end(grace_s)
+        reason = reason or manner
         log = logger.info if self._draining else logger.error
-        log("the engine's process %d has ended: %s, %s", child.process_id, reason, manner)
+        log("the engine's process %d has ended: %s", child.process_id, reason)
+        if not was_ready:
+            self._note_failed_start(reason)
         return was_ready
+
+    def _note_failed_start(self, reason: str) -> None:
+        with self._changed:
+            if self._starts == 1 and not self._draining:
+                self._start_error = reason
+            self._changed.notify_all()
 
     def _attend(self, child: EngineChild) -> None:
         """Take what the child says. Returns once it has to stop; raises `EOFError` or `_ChildLostError` when it is lost."""
@@ -236,12 +243,10 @@ class ProcessEngine:
                 logger.exception("request %s: its client cannot be told; giving it up", event.request_id)
                 self.abort(event.request_id)
 
-    def _lose_child(self, reason: str) -> bool:
+    def _lose_child(self) -> bool:
         """Go on without a child; whether there was one that had become ready."""
         with self._changed:
             was_ready = self._child is not None
-            if not self._draining and not was_ready and self._starts == 1:
-                self._start_error = reason
             self._child = None
             self._past_counters = _sum(self._past_counters, self._report.counters)
             self._report = replace(self._report, ready=False, step_age_s=0.0, predicted_wait_s=0.0, counters=EngineCounters())

@@ -96,3 +96,16 @@ def test_the_end_comes_after_the_last_message(ends: tuple[Channel, Channel]) -> 
 
 def test_nothing_within_the_timeout_is_no_message(ends: tuple[Channel, Channel]) -> None:
     assert ends[0].receive(0.01) == []
+
+
+def test_sending_some_never_blocks_and_gives_the_rest(ends: tuple[Channel, Channel]) -> None:
+    left, right = ends
+    content = bytes(64 * 2**20)
+    message = pack(content)
+    rest = left.send_some(message)
+    assert 0 < len(rest) < len(message)
+    assert left.send_some(rest) == rest
+    sender = threading.Thread(target=left.send, args=(rest,))
+    sender.start()
+    assert receive(right, 1) == [content]
+    sender.join()

@@ -165,7 +165,7 @@ def test_a_first_child_that_does_not_get_ready_is_an_error(
     engine = make(start_timeout_s=1.0 if kind == "hang" else TIMEOUT_S)
     with pytest.raises(StartError) as error:
         engine.start()
-    said = {"die": "it ended", "hang": "it reported nothing for 1 s", "raise": "ValueError: the models are broken"}
+    said = {"die": "signal 9", "hang": "it reported nothing for 1 s", "raise": "ValueError: the models are broken"}
     assert said[kind] in str(error.value)
     assert not engine.stats().ready
     if kind == "raise":

@@ -1,0 +1,54 @@
+"""Which engine a bundle gets, and who reads and checks the bundle."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from models.bundle import BundleError, write_bundle
+from server.build import build_engine
+from server.process_engine import ProcessEngine, StartError
+from server.settings import Settings
+from tests.test_bundle import CONTENTS, DESCRIPTION
+
+# What the first part to be read says of nonsense.
+NOT_A_MODEL = "deserializing header"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """One that is whole, with graphs that are none."""
+    folder = tmp_path / "tiny"
+    for name, content in CONTENTS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    write_bundle(folder, DESCRIPTION)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_a_damaged_bundle_is_refused_before_anything_is_started(bundle: Path, kind: Literal["process", "thread"]) -> None:
+    (bundle / "llm.onnx").write_bytes(b"LLM graph")
+    with pytest.raises(BundleError, match=r"llm\.onnx"):
+        build_engine(bundle, Settings(engine=kind))
+
+
+def test_by_default_the_models_are_loaded_in_a_child(bundle: Path) -> None:
+    engine = build_engine(bundle, Settings())
+    assert isinstance(engine, ProcessEngine)
+    assert (engine.sample_rate_hz, engine.max_audio_s) == (DESCRIPTION.sample_rate_hz, DESCRIPTION.max_audio_s)
+    with pytest.raises(StartError, match=NOT_A_MODEL):
+        engine.start()
+    engine.drain(0)
+
+
+def test_as_a_thread_they_are_loaded_here(bundle: Path) -> None:
+    with pytest.raises(Exception, match=NOT_A_MODEL):
+        build_engine(bundle, Settings(engine="thread"))
+
+
+def test_the_server_itself_loads_no_runtime() -> None:
+    program = "import sys, server.build, server.launch, server.cli; sys.exit('onnxruntime' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=True)
