@@ -62,7 +62,7 @@ def answer_rates(replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rates.append(1000 * reply["usage"]["output_tokens"] / max(times["prefill_ms"] + times["decode_ms"], 1e-6))
         drafted += speculation.get("drafted", 0)
         accepted += speculation.get("accepted", 0)
-        passes += decode_passes(reply) + 1
+        passes += speculation.get("llm_passes") or decode_passes(reply) + 1
         tokens += reply["usage"]["output_tokens"]
     return {
         "output_tokens_per_s": round(percentile(rates, 50), 1),

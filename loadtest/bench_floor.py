@@ -104,12 +104,11 @@ def read_shapes(bundle: Path) -> Shapes:
 
 
 def decode_passes(reply: dict[str, Any]) -> int:
-    """Passes of the LLM after the prefill: what the server counted, or one for every further token and for the end."""
-    counted = (reply.get("speculation") or {}).get("llm_passes")
-    if counted:
-        return max(0, int(counted) - 1)
-    after_first = int(reply["usage"]["output_tokens"]) - 1
-    return max(0, after_first if reply["finish_reason"] == "length" else after_first + 1)
+    """Passes of the LLM after the prefill: each of them, as the prefill, gives one token besides those it accepts of a draft, and
+    the end of an answer is a token too."""
+    tokens = int(reply["usage"]["output_tokens"]) + (0 if reply["finish_reason"] == "length" else 1)
+    accepted = int((reply.get("speculation") or {}).get("accepted", 0))
+    return max(0, tokens - accepted - 1)
 
 
 def request_work(shapes: Shapes, reply: dict[str, Any]) -> dict[str, Work]:

@@ -38,7 +38,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{result['date']}, revision `{result['git_revision']}`  ",
         f"{result['machine']}  ",
-        f"Load average before the run {result['load_average_before']}; CPU taken by others during the latency measurement: "
+        f"Load average before the run {result['load_average_before']}; CPU taken by others during the measurement: "
         f"{100 * result['other_cpu_share']:.1f} % of the machine  ",
         f"Python {result['python']}, {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
         "",
@@ -54,7 +54,8 @@ def markdown(result: dict[str, Any]) -> str:
         "## Latency, one request at a time",
         "",
         f"From request to whole text as the client sees it; {result['threads']} threads each, one system at a time, all taking "
-        "turns on each clip. A percentile is one of the measured values (nearest rank), so with few of them p99 is the largest.",
+        "turns on each clip. A percentile is one of the measured values (nearest rank), so with few of them p99 is the largest. "
+        "The instruction is always the same, as in use, so its K/V comes from the server's prefix cache.",
         "",
         *_table(
             ["audio", "system", "p50 ms", "p95 ms", "p99 ms", "n", "CPU s per audio s"],

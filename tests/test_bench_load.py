@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from loadtest import bench_process
 from loadtest.bench_load import LoadResult, Question, measure_load
-from loadtest.bench_process import LinePeer, PeerError, cpu_seconds, peak_memory_mib, process_tree
+from loadtest.bench_process import LinePeer, OthersWatch, PeerError, cpu_seconds, machine_busy_s, peak_memory_mib, process_tree
 from loadtest.bench_server import make_body
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +145,17 @@ def test_a_peer_answers_and_is_accounted_for() -> None:
 def test_a_peer_that_cannot_start_says_why() -> None:
     with pytest.raises(PeerError, match="no such model"):
         LinePeer([sys.executable, "-c", "raise SystemExit('no such model')"], ROOT)
+
+
+def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine_busy_s() >= cpu_seconds(os.getpid()) > 0
+    readings = {"machine_busy_s": [100.0, 110.0], "cpu_seconds": [1.0, 5.0]}
+    for name, values in readings.items():
+        monkeypatch.setattr(bench_process, name, lambda *_arguments, values=values: values.pop(0))
+    moments_s = [0.0, 10.0]
+    monkeypatch.setattr(bench_process, "time", SimpleNamespace(monotonic=lambda: moments_s.pop(0)))
+    monkeypatch.setattr(bench_process, "os", SimpleNamespace(getpid=os.getpid, cpu_count=lambda: 2))
+    assert OthersWatch().share() == pytest.approx(0.3)
 
 
 def test_the_command_describes_itself() -> None:
