@@ -46,7 +46,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
         with _step(progress, "unpacking the weights"):
             whisper, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
         with _step(progress, "writing the encoder"):
-            build_encoder(read_ctranslate2(whisper), precision.speech).save(folder / "encoder.onnx")
+            build_encoder(precision.prepare_encoder(read_ctranslate2(whisper)), precision.speech).save(folder / "encoder.onnx")
         with _step(progress, "reading the LLM"):
             llama = read_llama(gguf)
             np.save(folder / "embedding.npy", embedding_table(llama))
@@ -59,7 +59,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
             decoder = build_decoder(
-                precision.prepare(llama),
+                precision.prepare_llm(llama),
                 max_positions=MAX_POSITIONS,
                 attention=ExactAttention,
                 body=precision.body,

@@ -54,7 +54,7 @@ def export(model: Llama, precision: str, folder: Path) -> Path:
     """Write the decoder; its path."""
     linear = PRECISIONS[precision]
     path = folder / f"{precision}.onnx"
-    build_decoder(linear.prepare(model), attention=ExactAttention, body=linear.body, head=linear.head).save(path)
+    build_decoder(linear.prepare_llm(model), attention=ExactAttention, body=linear.body, head=linear.head).save(path)
     return path
 
 

@@ -7,16 +7,20 @@ sizes; rows are multiplied more than twice as fast.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from export.ctranslate2_weights import Arrays
+from export.encoder_rotation import rotated_encoder
 from export.gguf_weights import Llama
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
 from export.rotation import rotated
 
 UInt8 = npt.NDArray[np.uint8]
+Model = TypeVar("Model")
 
 INT8_COMPUTE = 4
 """The `accuracy_level` under which the operator multiplies in 8-bit integers."""
@@ -151,29 +155,31 @@ INT4 = BlockFormat(bits=4, block=32, symmetric=False)
 class Precision:
     """How the products of a bundle's models are written: those of encoder and adapter, of the LLM's layers, and of its head.
 
-    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare` rewrites the LLM's
-    weights before.
+    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare_encoder` and
+    `prepare_llm` rewrite the weights before.
     """
 
     speech: Linear
     body: Linear
     head: Linear
-    prepare: Callable[[Llama], Llama]
+    prepare_encoder: Callable[[Arrays], Arrays]
+    prepare_llm: Callable[[Llama], Llama]
 
 
-def unchanged(model: Llama) -> Llama:
+def unchanged(model: Model) -> Model:
     return model
 
 
 PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged),
+    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged),
     "int8": Precision(
-        speech=linear_by_name({"attention/linear_0": block_linear(INT8)}, row_linear),
+        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear),
         body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
         head=row_linear,
-        prepare=rotated,
+        prepare_encoder=rotated_encoder,
+        prepare_llm=rotated,
     ),
-    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged),
+    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged, unchanged),
 }
 """By name. In "int8" and "int4" ONNX Runtime's product of a row has the same bits beside any number of rows. Block formats
 other than 8 bits in blocks of 32 or 64 and 4 bits in blocks of 32 take another path for a single row: its last bits differ,

@@ -10,6 +10,7 @@ padding nor a batch, an utterance's states cannot depend on what else is being s
 import numpy as np
 
 from export.ctranslate2_weights import Arrays
+from export.encoder_rotation import INTO_STREAM, OUT_OF_STREAM
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
 
@@ -36,13 +37,13 @@ class WhisperEncoderWriter:
         features = graph.input("features", np.float32, [mel_bins, "frames"])
         x = graph.node("Unsqueeze", features, graph.weight("axis.batch", np.array([0], np.int64)))
         x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
-        states = self.add_positions(graph.node("Transpose", x, perm=[0, 2, 1]))
+        states = self.add_positions(self.rotate(graph.node("Transpose", x, perm=[0, 2, 1]), INTO_STREAM))
         for layer in range(self.layers):
             attention, feed_forward = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
             states = graph.node("Add", states, self.attend(self.norm(states, f"{attention}/layer_norm"), attention))
             inner = self.gelu(self.linear(self.norm(states, f"{feed_forward}/layer_norm"), f"{feed_forward}/linear_0"))
             states = graph.node("Add", states, self.linear(inner, f"{feed_forward}/linear_1"))
-        states = graph.node("Squeeze", self.norm(states, "layer_norm"), "axis.batch")
+        states = graph.node("Squeeze", self.last_norm(states), "axis.batch")
         graph.output(states, "states", np.float32, ["states", self.width])
         return graph
 
@@ -64,6 +65,17 @@ class WhisperEncoderWriter:
         return self.graph.node(
             "LayerNormalization", x, self.weight(f"{name}/gamma"), self.weight(f"{name}/beta"), epsilon=LAYER_NORM_EPSILON
         )
+
+    def last_norm(self, x: str) -> str:
+        graph, gain, bias = self.graph, self.weights["layer_norm/gamma"], self.weight("layer_norm/beta")
+        one, zero = graph.weight("last.one", np.ones_like(gain)), graph.weight("last.zero", np.zeros_like(gain))
+        normed = graph.node("LayerNormalization", x, one, zero, epsilon=LAYER_NORM_EPSILON)
+        return graph.node("Add", graph.node("Mul", self.rotate(normed, OUT_OF_STREAM), self.weight("layer_norm/gamma")), bias)
+
+    def rotate(self, x: str, name: str) -> str:
+        """`x` times the weight `name` of a rotated encoder; `x` itself in a plain one."""
+        weight = self.weights.get(name.removeprefix(PREFIX))
+        return x if weight is None else float32_linear(self.graph, x, name, weight)
 
     def gelu(self, x: str) -> str:
         return self.graph.node("Gelu", x)
