@@ -6,10 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-from server.engine import LocalEngine
 from server.request import Engine
 from tests.fake_engine import FakeEngine
-from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models
 
 SLOTS, QUEUE_LIMIT = 3, 61
 LONGEST_INSTRUCTION = 200
@@ -42,6 +40,10 @@ class FileGate(threading.Event):
 
 def local(gate: Path) -> Engine:
     """`LocalEngine` on fake models; its encoder waits at the gate."""
+    # A child without models starts sooner without what they need.
+    from server.engine import LocalEngine
+    from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models
+
     encoder = FakeEncoder()
     encoder.gate = FileGate(gate)
     llm = FakeLLM(slots=SLOTS, max_positions=LONGEST_INSTRUCTION + 200, mean_tokens=NEVER)
@@ -51,7 +53,7 @@ def local(gate: Path) -> Engine:
 
 def scripted(gate: Path) -> Engine:
     """`FakeEngine`; its thread waits at the gate."""
-    engine = FakeEngine(sample_rate_hz=SAMPLE_RATE_HZ)
+    engine = FakeEngine()
     engine.gate = FileGate(gate)
     engine.slots, engine.queue_limit, engine.longest_instruction = SLOTS, QUEUE_LIMIT, LONGEST_INSTRUCTION
     return engine
