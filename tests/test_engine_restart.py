@@ -84,7 +84,7 @@ def test_every_request_ends_once_however_often_the_child_is_killed(engine: Proce
 
     def submit_until_finished(seed: int) -> list[Call]:
         draw = random.Random(seed)
-        calls = []
+        calls: list[Call] = []
         while not finished.is_set():
             call = Call(engine, request(f"r{seed}-{len(calls)}", seed))
             if draw.random() < 0.2:
