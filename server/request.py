@@ -150,8 +150,11 @@ DRAFT_POSITIONS = 16
 
 @dataclass(frozen=True)
 class EngineCounters:
-    """Totals since the engine started. `drafted` and `accepted` count draft tokens by their place in a draft, the last entry
-    all places from there on."""
+    """Totals since the engine started.
+
+    A request has one of the `llm_passes` for each prefill chunk and each decode step, however many requests share the step.
+    `drafted` and `accepted` count draft tokens by their place in a proposal, the last entry all places from there on.
+    """
 
     steps: int = 0
     llm_passes: int = 0

@@ -252,7 +252,7 @@ class Runner:
         return logits
 
     def _decode_rows(self, rows: Sequence[DecodeRow]) -> list[Float32]:
-        self.counters.llm_passes += 1
+        self.counters.llm_passes += len(rows)
         logits = self.models.llm.decode(rows)
         self._check(logits, [len(row.tokens) for row in rows])
         return logits
