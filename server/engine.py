@@ -10,20 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 
 from models.chain import Models
-from server.admission import Costs, Ratio, check_wait, retry_after_s
+from server.admission import Admission, Ratio, overloaded
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, RequestTimedOut, ServeError
 from server.generation import Generation, new_generation
-from server.request import (
-    Delta,
-    Done,
-    EngineCounters,
-    EngineStats,
-    Event,
-    Failed,
-    InstructRequest,
-    Priority,
-    SamplingOptions,
-)
+from server.request import Delta, Done, EngineCounters, EngineStats, Event, Failed, InstructRequest, Priority, SamplingOptions
 from server.runner import Runner
 from server.scheduler import ENCODE_BUDGET_MEL_FRAMES, STEP_TOKENS, Scheduler
 
@@ -33,10 +23,6 @@ MEL_FRAMES_PER_SECOND = 100
 RETRY_AFTER_S = 1
 # How long a step that runs at the end of a drain is waited for.
 STOP_GRACE_S = 5.0
-
-
-def discard(_event: Event) -> None:
-    """Deliver to nobody."""
 
 
 class LocalEngine:
@@ -64,12 +50,11 @@ class LocalEngine:
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._models = models
-        self._max_queue_wait_s = max_queue_wait_s
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
         # Guards all below. `_generations` holds what the scheduler holds.
         self._changed = threading.Condition()
         self._scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_mel_frames, step_tokens, encode_gather_s)
-        self._costs = Costs()
+        self._admission = Admission(models.llm.slots, max_queue_wait_s)
         self._generations: dict[str, Generation] = {}
         self._ready = False
         self._stopping = False
@@ -81,7 +66,7 @@ class LocalEngine:
         """Warm the models up and begin to serve. Raises `BackendError` where they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
-        self._runner.warm_up(new_generation(self._models, warm_up, discard))
+        self._runner.warm_up(new_generation(self._models, warm_up, lambda _event: None))
         with self._changed:
             self._ready = not self._stopping
         self._thread.start()
@@ -95,9 +80,9 @@ class LocalEngine:
                 raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
             if request.id in self._generations:
                 raise InvalidRequest("A request with this id is being served.")
-            wait_s = self._predicted_wait_s(request.client, request.priority, mel_frames)
-            check_wait(wait_s, self._costs.answer_s(mel_frames), deadline_s, self._max_queue_wait_s)
-            busy = Overloaded("The server is busy; try again later.", retry_after_s=retry_after_s(wait_s))
+            backlog = self._scheduler.ahead_of(request.client, request.priority, mel_frames)
+            self._admission.check(backlog, mel_frames, deadline_s)
+            busy = overloaded(self._admission.wait_s(backlog))
             displaced = self._make_room(request, busy) if self._scheduler.full else None
             expires_s = math.inf if deadline_s is None else submitted_s + deadline_s
             self._scheduler.add(request.id, mel_frames, submitted_s, request.client, request.priority, expires_s)
@@ -108,8 +93,7 @@ class LocalEngine:
 
     def abort(self, request_id: str) -> None:
         with self._changed:
-            generation = self._generations.get(request_id)
-            if generation is not None:
+            if generation := self._generations.get(request_id):
                 generation.ended = True
                 if self._scheduler.is_queued(request_id):
                     self._forget(generation)
@@ -117,6 +101,7 @@ class LocalEngine:
     def stats(self) -> EngineStats:
         with self._changed:
             scheduler, runner, started_s = self._scheduler, self._runner, self._step_started_s
+            backlog = scheduler.ahead_of("", Priority.INTERACTIVE, ENCODE_BUDGET_MEL_FRAMES)
             running = min(len(scheduler) - scheduler.queued, scheduler.slots)
             return EngineStats(
                 ready=self._ready,
@@ -125,7 +110,7 @@ class LocalEngine:
                 slots=scheduler.slots,
                 queue_limit=scheduler.queue_limit,
                 step_age_s=0.0 if started_s is None else time.perf_counter() - started_s,
-                predicted_wait_s=self._predicted_wait_s("", Priority.INTERACTIVE, ENCODE_BUDGET_MEL_FRAMES),
+                predicted_wait_s=self._admission.wait_s(backlog),
                 prefix_cache_bytes=runner.prefix_cache.nbytes,
                 encoder_cache_bytes=runner.encoder_cache.nbytes,
                 counters=self._counters(),
@@ -200,24 +185,21 @@ class LocalEngine:
             return [generations[id] for id in step.decode], prefill, [generations[id] for id in step.encode]
 
     def _decode(self, batch: list[Generation]) -> None:
-        with self._measuring(self._costs.decode_s, min(1, len(batch))):
+        with self._measuring(self._admission.decode_s, min(1, len(batch))):
             self._runner.decode(batch)
         self._settle(batch)
 
     def _prefill(self, work: list[tuple[Generation, int]]) -> None:
-        with self._measuring(self._costs.prefill_s, sum(positions for _, positions in work)):
+        with self._measuring(self._admission.prefill_s, sum(positions for _, positions in work)):
             self._runner.prefill(work)
         batch = [generation for generation, _ in work]
         self._note_prefill(batch)
         self._settle(batch)
 
     def _encode(self, batch: list[Generation]) -> None:
-        with self._measuring(self._costs.encode_s, sum(self._mel_frames(generation.request) for generation in batch)):
+        with self._measuring(self._admission.encode_s, sum(self._mel_frames(generation.request) for generation in batch)):
             self._runner.encode(batch)
         self._note_prefill(batch)
-        with self._changed:
-            for generation in batch:
-                self._costs.positions.add(generation.to_prefill, 1)
         self._settle(batch)
 
     @contextmanager
@@ -246,7 +228,7 @@ class LocalEngine:
             self._deliver(generation, delta)
         if terminal := generation.terminal_event():
             if isinstance(terminal, Done) and generation.llm_passes:
-                self._costs.decode_steps.add(generation.llm_passes - 1, 1)
+                self._admission.answered(len(generation.prompt) - generation.cached_tokens, generation.llm_passes - 1)
             self._deliver(generation, terminal)
         if generation.ended:
             self._forget(generation)
@@ -297,10 +279,6 @@ class LocalEngine:
 
     def _mel_frames(self, request: InstructRequest) -> int:
         return len(request.audio) * MEL_FRAMES_PER_SECOND // self.sample_rate_hz
-
-    def _predicted_wait_s(self, client: str, priority: Priority, mel_frames: int) -> float:
-        scheduler = self._scheduler
-        return self._costs.wait_s(scheduler.ahead_of(client, priority, mel_frames), scheduler.slots)
 
     def _counters(self) -> EngineCounters:
         runner = self._runner

@@ -7,15 +7,17 @@ from server.request import Priority
 
 # How far deadlines may take a client ahead of its share: one of the longest utterances.
 DEADLINE_LEAD_MEL_FRAMES = 3000
+# The level before all priorities.
+PROMOTED = -1
 
 
 @dataclass(eq=False)
 class Job:
     """What the scheduler knows of a request. `deadline_s` is a time like `arrived_s`, infinite for none.
 
-    `number` counts arrivals and `taken` those that were taken to be encoded. `to_prefill` positions are left before it can be
-    decoded; 0 also while that is not known yet. A `promoted` job waited so long that it goes before all others and keeps its
-    slot.
+    `number` is the order of arrival, `taken` the order in which jobs were taken to be encoded. `to_prefill` positions are left
+    before it can be decoded; 0 also while that is not known yet. A `promoted` job waited so long that it goes before all others
+    and keeps its slot.
     """
 
     id: str
@@ -36,8 +38,8 @@ class Job:
 
     @property
     def level(self) -> int:
-        """Its priority, or what is before all priorities."""
-        return -1 if self.promoted else self.priority
+        """Its priority, unless it is promoted."""
+        return PROMOTED if self.promoted else self.priority
 
 
 @dataclass(eq=False)

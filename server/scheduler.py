@@ -1,9 +1,10 @@
 """Which requests run next, and in which slots: decisions only, with no clock, thread, model library or I/O."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
-from server.fair_queue import FairQueue, Job
+from server.fair_queue import PROMOTED, FairQueue, Job
 from server.request import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
@@ -69,7 +70,8 @@ class Scheduler:
         """`encode_budget_mel_frames` bounds an encoder batch by its padded size; one request is always taken.
 
         `step_tokens` bounds the positions that a step prefills and decodes (one per running request); one is always prefilled.
-        `gather_s` is how long a batch that is not full may wait for more, while answers are running.
+        `gather_s` is how long a batch that is not full may wait for more, while answers are running: worth it where a larger
+        batch is cheaper per utterance. It is not on a CPU, whose cores one utterance fills, hence the default.
         """
         self.slots = slots
         self.queue_limit = queue_limit
@@ -80,15 +82,13 @@ class Scheduler:
         self._ageing_s = ageing_s
         self._encode_ahead = encode_ahead
         self._jobs: dict[str, Job] = {}
-        # To be encoded, in order of arrival; each of them is also in one of the next two.
+        # To be encoded, in order of arrival, and in their turn by level.
         self._queued: dict[str, Job] = {}
-        self._queues = {priority: FairQueue() for priority in Priority}
-        self._express: list[Job] = []
+        self._queues = {level: FairQueue() for level in (PROMOTED, *Priority)}
         # Encoded (or being encoded) or preempted, without a slot.
         self._held: dict[str, Job] = {}
         self._promoted_at_s = dict.fromkeys(Priority, -math.inf)
-        self._submitted = 0
-        self._taken = 0
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -119,8 +119,7 @@ class Scheduler:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
         if self.full or id in self._jobs:
             raise ValueError(f"request {id} cannot be queued")
-        self._submitted += 1
-        job = Job(id, client, priority, mel_frames, now_s, deadline_s, self._submitted)
+        job = Job(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers))
         self._jobs[id] = self._queued[id] = job
         self._queues[priority].add(job)
 
@@ -199,8 +198,8 @@ class Scheduler:
 
     def finish(self, id: str) -> None:
         """Forget a request wherever it is."""
-        if id in self._queued:
-            self._dequeue(self._queued[id])
+        if job := self._queued.pop(id, None):
+            self._queues[job.level].remove(job)
         elif id in self._held:
             del self._held[id]
         else:
@@ -236,7 +235,7 @@ class Scheduler:
             self._promoted_at_s[priority] = now_s
             if oldest.id in self._queued:
                 self._queues[priority].take(oldest)
-                self._express.append(oldest)
+                self._queues[PROMOTED].add(oldest)
             oldest.promoted = True
 
     def _prefill(self, job: Job, budget: int) -> int:
@@ -262,13 +261,13 @@ class Scheduler:
         longest = 0
         if self._is_gathering(now_s):
             return batch
-        while (job := self._next_queued()) and self._has_room(job):
+        while (job := self._next_to_encode()) and self._has_room(job):
             longest = max(longest, job.mel_frames)
             if batch and longest * (len(batch) + 1) > self._encode_budget_mel_frames:
                 break
-            self._dequeue(job, served=True)
-            self._taken += 1
-            job.taken = self._taken
+            del self._queued[job.id]
+            self._queues[job.level].take(job)
+            job.taken = next(self._numbers)
             self._held[job.id] = job
             batch.append(job.id)
         return batch
@@ -277,14 +276,11 @@ class Scheduler:
         """Whether to wait for a larger batch: only while answers run, which make use of the time."""
         if not (self._gather_s and self.running and self._queued):
             return False
-        jobs = self._queued.values()
+        jobs = list(self._queued.values())
         is_full = max(job.mel_frames for job in jobs) * (len(jobs) + 1) > self._encode_budget_mel_frames
-        has_all = len(self._jobs) >= self.slots
-        return not (is_full or has_all) and next(iter(jobs)).arrived_s > now_s - self._gather_s
+        return not is_full and len(self._jobs) < self.slots and jobs[0].arrived_s > now_s - self._gather_s
 
-    def _next_queued(self) -> Job | None:
-        if self._express:
-            return self._express[0]
+    def _next_to_encode(self) -> Job | None:
         return next((job for queue in self._queues.values() if (job := queue.next())), None)
 
     def _has_room(self, job: Job) -> bool:
@@ -293,12 +289,3 @@ class Scheduler:
         running = map(self._jobs.__getitem__, self.running)
         fixed = sum(other.level <= job.priority for other in running)
         return before + fixed < self.slots + self._encode_ahead
-
-    def _dequeue(self, job: Job, served: bool = False) -> None:
-        del self._queued[job.id]
-        if job.promoted:
-            self._express.remove(job)
-        elif served:
-            self._queues[job.priority].take(job)
-        else:
-            self._queues[job.priority].remove(job)

@@ -181,3 +181,22 @@ def test_an_abort_frees_everything_within_a_step(events: int) -> None:
         wait_until_idle(engine)
         assert engine.stats().counters.steps <= steps_at_abort[0] + 1
         assert len(seen) == events
+
+
+def test_a_request_may_be_aborted_while_it_is_being_failed() -> None:
+    with serving(endless_llm(slots=1)) as engine:
+        running = Client(engine, endless("running"))
+        wait_until(lambda: bool(running.events))
+        ended: list[Event] = []
+
+        def end_both(event: Event) -> None:
+            ended.append(event)
+            for id in ("a", "b"):
+                engine.abort(id)
+
+        for id in ("a", "b"):
+            engine.submit(replace(instruct(id, speech(1)), deadline_s=0.05), end_both)
+        wait_until(lambda: engine.stats().waiting == 0)
+        engine.abort("running")
+        Client(engine, instruct("next", speech(1), max_tokens=2)).done()
+        assert len(ended) == 1
