@@ -1,7 +1,6 @@
 """One child process with an engine in it: started, written to, read from, ended. Whether it is well is for others to judge."""
 
 import contextlib
-import logging
 import os
 import queue
 import signal
@@ -11,9 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from server.channel import Channel, pack
-
-logger = logging.getLogger(__name__)
+from server.channel import Channel
 
 KILL_TIMEOUT_S = 5.0
 
@@ -24,8 +21,8 @@ class EngineChild:
     It has a session of its own, so a terminal's Ctrl-C reaches only the parent, and it writes to the parent's stderr.
     """
 
-    def __init__(self, factory: str, arguments: tuple[object, ...]) -> None:
-        """Raises `OSError` where no process can be started."""
+    def __init__(self, first_message: bytes) -> None:
+        """Raises `OSError` where no process can be started, and `RuntimeError` where no thread can."""
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         with theirs:
@@ -43,7 +40,7 @@ class EngineChild:
         self._backlog = 0
         self._writer = threading.Thread(target=self._write, name="engine-child-writer", daemon=True)
         self._writer.start()
-        self.post(pack((factory, arguments, logging.getLogger().getEffectiveLevel())))
+        self.post(first_message)
 
     @property
     def process_id(self) -> int:

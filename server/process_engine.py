@@ -68,11 +68,11 @@ class ProcessEngine:
         stall_timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """`factory` is the `module:function` that makes the engine in the child, of picklable `arguments`."""
+        """`factory` is the `module:function` that makes the engine in the child, of `arguments`. Raises where they cannot be
+        pickled."""
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
-        self._factory = factory
-        self._arguments = arguments
+        self._first_message = pack((factory, arguments, logging.getLogger().getEffectiveLevel()))
         self._stall_timeout_s = stall_timeout_s
         self._start_timeout_s = start_timeout_s
         self._serials = itertools.count()
@@ -167,8 +167,9 @@ class ProcessEngine:
         with self._changed:
             self._starts += 1
         try:
-            child = EngineChild(self._factory, self._arguments)
-        except OSError as error:
+            child = EngineChild(self._first_message)
+        except (OSError, RuntimeError) as error:
+            logger.exception("no process can be started for the engine")
             self._note_failed_start(str(error))
             return False
         reason, grace_s = "", 0.0
