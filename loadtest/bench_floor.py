@@ -65,6 +65,12 @@ class Work:
         return max(compute_s, self.bytes / rates.read_bytes)
 
 
+def better_rates(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Of two measurements by `loadtest.peers.machine_rates`, the faster of each figure."""
+    gemm = [max(pair, key=lambda row: float(row["gflops"])) for pair in zip(first["gemm"], second["gemm"], strict=True)]
+    return {"gemm": gemm, "read_gb_per_s": max(first["read_gb_per_s"], second["read_gb_per_s"])}
+
+
 def read_rates(measured: dict[str, Any]) -> Rates:
     """From the object that `loadtest.peers.machine_rates` prints."""
     best = {kind: max(row["gflops"] for row in measured["gemm"] if row["kind"] == kind) for kind in ("int8", "fp32")}

@@ -20,7 +20,7 @@ from loadtest.bench_analysis import (
 )
 from loadtest.bench_clips import RATE_HZ, BenchClip, Recording, cut_to_length
 from loadtest.bench_decode import answer_rates, plain_rate
-from loadtest.bench_floor import Rates, Shapes, Work, decode_passes, encoder_work, floor_ms, llm_work
+from loadtest.bench_floor import Rates, Shapes, Work, better_rates, decode_passes, encoder_work, floor_ms, llm_work, read_rates
 from loadtest.bench_latency import Sample
 from loadtest.bench_load import LoadResult
 from loadtest.bench_report import markdown
@@ -105,6 +105,12 @@ def test_floor_is_set_by_the_slower_of_computing_and_reading() -> None:
     assert Work(1e9, 0, 1e6).floor_s(RATES, eight_bit=False) == pytest.approx(1e-2)
     assert Work(1e9, 1e9, 1e6).floor_s(RATES, eight_bit=True) == pytest.approx(1.1e-2)
     assert Work(1e9, 0, 1e8).floor_s(RATES, eight_bit=True) == pytest.approx(1e-2)
+
+
+def test_rates_are_the_best_that_were_measured() -> None:
+    first = {"gemm": [{"kind": "int8", "gflops": 500.0}, {"kind": "fp32", "gflops": 90.0}], "read_gb_per_s": 20.0}
+    second = {"gemm": [{"kind": "int8", "gflops": 400.0}, {"kind": "fp32", "gflops": 100.0}], "read_gb_per_s": 25.0}
+    assert read_rates(better_rates(first, second)) == Rates(500e9, 100e9, 25e9)
 
 
 def test_known_sizes() -> None:
