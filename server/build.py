@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.bundle import Bundle, open_bundle
+from models.bundle import Bundle, Manifest, open_bundle
 from server.process_engine import ProcessEngine
 from server.request import Engine
 from server.settings import Settings
@@ -16,14 +16,20 @@ def build_engine(bundle_path: Path, settings: Settings) -> Engine:
     bundle = open_bundle(bundle_path)
     if settings.engine == "thread":
         return local_engine(bundle, settings)
-    manifest, arguments = bundle.manifest, (bundle, settings)
+    manifest = bundle.manifest
     return ProcessEngine(
-        f"{__name__}:{local_engine.__name__}",
-        arguments,
+        f"{__name__}:{engine_in_child.__name__}",
+        (str(bundle.folder), manifest.model_dump_json(), settings.model_dump_json()),
         manifest.sample_rate_hz,
         manifest.max_audio_s,
         stall_timeout_s=settings.stall_timeout_s,
     )
+
+
+def engine_in_child(folder: str, manifest: str, settings: str) -> Engine:
+    """The engine of a child: of a verified bundle's folder and manifest, and of settings, both as JSON."""
+    bundle = Bundle(Path(folder), Manifest.model_validate_json(manifest))
+    return local_engine(bundle, Settings.model_validate_json(settings))
 
 
 def local_engine(bundle: Bundle, settings: Settings) -> Engine:

@@ -1,13 +1,14 @@
-"""Python objects over a stream socket between this process and its child, each whole or not at all."""
+"""Plain data over a stream socket between this process and its child, each message whole or not at all."""
 
 import contextlib
-import pickle
 import select
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+from server.plain_data import decode, encode
 
 LENGTH = struct.Struct("<Q")
 # The kernel cuts it to what the system allows; the more fits, the fewer wake-ups a request's audio costs.
@@ -16,7 +17,7 @@ READ_BYTES = 2**20
 
 
 class Channel:
-    """One end. Any thread may send, one may receive. What comes in is unpickled: the other end is this program too."""
+    """One end. Any thread may send, one may receive."""
 
     def __init__(self, end: socket.socket) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -75,12 +76,12 @@ class Channel:
                 if end > len(received):
                     break
                 with received[start + LENGTH.size : end] as message:
-                    yield pickle.loads(message)
+                    yield decode(message)
                 start = end
         del self._received[:start]
 
 
 def pack(message: object) -> bytes:
-    """A message for `Channel.send`. Raises where it cannot be pickled."""
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    """A message for `Channel.send`. Raises `TypeError` for what `encode` does not take."""
+    data = encode(message)
     return LENGTH.pack(len(data)) + data

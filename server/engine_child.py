@@ -12,6 +12,8 @@ from typing import Any
 
 from server.channel import Channel
 
+# With the descriptor of its socket and this process's import path.
+PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from server.engine_worker import main; main(int(sys.argv[1]))"
 KILL_TIMEOUT_S = 5.0
 
 
@@ -27,11 +29,10 @@ class EngineChild:
         self._channel = Channel(ours)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.engine_worker", str(theirs.fileno())],
+                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *(path or os.getcwd() for path in sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 start_new_session=True,
             )
         self._posting = threading.Lock()

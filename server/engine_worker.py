@@ -1,6 +1,6 @@
 """The child of `ProcessEngine`: serves an engine of its own over the socket that it was started with.
 
-Started as `python -m server.engine_worker DESCRIPTOR`. What it reads: first `(factory, arguments, log level)`, the engine's
+`EngineChild` starts it. What it reads: first `(factory, arguments, log level)`, the engine's
 factory as `module:function`; then `(serial, InstructRequest)` for a request and `(None, id)` for one to abort. What it writes:
 `EngineStats` as soon as it is ready and then all the time, `(serial, Event)` of the requests, or one string that says why the
 engine could not be started. It ends when the socket does, and never outlives the process that started it.
@@ -25,8 +25,7 @@ from server.errors import EngineFailed, ServeError
 from server.logs import configure_logging
 from server.request import Engine, Event, Failed, InstructRequest
 
-# By name: this module is `__main__`.
-logger = logging.getLogger("server.engine_worker")
+logger = logging.getLogger(__name__)
 
 BUSY_REPORT_S = 0.05
 IDLE_REPORT_S = 0.5
@@ -60,7 +59,7 @@ def main(descriptor: int) -> None:
     _send(channel, engine.stats())
 
 
-def build_from_path(factory: str, arguments: tuple[object, ...]) -> Engine:
+def build_from_path(factory: str, arguments: tuple[str | float, ...]) -> Engine:
     """The engine that `factory`, a `module:function`, makes of the arguments."""
     module, _, function = factory.partition(":")
     return cast(Engine, getattr(importlib.import_module(module), function)(*arguments))
@@ -108,7 +107,3 @@ def _send(channel: Channel, message: object) -> None:
     # With the parent gone nobody is left to be told.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         channel.send(pack(message))
-
-
-if __name__ == "__main__":
-    main(descriptor=int(sys.argv[1]))

@@ -61,15 +61,14 @@ class ProcessEngine:
     def __init__(
         self,
         factory: str,
-        arguments: tuple[object, ...],
+        arguments: tuple[str | float, ...],
         sample_rate_hz: int,
         max_audio_s: float,
         *,
         stall_timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """`factory` is the `module:function` that makes the engine in the child, of `arguments`. Raises where they cannot be
-        pickled."""
+        """`factory` is the `module:function` that makes the engine in the child, of `arguments`: strings and numbers."""
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._first_message = pack((factory, arguments, logging.getLogger().getEffectiveLevel()))

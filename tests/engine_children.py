@@ -18,9 +18,9 @@ NEVER = 2**40
 class FileGate(threading.Event):
     """An event for several processes: it is set unless a file exists."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = path
+        self.path = Path(path)
 
     def is_set(self) -> bool:
         return not self.path.exists()
@@ -38,7 +38,7 @@ class FileGate(threading.Event):
         return True
 
 
-def local(gate: Path) -> Engine:
+def local(gate: str) -> Engine:
     """`LocalEngine` on fake models; its encoder waits at the gate."""
     # A child without models starts sooner without what they need.
     from server.engine import LocalEngine
@@ -51,7 +51,7 @@ def local(gate: Path) -> Engine:
     return LocalEngine(models, SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)
 
 
-def scripted(gate: Path) -> Engine:
+def scripted(gate: str) -> Engine:
     """`FakeEngine`; its thread waits at the gate."""
     engine = FakeEngine()
     engine.gate = FileGate(gate)
@@ -59,9 +59,9 @@ def scripted(gate: Path) -> Engine:
     return engine
 
 
-def troubled(gate: Path, trouble: Path) -> Engine:
+def troubled(gate: str, trouble: str) -> Engine:
     """A scripted engine; the file `trouble` says how its start goes wrong, where it exists."""
-    match trouble.read_text() if trouble.exists() else "none":
+    match Path(trouble).read_text() if Path(trouble).exists() else "none":
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from tests.fake_models import SAMPLE_RATE_HZ
 FACTORIES = {"local": engine_children.local, "scripted": engine_children.scripted}
 
 
-def make_engine(kind: str, gate: Path) -> Engine:
+def make_engine(kind: str, gate: str) -> Engine:
     models, _, place = kind.partition(" in a ")
     if place == "child":
         factory = f"{engine_children.__name__}:{models}"
@@ -42,7 +41,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> FileGate:
 
 @pytest.fixture(scope="module")
 def shared(kind: str, gate: FileGate) -> Iterator[Engine]:
-    engine = make_engine(kind, gate.path)
+    engine = make_engine(kind, str(gate.path))
     engine.start()
     yield engine
     engine.drain(TIMEOUT_S)
@@ -61,7 +60,7 @@ def engine(shared: Engine, gate: FileGate) -> Iterator[Engine]:
 def fresh(kind: str, gate: FileGate) -> Iterator[Engine]:
     """An engine that is yet to be started."""
     gate.set()
-    engine = make_engine(kind, gate.path)
+    engine = make_engine(kind, str(gate.path))
     try:
         yield engine
     finally:

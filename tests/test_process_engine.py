@@ -24,10 +24,9 @@ STALL_TIMEOUT_S = 2.0
 
 PARENT = """
 import sys, time
-from pathlib import Path
 from server.process_engine import ProcessEngine
 
-engine = ProcessEngine("tests.engine_children:scripted", (Path(sys.argv[1]),), 800, 30.0, stall_timeout_s=60.0)
+engine = ProcessEngine("tests.engine_children:scripted", (sys.argv[1],), 800, 30.0, stall_timeout_s=60.0)
 engine.start()
 print(engine.process_id, flush=True)
 time.sleep(600)
@@ -56,7 +55,7 @@ def make(gate: FileGate, trouble: Path) -> Iterator[Callable[..., ProcessEngine]
     def make_engine(**timeouts_s: float) -> ProcessEngine:
         factory = f"{engine_children.__name__}:{engine_children.troubled.__name__}"
         timeouts_s = {"stall_timeout_s": TIMEOUT_S, **timeouts_s}
-        engines.append(ProcessEngine(factory, (gate.path, trouble), SAMPLE_RATE_HZ, 30.0, **timeouts_s))
+        engines.append(ProcessEngine(factory, (str(gate.path), str(trouble)), SAMPLE_RATE_HZ, 30.0, **timeouts_s))
         return engines[-1]
 
     yield make_engine
@@ -256,8 +255,8 @@ def test_a_drain_ends_a_child_that_does_not_come_to_read(
 def test_answers_are_those_of_the_engine_in_this_process(gate: FileGate) -> None:
     factory = f"{engine_children.__name__}:{local.__name__}"
     engines: list[Engine] = [
-        local(gate.path),
-        ProcessEngine(factory, (gate.path,), SAMPLE_RATE_HZ, 30.0, stall_timeout_s=TIMEOUT_S),
+        local(str(gate.path)),
+        ProcessEngine(factory, (str(gate.path),), SAMPLE_RATE_HZ, 30.0, stall_timeout_s=TIMEOUT_S),
     ]
     requests = [request(f"r{seed}", seed, f"Say {seed % 3}.", 5 + seed) for seed in range(12)]
     texts = []
