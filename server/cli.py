@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = _add_command(commands, "serve", "run the server", serve_command)
-    _add_setting_flags(serve, "host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "engine", "log_level")
+    _add_setting_flags(serve, *SETTING_FLAGS)
 
     transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")
