@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
 from models.backends import LLM, Adapter, Encoder, Float32
@@ -48,7 +49,11 @@ class Models:
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
-    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`."""
+    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`.
+
+    numpy's linear algebra is left one thread in this process: its idle ones spin, and take a core from the models.
+    """
+    threadpool_limits(1, "blas")
     manifest = bundle.manifest
     embedding = bundle.path(manifest.llm.embedding)
     instructions = manifest.adapter.boundary_instructions
