@@ -1,6 +1,6 @@
 """The LLM on ONNX Runtime: one session, and key/value slots in numpy memory that the graph updates in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import onnxruntime
 from models.backends import BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState
 from models.encoder_onnx import open_session
 
+# Rows are prefilled together where that computes at most this many times their positions.
+MAX_PADDING = 1.25
 SPAN_STEP = 64
 """Attention is computed over the first positions of the slots, in steps of so many: then no sum is cut at another place."""
 
@@ -50,17 +52,37 @@ class OnnxLLM:
         return rows
 
     def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
-        """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions.
+        """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions."""
+        return [logits for batch in self._prefill_batches(rows) for logits in self._prefill_batch(batch)]
 
-        Row by row, because one row fills the cores.
-        """
-        logits = []
+    def _prefill_batches(self, rows: Sequence[PrefillRow]) -> Iterator[list[PrefillRow]]:
+        """Neighbours in neighbouring slots together, as long as that adds little padding: a run costs time of its own."""
+        batch: list[PrefillRow] = []
         for row in rows:
-            tokens = len(row.embeddings)
-            wanted = np.zeros((row.wanted, 2), np.int64)
-            wanted[:, 1] = np.arange(tokens - row.wanted, tokens)
-            logits.append(self._run(row.slot, row.embeddings[None], np.array([row.position], np.int64), wanted))
-        return logits
+            grown = [*batch, row]
+            longest = max(len(each.embeddings) for each in grown)
+            fits = all(each.position + longest <= self.max_positions for each in grown)
+            padded = longest * len(grown) <= MAX_PADDING * sum(len(each.embeddings) for each in grown)
+            if batch and not (row.slot == batch[-1].slot + 1 and fits and padded):
+                yield batch
+                grown = [row]
+            batch = grown
+        if batch:
+            yield batch
+
+    def _prefill_batch(self, rows: Sequence[PrefillRow]) -> list[Float32]:
+        longest = max(len(row.embeddings) for row in rows)
+        # Padded with its own last position: what padding leaves in the slots must be finite.
+        indices = [np.minimum(np.arange(longest), len(row.embeddings) - 1) for row in rows]
+        padded = np.stack([row.embeddings[each] for row, each in zip(rows, indices, strict=True)])
+        wanted = [
+            (index, token)
+            for index, row in enumerate(rows)
+            for token in range(len(row.embeddings) - row.wanted, len(row.embeddings))
+        ]
+        positions = np.array([row.position for row in rows], np.int64)
+        logits = self._run(rows[0].slot, padded, positions, np.array(wanted, np.int64).reshape(-1, 2))
+        return np.split(logits, np.cumsum([row.wanted for row in rows[:-1]]))
 
     def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         """Append each row's tokens to slots 0..n-1, which `rows` must cover in that order; logits [tokens, V] per row."""

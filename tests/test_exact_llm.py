@@ -61,6 +61,20 @@ def test_any_cut_in_any_batch_gives_the_bits_of_one_pass(llm: OnnxLLM, texts: Te
 
 
 @settings(max_examples=25, deadline=None)
+@given(texts=texts_of_all_slots, data=st.data())
+def test_prefilling_several_slots_at_once_gives_the_bits_of_each_alone(llm: OnnxLLM, texts: Texts, data: st.DataObject) -> None:
+    whole = [prefill(llm, 0, 0, text) for text in texts]
+    cuts = [data.draw(st.integers(1, len(text) - 1), label="cut") for text in texts]
+    for bounds in ([(0, cut) for cut in cuts], [(cut, len(text)) for cut, text in zip(cuts, texts, strict=True)]):
+        rows = []
+        for slot, (text, (start, end)) in enumerate(zip(texts, bounds, strict=True)):
+            wanted = data.draw(st.integers(0, end - start), label="wanted")
+            rows.append(PrefillRow(slot, start, llm.embed(text[start:end]), wanted))
+        for row, (_, end), logits in zip(rows, bounds, llm.prefill(rows), strict=True):
+            assert_same_bits(logits, whole[row.slot][end - row.wanted : end])
+
+
+@settings(max_examples=25, deadline=None)
 @given(
     text=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=100),
     draft=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8),
