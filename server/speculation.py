@@ -45,6 +45,11 @@ class Draft:
         """The token that the draft has here."""
         return self._tokens[self._position] if self._position < len(self._tokens) else None
 
+    @property
+    def overrun(self) -> int:
+        """How many tokens the answer has gone on behind the draft's end; 0 where there is no draft."""
+        return max(0, self._position - len(self._tokens)) if self._tokens else 0
+
     def propose(self, room: int) -> tuple[int, ...]:
         """What probably comes next, at most `room` tokens."""
         return self._tokens[self._position : self._position + max(0, min(self._limit, room))]

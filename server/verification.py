@@ -17,6 +17,11 @@ from server.speculation import DraftGate
 logger = logging.getLogger(__name__)
 
 
+# A relaxed transcript ends at the latest so many tokens behind the draft's end: all that was said is in the draft, and an LLM
+# that has left it may go round in circles.
+RELAXED_OVERRUN = 8
+
+
 @dataclass
 class RunnerCounters:
     """Totals since the start; the fields mean what they mean in `EngineCounters`."""
@@ -72,11 +77,10 @@ class Verifier:
             logger.error("request %s: %s", generation.request.id, error)
             generation.fail(error)
             return None
-        drafted = generation.draft.next
-        relaxed = generation.request.draft == "relaxed" and drafted is not None and drafted != token
-        if relaxed and drafted is not None and sampler.probability(logits, drafted) >= self._relaxed_probability:
-            token = drafted
-        if token in self._models.template.end_tokens:
+        relaxed = generation.request.draft == "relaxed"
+        if relaxed:
+            token = self._relax(generation, logits, token)
+        if token in self._models.template.end_tokens or (relaxed and generation.draft.overrun >= RELAXED_OVERRUN):
             generation.finish("stop")
             return None
         if generation.request.sampling.logprobs is not None:
@@ -84,6 +88,13 @@ class Verifier:
         self._counters.generated_tokens += 1
         generation.append(token)
         return token
+
+    def _relax(self, generation: Generation, logits: Float32, token: int) -> int:
+        """The draft's token in place of the LLM's own, where it is probable enough."""
+        drafted = generation.draft.next
+        if drafted is None or drafted == token:
+            return token
+        return drafted if generation.sampler.probability(logits, drafted) >= self._relaxed_probability else token
 
     def _count_draft(self, generation: Generation, proposed: int, accepted: int) -> None:
         generation.drafted += proposed

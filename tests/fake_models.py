@@ -160,7 +160,7 @@ class FakeLLM:
         self.max_positions = max_positions
         self.vocabulary_size = len(tokeniser_definition()["model"]["vocab"])
         self.prefills = 0
-        self._mean_tokens = mean_tokens
+        self.mean_tokens = mean_tokens
         self._table = np.random.default_rng(0).normal(size=(self.vocabulary_size, WIDTH)).astype(np.float32)
         self._cache = np.full((slots, max_positions, WIDTH), np.nan, np.float32)
 
@@ -207,7 +207,7 @@ class FakeLLM:
         logits = np.random.default_rng(checksum).normal(0, 3, self.vocabulary_size).astype(np.float32)
         logits[list(USUAL_TOKENS)] += 10
         logits[[0, END_TOKEN]] = -100
-        if checksum % self._mean_tokens == 0:
+        if checksum % self.mean_tokens == 0:
             logits[END_TOKEN] = 100
         return logits
 

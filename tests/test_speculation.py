@@ -11,6 +11,7 @@ from server.errors import InvalidRequest
 from server.generation import new_generation
 from server.request import DraftPolicy, InstructRequest, SamplingOptions
 from server.speculation import Draft, DraftGate, collapse
+from server.verification import RELAXED_OVERRUN
 from tests.fake_models import fake_models, speech
 from tests.runner_client import fake_runner, run
 
@@ -65,6 +66,19 @@ def test_relaxed_answers_differ_from_exact_ones() -> None:
         _, relaxed = run(fake_runner()[0], with_draft(request, "relaxed"))
         differing += relaxed.tokens != exact.tokens
     assert differing > 0
+
+
+def test_a_relaxed_answer_does_not_run_away_from_its_draft() -> None:
+    for seed in range(10):
+        request = InstructRequest("r", speech(seed, 1.0), "Transcribe.", SamplingOptions(max_tokens=200), draft="relaxed")
+        runner, llm = fake_runner()
+        drafted = collapse(
+            runner.models.adapter.adapt(runner.models.encoder.encode([runner.models.features(request.audio)]))[0].best_token
+        )
+        llm.mean_tokens = 10**9
+        _, answer = run(runner, request)
+        assert answer.finish_reason == "stop"
+        assert 0 < len(answer.tokens) <= len(drafted) + RELAXED_OVERRUN
 
 
 def test_drafts_save_passes() -> None:
