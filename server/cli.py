@@ -18,7 +18,19 @@ from server.request import Delta, Done, Engine, Event, InstructRequest, Sampling
 from server.self_check import INSTRUCTION
 from server.settings import Settings, SettingsError, load_settings
 
-SETTING_FLAGS = ("host", "port", "insecure", "bundle", "cache_dir", "threads", "slots", "queue_limit", "engine", "log_level")
+SETTING_FLAGS = (
+    "host",
+    "port",
+    "insecure",
+    "bundle",
+    "cache_dir",
+    "threads",
+    "slots",
+    "queue_limit",
+    "engine",
+    "stall_timeout_s",
+    "log_level",
+)
 
 
 class CommandError(RuntimeError):
