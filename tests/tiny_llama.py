@@ -10,12 +10,12 @@ MAX_POSITIONS = 128
 VOCABULARY = 96
 
 
-def tiny_llama(*, tied: bool = True, key_value_heads: int = 2) -> tuple[Llama, LlamaForCausalLM]:
+def tiny_llama(*, tied: bool = True, key_value_heads: int = 2, vocabulary: int = VOCABULARY) -> tuple[Llama, LlamaForCausalLM]:
     """The same weights twice, drawn from one seed."""
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(
         TransformersConfig(
-            vocab_size=96,
+            vocab_size=vocabulary,
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=2,
@@ -38,7 +38,7 @@ def tiny_llama(*, tied: bool = True, key_value_heads: int = 2) -> tuple[Llama, L
         key_value_heads=key_value_heads,
         head_size=16,
         feed_forward_size=96,
-        vocabulary_size=96,
+        vocabulary_size=vocabulary,
         rope_theta=1000.0,
         norm_epsilon=1e-5,
         tied=tied,
