@@ -9,8 +9,8 @@ from server.request import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
 ENCODE_BUDGET_MEL_FRAMES = 3000
-# Whole prompts of common utterances; running answers wait while they are prefilled.
-STEP_TOKENS = 256
+# Two prompts of common utterances: running answers wait for them about as long as for one utterance to be encoded.
+STEP_TOKENS = 128
 AGEING_S = 5.0
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.
