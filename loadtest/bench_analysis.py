@@ -86,6 +86,10 @@ def compare_answers(
             for system in systems
         },
         "against_exact": {system: words_differ(all_texts(EXACT), all_texts(system)) for system in systems if system != EXACT},
+        "whole_against_exact": {
+            system: words_differ(whole_texts[EXACT], whole_texts[system]) for system in systems if system != EXACT
+        },
+        "whole_texts": {system: list(whole_texts[system]) for system in systems},
         "changed": {system: sum(len(given) > 1 for given in texts[system].values()) for system in systems},
         "recordings": len(whole),
         "clips": len(clips),

@@ -205,6 +205,7 @@ def test_answers_are_compared() -> None:
     answers = result()["answers"]
     assert answers["word_error_rate"][EXACT] == 0.5
     assert answers["against_exact"][TRANSFORMERS] == {"equal_share": 1.0, "wer": 0.0, "n": 2}
+    assert answers["whole_against_exact"][TRANSFORMERS]["wer"] == 0.0
     samples = [sample(EXACT, 0.2), sample(EXACT, 0.2, "hello there")]
     assert compare_answers(samples, [BenchClip("w", Path(), b"", 1.0, "a")], {EXACT: ["a"]}, [EXACT])["changed"] == {EXACT: 1}
 
