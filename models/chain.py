@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
-from models.backends import LLM, Adapter, Encoder, Float32
+from models.backends import LLM, Adapter, BackendError, Encoder, Float32
 from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
@@ -57,7 +58,10 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     manifest = bundle.manifest
     embedding = bundle.path(manifest.llm.embedding)
     instructions = manifest.adapter.boundary_instructions
-    adapter_weights = load_file(bundle.path(manifest.adapter.weights))
+    try:
+        adapter_weights = load_file(bundle.path(manifest.adapter.weights))
+    except SafetensorError as error:
+        raise BackendError(f"{manifest.adapter.weights} could not be loaded: {error}") from error
     return Models(
         features=log_mel,
         encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),

@@ -196,7 +196,8 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        """Queue a request. Raises `ServeError` at once where it cannot be taken (queue full, prompt too long, draining)."""
+        """Queue a request. Where it cannot be taken (queue full, prompt too long, draining), raises a `ServeError` at once, or
+        delivers it as the request's `Failed`."""
         ...
 
     def abort(self, request_id: str) -> None:
