@@ -20,8 +20,9 @@ import jiwer
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from loadtest.answers import TRANSCRIBE
+
 POLICIES = ("off", "exact", "relaxed")
-TRANSCRIBE = "Transcribe the speech to text."
 
 
 @dataclass(frozen=True)

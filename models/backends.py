@@ -15,6 +15,17 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
+def collapse(best_token: Int64) -> tuple[int, ...]:
+    """CTC's greedy transcript: runs of one token are one, blanks (negative) are none. best_token [frames]."""
+    previous = -1
+    tokens = []
+    for token in best_token.tolist():
+        if token >= 0 and token != previous:
+            tokens.append(token)
+        previous = token
+    return tuple(tokens)
+
+
 class BackendError(RuntimeError):
     """The backend could not run what it was given."""
 

@@ -1,75 +1,55 @@
-"""What the engine keeps between requests, each bounded in bytes, least recently used out first."""
+"""What the engine keeps between requests: prefixes of prompts, and what an audio became."""
 
 import hashlib
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from models.backends import AdapterOutput, Float32, SlotState
+from models.backends import AdapterOutput, Float32
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 PrefixKey = tuple[tuple[int, ...], bool]
 """The token ids before the speech, and whether boundary vectors follow: all that the K/V before the speech depends on."""
+AudioKey = tuple[str, bytes]
+"""A client and the digest of an audio: nobody meets what another client sent."""
 
 
-def _state_bytes(state: SlotState) -> int:
-    return state.nbytes
+class ByteCache(Generic[Key, Value]):
+    """Bounded in bytes, least recently used out first; counts its hits and misses. 0 bytes keep nothing."""
+
+    def __init__(self, limit_bytes: int, size: Callable[[Value], int]) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._size = size
+        self._values: LRUCache[Key, Value] = LRUCache(limit_bytes, getsizeof=size)
+
+    @property
+    def enabled(self) -> bool:
+        return self._values.maxsize > 0
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._values.currsize)
+
+    def find(self, key: Key) -> Value | None:
+        value = self._values.get(key)
+        self.hits += value is not None
+        self.misses += value is None
+        return value
+
+    def keep(self, key: Key, value: Value) -> None:
+        """Keep a value, unless it is larger than the whole cache."""
+        if self._size(value) <= self._values.maxsize:
+            self._values[key] = value
 
 
-def _output_bytes(output: AdapterOutput) -> int:
+def output_bytes(output: AdapterOutput) -> int:
     arrays = (output.frames, output.best_token, output.probability, output.blank_probability)
     return sum(array.nbytes for array in arrays)
 
 
-class PrefixCache:
-    """K/V of `[prefix][instruction]`, what comes before the speech; nothing of the audio. 0 bytes keep nothing."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.hits = 0
-        self.misses = 0
-        self._states: LRUCache[PrefixKey, SlotState] = LRUCache(limit_bytes, getsizeof=_state_bytes)
-
-    @property
-    def nbytes(self) -> int:
-        return int(self._states.currsize)
-
-    def find(self, key: PrefixKey) -> SlotState | None:
-        state = self._states.get(key)
-        self.hits += state is not None
-        self.misses += state is None
-        return state
-
-    def keep(self, key: PrefixKey, state: SlotState) -> None:
-        """Keep a state, unless it is larger than the whole cache."""
-        if state.nbytes <= self._states.maxsize:
-            self._states[key] = state
-
-
-class EncoderCache:
-    """What encoder and adapter made of an audio, for further instructions on it from the same client. 0 bytes keep nothing."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.hits = 0
-        self.misses = 0
-        self._outputs: LRUCache[tuple[str, bytes], AdapterOutput] = LRUCache(limit_bytes, getsizeof=_output_bytes)
-
-    @property
-    def enabled(self) -> bool:
-        return self._outputs.maxsize > 0
-
-    @property
-    def nbytes(self) -> int:
-        return int(self._outputs.currsize)
-
-    def find(self, client: str, audio: Float32) -> AdapterOutput | None:
-        output = self._outputs.get(_key(client, audio))
-        self.hits += output is not None
-        self.misses += output is None
-        return output
-
-    def keep(self, client: str, audio: Float32, output: AdapterOutput) -> None:
-        """Keep an output, unless it is larger than the whole cache."""
-        if _output_bytes(output) <= self._outputs.maxsize:
-            self._outputs[_key(client, audio)] = output
-
-
-def _key(client: str, audio: Float32) -> tuple[str, bytes]:
+def audio_key(client: str, audio: Float32) -> AudioKey:
     return client, hashlib.sha256(audio.tobytes()).digest()

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow
+from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
 from models.chain import Models, plain_words
-from server.caches import EncoderCache, PrefixCache
+from server.caches import AudioKey, ByteCache, PrefixKey, audio_key, output_bytes
 from server.errors import PromptTooLong
 from server.generation import Generation
-from server.speculation import Draft, collapse
+from server.speculation import Draft
 from server.verification import RunnerCounters, Verifier
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ class Runner:
     ) -> None:
         self.counters = RunnerCounters()
         self._verifier = Verifier(models, self.counters, relaxed_probability)
-        self.prefix_cache = PrefixCache(prefix_cache_bytes)
-        self.encoder_cache = EncoderCache(encoder_cache_bytes)
+        self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
+        self.encoder_cache = ByteCache[AudioKey, AdapterOutput](encoder_cache_bytes, output_bytes)
         self.models = models
 
     def encode(self, generations: Sequence[Generation]) -> None:
@@ -104,11 +104,15 @@ class Runner:
         self._plan_prefill(generation)
 
     def _encode(self, batch: Sequence[Generation]) -> None:
-        outputs = [self._known_output(generation) for generation in batch]
+        requests = [generation.request for generation in batch]
+        keys = [audio_key(each.client, each.audio) if self.encoder_cache.enabled else None for each in requests]
+        outputs = [None if key is None else self.encoder_cache.find(key) for key in keys]
         unknown = [generation for generation, output in zip(batch, outputs, strict=True) if output is None]
         fresh = iter(self._run_encoder(unknown) if unknown else ())
-        for generation, known in zip(batch, outputs, strict=True):
+        for generation, key, known in zip(batch, keys, outputs, strict=True):
             output = next(fresh) if known is None else known
+            if known is None and key is not None:
+                self.encoder_cache.keep(key, output)
             if not holds_speech(output):
                 generation.finish("no_speech")
                 continue
@@ -124,24 +128,19 @@ class Runner:
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):
             raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
-        for generation, output in zip(batch, outputs, strict=True):
+        for generation in batch:
             generation.times.features_s = featured_s - started_s
             generation.times.encode_s = encoded_s - featured_s
             generation.times.adapter_s = adapted_s - encoded_s
-            if self.encoder_cache.enabled:
-                self.encoder_cache.keep(generation.request.client, generation.request.audio, output)
         return outputs
-
-    def _known_output(self, generation: Generation) -> AdapterOutput | None:
-        if not self.encoder_cache.enabled:
-            return None
-        return self.encoder_cache.find(generation.request.client, generation.request.audio)
 
     def _draft(self, generation: Generation, output: AdapterOutput) -> Draft:
         """The draft that the request asks for, empty where drafts do not pay; the relaxed policy reads it all the same."""
         request = generation.request
-        pays = self._verifier.gate.allows(plain_words(request.instruction))
-        wanted = request.draft == "relaxed" or (request.draft == "exact" and pays)
+        if request.draft == "exact":
+            wanted = self._verifier.gate.allows(plain_words(request.instruction))
+        else:
+            wanted = request.draft == "relaxed"
         return Draft(collapse(output.best_token) if wanted else ())
 
     def _lay_out(self, generation: Generation, frames: Float32, draft: Draft) -> None:

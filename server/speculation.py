@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from models.backends import Int64
-
 # Tokens verified behind the prompt; one more costs a twentieth of a pass, a pass that ends early wastes those behind its end.
 FIRST_PROPOSAL = 48
 # Tokens proposed after a mismatch, at first and at most.
@@ -22,17 +20,6 @@ LONGEST_NEXT_PROPOSAL = 16
 MIN_ACCEPTANCE = 0.1
 # How far ahead in the draft the LLM's own word is looked for.
 REALIGN_WINDOW = 3
-
-
-def collapse(best_token: Int64) -> tuple[int, ...]:
-    """CTC's greedy transcript: runs of one token are one, blanks (negative) are none. best_token [frames]."""
-    previous = -1
-    tokens = []
-    for token in best_token.tolist():
-        if token >= 0 and token != previous:
-            tokens.append(token)
-        previous = token
-    return tuple(tokens)
 
 
 class Draft:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from export.adapter_graph import build_adapter, read_adapter
 from models.adapter_onnx import NO_TOKEN, OnnxAdapter, run_starts
+from models.backends import collapse
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
 from training.ctc import greedy_tokens
@@ -65,12 +66,7 @@ def test_graph_equals_the_trained_module(subsampling: str, count: int, tmp_path:
     assert np.abs(output.blank_probability - torch.sigmoid(blank).numpy()).max() < 1e-5
     assert output.frames.shape == frames.shape
     assert np.abs(output.frames - frames.numpy()).max(initial=0) < 1e-4
-    draft = [token for token in collapse(output.best_token) if token != NO_TOKEN]
-    assert draft == greedy_tokens(queries, blank, table)
-
-
-def collapse(tokens: npt.NDArray[np.int64]) -> list[int]:
-    return [int(token) for index, token in enumerate(tokens) if index == 0 or token != tokens[index - 1]]
+    assert list(collapse(output.best_token)) == greedy_tokens(queries, blank, table)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

@@ -7,11 +7,11 @@ from typing import Literal
 
 import pytest
 
-from models.bundle import BundleError, write_bundle
+from models.bundle import BundleError
 from server.build import build_engine
 from server.process_engine import ProcessEngine, StartError
 from server.settings import Settings
-from tests.test_bundle import CONTENTS, DESCRIPTION
+from tests.test_bundle import DESCRIPTION, write_tiny_bundle
 
 # What the first part to be read says of nonsense.
 NOT_A_MODEL = "deserializing header"
@@ -19,12 +19,8 @@ NOT_A_MODEL = "deserializing header"
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """One that is whole, with graphs that are none."""
     folder = tmp_path / "tiny"
-    for name, content in CONTENTS.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    write_bundle(folder, DESCRIPTION)
+    write_tiny_bundle(folder)
     return folder
 
 

@@ -63,13 +63,18 @@ DESCRIPTION = BundleDescription(
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
+def write_tiny_bundle(folder: Path) -> None:
+    """A bundle that is whole, with graphs that are none."""
     for name, content in CONTENTS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     write_bundle(folder, DESCRIPTION)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    write_tiny_bundle(folder)
     return folder
 
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.backends import collapse
 from server.errors import InvalidRequest
 from server.generation import new_generation
 from server.request import DraftPolicy, InstructRequest, SamplingOptions
-from server.speculation import Draft, DraftGate, collapse
+from server.speculation import Draft, DraftGate
 from server.verification import RELAXED_OVERRUN
 from tests.fake_models import fake_models, speech
 from tests.runner_client import fake_runner, run

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from models.backends import AdapterOutput, DecodeRow, Float32, PrefillRow
+from models.backends import AdapterOutput, DecodeRow, Float32, PrefillRow, collapse
 from models.bundle import open_bundle
 from models.chain import Models, load_models
 from models.prompt import lay_out_prompt
@@ -61,13 +61,8 @@ class Chain:
         return self.models.adapter.adapt(self.models.encoder.encode([self.models.features(audio)]))[0]
 
     def draft(self, output: AdapterOutput) -> str:
-        """The CTC draft's text: best tokens of frames that are not blank, runs merged."""
-        tokens, previous = [], -1
-        for token in output.best_token.tolist():
-            if token >= 0 and token != previous:
-                tokens.append(token)
-            previous = token
-        return self.models.tokeniser.decode(tokens)
+        """The CTC draft's text."""
+        return self.models.tokeniser.decode(collapse(output.best_token))
 
     def answer_speech(self, instruction: str, output: AdapterOutput) -> str:
         if not len(output.frames):

@@ -6,13 +6,12 @@
 itself. The prompt is processed anew each time and the answer is always `tokens` long.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import xllamacpp
 
-from loadtest.peers.lines import answer_lines
+from loadtest.peers.lines import answer_for_model
 
 
 def load(model: str, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -45,13 +44,5 @@ def load(model: str, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    answer_lines(lambda: load(arguments.model, arguments.threads))
-
-
 if __name__ == "__main__":
-    main()
+    answer_for_model(__doc__, load)

@@ -8,14 +8,13 @@ batched pipeline takes these pieces of the file as one batch.
 Set for speed where that cannot change much else: the language is given, no timestamps, no second try at another temperature.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import soundfile
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-from loadtest.peers.lines import answer_lines
+from loadtest.peers.lines import answer_for_model
 
 OPTIONS: dict[str, Any] = {"language": "en", "without_timestamps": True, "temperature": 0.0}
 
@@ -37,13 +36,5 @@ def load(model_folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    answer_lines(lambda: load(arguments.model, arguments.threads))
-
-
 if __name__ == "__main__":
-    main()
+    answer_for_model(__doc__, load)
