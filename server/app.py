@@ -17,11 +17,11 @@ from starlette.responses import HTMLResponse, Response
 from server.audio import AudioLimits
 from server.decode_pool import DecodePool
 from server.edge import Edge
+from server.engine_protocol import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
 from server.metrics import Metrics
 from server.middleware import RequestContext, error_response, request_id_of
 from server.protocol import ErrorReply
-from server.request import Engine
 from server.rest import instruct_router
 from server.settings import Settings, SettingsError
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from models.bundle import Bundle, Manifest, open_bundle
+from server.engine_protocol import Engine
 from server.process_engine import ProcessEngine
-from server.request import Engine
 from server.settings import Settings
 
 

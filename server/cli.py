@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError, Manifest, open_bundle
+from server.engine_protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
-from server.request import Delta, Done, Engine, Event, InstructRequest, SamplingOptions
+from server.request import Delta, Done, Event, InstructRequest, SamplingOptions
 from server.self_check import INSTRUCTION
 from server.settings import Settings, SettingsError, load_settings
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.decode_pool import DecodePool
+from server.engine_protocol import Engine
 from server.errors import NotReady, Overloaded
 from server.metrics import Metrics
-from server.request import Engine
 from server.settings import Settings
 
 RETRY_AFTER_S = 1

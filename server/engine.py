@@ -11,9 +11,10 @@ import numpy as np
 
 from models.chain import Models
 from server.admission import Admission, Ratio, overloaded
+from server.engine_protocol import EngineCounters, EngineStats
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, RequestTimedOut, ServeError
 from server.generation import Generation, new_generation
-from server.request import Delta, Done, EngineCounters, EngineStats, Event, Failed, InstructRequest, Priority, SamplingOptions
+from server.request import Delta, Done, Event, Failed, InstructRequest, Priority, SamplingOptions
 from server.runner import Runner
 from server.scheduler import ENCODE_BUDGET_MEL_FRAMES, STEP_TOKENS, Scheduler
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.request import EngineCounters, EngineStats
+from server.engine_protocol import EngineCounters, EngineStats
 
 
 def engine_gauges(stats: EngineStats) -> Iterator[Metric]:

@@ -21,9 +21,10 @@ from functools import partial
 from typing import Any, cast
 
 from server.channel import Channel, pack
+from server.engine_protocol import Engine
 from server.errors import EngineFailed, ServeError
 from server.logs import configure_logging
-from server.request import Engine, Event, Failed, InstructRequest
+from server.request import Event, Failed, InstructRequest
 
 logger = logging.getLogger(__name__)
 

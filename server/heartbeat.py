@@ -1,6 +1,6 @@
 """Whether a child process lives, judged by what it reports of itself; it knows nothing of processes."""
 
-from server.request import EngineStats
+from server.engine_protocol import EngineStats
 
 # A longer pause between two looks means that the watcher itself did not run, which says nothing about the child.
 LONGEST_TICK_S = 0.5

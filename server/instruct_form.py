@@ -12,7 +12,7 @@ from server.settings import Settings
 AUDIO_SCHEMA = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG Vorbis, OGG Opus or MP3."}
 # Live speech has a door of its own.
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
-SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingOptions))
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingOptions) if field.name != "constraint")
 
 
 @dataclass(frozen=True)

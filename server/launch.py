@@ -12,7 +12,7 @@ import uvicorn
 
 from server.app import create_app
 from server.edge import Edge
-from server.request import Engine
+from server.engine_protocol import Engine
 from server.self_check import SelfCheckError, curl_line, run_self_check
 from server.settings import Settings
 

@@ -9,7 +9,8 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine_metrics import engine_counters, engine_gauges
-from server.request import Done, EngineStats
+from server.engine_protocol import EngineStats
+from server.request import Done
 
 StreamOutcome = Literal["done", "error", "broken_off"]
 

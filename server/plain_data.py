@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from server import request
+from server import engine_protocol, live, request
 from server.errors import ServeError
 from server.request import Priority
 
@@ -19,13 +19,16 @@ def _with_subclasses(kind: type[ServeError]) -> list[type[ServeError]]:
     return [kind, *(each for subclass in kind.__subclasses__() for each in _with_subclasses(subclass))]
 
 
-CLASSES: dict[str, Any] = {name: kind for name, kind in vars(request).items() if dataclasses.is_dataclass(kind)}
+MODULES = (request, live, engine_protocol)
+CLASSES: dict[str, Any] = {
+    name: kind for module in MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)
+}
 ERRORS = {kind.__name__: kind for kind in _with_subclasses(ServeError)}
 
 
 def encode(value: object) -> bytes:
     """Bytes for `decode`. Takes numbers, strings, bytes, tuples, float32 arrays of one axis, `Priority`, errors of
-    `server.errors` and dataclasses of `server.request`; raises `TypeError` for anything else."""
+    `server.errors` and dataclasses of `MODULES`; raises `TypeError` for anything else."""
     samples: list[bytes] = []
     text = json.dumps(_plain(value, samples)).encode()
     return b"".join([JSON_BYTES.pack(len(text)), text, *samples])

@@ -10,9 +10,10 @@ from typing import Any
 
 from server.channel import pack
 from server.engine_child import EngineChild
+from server.engine_protocol import EngineCounters, EngineStats
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
 from server.heartbeat import Heartbeat
-from server.request import Delta, EngineCounters, EngineStats, Event, Failed, InstructRequest
+from server.request import Delta, Event, Failed, InstructRequest
 
 logger = logging.getLogger(__name__)
 

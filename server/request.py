@@ -1,10 +1,9 @@
 """What crosses between the edge and the engine: plain data, and exactly one terminal event per request."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +23,20 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What an answer has to match: a `json_schema` or a `choice` (a JSON array of strings), both as JSON, or a `regex`."""
+
+    kind: Literal["json_schema", "regex", "choice"]
+    grammar: str
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are chosen, in the order of the fields: penalties, temperature, top-k, top-p.
 
     `temperature` 0 is greedy; `seed` makes sampled text repeatable whatever else runs. `top_k` 0 means all. The answer ends
     before the first of the `stop` strings. `logprobs` n asks for each token's log-probability and the n best (None: for none).
+    Only tokens that a `constraint` allows are chosen from.
     """
 
     max_tokens: int = 256
@@ -40,6 +48,7 @@ class SamplingOptions:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     seed: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class InstructRequest:
 
     `client` is whose share the work counts against, and the only one who meets what was cached of the audio. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
+    `word_times` asks for `Done.words`; it makes sense for transcripts only.
     """
 
     id: str
@@ -58,6 +68,16 @@ class InstructRequest:
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float | None = None
     draft: DraftPolicy = "exact"
+    word_times: bool = False
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of an answer, with the punctuation that it is written with, and when it is spoken."""
+
+    text: str
+    start_s: float
+    end_s: float
 
 
 Alternative = tuple[bytes, float]
@@ -132,6 +152,7 @@ class Done:
     times: StageTimes
     speculation: Speculation = Speculation()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    words: tuple[Word, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,69 +164,3 @@ class Failed:
 
 
 Event = Delta | Done | Failed
-
-
-DRAFT_POSITIONS = 16
-
-
-@dataclass(frozen=True)
-class EngineCounters:
-    """Totals since the engine started.
-
-    A request has one of the `llm_passes` for each prefill chunk and each decode step, however many requests share the step.
-    `drafted` and `accepted` count draft tokens by their place in a proposal, the last entry all places from there on.
-    """
-
-    steps: int = 0
-    llm_passes: int = 0
-    generated_tokens: int = 0
-    drafted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
-    accepted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
-    prefix_hits: int = 0
-    prefix_misses: int = 0
-    encoder_cache_hits: int = 0
-    encoder_cache_misses: int = 0
-    preemptions: int = 0
-    restarts: int = 0
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps."""
-
-    ready: bool
-    waiting: int
-    running: int
-    slots: int
-    queue_limit: int
-    step_age_s: float = 0.0
-    predicted_wait_s: float = 0.0
-    prefix_cache_bytes: int = 0
-    encoder_cache_bytes: int = 0
-    counters: EngineCounters = EngineCounters()
-
-
-class Engine(Protocol):
-    """The only door to the models. Thread-safe; `deliver` is called on the engine's thread and must not block."""
-
-    sample_rate_hz: int
-    max_audio_s: float
-
-    def start(self) -> None:
-        """Load, warm up, and begin to serve; returns when ready."""
-        ...
-
-    def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        """Queue a request. Where it cannot be taken (queue full, prompt too long, draining), raises a `ServeError` at once, or
-        delivers it as the request's `Failed`."""
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """Forget a request whose client left: it frees everything within a step and gets no further event."""
-        ...
-
-    def stats(self) -> EngineStats: ...
-
-    def drain(self, timeout_s: float) -> None:
-        """Take nothing new, finish what runs (or fail it at the timeout), stop."""
-        ...

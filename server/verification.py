@@ -10,8 +10,8 @@ import numpy as np
 
 from models.backends import BackendError, Float32
 from models.chain import Models, plain_words
+from server.engine_protocol import DRAFT_POSITIONS
 from server.generation import Generation
-from server.request import DRAFT_POSITIONS
 from server.speculation import DraftGate
 
 logger = logging.getLogger(__name__)

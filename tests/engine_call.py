@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from server.engine_protocol import Engine
 from server.errors import ServeError
-from server.request import Delta, Done, Engine, Event, Failed, InstructRequest, SamplingOptions
+from server.request import Delta, Done, Event, Failed, InstructRequest, SamplingOptions
 from tests.fake_models import speech
 
 TIMEOUT_S = 60

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from server.request import Engine
+from server.engine_protocol import Engine
 from tests.fake_engine import FakeEngine
 
 SLOTS, QUEUE_LIMIT = 3, 61

@@ -6,19 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.engine_protocol import EngineCounters, EngineStats
 from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
-from server.request import (
-    Delta,
-    Done,
-    EngineCounters,
-    EngineStats,
-    Event,
-    Failed,
-    InstructRequest,
-    StageTimes,
-    TokenLogprob,
-    Usage,
-)
+from server.request import Delta, Done, Event, Failed, InstructRequest, StageTimes, TokenLogprob, Usage
+from tests.fake_live import FakeLive
 
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
 # Not slept, only reported.
@@ -34,7 +25,7 @@ class _Pending:
     due_s: float
 
 
-class FakeEngine:
+class FakeEngine(FakeLive):
     """`Engine` without models. Set the attributes to script it; read `submitted`, `aborted` and `drained` afterwards.
 
     Every request gets the `text` of the time when it was submitted, `delay_s` later, one word every `pause_s`; with `answers`
@@ -42,6 +33,7 @@ class FakeEngine:
     """
 
     def __init__(self, *, sample_rate_hz: int = 16_000, max_audio_s: float = 30.0) -> None:
+        super().__init__()
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self.text = "hello world"
@@ -100,7 +92,11 @@ class FakeEngine:
             self._pending[request.id] = _Pending(request, deliver, self.text, now_s, due_s)
             self._changed.notify_all()
 
+    def takes_sessions(self) -> bool:
+        return self._ready
+
     def abort(self, request_id: str) -> None:
+        self.end_session(request_id)
         with self._changed:
             self.aborted.append(request_id)
             self._pending.pop(request_id, None)
@@ -111,7 +107,16 @@ class FakeEngine:
             running = min(len(self._pending), self.slots)
             waiting = len(self._pending) - running
             counters = EngineCounters(steps=self._answered)
-            return EngineStats(self._ready, waiting, running, self.slots, self.queue_limit, counters=counters)
+            return EngineStats(
+                self._ready,
+                waiting,
+                running,
+                self.slots,
+                self.queue_limit,
+                live_sessions=len(self.sessions),
+                live_limit=self.live_limit,
+                counters=counters,
+            )
 
     def drain(self, timeout_s: float) -> None:
         with self._changed:

@@ -15,7 +15,7 @@ import soundfile
 import uvicorn
 
 from server.app import create_app
-from server.request import Engine
+from server.engine_protocol import Engine
 from server.settings import Settings
 
 

@@ -8,9 +8,10 @@ from dataclasses import astuple
 
 import pytest
 
+from server.engine_protocol import Engine
 from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong
 from server.process_engine import ProcessEngine
-from server.request import Delta, Engine, Event
+from server.request import Delta, Event
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileGate

@@ -2,8 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.engine_protocol import DRAFT_POSITIONS, EngineCounters, EngineStats
 from server.metrics import Metrics
-from server.request import DRAFT_POSITIONS, EngineCounters, EngineStats
 
 COUNTERS = EngineCounters(
     steps=7,

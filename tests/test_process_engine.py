@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.engine_protocol import Engine
 from server.errors import EngineFailed, NotReady
 from server.process_engine import ProcessEngine, StartError
-from server.request import Engine
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate, local

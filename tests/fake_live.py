@@ -1,0 +1,145 @@
+"""Live sessions of the scripted engine: every second of audio is an utterance, whatever is in it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from server.errors import NotReady, Overloaded, ServeError
+from server.live import (
+    Audio,
+    ChangeInstruction,
+    Ended,
+    EndOfAudio,
+    Flush,
+    Flushed,
+    Listened,
+    LiveEvent,
+    LiveInput,
+    LiveRequest,
+    Partial,
+    SpeechStarted,
+    UtteranceDone,
+)
+from server.request import Delta, Done, StageTimes, Usage, Word
+
+UTTERANCE_S = 1.0
+
+
+@dataclass
+class FakeSession:
+    """One session of the script, with all that was pushed into it."""
+
+    request: LiveRequest
+    deliver: Callable[[LiveEvent], None]
+    instruction: str
+    inputs: list[LiveInput] = field(default_factory=list)
+    audio_s: float = 0.0
+    answered: int = 0
+    started: bool = False
+
+
+class FakeLive:
+    """`open_live`, `push` and the end of sessions. Utterance n is answered with `f"{instruction} {n}"` within `push`.
+
+    While `listens` is false, audio is taken and nothing comes of it: no `Listened` either.
+    """
+
+    sample_rate_hz: int
+
+    def __init__(self) -> None:
+        self.live_limit = 4
+        self.live_refusal: ServeError | None = None
+        self.listens = True
+        self.sessions: dict[str, FakeSession] = {}
+        self.past_sessions: list[FakeSession] = []
+        self._live_lock = threading.RLock()
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        with self._live_lock:
+            if not self.takes_sessions():
+                raise NotReady("The fake engine is not ready.", retry_after_s=1)
+            if self.live_refusal is not None:
+                raise self.live_refusal
+            if len(self.sessions) >= self.live_limit:
+                raise Overloaded("The fake engine has too many sessions.", retry_after_s=1)
+            self.sessions[request.id] = FakeSession(request, deliver, request.instruction)
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        with self._live_lock:
+            session = self.sessions.get(request_id)
+            if session is None:
+                return
+            session.inputs.append(item)
+            match item:
+                case Audio(samples):
+                    session.audio_s += len(samples) / self.sample_rate_hz
+                    self._listen(session)
+                case Flush(marker):
+                    self._answer_rest(session)
+                    session.deliver(Flushed(request_id, marker))
+                case ChangeInstruction(instruction):
+                    session.instruction = instruction
+                case EndOfAudio():
+                    self._answer_rest(session)
+                    self._end(session)
+
+    def takes_sessions(self) -> bool:
+        raise NotImplementedError
+
+    def end_session(self, request_id: str) -> None:
+        """As when its client left."""
+        with self._live_lock:
+            if (session := self.sessions.pop(request_id, None)) is not None:
+                self.past_sessions.append(session)
+
+    def _listen(self, session: FakeSession) -> None:
+        if not self.listens:
+            return
+        while session.answered + UTTERANCE_S <= session.audio_s:
+            self._answer(session, session.answered + UTTERANCE_S)
+        if session.audio_s > session.answered:
+            self._start(session)
+            id, start_s = session.request.id, float(session.answered)
+            if session.request.partials:
+                session.deliver(Partial(id, session.answered, "so far", " and on", start_s, start_s, session.audio_s))
+        session.deliver(Listened(session.request.id, session.audio_s))
+
+    def _start(self, session: FakeSession) -> None:
+        if not session.started:
+            session.started = True
+            session.deliver(SpeechStarted(session.request.id, session.answered, float(session.answered)))
+
+    def _answer_rest(self, session: FakeSession) -> None:
+        if session.audio_s > session.answered:
+            self._answer(session, session.audio_s)
+
+    def _answer(self, session: FakeSession, end_s: float) -> None:
+        self._start(session)
+        start_s = float(session.answered)
+        done = fake_done(session.request.id, f"{session.instruction} {session.answered}", (start_s, end_s))
+        session.deliver(UtteranceDone(session.request.id, session.answered, start_s, end_s, done))
+        session.answered += 1
+        session.started = False
+
+    def _end(self, session: FakeSession) -> None:
+        id = session.request.id
+        self.end_session(id)
+        if session.request.scope == "utterance":
+            session.deliver(Ended(id, session.audio_s))
+            return
+        session.deliver(Delta(id, "about all"))
+        answer = fake_done(id, "about all", None)
+        session.deliver(Ended(id, session.audio_s, "transcript", answer=answer))
+
+
+def fake_done(id: str, text: str, span_s: tuple[float, float] | None) -> Done:
+    """An answer whose words share a span of time evenly; without one it has no words."""
+    words = None
+    if span_s is not None:
+        start_s, end_s = span_s
+        step_s = (end_s - start_s) / len(text.split())
+        words = tuple(
+            Word(word, start_s + index * step_s, start_s + (index + 1) * step_s) for index, word in enumerate(text.split())
+        )
+    usage = Usage(audio_frames=12, text_tokens=12, output_tokens=len(text.split()))
+    return Done(id, text, "stop", usage, StageTimes(encode_s=0.01, total_s=0.02), words=words)
