@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from server.errors import DeadlineUnmeetable, Overloaded
-from server.scheduler import Backlog
+from server.jobs import Backlog
 
 # Weight of the past against a new measurement: about the last 20 count.
 DECAY = 0.95

@@ -3,43 +3,10 @@
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
-from server.request import Priority
+from server.jobs import Job
 
 # How far deadlines may take a client ahead of its share: one of the longest utterances.
 DEADLINE_LEAD_MEL_FRAMES = 3000
-# The level before all priorities.
-PROMOTED = -1
-
-
-@dataclass(eq=False)
-class Job:
-    """What the scheduler knows of a request. `deadline_s` is a time like `arrived_s`, infinite for none.
-
-    `number` is the order of arrival, `taken` the order in which jobs were taken to be encoded. `to_prefill` positions are left
-    before it can be decoded; 0 also while that is not known yet. A `promoted` job waited so long that it goes before all others
-    and keeps its slot.
-    """
-
-    id: str
-    client: str
-    priority: Priority
-    mel_frames: int
-    arrived_s: float
-    deadline_s: float
-    number: int
-    taken: int = 0
-    to_prefill: int = 0
-    promoted: bool = False
-
-    @property
-    def turn(self) -> tuple[float, int]:
-        """Its place among the requests of its client: earliest deadline first, then first come, first served."""
-        return self.deadline_s, self.number
-
-    @property
-    def level(self) -> int:
-        """Its priority, unless it is promoted."""
-        return PROMOTED if self.promoted else self.priority
 
 
 @dataclass(eq=False)
@@ -111,14 +78,15 @@ class FairQueue:
         return ahead_mel_frames, ahead
 
     def surplus(self, client: str) -> Job | None:
-        """The latest job of the client with the most waiting, if it has more than `client` would have with one more."""
-        if not self._flows:
-            return None
-        own = self._flows.get(client, Flow(0.0))
-        largest = max(self._flows.values(), key=lambda flow: len(flow.jobs))
-        return max(largest.jobs, key=lambda job: job.number) if len(largest.jobs) > len(own.jobs) + 1 else None
+        """The latest job of the client with the most waiting, if it has more than `client` would have with one more.
+
+        Work of sessions does not count.
+        """
+        flows = {flow_client: [job for job in flow.jobs if not job.of_session] for flow_client, flow in self._flows.items()}
+        largest = max(flows.values(), key=len, default=[])
+        return max(largest, key=lambda job: job.number) if len(largest) > len(flows.get(client, [])) + 1 else None
 
     def latest(self) -> Job | None:
-        """The job that came last."""
-        jobs = (job for flow in self._flows.values() for job in flow.jobs)
+        """The job that came last, those of sessions left aside."""
+        jobs = (job for flow in self._flows.values() for job in flow.jobs if not job.of_session)
         return max(jobs, key=lambda job: job.number, default=None)

@@ -15,11 +15,12 @@ DraftPolicy = Literal["exact", "relaxed", "off"]
 
 
 class Priority(IntEnum):
-    """Lower runs first."""
+    """Lower runs first. `PARTIAL` is for what shows a speaker that he is heard; `LIVE` for what he waits for."""
 
     LIVE = 0
-    INTERACTIVE = 1
-    BATCH = 2
+    PARTIAL = 1
+    INTERACTIVE = 2
+    BATCH = 3
 
 
 @dataclass(frozen=True)

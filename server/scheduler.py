@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from dataclasses import dataclass, field
 
-from server.fair_queue import PROMOTED, FairQueue, Job
+from server.fair_queue import FairQueue
+from server.jobs import PROMOTED, Backlog, Job, Step
 from server.request import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
@@ -15,31 +15,6 @@ AGEING_S = 5.0
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.
 ENCODE_AHEAD = 1
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """What comes before a newcomer: mel frames of requests that are not encoded yet, and their number; positions of others that
-    are left to prefill; and answers that have to end before a slot is its own."""
-
-    mel_frames: int = 0
-    unencoded: int = 0
-    to_prefill: int = 0
-    answers: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """The ids to run in each stage of one step, every id in one stage at most.
-
-    `started` are given slots, which are their places in `Scheduler.running`. `decode` is in slot order from slot 0 on; `prefill`
-    says how many positions to run.
-    """
-
-    started: list[str] = field(default_factory=list)
-    decode: list[str] = field(default_factory=list)
-    prefill: list[tuple[str, int]] = field(default_factory=list)
-    encode: list[str] = field(default_factory=list)
 
 
 class Scheduler:
@@ -100,8 +75,8 @@ class Scheduler:
 
     @property
     def full(self) -> bool:
-        """True where every slot is spoken for and `queue_limit` more requests wait."""
-        return len(self._jobs) >= self.slots + self.queue_limit
+        """True where every slot is spoken for and `queue_limit` more requests wait; work of sessions aside."""
+        return sum(not job.of_session for job in self._jobs.values()) >= self.slots + self.queue_limit
 
     def is_queued(self, id: str) -> bool:
         """Whether a request still waits to be encoded, so that it may be finished within a step."""
@@ -115,11 +90,14 @@ class Scheduler:
         client: str = "",
         priority: Priority = Priority.INTERACTIVE,
         deadline_s: float = math.inf,
+        *,
+        of_session: bool = False,
+        encode_only: bool = False,
     ) -> None:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
-        if self.full or id in self._jobs:
+        if (self.full and not of_session) or id in self._jobs:
             raise ValueError(f"request {id} cannot be queued")
-        job = Job(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers))
+        job = Job(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers), of_session, encode_only)
         self._jobs[id] = self._queued[id] = job
         self._queues[priority].add(job)
 
@@ -284,8 +262,10 @@ class Scheduler:
         return next((job for queue in self._queues.values() if (job := queue.next())), None)
 
     def _has_room(self, job: Job) -> bool:
-        """Whether a slot is free for a job, or will be, or it may be encoded ahead."""
-        before = sum(held.level <= job.level for held in self._held.values())
+        """Whether a job needs no slot, one is free for it, or will be, or it may be encoded ahead."""
+        if job.encode_only:
+            return True
+        before = sum(held.level <= job.level and not held.encode_only for held in self._held.values())
         running = map(self._jobs.__getitem__, self.running)
         fixed = sum(other.level <= job.priority for other in running)
         return before + fixed < self.slots + self._encode_ahead

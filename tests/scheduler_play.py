@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.jobs import Step
 from server.request import Priority
-from server.scheduler import Scheduler, Step
+from server.scheduler import Scheduler
 
 
 @dataclass

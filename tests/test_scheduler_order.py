@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 
+from server.jobs import Backlog, Step
 from server.request import Priority
-from server.scheduler import Backlog, Scheduler, Step
+from server.scheduler import Scheduler
 from tests.scheduler_play import Played, Player
 
-LIVE, INTERACTIVE, BATCH = Priority
+LIVE, _, INTERACTIVE, BATCH = Priority
 
 
 def player(
