@@ -1,0 +1,90 @@
+"""The text of an utterance that is still being spoken: a prefix that stands, and a tail that may change. Pure.
+
+Every hypothesis is a CTC draft of the utterance so far, or of its last seconds. Words stand once two hypotheses in a row agree on
+them (LocalAgreement, arXiv 2009.11066 and 2307.14743) and the audio has gone on for a while: what is said next can change how
+the last word is heard.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+# How much audio has to follow a word before it may stand.
+SETTLED_S = 0.5
+# How far apart two hypotheses of overlapping audio may put the same token.
+SAME_TOKEN_S = 0.24
+
+
+@dataclass(frozen=True)
+class HeardToken:
+    """A token of a CTC draft and when its last frame ends, in seconds of the session."""
+
+    token: int
+    end_s: float
+
+
+def heard_tokens(best_token: Sequence[int], start_s: float, frame_s: float) -> list[HeardToken]:
+    """The runs of a draft that begins at `start_s`; blanks (negative) are none."""
+    heard: list[HeardToken] = []
+    previous = -1
+    for frame, token in enumerate(best_token):
+        end_s = start_s + (frame + 1) * frame_s
+        if token >= 0 and token == previous:
+            heard[-1] = HeardToken(token, end_s)
+        elif token >= 0:
+            heard.append(HeardToken(token, end_s))
+        previous = token
+    return heard
+
+
+class StableText:
+    """`stable` only ever grows, by whole words; `stable + tail` is the text."""
+
+    def __init__(self, start_s: float, decode: Callable[[Sequence[int]], str], begins_word: Callable[[int], bool]) -> None:
+        """`decode` gives the text of tokens, `begins_word` says whether a token's text begins a new word."""
+        self.stable_end_s = start_s
+        self._decode = decode
+        self._begins_word = begins_word
+        self._stable: list[HeardToken] = []
+        self._tail: list[HeardToken] = []
+
+    @property
+    def stable(self) -> str:
+        return self._text(self._stable)
+
+    @property
+    def tail(self) -> str:
+        return self._text([*self._stable, *self._tail])[len(self.stable) :]
+
+    def update(self, heard: Sequence[HeardToken], end_s: float) -> bool:
+        """Take a hypothesis of the audio up to `end_s`, which reaches back to `stable_end_s` at least; whether the text changed."""
+        before = len(self._stable), [each.token for each in self._tail]
+        tail = self._beyond_stable(heard)
+        agreed = self._agreed(tail, end_s)
+        self._stable += tail[:agreed]
+        self._tail = tail[agreed:]
+        if agreed:
+            self.stable_end_s = self._stable[-1].end_s
+        return (len(self._stable), [each.token for each in self._tail]) != before
+
+    def _text(self, tokens: Sequence[HeardToken]) -> str:
+        return self._decode([each.token for each in tokens]).lstrip()
+
+    def _beyond_stable(self, heard: Sequence[HeardToken]) -> list[HeardToken]:
+        """What comes after the last token that stands, or, where that is not heard again, after its time."""
+        if not self._stable:
+            return list(heard)
+        last = self._stable[-1]
+        for index in range(len(heard) - 1, -1, -1):
+            if heard[index].token == last.token and abs(heard[index].end_s - last.end_s) <= SAME_TOKEN_S:
+                return list(heard[index + 1 :])
+        return [each for each in heard if each.end_s > last.end_s]
+
+    def _agreed(self, tail: Sequence[HeardToken], end_s: float) -> int:
+        """How many tokens of the new tail now stand: whole words that the last tail began with too."""
+        agreed = 0
+        for index, (old, new) in enumerate(zip(self._tail, tail, strict=False)):
+            if old.token != new.token or new.end_s > end_s - SETTLED_S:
+                break
+            if index + 1 < len(tail) and self._begins_word(tail[index + 1].token):
+                agreed = index + 1
+        return agreed
