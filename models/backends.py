@@ -1,7 +1,8 @@
 """What a model backend must offer: the contracts between the engine and whatever runs the models.
 
-The chain of one request is `Encoder` -> `Adapter` -> `LLM.prefill` -> `LLM.decode`. Everything that crosses
-is numpy. A backend raises `BackendError` for a failure that is its own; any other exception is a bug.
+The chain of one request is `Encoder` -> `Adapter` -> `LLM.prefill` -> `LLM.decode`; in audio that is not one request, a
+`VoiceDetector` finds the utterances first. Everything that crosses is numpy. A backend raises `BackendError` for a failure that
+is its own; any other exception is a bug.
 """
 
 from collections.abc import Sequence
@@ -71,6 +72,26 @@ class SlotState:
     length: int
     nbytes: int
     content: Any
+
+
+@dataclass(frozen=True)
+class VoiceState:
+    """What a voice detector has heard so far; only the one that made it can read `content`, and nobody changes it."""
+
+    content: Any
+
+
+class VoiceDetector(Protocol):
+    """Tells speech from everything else, window by window."""
+
+    window_samples: int
+
+    def detect(self, audio: Float32, state: VoiceState | None) -> tuple[Float32, VoiceState]:
+        """The probability of speech in each window of `audio`, which is whole windows, and the state to go on with.
+
+        `state` is None at the beginning. How the audio is cut into calls changes no bit of the result.
+        """
+        ...
 
 
 class Encoder(Protocol):

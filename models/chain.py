@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
-from models.backends import LLM, Adapter, BackendError, Encoder, Float32
+from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector, VoiceState
 from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
@@ -33,6 +33,7 @@ class Models:
     llm: LLM
     tokeniser: Tokeniser
     template: PromptTemplate
+    voice: VoiceDetector
     boundary_instructions: frozenset[str] | None = None
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
@@ -47,6 +48,15 @@ class Models:
     def transcribes(self, instruction: str) -> bool:
         """Whether the instruction is known to ask for a transcript: the boundary vectors were trained under it."""
         return self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions
+
+
+class NoVoiceDetector:
+    """What a bundle has that comes without one."""
+
+    window_samples = 512
+
+    def detect(self, _audio: Float32, _state: VoiceState | None) -> tuple[Float32, VoiceState]:
+        raise BackendError("The bundle has no voice detector.")
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
@@ -75,5 +85,6 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
         llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
         tokeniser=Tokeniser.from_file(bundle.path(manifest.llm.tokeniser)),
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
+        voice=NoVoiceDetector(),
         boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
     )

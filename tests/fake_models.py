@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState
+from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, VoiceState
 from models.chain import Models
 from models.prompt import PromptTemplate, Tokeniser
 
@@ -40,6 +40,7 @@ SPECIAL_TOKENS = [
 SAMPLE_RATE_HZ = 800
 WIDTH = 8
 USUAL_TOKENS = (40, 41)
+VOICE_TROUBLE = 109.0
 END_TOKEN = SPECIAL_TOKENS.index("<|im_end|>")
 
 
@@ -111,6 +112,22 @@ def fake_features(audio: Float32) -> Float32:
     """The samples themselves, eight to a mel frame [8, mel_frames]."""
     Trouble.FEATURES_RAISE.check(audio)
     return np.pad(audio, (0, -len(audio) % WIDTH)).reshape(-1, WIDTH).T
+
+
+class FakeVoiceDetector:
+    """Speech is any window of 50 ms that is not all zeros. The state is how many windows there were.
+
+    `VOICE_TROUBLE` among the samples makes it fail; it is no `Trouble`, as it does no harm to audio that is one request.
+    """
+
+    window_samples = 40
+
+    def detect(self, audio: Float32, state: VoiceState | None) -> tuple[Float32, VoiceState]:
+        if (audio == VOICE_TROUBLE).any():
+            raise BackendError("VOICE_TROUBLE")
+        windows = audio.reshape(-1, self.window_samples)
+        heard = 0 if state is None else state.content
+        return (windows != 0).any(axis=1).astype(np.float32), VoiceState(heard + len(windows))
 
 
 class FakeEncoder:
@@ -213,4 +230,6 @@ class FakeLLM:
 
 
 def fake_models(llm: FakeLLM, encoder: FakeEncoder | None = None) -> Models:
-    return Models(fake_features, encoder or FakeEncoder(), FakeAdapter(), llm, tiny_tokeniser(), tiny_template())
+    return Models(
+        fake_features, encoder or FakeEncoder(), FakeAdapter(), llm, tiny_tokeniser(), tiny_template(), FakeVoiceDetector()
+    )

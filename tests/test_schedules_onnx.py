@@ -28,6 +28,7 @@ from tests.fake_models import (
     SAMPLE_RATE_HZ,
     FakeAdapter,
     FakeEncoder,
+    FakeVoiceDetector,
     fake_features,
     tiny_template,
     tiny_tokeniser,
@@ -82,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_models(folder: Path, slots: int) -> tuple[Models, DraftingAdapter]:
     llm = OnnxLLM(folder / "llm.onnx", folder / "embedding.npy", slots=slots, threads=1)
     adapter = DraftingAdapter()
-    return Models(fake_features, FakeEncoder(), adapter, llm, tiny_tokeniser(), tiny_template()), adapter
+    return Models(fake_features, FakeEncoder(), adapter, llm, tiny_tokeniser(), tiny_template(), FakeVoiceDetector()), adapter
 
 
 @contextmanager
