@@ -17,6 +17,9 @@ from models.features import log_mel
 from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser
 
+# Of a bundle that names none of its own.
+TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
+
 
 def plain_words(instruction: str) -> str:
     """An instruction without case, punctuation and spacing."""
@@ -25,7 +28,10 @@ def plain_words(instruction: str) -> str:
 
 @dataclass(frozen=True)
 class Models:
-    """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]."""
+    """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]; an adapter frame is `frame_s`.
+
+    Under `transcription_instruction` the answer is a transcript.
+    """
 
     features: Callable[[Float32], Float32]
     encoder: Encoder
@@ -35,6 +41,8 @@ class Models:
     template: PromptTemplate
     voice: VoiceDetector
     boundary_instructions: frozenset[str] | None = None
+    frame_s: float = 0.08
+    transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
         """The adapter's vectors before and after the speech; none under an instruction that they were not trained for.
@@ -87,4 +95,6 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
         voice=NoVoiceDetector(),
         boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
+        frame_s=manifest.adapter.subsampling / manifest.encoder.states_per_s,
+        transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
     )

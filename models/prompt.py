@@ -76,6 +76,10 @@ class Tokeniser:
         """The bytes that a token adds to the text: none for special tokens and for ids that the vocabulary leaves unused."""
         return self._token_bytes.get(id, b"")
 
+    def begins_word(self, id: int) -> bool:
+        """Whether a token's text begins with a space."""
+        return self.token_bytes(id).startswith(b" ")
+
     def _spellable(self, text: str) -> str:
         whole = "".join(REPLACEMENT_CHARACTER if "\ud800" <= character <= "\udfff" else character for character in text)
         if self._missing_bytes.isdisjoint(whole.encode()):

@@ -1,9 +1,10 @@
 """The child of `ProcessEngine`: serves an engine of its own over the socket that it was started with.
 
-`EngineChild` starts it. What it reads: first `(factory, arguments, log level)`, the engine's
-factory as `module:function`; then `(serial, InstructRequest)` for a request and `(None, id)` for one to abort. What it writes:
-`EngineStats` as soon as it is ready and then all the time, `(serial, Event)` of the requests, or one string that says why the
-engine could not be started. It ends when the socket does, and never outlives the process that started it.
+`EngineChild` starts it. What it reads: first `(factory, arguments, log level)`, the engine's factory as `module:function`; then
+`(serial, InstructRequest)` for a request, `(serial, LiveRequest)` for a session and `(id, LiveInput)` for what is pushed into it,
+and `(None, id)` for either to abort. What it writes: `EngineStats` as soon as it is ready and then all the time, `(serial, event)`
+of requests and sessions, or one string that says why the engine could not be started. It ends when the socket does, and never
+outlives the process that started it.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from typing import Any, cast
 from server.channel import Channel, pack
 from server.engine_protocol import Engine
 from server.errors import EngineFailed, ServeError
+from server.live import LiveEvent, LiveRequest
 from server.logs import configure_logging
 from server.request import Event, Failed, InstructRequest
 
@@ -50,11 +52,14 @@ def main(descriptor: int) -> None:
         _send(channel, f"{type(error).__name__}: {error}")
         return
     threading.Thread(target=_report, args=(engine, channel), name="report", daemon=True).start()
-    for serial, content in messages:
-        if serial is None:
-            engine.abort(content)
-        else:
-            _submit(engine, content, partial(_tell, channel, serial))
+    for address, content in messages:
+        match address:
+            case None:
+                engine.abort(content)
+            case str(id):
+                engine.push(id, content)
+            case serial:
+                _submit(engine, content, partial(_tell, channel, serial))
     # The parent has waited for the answers, or does not want them.
     engine.drain(0)
     _send(channel, engine.stats())
@@ -83,9 +88,12 @@ def _messages(channel: Channel) -> Iterator[Any]:
             yield from channel.receive()
 
 
-def _submit(engine: Engine, request: InstructRequest, tell: Callable[[Event], None]) -> None:
+def _submit(engine: Engine, request: InstructRequest | LiveRequest, tell: Callable[[Event | LiveEvent], None]) -> None:
     try:
-        engine.submit(request, tell)
+        if isinstance(request, LiveRequest):
+            engine.open_live(request, tell)
+        else:
+            engine.submit(request, tell)
     except ServeError as error:
         tell(Failed(request.id, error))
     except Exception:
@@ -93,7 +101,7 @@ def _submit(engine: Engine, request: InstructRequest, tell: Callable[[Event], No
         tell(Failed(request.id, EngineFailed("The engine failed.")))
 
 
-def _tell(channel: Channel, serial: int, event: Event) -> None:
+def _tell(channel: Channel, serial: int, event: Event | LiveEvent) -> None:
     _send(channel, (serial, event))
 
 
@@ -101,7 +109,7 @@ def _report(engine: Engine, channel: Channel) -> None:
     while True:
         stats = engine.stats()
         _send(channel, stats)
-        time.sleep(BUSY_REPORT_S if stats.waiting + stats.running else IDLE_REPORT_S)
+        time.sleep(BUSY_REPORT_S if stats.waiting + stats.running + stats.live_jobs else IDLE_REPORT_S)
 
 
 def _send(channel: Channel, message: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.backends import Float32, SlotState
+from models.backends import AdapterOutput, Float32, SlotState
 from models.chain import Models
 from models.prompt import PromptIds, lay_out_prompt
 from server.caches import PrefixKey
@@ -25,7 +25,7 @@ class Generation:
     `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
     `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
     before the answer goes on; the `proposal` is the last of them. A stage that ends the request sets `finish_reason` or
-    `error`; `ended` is set with its terminal event, or when the client left.
+    `error`; `ended` is set with its terminal event, or when the client left. What is `heard` of the audio may be given.
     """
 
     request: InstructRequest
@@ -36,6 +36,8 @@ class Generation:
     max_tokens: int
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
+    of_session: bool = False
+    heard: AdapterOutput | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     audio_frames: int = 0
     prefix_key: PrefixKey = ((), False)
@@ -57,6 +59,16 @@ class Generation:
     finish_reason: FinishReason | None = None
     error: ServeError | None = None
     ended: bool = False
+
+    @property
+    def drafts_only(self) -> bool:
+        """Whether nothing but what is `heard` is wanted, and no answer."""
+        return self.request.sampling.max_tokens == 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it was submitted."""
+        return time.perf_counter() - self.submitted_at_s
 
     @property
     def room(self) -> int:
@@ -121,7 +133,7 @@ class Generation:
 
     def _final_times(self) -> StageTimes:
         """The times with the total, and as queue time whatever part of it no stage took."""
-        total_s = time.perf_counter() - self.submitted_at_s
+        total_s = self.elapsed_s
         stages_s = sum(dataclasses.astuple(self.times))
         return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
 

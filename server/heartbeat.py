@@ -25,6 +25,6 @@ class Heartbeat:
     def beat(self, stats: EngineStats) -> None:
         """Take a report of the child."""
         self.silent_s = 0.0
-        if stats.counters.steps != self._steps or stats.waiting + stats.running == 0:
+        if stats.counters.steps != self._steps or stats.waiting + stats.running + stats.live_jobs == 0:
             self.stuck_s = 0.0
         self._steps = stats.counters.steps

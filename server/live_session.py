@@ -13,7 +13,7 @@ import numpy as np
 from models.backends import Float32, VoiceState
 from models.chain import Models
 from server.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
-from server.errors import ServeError
+from server.errors import InvalidRequest, ServeError
 from server.generation import Generation, new_generation
 from server.live import (
     Audio,
@@ -28,6 +28,7 @@ from server.live import (
     LiveRequest,
     Problem,
     SpeechStarted,
+    VoiceOptions,
 )
 from server.recent_audio import RecentAudio
 from server.recording_answer import RecordingAnswer
@@ -79,14 +80,16 @@ class LiveSession:
         self._taken = 0
         self._detected = 0
         self._voice_state: VoiceState | None = None
-        self._endpointer = Endpointer(request.voice, models.voice.window_samples, sample_rate_hz)
+        self._endpointer = _endpointer(request.voice, models.voice.window_samples, sample_rate_hz)
         self._current: Utterance | None = None
         self._utterances = 0
         self._asked = 0
         # What is to be told in this order, as soon as it can be.
         self._unanswered: deque[Utterance | Flush | EndOfAudio] = deque()
-        self._recording = RecordingAnswer(request, models, host) if self._answers_whole else None
+        self._recording = RecordingAnswer(request, models, host.emit, host.begin) if self._answers_whole else None
         self._instruction = models.transcription_instruction if self._recording else request.instruction
+        # What was asked about the whole says nothing of how its parts are transcribed.
+        self._sampling = SamplingOptions() if self._recording else request.sampling
         self._check(self._instruction)
 
     @property
@@ -183,7 +186,8 @@ class LiveSession:
         """Have the utterance answered as if it were over at `end`."""
         utterance.end = end
         audio = self._audio.between(utterance.start, min(end, self._audio.end))
-        utterance.answer = self._generation(audio, utterance.instruction, partial(self._take_answer, utterance))
+        request = self._request(audio, utterance.instruction)
+        utterance.answer = new_generation(self._models, request, partial(self._take_answer, utterance))
         self._host.begin(utterance.answer)
 
     def _take_back(self, utterance: Utterance) -> None:
@@ -237,7 +241,9 @@ class LiveSession:
         settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
         take = partial(self._take_partial, utterance, start, end)
-        utterance.partial = self._generation(self._audio.between(start, end), utterance.instruction, take, is_partial=True)
+        request = self._request(self._audio.between(start, end), utterance.instruction)
+        request = replace(request, sampling=DRAFT_ONLY, priority=Priority.PARTIAL, draft="off", word_times=False)
+        utterance.partial = new_generation(self._models, request, take)
         self._host.begin(utterance.partial)
 
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
@@ -256,6 +262,8 @@ class LiveSession:
 
     def _change(self, instruction: str) -> None:
         try:
+            if self._recording is not None:
+                raise InvalidRequest("The instruction about a whole recording cannot be changed.", param="instruction")
             self._check(instruction)
         except ServeError as error:
             self._host.emit(Problem(self.request.id, error))
@@ -264,18 +272,20 @@ class LiveSession:
 
     def _check(self, instruction: str) -> None:
         """Raises the `ServeError` of an instruction under which nothing can be answered."""
-        self._generation(np.empty(0, np.float32), instruction, lambda _event: None)
+        new_generation(self._models, self._request(np.empty(0, np.float32), instruction), lambda _event: None)
 
-    def _generation(
-        self, audio: Float32, instruction: str, deliver: Callable[[Event], None], *, is_partial: bool = False
-    ) -> Generation:
+    def _request(self, audio: Float32, instruction: str) -> InstructRequest:
         self._asked += 1
         asked = self.request
-        request = InstructRequest(
-            f"{asked.id}/{self._asked}", audio, instruction, asked.sampling, asked.client, asked.priority, None, asked.draft
+        id = f"{asked.id}/{self._asked}"
+        return InstructRequest(
+            id, audio, instruction, self._sampling, asked.client, asked.priority, None, asked.draft, asked.word_times
         )
-        if is_partial:
-            request = replace(request, sampling=DRAFT_ONLY, priority=Priority.PARTIAL, draft="off")
-        else:
-            request = replace(request, word_times=asked.word_times)
-        return new_generation(self._models, request, deliver)
+
+
+def _endpointer(options: VoiceOptions, window_samples: int, sample_rate_hz: int) -> Endpointer:
+    try:
+        return Endpointer(options, window_samples, sample_rate_hz)
+    except ValueError:
+        message = "The longest utterance leaves no room for speech after its padding."
+        raise InvalidRequest(message, param="max_utterance_ms") from None

@@ -13,7 +13,8 @@ from server.engine_child import EngineChild
 from server.engine_protocol import EngineCounters, EngineStats
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
 from server.heartbeat import Heartbeat
-from server.request import Delta, Event, Failed, InstructRequest
+from server.live import Ended, EndOfAudio, LiveEvent, LiveInput, LiveRequest
+from server.request import Done, Event, Failed, InstructRequest
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class _Waiting:
     """A request in the child. Ids may come again after an abort; serials do not."""
 
     serial: int
-    deliver: Callable[[Event], None]
+    deliver: Callable[[Any], None]
+    is_live: bool
 
 
 class ProcessEngine:
@@ -55,8 +57,8 @@ class ProcessEngine:
     it cannot be started; a later one is tried again, after growing pauses. Events are delivered as `LocalEngine` does it:
     under the engine's lock, none after a terminal event or a call of `abort`.
 
-    In `stats`, waiting and running are exact in sum, and as many run as there are slots; the rest is the child's last report,
-    at most half a second old. Counters go on across restarts.
+    In `stats`, sessions are exact, and so are waiting and running in sum, where as many run as there are slots; the rest is the
+    child's last report, at most half a second old. Counters go on across restarts.
     """
 
     def __init__(
@@ -105,17 +107,16 @@ class ProcessEngine:
                 raise StartError(f"The engine's process could not be started: {self._start_error}.")
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        serial = next(self._serials)
-        message = pack((serial, request))
+        self._hand_over(request, deliver)
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        self._hand_over(request, deliver)
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        message = pack((request_id, item))
         with self._changed:
-            if self._child is None or not self._ready:
-                raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
-            if request.id in self._requests:
-                raise InvalidRequest("A request with this id is being served.")
-            if len(self._requests) >= self._report.slots + self._report.queue_limit:
-                raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
-            self._requests[request.id] = _Waiting(serial, deliver)
-            self._child.post(message)
+            if request_id in self._requests and self._child is not None:
+                self._child.post(message)
 
     def abort(self, request_id: str) -> None:
         with self._changed:
@@ -125,12 +126,14 @@ class ProcessEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            running = min(len(self._requests), self._report.slots)
+            requests = len(self._requests) - self._live_sessions
+            running = min(requests, self._report.slots)
             return replace(
                 self._report,
                 ready=self._ready,
-                waiting=len(self._requests) - running,
+                waiting=requests - running,
                 running=running,
+                live_sessions=self._live_sessions,
                 counters=replace(_sum(self._past_counters, self._report.counters), restarts=max(0, self._starts - 1)),
             )
 
@@ -138,6 +141,9 @@ class ProcessEngine:
         with self._changed:
             self._draining = True
             self._changed.notify_all()
+            for id, request in self._requests.items():
+                if request.is_live and self._child is not None:
+                    self._child.post(pack((id, EndOfAudio())))
             self._changed.wait_for(lambda: not self._requests or not self._supervisor.is_alive(), timeout_s)
             self._fail_all(NotReady("The server is shutting down."))
             self._stop_at_s = time.monotonic() + STOP_GRACE_S
@@ -145,6 +151,26 @@ class ProcessEngine:
                 self._child.finish()
         if self._supervisor.is_alive():
             self._supervisor.join()
+
+    def _hand_over(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
+        serial, is_live = next(self._serials), isinstance(request, LiveRequest)
+        message = pack((serial, request))
+        with self._changed:
+            if self._child is None or not self._ready:
+                raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+            if request.id in self._requests:
+                raise InvalidRequest("A request with this id is being served.")
+            report, sessions = self._report, self._live_sessions
+            if is_live and sessions >= report.live_limit:
+                raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
+            if not is_live and len(self._requests) - sessions >= report.slots + report.queue_limit:
+                raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
+            self._requests[request.id] = _Waiting(serial, deliver, is_live)
+            self._child.post(message)
+
+    @property
+    def _live_sessions(self) -> int:
+        return sum(request.is_live for request in self._requests.values())
 
     @property
     def _ready(self) -> bool:
@@ -230,12 +256,12 @@ class ProcessEngine:
             self._child, self._report, self._silent_s = child, report, 0.0
             self._changed.notify_all()
 
-    def _deliver(self, serial: int, event: Event) -> None:
+    def _deliver(self, serial: int, event: Event | LiveEvent) -> None:
         with self._changed:
             request = self._requests.get(event.request_id)
             if request is None or request.serial != serial:
                 return
-            if not isinstance(event, Delta):
+            if isinstance(event, Done | Failed | Ended):
                 del self._requests[event.request_id]
                 self._changed.notify_all()
             try:

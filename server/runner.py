@@ -104,19 +104,30 @@ class Runner:
         self._plan_prefill(generation)
 
     def _encode(self, batch: Sequence[Generation]) -> None:
-        requests = [generation.request for generation in batch]
-        keys = [audio_key(each.client, each.audio) if self.encoder_cache.enabled else None for each in requests]
-        outputs = [None if key is None else self.encoder_cache.find(key) for key in keys]
-        unknown = [generation for generation, output in zip(batch, outputs, strict=True) if output is None]
-        fresh = iter(self._run_encoder(unknown) if unknown else ())
-        for generation, key, known in zip(batch, keys, outputs, strict=True):
-            output = next(fresh) if known is None else known
-            if known is None and key is not None:
-                self.encoder_cache.keep(key, output)
-            if not holds_speech(output):
+        keys = [self._audio_key(generation) for generation in batch]
+        for generation, key in zip(batch, keys, strict=True):
+            if key is not None:
+                generation.heard = self.encoder_cache.find(key)
+        unheard = [generation for generation in batch if generation.heard is None]
+        for generation, output in zip(unheard, self._run_encoder(unheard) if unheard else (), strict=True):
+            generation.heard = output
+        for generation, key in zip(batch, keys, strict=True):
+            if generation.heard is None:
+                raise BackendError("The adapter returned nothing.")
+            if key is not None:
+                self.encoder_cache.keep(key, generation.heard)
+            if generation.drafts_only:
+                generation.finish("length")
+            elif not holds_speech(generation.heard):
                 generation.finish("no_speech")
-                continue
-            self._lay_out(generation, output.frames, self._draft(generation, output))
+            else:
+                self._lay_out(generation, generation.heard.frames, self._draft(generation, generation.heard))
+
+    def _audio_key(self, generation: Generation) -> AudioKey | None:
+        """Where the cache has what an audio became; audio of sessions does not come again."""
+        if not self.encoder_cache.enabled or generation.of_session:
+            return None
+        return audio_key(generation.request.client, generation.request.audio)
 
     def _run_encoder(self, batch: Sequence[Generation]) -> list[AdapterOutput]:
         started_s = time.perf_counter()

@@ -56,7 +56,7 @@ class StableText:
         return self._text([*self._stable, *self._tail])[len(self.stable) :]
 
     def update(self, heard: Sequence[HeardToken], end_s: float) -> bool:
-        """Take a hypothesis of the audio up to `end_s`, which reaches back to `stable_end_s` at least; whether the text changed."""
+        """Take a hypothesis of the audio up to `end_s`, from `stable_end_s` at the latest; whether the text changed."""
         before = len(self._stable), [each.token for each in self._tail]
         tail = self._beyond_stable(heard)
         agreed = self._agreed(tail, end_s)

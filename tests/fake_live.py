@@ -75,13 +75,13 @@ class FakeLive:
                     session.audio_s += len(samples) / self.sample_rate_hz
                     self._listen(session)
                 case Flush(marker):
-                    self._answer_rest(session)
+                    self._answer_remainder(session)
                     session.deliver(Flushed(request_id, marker))
                 case ChangeInstruction(instruction):
                     session.instruction = instruction
                 case EndOfAudio():
-                    self._answer_rest(session)
-                    self._end(session)
+                    self._answer_remainder(session)
+                    self._end_live(session)
 
     def takes_sessions(self) -> bool:
         raise NotImplementedError
@@ -96,7 +96,7 @@ class FakeLive:
         if not self.listens:
             return
         while session.answered + UTTERANCE_S <= session.audio_s:
-            self._answer(session, session.answered + UTTERANCE_S)
+            self._answer_utterance(session, session.answered + UTTERANCE_S)
         if session.audio_s > session.answered:
             self._start(session)
             id, start_s = session.request.id, float(session.answered)
@@ -109,11 +109,11 @@ class FakeLive:
             session.started = True
             session.deliver(SpeechStarted(session.request.id, session.answered, float(session.answered)))
 
-    def _answer_rest(self, session: FakeSession) -> None:
+    def _answer_remainder(self, session: FakeSession) -> None:
         if session.audio_s > session.answered:
-            self._answer(session, session.audio_s)
+            self._answer_utterance(session, session.audio_s)
 
-    def _answer(self, session: FakeSession, end_s: float) -> None:
+    def _answer_utterance(self, session: FakeSession, end_s: float) -> None:
         self._start(session)
         start_s = float(session.answered)
         done = fake_done(session.request.id, f"{session.instruction} {session.answered}", (start_s, end_s))
@@ -121,7 +121,7 @@ class FakeLive:
         session.answered += 1
         session.started = False
 
-    def _end(self, session: FakeSession) -> None:
+    def _end_live(self, session: FakeSession) -> None:
         id = session.request.id
         self.end_session(id)
         if session.request.scope == "utterance":

@@ -195,7 +195,7 @@ def test_a_request_may_be_aborted_while_it_is_being_failed() -> None:
                 engine.abort(id)
 
         for id in ("a", "b"):
-            engine.submit(replace(instruct(id, speech(1)), deadline_s=0.05), end_both)
+            engine.submit(replace(instruct(id, speech(1)), deadline_s=0.3), end_both)
         wait_until(lambda: engine.stats().waiting == 0)
         engine.abort("running")
         Client(engine, instruct("next", speech(1), max_tokens=2)).done()

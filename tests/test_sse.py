@@ -13,6 +13,7 @@ import pytest
 
 from server.engine_protocol import EngineStats
 from server.errors import EngineFailed, Overloaded, ServeError
+from server.live import LiveEvent, LiveInput, LiveRequest
 from server.request import Delta, Done, Event, Failed, InstructRequest, StageTimes, TokenLogprob, Usage
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 
@@ -38,6 +39,12 @@ class HeldEngine:
             raise self.refusal
         self._deliver = deliver
         self.submitted.append(request)
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        raise NotImplementedError
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        raise NotImplementedError
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

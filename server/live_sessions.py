@@ -1,0 +1,150 @@
+"""All live sessions of one engine, and the stage of its steps that listens to them."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from models.chain import Models
+from server.errors import EngineFailed, InvalidRequest, Overloaded, ServeError
+from server.generation import Generation
+from server.live import Ended, EndOfAudio, LiveEvent, LiveInput, LiveRequest
+from server.live_session import Host, LiveCounters, LiveSession
+from server.request import Delta, Event, Failed
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+
+
+class LiveSessions:
+    """Sessions by id. Every method but `listen` is called under the engine's lock, and so are the sessions' clients."""
+
+    def __init__(
+        self,
+        models: Models,
+        sample_rate_hz: int,
+        limit: int,
+        changed: threading.Condition,
+        begin: Callable[[Generation], None],
+        drop: Callable[[str], None],
+    ) -> None:
+        """`begin` has the engine take up work, and `drop` has it forget the work with this id."""
+        self.limit = limit
+        self.counters = LiveCounters()
+        self.changed = changed
+        self.begin = begin
+        self.drop = drop
+        self._models = models
+        self._sample_rate_hz = sample_rate_hz
+        self._sessions: dict[str, _Served] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def busy(self) -> int:
+        """How many have something to listen to."""
+        return sum(served.session.busy for served in self._sessions.values())
+
+    def open(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        """Begin a session. Raises the `ServeError` of one that cannot be served."""
+        if request.id in self._sessions:
+            raise InvalidRequest("A session with this id is being served.")
+        if len(self._sessions) >= self.limit:
+            raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
+        served = _Served(self, deliver)
+        served.session = LiveSession(
+            request, self._models, self._sample_rate_hz, Host(served.emit, served.begin, served.drop), self.counters
+        )
+        self._sessions[request.id] = served
+
+    def push(self, id: str, item: LiveInput) -> None:
+        """Give a session an input, if it is still there."""
+        if served := self._sessions.get(id):
+            served.session.push(item)
+            self.changed.notify_all()
+
+    def end(self, id: str) -> None:
+        """Forget a session, if it is still there, and all its work."""
+        if served := self._sessions.pop(id, None):
+            served.ended = True
+            for work in served.work:
+                self.drop(work)
+            self.changed.notify_all()
+
+    def end_all_audio(self) -> None:
+        """Have every session answer what was said so far, and then end."""
+        for served in self._sessions.values():
+            served.session.push(EndOfAudio())
+        self.changed.notify_all()
+
+    def fail_all(self, error: ServeError) -> None:
+        for served in list(self._sessions.values()):
+            served.fail(error)
+
+    def listen(self) -> None:
+        """For the engine's thread: go through what was pushed. A session at which that fails, fails alone."""
+        with self.changed:
+            busy = [served for served in self._sessions.values() if served.session.busy]
+        for served in busy:
+            with served.guard():
+                served.session.listen()
+
+
+class _Served:
+    """A session with its client and the ids of its work; nothing comes of it once it has `ended`."""
+
+    session: LiveSession
+
+    def __init__(self, sessions: LiveSessions, deliver: Callable[[LiveEvent], None]) -> None:
+        self.work: set[str] = set()
+        self.ended = False
+        self._sessions = sessions
+        self._deliver = deliver
+
+    def emit(self, event: LiveEvent) -> None:
+        with self._sessions.changed:
+            if self.ended:
+                return
+            ended = isinstance(event, Ended | Failed)
+            try:
+                self._deliver(event)
+            except Exception:
+                logger.exception("session %s: its client cannot be told; giving it up", event.request_id)
+                ended = True
+            if ended:
+                self._sessions.end(event.request_id)
+
+    def begin(self, generation: Generation) -> None:
+        with self._sessions.changed:
+            if self.ended:
+                return
+            generation.of_session = True
+            generation.deliver = partial(self._take, generation.request.id, generation.deliver)
+            self.work.add(generation.request.id)
+            self._sessions.begin(generation)
+
+    def drop(self, generation: Generation) -> None:
+        with self._sessions.changed:
+            self.work.discard(generation.request.id)
+            self._sessions.drop(generation.request.id)
+
+    def fail(self, error: ServeError) -> None:
+        self.emit(Failed(self.session.request.id, error))
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """What goes wrong in the block ends this session, and no other."""
+        try:
+            yield
+        except Exception:
+            logger.exception("session %s failed", self.session.request.id)
+            self.fail(EngineFailed("The engine failed on this session."))
+
+    def _take(self, id: str, take: Callable[[Event], None], event: Event) -> None:
+        if not isinstance(event, Delta):
+            self.work.discard(id)
+        with self.guard():
+            take(event)
