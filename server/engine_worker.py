@@ -1,8 +1,8 @@
 """The child of `ProcessEngine`: serves an engine of its own over the socket that it was started with.
 
 `EngineChild` starts it. What it reads: first `(factory, arguments, log level)`, the engine's factory as `module:function`; then
-`(serial, InstructRequest)` for a request, `(serial, LiveRequest)` for a session and `(id, LiveInput)` for what is pushed into it,
-and `(None, id)` for either to abort. What it writes: `EngineStats` as soon as it is ready and then all the time, `(serial, event)`
+`(serial, InstructRequest)` for a request, `(serial, LiveRequest)` for a session and `(id, LiveInput)` for what is pushed,
+and `(None, id)` for either to abort. What it writes: `EngineStats` as soon as it is ready and from then on, `(serial, event)`
 of requests and sessions, or one string that says why the engine could not be started. It ends when the socket does, and never
 outlives the process that started it.
 """

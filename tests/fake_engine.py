@@ -119,6 +119,7 @@ class FakeEngine(FakeLive):
             )
 
     def drain(self, timeout_s: float) -> None:
+        self.end_all_audio()
         with self._changed:
             self._ready = False
             self.drained = True

@@ -1,10 +1,11 @@
 """Live sessions of the scripted engine: every second of audio is an utterance, whatever is in it."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.errors import NotReady, Overloaded, ServeError
+from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 from server.live import (
     Audio,
     ChangeInstruction,
@@ -60,6 +61,8 @@ class FakeLive:
                 raise NotReady("The fake engine is not ready.", retry_after_s=1)
             if self.live_refusal is not None:
                 raise self.live_refusal
+            if request.id in self.sessions:
+                raise InvalidRequest("The fake engine has a session with this id.")
             if len(self.sessions) >= self.live_limit:
                 raise Overloaded("The fake engine has too many sessions.", retry_after_s=1)
             self.sessions[request.id] = FakeSession(request, deliver, request.instruction)
@@ -76,12 +79,18 @@ class FakeLive:
                     self._listen(session)
                 case Flush(marker):
                     self._answer_remainder(session)
-                    session.deliver(Flushed(request_id, marker))
+                    self._tell_client(session, Flushed(request_id, marker))
                 case ChangeInstruction(instruction):
                     session.instruction = instruction
                 case EndOfAudio():
                     self._answer_remainder(session)
                     self._end_live(session)
+
+    def end_all_audio(self) -> None:
+        """As at a drain."""
+        with self._live_lock:
+            for id in list(self.sessions):
+                self.push(id, EndOfAudio())
 
     def takes_sessions(self) -> bool:
         raise NotImplementedError
@@ -92,6 +101,14 @@ class FakeLive:
             if (session := self.sessions.pop(request_id, None)) is not None:
                 self.past_sessions.append(session)
 
+    def _tell_client(self, session: FakeSession, event: LiveEvent) -> None:
+        if self.sessions.get(session.request.id) is not session:
+            return
+        if isinstance(event, Ended):
+            self.end_session(session.request.id)
+        with contextlib.suppress(RuntimeError):
+            session.deliver(event)
+
     def _listen(self, session: FakeSession) -> None:
         if not self.listens:
             return
@@ -101,13 +118,13 @@ class FakeLive:
             self._start(session)
             id, start_s = session.request.id, float(session.answered)
             if session.request.partials:
-                session.deliver(Partial(id, session.answered, "so far", " and on", start_s, start_s, session.audio_s))
-        session.deliver(Listened(session.request.id, session.audio_s))
+                self._tell_client(session, Partial(id, session.answered, "so far", " and on", start_s, start_s, session.audio_s))
+        self._tell_client(session, Listened(session.request.id, session.audio_s))
 
     def _start(self, session: FakeSession) -> None:
         if not session.started:
             session.started = True
-            session.deliver(SpeechStarted(session.request.id, session.answered, float(session.answered)))
+            self._tell_client(session, SpeechStarted(session.request.id, session.answered, float(session.answered)))
 
     def _answer_remainder(self, session: FakeSession) -> None:
         if session.audio_s > session.answered:
@@ -117,19 +134,18 @@ class FakeLive:
         self._start(session)
         start_s = float(session.answered)
         done = fake_done(session.request.id, f"{session.instruction} {session.answered}", (start_s, end_s))
-        session.deliver(UtteranceDone(session.request.id, session.answered, start_s, end_s, done))
+        self._tell_client(session, UtteranceDone(session.request.id, session.answered, start_s, end_s, done))
         session.answered += 1
         session.started = False
 
     def _end_live(self, session: FakeSession) -> None:
         id = session.request.id
-        self.end_session(id)
         if session.request.scope == "utterance":
-            session.deliver(Ended(id, session.audio_s))
+            self._tell_client(session, Ended(id, session.audio_s))
             return
-        session.deliver(Delta(id, "about all"))
+        self._tell_client(session, Delta(id, "about all"))
         answer = fake_done(id, "about all", None)
-        session.deliver(Ended(id, session.audio_s, "transcript", answer=answer))
+        self._tell_client(session, Ended(id, session.audio_s, "transcript", answer=answer))
 
 
 def fake_done(id: str, text: str, span_s: tuple[float, float] | None) -> Done:
