@@ -11,6 +11,8 @@ from tests.fake_engine import FakeEngine
 
 SLOTS, QUEUE_LIMIT = 3, 61
 LONGEST_INSTRUCTION = 200
+# That of `fake_models`.
+SAMPLE_RATE_HZ = 800
 # Answers end by their limit.
 NEVER = 2**40
 
@@ -42,7 +44,7 @@ def local(gate: str) -> Engine:
     """`LocalEngine` on fake models; its encoder waits at the gate."""
     # A child without models starts sooner without what they need.
     from server.engine import LocalEngine
-    from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models
+    from tests.fake_models import FakeEncoder, FakeLLM, fake_models
 
     encoder = FakeEncoder()
     encoder.gate = FileGate(gate)
@@ -53,7 +55,7 @@ def local(gate: str) -> Engine:
 
 def scripted(gate: str) -> Engine:
     """`FakeEngine`; its thread waits at the gate."""
-    engine = FakeEngine()
+    engine = FakeEngine(sample_rate_hz=SAMPLE_RATE_HZ)
     engine.gate = FileGate(gate)
     engine.slots, engine.queue_limit, engine.longest_instruction = SLOTS, QUEUE_LIMIT, LONGEST_INSTRUCTION
     return engine

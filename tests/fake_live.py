@@ -1,6 +1,5 @@
 """Live sessions of the scripted engine: every second of audio is an utterance, whatever is in it."""
 
-import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,8 +105,10 @@ class FakeLive:
             return
         if isinstance(event, Ended):
             self.end_session(session.request.id)
-        with contextlib.suppress(RuntimeError):
+        try:
             session.deliver(event)
+        except RuntimeError:
+            self.end_session(session.request.id)
 
     def _listen(self, session: FakeSession) -> None:
         if not self.listens:

@@ -11,10 +11,10 @@ from server.errors import InvalidRequest, NotReady, Overloaded
 from server.live import Audio, Ended, EndOfAudio, Flush, Flushed, Listened, LiveRequest, SpeechStarted, UtteranceDone
 from server.request import Failed, SamplingOptions
 from tests import fake_models
-from tests.engine_call import Call, occupied, request, wait_until
+from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate
 from tests.live_client import LiveClient
-from tests.test_engine_conformance import TIMEOUT_S, make_engine
+from tests.test_engine_conformance import make_engine
 
 
 @pytest.fixture(scope="module", params=["local", "local in a child", "scripted", "scripted in a child"])
