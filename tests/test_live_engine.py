@@ -63,7 +63,7 @@ def serving(models: Models | None = None, encoder: FakeEncoder | None = None) ->
 
 def two_tasks() -> Models:
     """Models that transcribe under one instruction only, and follow the others."""
-    models = fake_models(FakeLLM(max_positions=400))
+    models = fake_models(FakeLLM(max_positions=400, mean_tokens=4))
     return replace(models, boundary_instructions=frozenset({"transcribe"}), transcription_instruction="Transcribe.")
 
 
@@ -254,7 +254,7 @@ def test_a_recording_is_answered_from_its_speech_where_that_fits() -> None:
         assert end.answer.usage.audio_frames == sum(event.done.usage.audio_frames for event in client.of(UtteranceDone))
 
 
-@pytest.mark.parametrize(("utterances", "basis"), [(34, "transcript"), (60, "sections")])
+@pytest.mark.parametrize(("utterances", "basis"), [(40, "transcript"), (110, "sections")])
 def test_a_long_recording_is_answered_from_its_transcript(utterances: int, basis: str) -> None:
     with serving(two_tasks()) as engine:
         client = LiveClient(engine, live(scope="recording", instruction="What is it about?", partials=False))
