@@ -167,7 +167,7 @@ class LiveSession:
 
     def _begin_utterance(self, start: int) -> None:
         models, start_s = self._models, start / self._rate_hz
-        text = StableText(start_s, models.tokeniser.decode, models.tokeniser.begins_word)
+        text = StableText(start_s, models.tokeniser.decode)
         self._current = Utterance(self._utterances, start, self._instruction, text, partial_due=self._detected)
         self._utterances += 1
         self._counters.utterances += 1

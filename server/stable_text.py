@@ -7,6 +7,7 @@ the last word is heard.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
 # How much audio has to follow a word before it may stand.
 SETTLED_S = 0.5
@@ -39,11 +40,10 @@ def heard_tokens(best_token: Sequence[int], start_s: float, frame_s: float) -> l
 class StableText:
     """`stable` only ever grows, by whole words; `stable + tail` is the text."""
 
-    def __init__(self, start_s: float, decode: Callable[[Sequence[int]], str], begins_word: Callable[[int], bool]) -> None:
-        """`decode` gives the text of tokens, `begins_word` says whether a token's text begins a new word."""
+    def __init__(self, start_s: float, decode: Callable[[Sequence[int]], str]) -> None:
+        """`decode` gives the text of tokens; that of one that begins a word begins with a space."""
         self.stable_end_s = start_s
         self._decode = decode
-        self._begins_word = begins_word
         self._stable: list[HeardToken] = []
         self._tail: list[HeardToken] = []
 
@@ -70,14 +70,20 @@ class StableText:
         return self._decode([each.token for each in tokens]).lstrip()
 
     def _beyond_stable(self, heard: Sequence[HeardToken]) -> list[HeardToken]:
-        """What comes after the last token that stands, or, where that is not heard again, after its time."""
+        """What comes after the last token that stands, or, where that is not heard again, after its time.
+
+        What would go on with a word that stands is left out: it belongs to another idea of that word.
+        """
         if not self._stable:
             return list(heard)
         last = self._stable[-1]
-        for index in range(len(heard) - 1, -1, -1):
-            if heard[index].token == last.token and abs(heard[index].end_s - last.end_s) <= SAME_TOKEN_S:
-                return list(heard[index + 1 :])
-        return [each for each in heard if each.end_s > last.end_s]
+        again = [
+            index
+            for index, each in enumerate(heard)
+            if each.token == last.token and abs(each.end_s - last.end_s) <= SAME_TOKEN_S
+        ]
+        beyond = heard[again[-1] + 1 :] if again else [each for each in heard if each.end_s > last.end_s]
+        return list(dropwhile(lambda each: self._decode([each.token])[:1].isalnum(), beyond))
 
     def _agreed(self, tail: Sequence[HeardToken], end_s: float) -> int:
         """How many tokens of the new tail now stand: whole words that the last tail began with too."""
@@ -85,6 +91,6 @@ class StableText:
         for index, (old, new) in enumerate(zip(self._tail, tail, strict=False)):
             if old.token != new.token or new.end_s > end_s - SETTLED_S:
                 break
-            if index + 1 < len(tail) and self._begins_word(tail[index + 1].token):
+            if index + 1 < len(tail) and self._decode([tail[index + 1].token]).startswith(" "):
                 agreed = index + 1
         return agreed

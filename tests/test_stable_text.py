@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from server.stable_text import SETTLED_S, HeardToken, StableText, heard_tokens
 
-# Even tokens begin a word, odd ones go on with it.
 FRAME_S = 0.08
 
 
 def decode(tokens: Sequence[int]) -> str:
-    return "".join(f" {token}" if token % 2 == 0 else f"-{token}" for token in tokens)
+    """Even tokens begin a word, 3 is punctuation, other odd ones go on with a word."""
+    return "".join(f" {token}" if token % 2 == 0 else "," if token == 3 else str(token) for token in tokens)
 
 
 def text_of(start_s: float = 0.0) -> StableText:
-    return StableText(start_s, decode, lambda token: token % 2 == 0)
+    return StableText(start_s, decode)
 
 
 def spoken(*tokens: int, every_s: float = 0.2, start_s: float = 0.0) -> list[HeardToken]:
@@ -26,9 +26,9 @@ def spoken(*tokens: int, every_s: float = 0.2, start_s: float = 0.0) -> list[Hea
 def test_words_stand_when_two_hypotheses_agree_and_time_has_passed() -> None:
     text = text_of()
     text.update(spoken(2, 3, 4), 0.7)
-    assert (text.stable, text.tail) == ("", "2-3 4")
+    assert (text.stable, text.tail) == ("", "2, 4")
     text.update(spoken(2, 3, 4, 6), 0.4 + SETTLED_S)
-    assert (text.stable, text.tail) == ("2-3", " 4 6")
+    assert (text.stable, text.tail) == ("2,", " 4 6")
     assert text.stable_end_s == 0.4
 
 
@@ -36,7 +36,7 @@ def test_a_word_that_may_go_on_does_not_stand() -> None:
     text = text_of()
     for end_s in (2.0, 3.0, 4.0):
         text.update(spoken(2, 3), end_s)
-    assert (text.stable, text.tail) == ("", "2-3")
+    assert (text.stable, text.tail) == ("", "2,")
 
 
 def test_what_one_hypothesis_says_alone_does_not_stand() -> None:
@@ -63,6 +63,16 @@ def test_a_window_that_hears_other_words_does_not_take_back_what_stands() -> Non
     assert text.stable == "2 4"
     assert text.update(spoken(20, 22, 24), 9.0)
     assert (text.stable, text.tail) == ("2 4", " 24")
+
+
+def test_another_idea_of_a_word_that_stands_is_not_glued_to_it() -> None:
+    text = text_of()
+    for _ in range(2):
+        text.update(spoken(2, 4, 6), 9.0)
+    text.update(spoken(2, 4, 7, 5, 8), 9.0)
+    assert (text.stable, text.tail) == ("2 4", " 8")
+    text.update(spoken(2, 4, 3, 8), 9.0)
+    assert (text.stable, text.tail) == ("2 4", ", 8")
 
 
 def test_no_change_is_told() -> None:
