@@ -1,7 +1,5 @@
 """Live sessions on fake models: how audio comes, and who else is served, changes no answer."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,25 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.backends import BackendError, Float32, PrefillRow
-from models.chain import Models
-from server.engine import LocalEngine
 from server.errors import EngineFailed, InvalidRequest, PromptTooLong
 from server.live import (
     ChangeInstruction,
     Ended,
     Flushed,
-    LiveRequest,
     Partial,
     Problem,
-    Scope,
     SpeechStarted,
     UtteranceDone,
     VoiceOptions,
 )
 from server.live_session import MAX_UNANSWERED
-from server.request import Delta, Done, Failed, Priority, SamplingOptions
-from tests.engine_client import TIMEOUT_S, Client, crowd, instruct, wait_until, without_times
+from server.request import Priority
+from tests.engine_client import Client, crowd, instruct, wait_until, without_times
 from tests.fake_models import (
     SAMPLE_RATE_HZ,
     VOICE_TROUBLE,
@@ -40,37 +33,7 @@ from tests.fake_models import (
     speech,
 )
 from tests.live_client import LiveClient
-
-VOICE = VoiceOptions(prefix_padding_s=0.1, silence_s=0.3, max_utterance_s=3.0)
-
-
-def live(id: str = "session", scope: Scope = "utterance", **fields: object) -> LiveRequest:
-    sampling = SamplingOptions(max_tokens=12)
-    return replace(LiveRequest(id, "Transcribe.", sampling, voice=VOICE, scope=scope), **fields)  # type: ignore[arg-type]
-
-
-@contextmanager
-def serving(models: Models | None = None, encoder: FakeEncoder | None = None) -> Iterator[LocalEngine]:
-    engine = LocalEngine(models or fake_models(FakeLLM(), encoder), SAMPLE_RATE_HZ, 30.0, 64, encode_budget_mel_frames=300)
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.drain(TIMEOUT_S)
-        stats = engine.stats()
-        assert (stats.ready, stats.waiting, stats.running, stats.live_sessions, stats.live_jobs) == (False, 0, 0, 0, 0)
-
-
-def two_tasks() -> Models:
-    """Models that transcribe under one instruction only, and follow the others."""
-    models = fake_models(FakeLLM(max_positions=400, mean_tokens=4))
-    return replace(models, boundary_instructions=frozenset({"transcribe"}), transcription_instruction="Transcribe.")
-
-
-def conversation(seeds: range, pause_s: float = 0.6) -> Float32:
-    """Utterances of different lengths and the silence after each."""
-    parts = [part for seed in seeds for part in (speech(seed, 0.4 + seed % 3 * 0.5), silence(pause_s))]
-    return np.concatenate(parts)
+from tests.live_engine import conversation, live, serving
 
 
 def answers(client: LiveClient) -> list[tuple[object, ...]]:
@@ -240,69 +203,3 @@ def test_a_flush_ends_an_utterance_at_once() -> None:
         (event,) = client.of(UtteranceDone)
         assert event.end_s == pytest.approx(1.0)
         client.end()
-
-
-def test_a_recording_is_answered_from_its_speech_where_that_fits() -> None:
-    with serving(two_tasks()) as engine:
-        client = LiveClient(engine, live(scope="recording", instruction="What is it about?"))
-        client.say(conversation(range(3)))
-        end = client.end()
-        assert isinstance(end, Ended)
-        assert (end.basis, end.sections) == ("audio", 1)
-        assert isinstance(end.answer, Done)
-        assert end.answer.text == "".join(event.text for event in client.of(Delta)) != ""
-        assert end.answer.usage.audio_frames == sum(event.done.usage.audio_frames for event in client.of(UtteranceDone))
-
-
-@pytest.mark.parametrize(("utterances", "basis"), [(40, "transcript"), (110, "sections")])
-def test_a_long_recording_is_answered_from_its_transcript(utterances: int, basis: str) -> None:
-    with serving(two_tasks()) as engine:
-        client = LiveClient(engine, live(scope="recording", instruction="What is it about?", partials=False))
-        client.say(conversation(range(utterances)))
-        end = client.end()
-        assert isinstance(end, Ended)
-        assert end.basis == basis
-        assert (end.sections > 1) == (basis == "sections")
-        assert isinstance(end.answer, Done)
-        assert end.answer.usage.audio_frames == 0
-        assert end.answer.text == "".join(event.text for event in client.of(Delta)) != ""
-        assert len(client.texts()) == utterances
-
-
-def test_a_recording_to_be_transcribed_is_its_utterances() -> None:
-    with serving(two_tasks()) as engine:
-        client = LiveClient(engine, live(scope="recording"))
-        client.say(conversation(range(3)))
-        end = client.end()
-        assert isinstance(end, Ended)
-        assert (end.basis, end.answer) == ("utterances", None)
-        assert len(client.texts()) == 3
-
-
-def test_a_silent_recording_has_an_empty_answer() -> None:
-    with serving(two_tasks()) as engine:
-        client = LiveClient(engine, live(scope="recording", instruction="What is it about?"))
-        client.say(silence(3))
-        end = client.end()
-        assert isinstance(end, Ended)
-        assert end.answer is not None
-        assert (end.answer.text, end.answer.finish_reason) == ("", "no_speech")
-
-
-def test_a_recording_whose_answer_fails_fails() -> None:
-    """Its prefill meets the frames of an utterance that was answered before."""
-    models = two_tasks()
-    prefilled: list[int] = []
-
-    class Tired(FakeLLM):
-        def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
-            prefilled.append(len(rows))
-            if len(prefilled) > 2:
-                raise BackendError("tired")
-            return super().prefill(rows)
-
-    with serving(replace(models, llm=Tired(max_positions=400))) as engine:
-        client = LiveClient(engine, live(scope="recording", instruction="What is it about?", draft="off"))
-        client.say(conversation(range(1)))
-        client.wait_for(lambda: len(client.of(UtteranceDone)) == 1)
-        assert isinstance(client.end(), Failed)
