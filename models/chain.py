@@ -10,12 +10,13 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
-from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector, VoiceState
+from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector
 from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
 from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser
+from models.voice_onnx import OnnxVoiceDetector
 
 
 def plain_words(instruction: str) -> str:
@@ -50,15 +51,6 @@ class Models:
         return self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions
 
 
-class NoVoiceDetector:
-    """What a bundle has that comes without one."""
-
-    window_samples = 512
-
-    def detect(self, _audio: Float32, _state: VoiceState | None) -> tuple[Float32, VoiceState]:
-        raise BackendError("The bundle has no voice detector.")
-
-
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`.
 
@@ -85,6 +77,6 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
         llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
         tokeniser=Tokeniser.from_file(bundle.path(manifest.llm.tokeniser)),
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
-        voice=NoVoiceDetector(),
+        voice=OnnxVoiceDetector(bundle.path(manifest.voice.graph), manifest.voice.window_samples),
         boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
     )

