@@ -36,6 +36,12 @@ class InvalidInstruction(InvalidRequest):
     code = "invalid_instruction"
 
 
+class InvalidConstraint(InvalidRequest):
+    """No answer can be made to match the schema, regular expression or choice."""
+
+    code = "invalid_constraint"
+
+
 class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 
