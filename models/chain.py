@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceD
 from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
+from models.follower import Grammars
 from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser
 from models.voice_onnx import OnnxVoiceDetector
@@ -57,6 +59,11 @@ class Models:
     def transcribes(self, instruction: str) -> bool:
         """Whether the instruction is known to ask for a transcript: the boundary vectors were trained under it."""
         return self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars for the LLM's answers."""
+        return Grammars(self.tokeniser, self.template.end_tokens, self.llm.vocabulary_size)
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:

@@ -19,6 +19,7 @@ from server.decode_pool import DecodePool
 from server.edge import Edge
 from server.engine_protocol import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
+from server.grammar_trial import GrammarTrial
 from server.metrics import Metrics
 from server.middleware import RequestContext, error_response, request_id_of
 from server.protocol import ErrorReply
@@ -71,7 +72,7 @@ def _put_together(engine: Engine, settings: Settings) -> Edge:
         memory_bytes=settings.decode_memory_bytes,
         max_waiting=settings.slots + settings.queue_limit,
     )
-    return Edge(engine, settings, decode_pool, Metrics(engine.stats, lambda: decode_pool.restarts))
+    return Edge(engine, settings, decode_pool, GrammarTrial(), Metrics(engine.stats, lambda: decode_pool.restarts))
 
 
 def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
@@ -85,6 +86,7 @@ def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
         finally:
             await asyncio.to_thread(edge.engine.drain, edge.settings.drain_timeout_s)
             await edge.decode_pool.close()
+            await edge.grammar_trial.close()
 
     return run
 

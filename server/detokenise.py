@@ -8,20 +8,21 @@ from models.prompt import Tokeniser
 class Detokeniser:
     """The text of one answer, in deltas that never split a character.
 
-    The deltas joined equal `tokeniser.decode(tokens).strip()`, cut before the first stop string: the one that is complete
-    first, and of several that end together the longest. Stop strings are looked for before anything is stripped. Whitespace
+    The deltas joined equal `tokeniser.decode(tokens).strip(padding)`, cut before the first stop string: the one that is complete
+    first, and of several that end together the longest. Stop strings are looked for before anything is stripped. Padding
     is held back until text follows it, and what may be the beginning of a stop string until it is decided.
     """
 
-    def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...] = ()) -> None:
-        """`stop` holds no empty string."""
+    def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...] = (), padding: str | None = None) -> None:
+        """`stop` holds no empty string. `padding` are characters, as for `str.strip`, which takes None for whitespace."""
         self.text = ""
         self.stopped = False
         self._tokeniser = tokeniser
         self._stop = stop
+        self._padding = padding
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._undecided = ""
-        self._whitespace = ""
+        self._held_back = ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; often, for special tokens always, and once `stopped` is set, the empty string."""
@@ -48,9 +49,9 @@ class Detokeniser:
         return self._append(text[:decided])
 
     def _append(self, piece: str) -> str:
-        pending = self._whitespace + piece if self.text else piece.lstrip()
-        delta = pending.rstrip()
-        self._whitespace = pending[len(delta) :]
+        pending = self._held_back + piece if self.text else piece.lstrip(self._padding)
+        delta = pending.rstrip(self._padding)
+        self._held_back = pending[len(delta) :]
         self.text += delta
         return delta
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from server.decode_pool import DecodePool
 from server.engine_protocol import Engine
 from server.errors import NotReady, Overloaded
+from server.grammar_trial import GrammarTrial
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -22,6 +23,7 @@ class Edge:
     engine: Engine
     settings: Settings
     decode_pool: DecodePool
+    grammar_trial: GrammarTrial
     metrics: Metrics
     in_flight: int = 0
     start_failed: bool = False

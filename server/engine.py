@@ -13,7 +13,7 @@ from server.book import Book
 from server.engine_protocol import EngineStats
 from server.engine_report import engine_stats
 from server.errors import EngineFailed, NotReady, ServeError
-from server.generation import Generation, new_generation
+from server.generation import Generation, follow, new_generation
 from server.live import LiveEvent, LiveInput, LiveRequest
 from server.live_sessions import LiveSessions
 from server.request import Event, InstructRequest, SamplingOptions
@@ -84,6 +84,8 @@ class LocalEngine:
             self._book.submit(generation)
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        # Its answers follow a constraint while the engine is waiting; this takes the time before.
+        follow(self._models, request.sampling.constraint)
         with self._changed:
             self._require_ready()
             self._live.open(request, deliver)

@@ -3,7 +3,7 @@
 Messages are complete sentences for the client; they never hold paths, addresses or tracebacks.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class ServeError(Exception):
@@ -40,6 +40,11 @@ class InvalidConstraint(InvalidRequest):
     """No answer can be made to match the schema, regular expression or choice."""
 
     code = "invalid_constraint"
+
+    @classmethod
+    def because(cls, kind: str, problem: object) -> Self:
+        """Of a constraint of this kind, which is the name of its field, too; `problem` says what is wrong, and where."""
+        return cls(f"No answer can match this {kind}: {problem}.", param=kind)
 
 
 class PromptTooLong(InvalidRequest):

@@ -123,6 +123,23 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Notation:
+    """Text in a notation that is read elsewhere; there has to be some."""
+
+    description: str
+    media_type: str
+    default: None = None
+
+    def read(self, name: str, text: str) -> str:
+        if not text:
+            raise InvalidRequest(f"{name} is empty.", param=name)
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1, "contentMediaType": self.media_type, "description": self.description}
+
+
+@dataclass(frozen=True)
 class Strings:
     """A JSON array of strings, none of them empty; by default none at all."""
 

@@ -9,13 +9,27 @@ import numpy as np
 
 from models.backends import AdapterOutput, Float32, SlotState
 from models.chain import Models
+from models.follower import Follower
+from models.grammar import GrammarError
 from models.prompt import PromptIds, lay_out_prompt
 from server.caches import PrefixKey
 from server.detokenise import Detokeniser
-from server.errors import EngineFailed, InvalidRequest, PromptTooLong, ServeError
-from server.request import Delta, Done, Event, Failed, FinishReason, InstructRequest, Speculation, StageTimes, TokenLogprob, Usage
+from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, PromptTooLong, ServeError
+from server.request import (
+    Constraint,
+    Delta,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    InstructRequest,
+    Speculation,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+)
 from server.sampling import Sampler
-from server.speculation import Draft
+from server.speculation import LONGEST_NEXT_PROPOSAL, Draft
 
 
 @dataclass(eq=False)
@@ -24,8 +38,9 @@ class Generation:
 
     `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
     `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
-    before the answer goes on; the `proposal` is the last of them. A stage that ends the request sets `finish_reason` or
-    `error`; `ended` is set with its terminal event, or when the client left. What is `heard` of the audio may be given.
+    before the answer goes on; the `proposal` is the last of them, and `forced` where it is the constraint's, not the draft's. A
+    stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the client
+    left. What is `heard` of the audio may be given.
     """
 
     request: InstructRequest
@@ -33,6 +48,7 @@ class Generation:
     prompt_ids: PromptIds
     detokeniser: Detokeniser
     sampler: Sampler
+    follower: Follower
     max_tokens: int
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
@@ -46,6 +62,7 @@ class Generation:
     cached_tokens: int = 0
     draft: Draft = field(default_factory=lambda: Draft(()))
     proposal: tuple[int, ...] = ()
+    forced: bool = False
     slot: int = 0
     position: int = 0
     to_prefill: int = 0
@@ -75,13 +92,21 @@ class Generation:
         """How many tokens may be proposed, so that they and the one after them are still allowed."""
         return self.max_tokens - len(self.tokens) - 1
 
+    def propose(self) -> None:
+        """Make the proposal for the next pass: what the constraint leaves no choice about, else what it allows of the draft."""
+        forced = self.follower.forced()[: max(0, min(self.room, LONGEST_NEXT_PROPOSAL))]
+        self.forced = len(forced) > 0
+        self.proposal = forced or self.follower.allowed(self.draft.propose(self.room))
+
     def append(self, token: int) -> None:
-        """Add a token of the answer; a stop string in it, or the last token that `max_tokens` allows, finishes it."""
+        """Add a token of the answer. A stop string in it finishes it, a constraint that leaves nothing more to say, and
+        `max_tokens`."""
         started_s = time.perf_counter()
         self.tokens.append(token)
         self.delta += self.detokeniser.push(token)
+        self.follower.advance(token)
         self.times.detokenise_s += time.perf_counter() - started_s
-        if self.detokeniser.stopped:
+        if self.detokeniser.stopped or self.follower.complete:
             self.finish("stop")
         elif len(self.tokens) == self.max_tokens:
             self.finish("length")
@@ -139,15 +164,31 @@ class Generation:
 
 
 def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
-    """Raises `PromptTooLong`, or `InvalidRequest` for a relaxed draft under an instruction that does not ask for a transcript."""
+    """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest` for a relaxed draft where it is not offered: together with
+    a constraint, and under an instruction that does not ask for a transcript."""
+    constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
     if request.draft == "relaxed" and not transcribes:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
+    if request.draft == "relaxed" and constraint is not None:
+        raise InvalidRequest(f"The relaxed draft policy is not offered together with {constraint.kind}.", param="draft")
     prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2
     if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
         raise PromptTooLong("The instruction is too long for the model.", param="instruction")
     sampling = request.sampling
-    detokeniser = Detokeniser(models.tokeniser, sampling.stop)
-    return Generation(request, deliver, prompt_ids, detokeniser, Sampler(sampling), sampling.max_tokens)
+    # What a constraint asks for, it asks for to the last blank.
+    detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if constraint is None else "")
+    follower = follow(models, constraint)
+    return Generation(request, deliver, prompt_ids, detokeniser, Sampler(sampling), follower, sampling.max_tokens)
+
+
+def follow(models: Models, constraint: Constraint | None) -> Follower:
+    """Raises `InvalidConstraint`. What was followed lately takes no time, anything else up to a quarter of a second."""
+    if constraint is None:
+        return Follower()
+    try:
+        return models.grammars.follow(constraint.kind, constraint.grammar)
+    except GrammarError as error:
+        raise InvalidConstraint.because(constraint.kind, error) from None

@@ -4,7 +4,6 @@ A schema of a few thousand characters can keep the library busy for minutes, and
 """
 
 import asyncio
-import dataclasses
 import json
 import logging
 import os
@@ -36,13 +35,13 @@ class GrammarTrial:
         self._process: Process | None = None
 
     async def check(self, constraint: Constraint) -> None:
-        """Raises `InvalidConstraint` for one that cannot be compiled, or not in a moment, and `NotReady` where no child starts."""
+        """Raises `InvalidConstraint` for one that cannot be compiled, or not in a moment; `NotReady` where no child starts."""
         if constraint not in self._verdicts:
             async with self._turn:
                 self._verdicts[constraint] = await self._try(constraint)
         verdict = self._verdicts[constraint]
         if verdict is not None:
-            raise InvalidConstraint(verdict, param=constraint.kind)
+            raise InvalidConstraint.because(constraint.kind, verdict)
 
     async def close(self) -> None:
         """Leave no child behind."""
@@ -60,7 +59,7 @@ class GrammarTrial:
         except (TimeoutError, OSError, EOFError):
             logger.warning("a %s of %d characters could not be compiled", constraint.kind, len(constraint.grammar))
             await self.close()
-            return f"No answer can follow this {constraint.kind}: it is too complex."
+            return "it is too complex"
         except asyncio.CancelledError:
             # Its verdict would be taken for that on the next one.
             await self.close()
@@ -85,7 +84,7 @@ async def _start() -> Process:
 async def _ask(process: Process, constraint: Constraint) -> str | None:
     if process.stdin is None:
         raise EOFError
-    process.stdin.write(json.dumps(dataclasses.asdict(constraint)).encode() + b"\n")
+    process.stdin.write(json.dumps([constraint.kind, constraint.grammar]).encode() + b"\n")
     await process.stdin.drain()
     return await _verdict(process)
 

@@ -1,7 +1,7 @@
 """The child of `GrammarTrial`: compiles constraints, and dies of the first that takes too long or too much memory.
 
-It reads a constraint a line, as JSON. It writes one line to say that it is ready, then one for each: null or the message of the
-`InvalidConstraint`, as JSON. It ends when its stdin closes, so it never outlives the server.
+It reads `[kind, text]` a line, as JSON. It writes one line to say that it is ready, then one for each: null or the problem, as
+JSON. It ends when its stdin closes, so it never outlives the server.
 """
 
 import json
@@ -11,9 +11,7 @@ import sys
 
 from llguidance import LLTokenizer
 
-from server.errors import InvalidConstraint
-from server.grammar import compile_grammar
-from server.request import Constraint
+from models.grammar import GrammarError, GrammarKind, compile_grammar
 
 # Of processor time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
 MAX_CPU_S = 0.25
@@ -28,19 +26,19 @@ def main() -> None:
     tokenizer = LLTokenizer("byte")
     _write(None)
     for line in sys.stdin.buffer:
-        constraint = Constraint(**json.loads(line))
+        kind, text = json.loads(line)
         # Nothing handles its signal, so it ends the process in the middle of whatever the library does.
         signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
-        verdict = _verdict(tokenizer, constraint)
+        verdict = _verdict(tokenizer, kind, text)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write(verdict)
 
 
-def _verdict(tokenizer: LLTokenizer, constraint: Constraint) -> str | None:
+def _verdict(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> str | None:
     try:
-        compile_grammar(tokenizer, constraint)
-    except InvalidConstraint as error:
-        return error.message
+        compile_grammar(tokenizer, kind, text)
+    except GrammarError as error:
+        return str(error)
     return None
 
 

@@ -1,12 +1,12 @@
 """The form of `POST /v1/instruct`: its fields, their limits, and what a client asked for with them."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from server.errors import AudioTooShort, InvalidInstruction, InvalidRequest
-from server.fields import Choice, Field, Instruction, Integer, Number, Share, Strings
+from server.fields import Choice, Field, Instruction, Integer, Notation, Number, Share, Strings
 from server.form import FILE_FIELD, Form
-from server.request import DraftPolicy, Priority, SamplingOptions
+from server.request import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions
 from server.settings import Settings
 
 AUDIO_SCHEMA = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG Vorbis, OGG Opus or MP3."}
@@ -42,6 +42,14 @@ def text_fields(settings: Settings) -> dict[str, Field]:
         "presence_penalty": Number("Is taken off the scores of tokens that the answer already holds.", -2, 2, 0),
         "seed": Integer("Repeats a drawn answer; without one every answer is drawn anew.", 0, 2**63 - 1),
         "stop": Strings('The answer ends before the first of these strings: a JSON array of up to 4, such as ["###"].', 4, 64),
+        "json_schema": Notation(
+            "The answer is compact JSON that is valid under this JSON schema; at most one of json_schema, regex and choice.",
+            "application/json",
+        ),
+        "regex": Notation(
+            "The answer as a whole matches this regular expression (no look-around, no back-references).", "text/plain"
+        ),
+        "choice": Notation('The answer is one of these strings: a JSON array such as ["yes", "no"].', "application/json"),
         "logprobs": Integer("Adds the log-probability of every token, and so many of the likeliest in its place.", 0, 20),
         "stream": Choice("`true` sends the text as it arises, in server-sent events.", ("false", "true")),
         "priority": Choice("`batch` waits while there is interactive work.", tuple(PRIORITIES)),
@@ -68,12 +76,19 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
     return InstructForm(
         audio=form.audio,
         instruction=values["instruction"],
-        sampling=SamplingOptions(**{name: values[name] for name in SAMPLING_FIELDS}),
+        sampling=SamplingOptions(**{name: values[name] for name in SAMPLING_FIELDS}, constraint=_constraint(values)),
         stream=values["stream"] == "true",
         priority=PRIORITIES[values["priority"]],
         deadline_s=None if values["deadline_ms"] is None else values["deadline_ms"] / 1000,
         draft=values["draft"],
     )
+
+
+def _constraint(values: dict[str, Any]) -> Constraint | None:
+    given: list[ConstraintKind] = [kind for kind in get_args(ConstraintKind) if values[kind] is not None]
+    if len(given) > 1:
+        raise InvalidRequest(f"An answer cannot follow more than one of {', '.join(given)}.", param=given[1])
+    return Constraint(given[0], values[given[0]]) if given else None
 
 
 def body_description(known: dict[str, Field]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from server.errors import ServeError
 
 FinishReason = Literal["stop", "length", "no_speech"]
 DraftPolicy = Literal["exact", "relaxed", "off"]
+ConstraintKind = Literal["json_schema", "regex", "choice"]
 
 
 class Priority(IntEnum):
@@ -27,7 +28,7 @@ class Priority(IntEnum):
 class Constraint:
     """What an answer has to match: a `json_schema` or a `choice` (a JSON array of strings), both as JSON, or a `regex`."""
 
-    kind: Literal["json_schema", "regex", "choice"]
+    kind: ConstraintKind
     grammar: str
 
 

@@ -87,7 +87,9 @@ async def _read_in_time(request: Request, edge: Edge, fields: Collection[str]) -
 
 
 async def _prepare(edge: Edge, request: Request, form: InstructForm, started_s: float, ends_at_s: float) -> Call:
-    """What goes to the engine: the audio decoded, the deadline less the time that is gone."""
+    """What goes to the engine: the audio decoded, the constraint tried out, the deadline less the time that is gone."""
+    if form.sampling.constraint is not None:
+        await edge.grammar_trial.check(form.sampling.constraint)
     decode_started_s = time.perf_counter()
     audio = await edge.decode_pool.decode(form.audio)
     decoded_s = time.perf_counter()

@@ -64,7 +64,7 @@ class Runner:
             return
         started_s = time.perf_counter()
         for generation in generations:
-            generation.proposal = generation.draft.propose(generation.room)
+            generation.propose()
         logits = self._decode_logits(generations)
         elapsed_s = time.perf_counter() - started_s
         for generation in generations:
@@ -175,7 +175,7 @@ class Runner:
 
     def _plan_prefill(self, generation: Generation) -> None:
         """From nothing in any slot to the next token."""
-        generation.proposal = generation.draft.propose(generation.room)
+        generation.propose()
         generation.position = 0
         held = len(generation.prompt) + len(generation.tokens) + len(generation.proposal)
         generation.to_prefill = held - generation.cached_tokens

@@ -10,7 +10,9 @@ import numpy as np
 
 from models.backends import BackendError, Float32
 from models.chain import Models, plain_words
+from models.grammar import GrammarError
 from server.engine_protocol import DRAFT_POSITIONS
+from server.errors import InvalidConstraint
 from server.generation import Generation
 from server.speculation import DraftGate
 
@@ -57,25 +59,31 @@ class Verifier:
             token = self._choose_token(generation, row)
             if token is None:
                 break
-            generation.draft.advance(token)
-            if index == len(proposal) or token != proposal[index]:
+            stands = index < len(proposal) and token == proposal[index]
+            # What a constraint puts around the words is in no draft.
+            if not (stands and generation.forced):
+                generation.draft.advance(token)
+            if not stands:
                 break
             accepted += 1
             generation.position += 1
             if generation.finished:
                 break
         generation.proposal = ()
-        if proposal:
+        if proposal and not generation.forced:
             self._count_draft(generation, len(proposal), accepted)
 
     def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
         """The next token, added to the answer; None where the answer ended instead."""
-        sampler = generation.sampler
+        sampler, constraint = generation.sampler, generation.request.sampling.constraint
         try:
-            token = sampler.choose(logits, generation.tokens)
+            token = sampler.choose(generation.follower.mask(logits), generation.tokens)
         except BackendError as error:
             logger.error("request %s: %s", generation.request.id, error)
             generation.fail(error)
+            return None
+        except GrammarError as error:
+            generation.fail(InvalidConstraint.because("constraint" if constraint is None else constraint.kind, error))
             return None
         relaxed = generation.request.draft == "relaxed"
         if relaxed:

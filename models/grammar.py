@@ -1,0 +1,142 @@
+"""What an answer may be made to match, as llguidance takes it; and in plain words, what is wrong where it cannot be matched."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+GrammarKind = Literal["json_schema", "regex", "choice"]
+
+MAX_CHARACTERS = 65_536
+# What one token may cost: about 0.1 s at the very worst, in a grammar that was written for it, and about 10 MB over all tokens.
+LIMITS = LLParserLimits(step_lexer_fuel=50_000, step_max_items=20_000, max_lexer_states=30_000, verbose_errors=False)
+# A small LLM that may write blanks wherever JSON has room for them sometimes goes on with nothing else.
+JSON_OPTIONS = {"whitespace_flexible": False}
+MAX_PROBLEM_CHARACTERS = 200
+
+TOO_COMPLEX = re.compile(r"[Tt]oo (many|big|large)|limits\.|fuel exhausted|; max is|^panic|^Unable to determine")
+IN_REGEX = re.compile(r"^at \d+\(\d+\): invalid regex \".*\" \(in regex\): ")
+DEFINITIONS = ("$defs", "definitions")
+SUBSCHEMAS_BY_NAME = (*DEFINITIONS, "properties", "patternProperties")
+SUBSCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+SUBSCHEMAS = ("items", "additionalProperties")
+
+
+class GrammarError(ValueError):
+    """No answer can match it. The message is part of a sentence for clients: what is wrong, and where."""
+
+
+def compile_grammar(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> LLMatcher:
+    """A matcher at the beginning of its answer: one in compact JSON under a JSON schema, or one that a regex matches as a whole,
+    or one of a JSON array of strings.
+
+    Raises `GrammarError`. A few thousand characters can keep the library busy for minutes, and nothing here stops it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise GrammarError(f"it is longer than {MAX_CHARACTERS} characters")
+    match kind:
+        case "json_schema":
+            return _compile_schema(tokenizer, text)
+        case "choice":
+            regex = "|".join(map(_literal, _read_choice(text)))
+        case "regex":
+            regex = text
+    matcher, problem = _try(tokenizer, _regex_grammar(regex))
+    if problem:
+        raise GrammarError(describe(problem))
+    return matcher
+
+
+def describe(problem: str) -> str:
+    """What the library complains of, without its insides, and with the place in a regex."""
+    if TOO_COMPLEX.search(problem):
+        return "it is too complex"
+    if "NoExtension" in problem:
+        return "nothing can match it"
+    if "doesn't satisfy the grammar" in problem:
+        return "it needs a character that the model cannot write"
+    if syntax := re.search(r"^error: (.+)$", problem, re.MULTILINE):
+        caret = re.search(r"^ {4}( *)\^", problem, re.MULTILINE)
+        return syntax[1] + (f", at character {len(caret[1]) + 1} of the regular expression" if caret else "")
+    first, *_ = IN_REGEX.sub("", problem).splitlines()
+    return first.partition(". ")[0][:MAX_PROBLEM_CHARACTERS]
+
+
+def _compile_schema(tokenizer: LLTokenizer, text: str) -> LLMatcher:
+    schema = _read_json(text)
+    if not isinstance(schema, dict):
+        raise GrammarError("it is no JSON object")
+    matcher, problem = _try(tokenizer, _schema_grammar(schema))
+    if problem:
+        shared = {name: schema[name] for name in DEFINITIONS if name in schema}
+        place = _find(tokenizer, schema, shared, problem)[:MAX_PROBLEM_CHARACTERS]
+        raise GrammarError(describe(problem) + (f", at {place}" if place else ""))
+    return matcher
+
+
+def _try(tokenizer: LLTokenizer, grammar: str) -> tuple[LLMatcher, str]:
+    """A matcher, and what is wrong with it, or with the first token behind what it forces."""
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    first = matcher.deep_copy()
+    first.consume_tokens(first.compute_ff_tokens())
+    first.compute_bitmask()
+    return matcher, first.get_error()
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise GrammarError(f"it is no JSON: {error.msg}, at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError):
+        raise GrammarError("its JSON is nested too deeply, or has too long a number") from None
+
+
+def _read_choice(text: str) -> list[str]:
+    texts = _read_json(text)
+    if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each for each in texts):
+        raise GrammarError("it is no JSON array of strings of at least one character")
+    return texts
+
+
+def _literal(text: str) -> str:
+    """A regular expression that matches this text alone."""
+    return "".join(each if each.isascii() and each.isalnum() else f"\\x{{{ord(each):x}}}" for each in text)
+
+
+def _regex_grammar(regex: str) -> str:
+    try:
+        return LLMatcher.grammar_from_regex(regex)
+    except UnicodeEncodeError:
+        raise GrammarError("it holds half a character") from None
+
+
+def _schema_grammar(schema: dict[str, Any]) -> str:
+    """With our options in place of those that the schema may hold for the library."""
+    return LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": JSON_OPTIONS}))
+
+
+def _find(tokenizer: LLTokenizer, schema: dict[str, Any], shared: dict[str, Any], problem: str) -> str:
+    """The JSON pointer to the innermost part of a schema that has the problem all by itself; empty for the whole.
+
+    `shared` is what its references need.
+    """
+    for pointer, part in _parts(schema):
+        if _try(tokenizer, _schema_grammar({**shared, **part}))[1] == problem:
+            return pointer + _find(tokenizer, part, shared, problem)
+    return ""
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schemas within a schema, each with the pointer to it."""
+    for keyword, value in schema.items():
+        parts: list[tuple[str, Any]] = []
+        if keyword in SUBSCHEMAS_BY_NAME and isinstance(value, dict):
+            parts = [(f"/{keyword}/{name.replace('~', '~0').replace('/', '~1')}", part) for name, part in value.items()]
+        elif keyword in SUBSCHEMA_LISTS and isinstance(value, list):
+            parts = [(f"/{keyword}/{index}", part) for index, part in enumerate(value)]
+        elif keyword in SUBSCHEMAS:
+            parts = [(f"/{keyword}", value)]
+        yield from ((pointer, part) for pointer, part in parts if isinstance(part, dict))
