@@ -58,14 +58,17 @@ class Grammars:
         """A follower at the beginning of its answer. Raises `GrammarError` for a grammar that `compile_grammar` does not take."""
         with self._lock:
             matcher = self._matchers.get((kind, text))
-        return _GrammarFollower(self, kind, text, matcher or self.compile(kind, text))
+        if matcher is None:
+            matcher = compile_grammar(self._tokenizer, kind, text)
+            with self._lock:
+                self._matchers[kind, text] = matcher
+        return _GrammarFollower(self, kind, text, matcher.deep_copy())
 
-    def compile(self, kind: GrammarKind, text: str) -> LLMatcher:
-        """A matcher that shares nothing with earlier ones, and from now on is what `follow` begins with."""
-        matcher = compile_grammar(self._tokenizer, kind, text)
+    def renew(self, kind: GrammarKind, text: str) -> LLMatcher:
+        """A matcher of its own; `follow` begins with another one from now on."""
         with self._lock:
-            self._matchers[kind, text] = matcher
-        return matcher
+            self._matchers.pop((kind, text), None)
+        return compile_grammar(self._tokenizer, kind, text)
 
 
 class _GrammarFollower(Follower):
@@ -73,7 +76,8 @@ class _GrammarFollower(Follower):
         self._grammars = grammars
         self._kind = kind
         self._text = text
-        self._matcher = matcher.deep_copy()
+        self._matcher = matcher
+        self._shares = True
         self._tokens: list[int] = []
 
     @property
@@ -82,9 +86,10 @@ class _GrammarFollower(Follower):
 
     def mask(self, logits: Float32) -> Float32:
         bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
+        if self._shares and self._matcher.is_error():
             # All copies of a matcher share what it learnt, which has a limit: together they get to it sooner than one alone.
-            self._matcher = self._grammars.compile(self._kind, self._text).deep_copy()
+            self._matcher = self._grammars.renew(self._kind, self._text)
+            self._shares = False
             self._matcher.consume_tokens(self._tokens)
             bits = self._matcher.compute_bitmask()
         if problem := self._matcher.get_error():

@@ -4,6 +4,7 @@ A schema of a few thousand characters can keep the library busy for minutes, and
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -38,21 +39,22 @@ class GrammarTrial:
         """Raises `InvalidConstraint` for one that cannot be compiled, or not in a moment; `NotReady` where no child starts."""
         if constraint not in self._verdicts:
             async with self._turn:
-                self._verdicts[constraint] = await self._try(constraint)
+                if constraint not in self._verdicts:
+                    self._verdicts[constraint] = await self._try(constraint)
         verdict = self._verdicts[constraint]
         if verdict is not None:
             raise InvalidConstraint.because(constraint.kind, verdict)
 
     async def close(self) -> None:
         """Leave no child behind."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+        process, self._process = self._process, None
+        if process is not None:
+            await _end(process)
 
     async def _try(self, constraint: Constraint) -> str | None:
-        process = self._process = self._process or await _start()
+        process = self._process
+        if process is None or process.returncode is not None:
+            process = self._process = await _start()
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return await _ask(process, constraint)
@@ -74,11 +76,19 @@ async def _start() -> Process:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             await _verdict(process)
+    except asyncio.CancelledError:
+        await _end(process)
+        raise
     except (TimeoutError, EOFError):
-        process.kill()
-        await process.wait()
+        await _end(process)
         raise NotReady("Constraints cannot be tried out now; try again soon.", retry_after_s=5) from None
     return process
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 async def _ask(process: Process, constraint: Constraint) -> str | None:
