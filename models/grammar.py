@@ -43,7 +43,11 @@ def compile_grammar(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> LLM
             regex = "|".join(map(_literal, _read_choice(text)))
         case "regex":
             regex = text
-    matcher, problem = _try(tokenizer, _regex_grammar(regex))
+            _refuse_halves(regex)
+            # The library would drop it.
+            if (len(regex) - len(regex.rstrip("\\"))) % 2:
+                raise GrammarError("the backslash at its end escapes nothing")
+    matcher, problem = _try(tokenizer, LLMatcher.grammar_from_regex(regex))
     if problem:
         raise GrammarError(describe(problem))
     return matcher
@@ -57,11 +61,13 @@ def describe(problem: str) -> str:
         return "nothing can match it"
     if "doesn't satisfy the grammar" in problem:
         return "it needs a character that the model cannot write"
+    if problem.startswith("Resource '"):
+        return "it refers to another document"
     if syntax := re.search(r"^error: (.+)$", problem, re.MULTILINE):
         caret = re.search(r"^ {4}( *)\^", problem, re.MULTILINE)
         return syntax[1] + (f", at character {len(caret[1]) + 1} of the regular expression" if caret else "")
     first, *_ = IN_REGEX.sub("", problem).splitlines()
-    return first.partition(". ")[0][:MAX_PROBLEM_CHARACTERS]
+    return first.partition(". ")[0].partition(" in regex /")[0][:MAX_PROBLEM_CHARACTERS]
 
 
 def _compile_schema(tokenizer: LLTokenizer, text: str) -> LLMatcher:
@@ -98,19 +104,18 @@ def _read_choice(text: str) -> list[str]:
     texts = _read_json(text)
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each for each in texts):
         raise GrammarError("it is no JSON array of strings of at least one character")
+    _refuse_halves("".join(texts))
     return texts
+
+
+def _refuse_halves(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise GrammarError("it holds half a character")
 
 
 def _literal(text: str) -> str:
     """A regular expression that matches this text alone."""
     return "".join(each if each.isascii() and each.isalnum() else f"\\x{{{ord(each):x}}}" for each in text)
-
-
-def _regex_grammar(regex: str) -> str:
-    try:
-        return LLMatcher.grammar_from_regex(regex)
-    except UnicodeEncodeError:
-        raise GrammarError("it holds half a character") from None
 
 
 def _schema_grammar(schema: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 
 from models.backends import Float32
 from server.engine import LocalEngine
-from server.request import Delta, Done, Event, Failed, InstructRequest, SamplingOptions
+from server.request import Constraint, Delta, Done, Event, Failed, InstructRequest, SamplingOptions
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
 
 TIMEOUT_S = 60
@@ -86,7 +86,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def instruct(id: str, audio: Float32, instruction: str = "Transcribe.", **sampling: float | int | None) -> InstructRequest:
+def instruct(id: str, audio: Float32, instruction: str = "Transcribe.", **sampling: float | Constraint | None) -> InstructRequest:
     return InstructRequest(id, audio, instruction, SamplingOptions(**{"max_tokens": 40, **sampling}))  # type: ignore[arg-type]
 
 

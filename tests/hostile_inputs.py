@@ -98,6 +98,25 @@ BAD_VALUES = {
         '["a"] ["b"]',
         '[{"__proto__": "a"}]',
     ],
+    "json_schema": [
+        "",
+        "{",
+        "[]",
+        "null",
+        "true",
+        '"object"',
+        '{"type": "text"}',
+        '{"type": "integer", "minimum": 2, "maximum": 1}',
+        '{"$ref": "#"}',
+        '{"$ref": "file:///etc/passwd"}',
+        '{"not": {}}',
+        '{"pattern": "(", "type": "string"}',
+        '{"items":' * 6000 + "{}" + "}" * 6000,
+        '{"const": "\\ud800"}',
+        '{"const": ' + "9" * 60_000 + "}",
+    ],
+    "regex": ["", "(", "[z-a]", "a{2,1}", "(?=a)", "(a)\\1", "\\", "(?-u:\\xff)", "a?" * 20_000, "(a{1000}){1000}", "[^\\s\\S]"],
+    "choice": ["", "yes", "[]", "{}", '"yes"', "null", "[1]", '[""]', '["\\ud800"]', "[" * 60_000, '["a"] ["b"]'],
     "logprobs": ["-1", "21", "true", "1.0", "", "nan", "9" * 400],
     "stream": ["1", "0", "True", "yes", "", "on", " true", "true\0"],
     "priority": ["live", "0", "-1", "", "Batch", "high", "interactive,batch"],
@@ -113,6 +132,8 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
         yield f"{field} as a file", form(AUDIO, INSTRUCTION, part(field, b"1", filename="x"))
         yield f"{field} twice", form(AUDIO, INSTRUCTION, part(field, b"1"), part(field, b"1"))
         yield f"{field} of 70 KB", form(AUDIO, INSTRUCTION, part(field, b"1" * 70_000))
+    for one, other in (("json_schema", "regex"), ("regex", "choice"), ("choice", "json_schema")):
+        yield f"{one} and {other}", form(AUDIO, INSTRUCTION, part(one, b"{}"), part(other, b"{}"))
     bad_instructions = {
         "empty": b"",
         "spaces": b"   ",

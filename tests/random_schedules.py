@@ -8,12 +8,16 @@ from random import Random
 
 from server.engine import LocalEngine
 from server.errors import DeadlineUnmeetable, EngineFailed, Overloaded, RequestTimedOut, ServeError
-from server.request import Delta, Done, Event, InstructRequest, Priority
+from server.request import Constraint, Delta, Done, DraftPolicy, Event, InstructRequest, Priority
 from tests.engine_client import TIMEOUT_S, instruct, without_times
 from tests.fake_models import Trouble, silence, speech
 
 ASKED = 40
 LEFT = "left"
+SCHEMA = (
+    '{"type": "object", "properties": {"drink": {"enum": ["tea", "coffee"]}, "words": {"type": "string"}}, "required": ["words"]}'
+)
+CONSTRAINTS = [Constraint("json_schema", SCHEMA), Constraint("regex", "[89]{3,30}[a-z ]*"), Constraint("choice", '["yes", "no"]')]
 
 
 def random_requests() -> list[InstructRequest]:
@@ -31,8 +35,10 @@ def random_requests() -> list[InstructRequest]:
             repetition_penalty=random.choice([1.0, 1.2]),
             logprobs=random.choice([None, 2]),
             seed=index,
+            constraint=random.choice([None, None, None, *CONSTRAINTS]),
         )
-        requests.append(replace(request, draft=random.choice(["exact", "exact", "off", "relaxed"])))
+        policies: list[DraftPolicy] = ["exact", "exact", "off", "exact" if request.sampling.constraint else "relaxed"]
+        requests.append(replace(request, draft=random.choice(policies)))
     return requests
 
 

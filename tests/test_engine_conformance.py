@@ -4,14 +4,14 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
 from server.engine_protocol import Engine
-from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong
+from server.errors import InvalidConstraint, InvalidRequest, NotReady, Overloaded, PromptTooLong
 from server.process_engine import ProcessEngine
-from server.request import Delta, Event
+from server.request import Constraint, Delta, Event, SamplingOptions
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileGate
@@ -162,6 +162,25 @@ def test_a_prompt_that_cannot_fit_is_refused_with_the_reason(engine: Engine) -> 
     assert error.param == "instruction"
     assert error.message == str(error)
     assert "instruction is too long" in error.message
+
+
+def test_a_constraint_that_no_answer_can_match_is_refused_with_the_reason(engine: Engine, kind: str) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted answer follows nothing")
+    sampling = SamplingOptions(constraint=Constraint("regex", "a(b"))
+    error = Call(engine, replace(request("a"), sampling=sampling)).error()
+    assert isinstance(error, InvalidConstraint)
+    assert (error.param, error.message) == (
+        "regex",
+        "No answer can match this regex: unclosed group, at character 2 of the regular expression.",
+    )
+
+
+def test_an_answer_matches_its_constraint(engine: Engine, kind: str) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted answer follows nothing")
+    sampling = SamplingOptions(constraint=Constraint("choice", '["one ", "two"]'))
+    assert Call(engine, replace(request("a"), sampling=sampling)).done().text in ("one ", "two")
 
 
 def test_a_client_that_cannot_be_told_harms_nobody_else(engine: Engine, gate: FileGate) -> None:

@@ -41,10 +41,13 @@ MEANINGLESS: list[tuple[ConstraintKind, str, str]] = [
         '{"type": "integer", "minimum": 3, "maximum": 2}',
         "Unsatisfiable schema: minimum (3) is greater than maximum (2).",
     ),
+    ("json_schema", '{"$ref": "file:///etc/passwd"}', "it refers to another document."),
     ("json_schema", '{"$ref": "#"}', "nothing can match it."),
     ("regex", "a(b", "unclosed group, at character 2 of the regular expression."),
     ("regex", r"(?=a)b", "look-around, including look-ahead and look-behind, is not supported, at character 1"),
     ("regex", r"(a)\1", "backreferences are not supported, at character 4"),
+    ("regex", r"\bword\b", "lookarounds not supported yet; WordUnicode."),
+    ("regex", "a\\\\\\", "the backslash at its end escapes nothing."),
     ("regex", r"[^\s\S]", "nothing can match it."),
     ("regex", "\ud800", "it holds half a character."),
     ("choice", "yes", "no JSON: Expecting value, at line 1, column 1."),
@@ -52,6 +55,7 @@ MEANINGLESS: list[tuple[ConstraintKind, str, str]] = [
     ("choice", '["a", 1]', "no JSON array of strings"),
     ("choice", '["a", ""]', "no JSON array of strings"),
     ("choice", '{"a": 1}', "no JSON array of strings"),
+    ("choice", r'["\udfff"]', "it holds half a character."),
 ]
 HOSTILE: dict[str, tuple[ConstraintKind, str]] = {
     "optional characters": ("regex", "a?" * 20_000),

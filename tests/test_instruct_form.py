@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from server.form import Form
 from server.instruct_form import InstructForm, check_form, text_fields
-from server.request import Priority, SamplingOptions
+from server.request import Constraint, ConstraintKind, Priority, SamplingOptions
 from server.settings import Settings
 from tests.fake_engine import FakeEngine
-from tests.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
+from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 
 CLIP = audio_file(tone(1.25, 16_000), 16_000, "FLAC", "PCM_16")
 
@@ -81,6 +81,22 @@ def test_logprobs_are_in_the_reply_where_asked_for(server: LiveServer) -> None:
     reply = instruct(server, CLIP, logprobs="0").json()
     assert [token["token"] for token in reply["logprobs"]] == ["hello", " world"]
     assert reply["logprobs"][0] == {"token": "hello", "bytes": list(b"hello"), "logprob": -0.5, "top": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("json_schema", '{"type": "object"}'), ("regex", "(a|b) c"), ("choice", '["a", "b"]')]
+)
+def test_a_constraint_arrives_as_it_was_sent(server: LiveServer, engine: FakeEngine, kind: ConstraintKind, text: str) -> None:
+    assert instruct(server, CLIP, **{kind: text}).status_code == 200
+    assert engine.submitted[0].sampling.constraint == Constraint(kind, text)
+
+
+def test_a_constraint_that_means_nothing_is_refused_before_the_engine_knows(server: LiveServer, engine: FakeEngine) -> None:
+    response = instruct(server, CLIP, json_schema='{"properties": {"size": {"type": "text"}}}')
+    assert (response.status_code, error_code(response)) == (400, "invalid_constraint")
+    assert response.json()["error"]["param"] == "json_schema"
+    assert response.json()["error"]["message"].endswith("Invalid type: text, at /properties/size.")
+    assert engine.submitted == []
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64), max_size=4), st.booleans())
