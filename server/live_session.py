@@ -127,7 +127,10 @@ class LiveSession:
 
     @property
     def _answers_whole(self) -> bool:
-        return self.request.scope == "recording" and not self._models.transcribes(self.request.instruction)
+        """Transcripts of parts can be joined, but not what has to match a constraint."""
+        asked = self.request
+        follows = asked.sampling.constraint is not None
+        return asked.scope == "recording" and (follows or not self._models.transcribes(asked.instruction))
 
     def _hear(self, samples: Float32) -> None:
         self._taken += len(samples)

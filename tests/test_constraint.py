@@ -18,6 +18,7 @@ from models.chain import Models
 from models.follower import Follower, Grammars
 from server.errors import InvalidConstraint, InvalidRequest
 from server.generation import Generation, new_generation
+from server.live import Ended, LiveRequest, Scope
 from server.request import Constraint, InstructRequest, SamplingOptions
 from server.runner import Runner
 from tests.constraints import constraints, satisfies
@@ -32,6 +33,7 @@ from tests.fake_models import (
     tiny_tokeniser,
     tokeniser_definition,
 )
+from tests.live_client import LiveClient
 from tests.runner_client import Answer, fake_runner, run
 
 MAX_TOKENS = 150
@@ -223,3 +225,24 @@ def walk(grammars: Grammars, seed: int) -> None:
     random, following = Random(seed), grammars.follow("regex", "(?s:.*)a(?s:.){12}b(?s:.*)c(?s:.){12}")
     for _ in range(60):
         following.advance(random.choice(sorted(allowed(following) - ENDS)))
+
+
+@pytest.mark.parametrize("scope", ["utterance", "recording"])
+def test_live_answers_match_what_they_have_to(scope: Scope) -> None:
+    """With the scope `recording` only the answer about all of it."""
+    audio = np.concatenate([speech(1, 0.8), silence(), speech(2, 0.8), silence()])
+    request = LiveRequest("session", "Transcribe.", asked("choice", '["one", "two"]').sampling, scope=scope, partials=False)
+    with serving() as engine:
+        client = LiveClient(engine, request)
+        client.say(audio)
+        ended = client.end()
+    assert isinstance(ended, Ended)
+    texts = client.texts() if ended.answer is None else [ended.answer.text]
+    assert len(texts) == (2 if scope == "utterance" else 1)
+    assert set(texts) <= {"one", "two"}
+
+
+def test_a_session_whose_answers_can_match_nothing_is_refused_at_once() -> None:
+    request = LiveRequest("session", "Transcribe.", asked("choice", "[]").sampling)
+    with serving() as engine, pytest.raises(InvalidConstraint):
+        LiveClient(engine, request)
