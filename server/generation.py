@@ -13,7 +13,19 @@ from models.prompt import PromptIds, lay_out_prompt
 from server.caches import PrefixKey
 from server.detokenise import Detokeniser
 from server.errors import EngineFailed, InvalidRequest, PromptTooLong, ServeError
-from server.request import Delta, Done, Event, Failed, FinishReason, InstructRequest, Speculation, StageTimes, TokenLogprob, Usage
+from server.request import (
+    Delta,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    InstructRequest,
+    Speculation,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+    Word,
+)
 from server.sampling import Sampler
 from server.speculation import Draft
 
@@ -53,6 +65,7 @@ class Generation:
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     told_logprobs: int = 0
+    words: tuple[Word, ...] = ()
     drafted: int = 0
     accepted: int = 0
     llm_passes: int = 0
@@ -129,6 +142,7 @@ class Generation:
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
             None if self.request.sampling.logprobs is None else tuple(self.logprobs),
+            self.words if self.request.word_times else None,
         )
 
     def _final_times(self) -> StageTimes:
@@ -139,10 +153,16 @@ class Generation:
 
 
 def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
-    """Raises `PromptTooLong`, or `InvalidRequest` for a relaxed draft under an instruction that does not ask for a transcript."""
+    """Raises `PromptTooLong`, or `InvalidRequest` for a relaxed draft or word times under an instruction that does not ask for a
+    transcript, and for word times of a model that cannot tell them."""
     transcribes = models.transcribes(request.instruction)
     if request.draft == "relaxed" and not transcribes:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
+    if request.word_times and not transcribes:
+        message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
+        raise InvalidRequest(message, param="timestamps")
+    if request.word_times and models.word_timer is None:
+        raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
     prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2

@@ -13,6 +13,7 @@ from models.chain import Models, plain_words
 from server.engine_protocol import DRAFT_POSITIONS
 from server.generation import Generation
 from server.speculation import DraftGate
+from server.word_times import time_words
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Verifier:
         generation.proposal = ()
         if proposal:
             self._count_draft(generation, len(proposal), accepted)
+        if generation.finish_reason is not None:
+            time_words(self._models, generation)
 
     def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
         """The next token, added to the answer; None where the answer ended instead."""
