@@ -24,15 +24,15 @@ SILENT = 0
 class Sounds:
     """What the tokens of a vocabulary sound like, as far as writing shows: case, spaces and punctuation make no difference.
 
-    `of` [vocabulary] int64 numbers the sounds; `SILENT` is that of punctuation and spaces. `letters` [vocabulary] counts the
-    letters and digits.
+    `of` [vocabulary] int64 numbers the sounds; `SILENT` is that of punctuation and spaces. `letters` [vocabulary] float64 counts
+    the letters and digits.
     """
 
     def __init__(self, tokeniser: Tokeniser, vocabulary_size: int) -> None:
         numbers: dict[str | bytes, int] = {"": SILENT}
         forms = [spoken_form(tokeniser.token_bytes(id)) for id in range(vocabulary_size)]
         self.of = np.array([numbers.setdefault(form, len(numbers)) for form in forms], np.int64)
-        self.letters = np.array([len(form) for form in forms], np.int64)
+        self.letters = np.array([len(form) for form in forms], np.float64)
 
 
 def spoken_form(token: bytes) -> str | bytes:

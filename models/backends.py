@@ -6,7 +6,7 @@ is its own; any other exception is a bug.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,12 +43,12 @@ class AdapterOutput:
     """
 
     frames: Float32
-    best_token: Int64
-    probability: Float32
-    blank_probability: Float32
-    kept: Int64
-    top_tokens: Int64
-    top_probabilities: Float32
+    best_token: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
+    blank_probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
+    kept: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    top_tokens: Int64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    top_probabilities: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Reach:
     fixed_s: float
     per_letter_s: float
 
-    def seconds(self, letters: Int64) -> Float64:
+    def seconds(self, letters: Float64) -> Float64:
         return self.fixed_s + self.per_letter_s * letters
 
 
@@ -118,7 +118,7 @@ def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
     loud_db, low_db = np.percentile(level_db, [95, 5])
     quiet = level_db < max(loud_db - QUIET_DB, min(low_db + ABOVE_NOISE_DB, loud_db - LEAST_QUIET_DB))
     edges = np.diff(quiet.astype(np.int8), prepend=0, append=0)
-    start_s, end_s = np.flatnonzero(edges > 0) * BLOCK_S, np.flatnonzero(edges < 0) * BLOCK_S
+    start_s, end_s = (np.flatnonzero(at).astype(np.float64) * BLOCK_S for at in (edges > 0, edges < 0))
     pauses = end_s - start_s > SHORTEST_PAUSE_S - BLOCK_S / 2
     return start_s[pauses], end_s[pauses]
 
