@@ -95,13 +95,15 @@ class WordTimer:
         whole = "".join(pieces)
         places = np.cumsum([0, *map(len, pieces)])[:-1] + [len(piece) - len(piece.lstrip()) for piece in pieces]
         places -= len(whole) - len(whole.lstrip())
-        ids = np.array(tokens, np.int64)
-        sounds = (self._sounds.of[ids] != SILENT) & (places < len(text))
         chunks = list(re.finditer(r"\S+", text))
-        chunk_of = np.searchsorted([chunk.start() for chunk in chunks], places[sounds], "right") - 1
-        heard, starts = np.unique(chunk_of, return_index=True)
+        # What stands before the first one is in none, which does not speak.
+        speaks = np.array([*(any(map(str.isalnum, chunk.group())) for chunk in chunks), False])
+        chunk_of = np.searchsorted([chunk.start() for chunk in chunks], places, "right") - 1
+        ids = np.array(tokens, np.int64)
+        sounds = (self._sounds.of[ids] != SILENT) & (places < len(text)) & speaks[chunk_of]
+        heard, starts = np.unique(chunk_of[sounds], return_index=True)
         cuts = [0, *heard[1:].tolist(), len(chunks)]
-        words = [" ".join(chunk.group() for chunk in chunks[a:b]) for a, b in pairwise(cuts)] if len(heard) else []
+        words = [" ".join(chunk.group() for chunk in chunks[start:end]) for start, end in pairwise(cuts)] if len(heard) else []
         return words, starts, ids[sounds]
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from server.request import Word
 
@@ -71,11 +71,12 @@ def _parts(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
     if len(words) == 1 or fits:
         yield words
         return
-    characters = len(joined(words))
+    ends = list(accumulate(len(word.text) + 1 for word in words))
+    characters = ends[-1]
 
     def merit(place: int) -> tuple[bool, bool, float, int]:
         before, after = words[place - 1], words[place]
-        shorter = min(len(joined(words[:place])), len(joined(words[place:])))
+        shorter = min(ends[place - 1], characters - ends[place - 1])
         pause_s = round(after.start_s - before.end_s, 1)
         return 4 * shorter >= characters, _ends_with(before, CLAUSE_MARKS), pause_s, shorter
 

@@ -103,6 +103,8 @@ BAD_VALUES = {
     "priority": ["live", "0", "-1", "", "Batch", "high", "interactive,batch"],
     "deadline_ms": ["0", "-1", "3600001", "1.5", "inf", "nan", "", "1e3", "soon", "9" * 400],
     "draft": ["", "on", "Exact", "true", "none", "exact\n"],
+    "timestamps": ["", "word", "Words", "true", "words,segments", '["words"]'],
+    "format": ["", "JSON", "verbose_json", "application/json", "srt\n", "sub"],
 }
 
 
@@ -113,6 +115,9 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
         yield f"{field} as a file", form(AUDIO, INSTRUCTION, part(field, b"1", filename="x"))
         yield f"{field} twice", form(AUDIO, INSTRUCTION, part(field, b"1"), part(field, b"1"))
         yield f"{field} of 70 KB", form(AUDIO, INSTRUCTION, part(field, b"1" * 70_000))
+    for format in ("text", "srt", "vtt"):
+        yield f"{format} in a stream", form(AUDIO, INSTRUCTION, part("stream", b"true"), part("format", format.encode()))
+    yield "times in plain text", form(AUDIO, INSTRUCTION, part("timestamps", b"words"), part("format", b"text"))
     bad_instructions = {
         "empty": b"",
         "spaces": b"   ",

@@ -211,10 +211,11 @@ def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer)
     schema = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(schema["properties"]) == {
         *("audio", "instruction", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty"),
-        *("seed", "stop", "logprobs", "stream", "priority", "deadline_ms", "draft"),
+        *("seed", "stop", "logprobs", "stream", "priority", "deadline_ms", "draft", "timestamps", "format"),
     }
     assert all("description" in field for name, field in schema["properties"].items() if name != "instruction")
-    assert set(post["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    media = {"application/json", "text/event-stream", "text/plain", "application/x-subrip", "text/vtt"}
+    assert set(post["responses"]["200"]["content"]) == media
 
 
 def test_the_page_is_self_contained(server: LiveServer) -> None:
