@@ -55,6 +55,17 @@ class TimedWord:
     end_s: float
 
 
+@dataclass(frozen=True)
+class HeardWords:
+    """Some words, each with the middle of its first and of its last token, and the letters in these two [words]."""
+
+    texts: list[str]
+    first_s: Float64
+    last_s: Float64
+    first_letters: Float64
+    last_letters: Float64
+
+
 class WordTimer:
     """Tells when the words of an answer were said."""
 
@@ -72,18 +83,23 @@ class WordTimer:
         with `text`. A text without letters or digits has no words. One that was not said has times all the same, which mean
         nothing.
         """
+        audio_s = len(audio) / self._sample_rate_hz
+        heard = self.hear(output, tokens, text, audio_s)
+        if not heard.texts:
+            return ()
+        start_s, end_s = bounds(heard, silences(audio, self._sample_rate_hz), audio_s)
+        return tuple(map(TimedWord, heard.texts, start_s.tolist(), end_s.tolist()))
+
+    def hear(self, output: AdapterOutput, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
+        """Where in the audio the words of `text` were heard, arguments as above."""
         words, starts, spoken = self._words(tokens, text)
         if not words:
-            return ()
-        ends = np.append(starts[1:], len(spoken))
-        audio_s = len(audio) / self._sample_rate_hz
+            return HeardWords([], *(np.empty(0) for _ in range(4)))
+        lasts = np.append(starts[1:], len(spoken)) - 1
         # The last frame may stand for audio that is not there.
         heard_s = np.minimum(align(output, self._sounds, spoken) * self._frame_s, audio_s)
         letters = self._sounds.letters[spoken]
-        first_s, last_s = heard_s[starts], heard_s[ends - 1]
-        expected_s = first_s - BEFORE.seconds(letters[starts]), last_s + AFTER.seconds(letters[ends - 1])
-        start_s, end_s = bounds(first_s, last_s, *expected_s, silences(audio, self._sample_rate_hz), audio_s)
-        return tuple(map(TimedWord, words, start_s.tolist(), end_s.tolist()))
+        return HeardWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
 
     def _words(self, tokens: Sequence[int], text: str) -> tuple[list[str], Int64, Int64]:
         """The words of the text, where the tokens of each start among those that sound, and these tokens.
@@ -125,15 +141,12 @@ def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
     return start_s[pauses], end_s[pauses]
 
 
-def bounds(
-    first_s: Float64, last_s: Float64, start_s: Float64, end_s: Float64, silences: tuple[Float64, Float64], audio_s: float
-) -> tuple[Float64, Float64]:
-    """When each word begins and ends [words], never decreasing from one to the next.
-
-    `first_s` and `last_s` are the middles of its first and last token, `start_s` and `end_s` what follows from these alone.
-    """
+def bounds(heard: HeardWords, silences: tuple[Float64, Float64], audio_s: float) -> tuple[Float64, Float64]:
+    """When each word begins and ends [words], never decreasing from one to the next."""
+    start_s = heard.first_s - BEFORE.seconds(heard.first_letters)
+    end_s = heard.last_s + AFTER.seconds(heard.last_letters)
     # Gap 0 is before the first word, the last one behind the last word. A gap begins where a word ends.
-    low_s, high_s = np.append(0.0, last_s), np.append(first_s, audio_s)
+    low_s, high_s = np.append(0.0, heard.last_s), np.append(heard.first_s, audio_s)
     gap_start_s, gap_end_s = np.append(0.0, end_s), np.append(start_s, audio_s)
     touching = gap_end_s - gap_start_s < TOUCHING_S
     touching[[0, -1]] = False

@@ -27,7 +27,7 @@ def heard(*frames: int) -> AdapterOutput:
 
 
 def middles(output: AdapterOutput, text: str) -> list[float]:
-    return align(output, SOUNDS, ids(text)).tolist()
+    return list(align(output, SOUNDS, ids(text)))
 
 
 @st.composite
