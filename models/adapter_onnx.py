@@ -48,7 +48,7 @@ class OnnxAdapter:
             best_token[kept] = tokens[:, 0]
             probability[kept] = token_probabilities[:, 0] * (1 - blank[kept])
         frames = self._bridge(kept, tokens, token_probabilities, residual)
-        return AdapterOutput(frames, best_token, probability, blank)
+        return AdapterOutput(frames, best_token, probability, blank, kept, tokens, token_probabilities)
 
     def _bridge(self, kept: Int64, tokens: Int64, probabilities: Float32, residual: Float32) -> Float32:
         """One embedding per CTC run [runs, embedding_size]."""

@@ -6,7 +6,7 @@ is its own; any other exception is a bug.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,13 +37,18 @@ class AdapterOutput:
 
     `frames` [kept, embedding_size] float32 goes into the prompt between the adapter's boundary vectors.
     The CTC draft is given per adapter frame, before any frame was dropped: `best_token` [T] int64 (-1 where the blank
-    wins) with its `probability` [T] float32, and `blank_probability` [T] float32.
+    wins) with its `probability` [T] float32, and `blank_probability` [T] float32. Of the frames that were not dropped,
+    whose numbers are `kept` [n] int64, it holds the best `top_tokens` [n, K] int64, best first, with `top_probabilities`
+    [n, K] float32, given that the frame is not blank. An adapter without a draft leaves all of these empty.
     """
 
     frames: Float32
-    best_token: Int64
-    probability: Float32
-    blank_probability: Float32
+    best_token: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
+    blank_probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
+    kept: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    top_tokens: Int64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    top_probabilities: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 @dataclass(frozen=True)

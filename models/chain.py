@@ -19,6 +19,7 @@ from models.follower import Grammars
 from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser
 from models.voice_onnx import OnnxVoiceDetector
+from models.word_times import WordTimer
 
 # Of a bundle that names none of its own.
 TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
@@ -33,7 +34,7 @@ def plain_words(instruction: str) -> str:
 class Models:
     """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]; an adapter frame is `frame_s`.
 
-    Under `transcription_instruction` the answer is a transcript.
+    Under `transcription_instruction` the answer is a transcript. There is no `word_timer` where the adapter gives no CTC draft.
     """
 
     features: Callable[[Float32], Float32]
@@ -43,6 +44,7 @@ class Models:
     tokeniser: Tokeniser
     template: PromptTemplate
     voice: VoiceDetector
+    word_timer: WordTimer | None
     boundary_instructions: frozenset[str] | None = None
     frame_s: float = 0.08
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
@@ -79,6 +81,8 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
         adapter_weights = load_file(bundle.path(manifest.adapter.weights))
     except SafetensorError as error:
         raise BackendError(f"{manifest.adapter.weights} could not be loaded: {error}") from error
+    tokeniser = Tokeniser.from_file(bundle.path(manifest.llm.tokeniser))
+    frame_s = manifest.adapter.subsampling / manifest.encoder.states_per_s
     return Models(
         features=log_mel,
         encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),
@@ -90,10 +94,11 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
             threads=threads,
         ),
         llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
-        tokeniser=Tokeniser.from_file(bundle.path(manifest.llm.tokeniser)),
+        tokeniser=tokeniser,
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
         voice=OnnxVoiceDetector(bundle.path(manifest.voice.graph), manifest.voice.window_samples),
+        word_timer=WordTimer(tokeniser, manifest.llm.vocabulary_size, manifest.sample_rate_hz, frame_s),
         boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
-        frame_s=manifest.adapter.subsampling / manifest.encoder.states_per_s,
+        frame_s=frame_s,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Hashable
+from dataclasses import fields
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
@@ -47,8 +48,7 @@ class ByteCache(Generic[Key, Value]):
 
 
 def output_bytes(output: AdapterOutput) -> int:
-    arrays = (output.frames, output.best_token, output.probability, output.blank_probability)
-    return sum(array.nbytes for array in arrays)
+    return sum(getattr(output, field.name).nbytes for field in fields(output))
 
 
 def audio_key(client: str, audio: Float32) -> AudioKey:

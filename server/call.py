@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from server.edge import Edge
 from server.errors import RequestTimedOut
-from server.protocol import InstructReply, instruct_reply
+from server.protocol import InstructReply, Timestamps, instruct_reply
 from server.request import Done, InstructRequest
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Call:
     started_s: float
     ends_at_s: float
     audio_decode_s: float
+    timestamps: Timestamps = "none"
 
     def reply(self, done: Done, first_text_s: float | None) -> InstructReply:
         """The reply to an answer, which is counted and logged; `first_text_s` is when its first text came."""
@@ -42,7 +43,7 @@ class Call:
         metrics.count_answer(done, audio_s)
         if first_text_s is not None:
             metrics.time_to_first_token.observe(first_text_s - self.started_s)
-        reply = instruct_reply(self.engine_request.id, done, audio_s)
+        reply = instruct_reply(self.engine_request.id, done, audio_s, self.timestamps)
         logger.info(
             "request %s: %.2f s of audio, %d tokens, %s", self.request_id, audio_s, done.usage.output_tokens, timing(reply)
         )

@@ -15,7 +15,9 @@ from models.bundle import BundleError, Manifest, open_bundle
 from server.engine_protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
-from server.request import Delta, Done, Event, InstructRequest, SamplingOptions
+from server.protocol import InstructReply, instruct_reply
+from server.reply_format import MEDIA_TYPES, SUBTITLES, written
+from server.request import Delta, Done, Event, InstructRequest, SamplingOptions, Word
 from server.self_check import INSTRUCTION
 from server.settings import Settings, SettingsError, load_settings
 
@@ -77,15 +79,18 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
     failures = 0
     for path in options.files:
         try:
-            reply = _instruct_file(engine, settings, path, options.instruction, sampling)
+            reply, words = _instruct_file(engine, settings, path, options, sampling)
         except (ServeError, OSError) as error:
             failures += 1
             print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
             continue
-        if options.json:
-            print(json.dumps(reply, ensure_ascii=False), flush=True)
+        if options.format == "json":
+            fields = {"file": path, **reply.model_dump(exclude={"id"}, exclude_none=True)}
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+        elif options.format == "text" and len(options.files) > 1:
+            print(f"{path}: {reply.text}", flush=True)
         else:
-            print(f"{path}: {reply['text']}" if len(options.files) > 1 else reply["text"], flush=True)
+            print(written(reply, words, options.format).removesuffix("\n"), flush=True)
     engine.drain(0)
     return 1 if failures else 0
 
@@ -158,9 +163,11 @@ def load_engine(folder: Path, settings: Settings) -> Engine:
     return build_engine(folder, settings)
 
 
-def _instruct_file(engine: Engine, settings: Settings, path: str, instruction: str, sampling: SamplingOptions) -> dict[str, Any]:
+def _instruct_file(
+    engine: Engine, settings: Settings, path: str, options: argparse.Namespace, sampling: SamplingOptions
+) -> tuple[InstructReply, tuple[Word, ...]]:
+    """The reply for one file, and its words where they are asked for."""
     from server.audio import AudioLimits, decode_audio
-    from server.protocol import instruct_reply
 
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     started_s = time.perf_counter()
@@ -168,14 +175,15 @@ def _instruct_file(engine: Engine, settings: Settings, path: str, instruction: s
     audio = decode_audio(data, limits)
     decoded_s = time.perf_counter()
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    engine.submit(InstructRequest(uuid.uuid4().hex, audio, instruction, sampling), events.put)
+    wants_words = options.format in SUBTITLES
+    engine.submit(InstructRequest(uuid.uuid4().hex, audio, options.instruction, sampling, word_times=wants_words), events.put)
     while isinstance(event := events.get(), Delta):
         pass
     if not isinstance(event, Done):
         raise event.error
     event.times.audio_decode_s = decoded_s - started_s
     event.times.total_s = time.perf_counter() - started_s
-    return {"file": path, **instruct_reply(path, event, len(audio) / engine.sample_rate_hz).model_dump(exclude={"id"})}
+    return instruct_reply(path, event, len(audio) / engine.sample_rate_hz), event.words or ()
 
 
 def _describe(folder: Path, manifest: Manifest) -> list[str]:
@@ -203,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")
     transcribe.add_argument("-i", "--instruction", default=INSTRUCTION, help="what to do with the audio (default: %(default)s)")
     transcribe.add_argument("--max-tokens", type=_positive, help="most tokens of an answer")
-    transcribe.add_argument("--json", action="store_true", help="print one JSON object per file")
+    transcribe.add_argument(
+        "--format", choices=tuple(MEDIA_TYPES), default="text", help="what to print: text, a JSON object per file, or subtitles"
+    )
     _add_setting_flags(transcribe, "bundle", "cache_dir", "threads")
 
     models = _add_command(commands, "models", "describe the model bundle", models_command)

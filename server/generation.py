@@ -27,6 +27,7 @@ from server.request import (
     StageTimes,
     TokenLogprob,
     Usage,
+    Word,
 )
 from server.sampling import Sampler
 from server.speculation import LONGEST_NEXT_PROPOSAL, Draft
@@ -70,6 +71,7 @@ class Generation:
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     told_logprobs: int = 0
+    words: tuple[Word, ...] = ()
     drafted: int = 0
     accepted: int = 0
     llm_passes: int = 0
@@ -154,6 +156,7 @@ class Generation:
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
             None if self.request.sampling.logprobs is None else tuple(self.logprobs),
+            self.words if self.request.word_times else None,
         )
 
     def _final_times(self) -> StageTimes:
@@ -164,14 +167,19 @@ class Generation:
 
 
 def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
-    """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest` for a relaxed draft where it is not offered: together with
-    a constraint, and under an instruction that does not ask for a transcript."""
+    """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction
+    that does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them."""
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
     if request.draft == "relaxed" and not transcribes:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
     if request.draft == "relaxed" and constraint is not None:
         raise InvalidRequest(f"The relaxed draft policy is not offered together with {constraint.kind}.", param="draft")
+    if request.word_times and not transcribes:
+        message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
+        raise InvalidRequest(message, param="timestamps")
+    if request.word_times and models.word_timer is None:
+        raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
     prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2

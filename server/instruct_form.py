@@ -6,6 +6,8 @@ from typing import Any, get_args
 from server.errors import AudioTooShort, InvalidInstruction, InvalidRequest
 from server.fields import Choice, Field, Instruction, Integer, Notation, Number, Share, Strings
 from server.form import FILE_FIELD, Form
+from server.protocol import Timestamps
+from server.reply_format import MEDIA_TYPES, SUBTITLES, ReplyFormat
 from server.request import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions
 from server.settings import Settings
 
@@ -26,6 +28,13 @@ class InstructForm:
     priority: Priority
     deadline_s: float | None
     draft: DraftPolicy
+    timestamps: Timestamps
+    format: ReplyFormat
+
+    @property
+    def word_times(self) -> bool:
+        """Whether it takes the times of the words to answer it."""
+        return self.timestamps != "none" or self.format in SUBTITLES
 
 
 def text_fields(settings: Settings) -> dict[str, Field]:
@@ -59,6 +68,14 @@ def text_fields(settings: Settings) -> dict[str, Field]:
             "only, keeps a draft that the LLM finds likely enough, `off` uses none.",
             ("exact", "relaxed", "off"),
         ),
+        "timestamps": Choice(
+            "Adds when it was said, for transcription only: `segments` as subtitles show them, or these and each of the `words`.",
+            ("none", "segments", "words"),
+        ),
+        "format": Choice(
+            "What the reply is written as: `json`, or nothing but the `text`, or that as subtitles, for transcription only.",
+            tuple(MEDIA_TYPES),
+        ),
     }
 
 
@@ -73,6 +90,10 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
     values: dict[str, Any] = {
         name: field.read(name, form.texts[name]) if name in form.texts else field.default for name, field in known.items()
     }
+    if values["stream"] == "true" and values["format"] != "json":
+        raise InvalidRequest("A stream is written as json only.", param="format")
+    if values["format"] == "text" and values["timestamps"] != "none":
+        raise InvalidRequest("Plain text has no place for timestamps.", param="timestamps")
     return InstructForm(
         audio=form.audio,
         instruction=values["instruction"],
@@ -81,6 +102,8 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
         priority=PRIORITIES[values["priority"]],
         deadline_s=None if values["deadline_ms"] is None else values["deadline_ms"] / 1000,
         draft=values["draft"],
+        timestamps=values["timestamps"],
+        format=values["format"],
     )
 
 

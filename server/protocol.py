@@ -6,7 +6,10 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from server.errors import ServeError
-from server.request import Done, FinishReason, TokenLogprob
+from server.request import Done, FinishReason, TokenLogprob, Word
+from server.segments import segments
+
+Timestamps = Literal["none", "segments", "words"]
 
 
 class UsageReply(BaseModel):
@@ -33,6 +36,18 @@ class ChosenToken(LikelyToken):
     top: list[LikelyToken] = Field(description="The likeliest in its place, best first.")
 
 
+class WordReply(BaseModel):
+    word: str = Field(description="With its punctuation.")
+    start_s: float
+    end_s: float
+
+
+class SegmentReply(BaseModel):
+    start_s: float
+    end_s: float
+    text: str
+
+
 class InstructReply(BaseModel):
     id: str
     text: str
@@ -44,6 +59,8 @@ class InstructReply(BaseModel):
     )
     speculation: SpeculationReply
     logprobs: list[ChosenToken] | None = Field(None, description="One entry per token, where the form asks for them.")
+    segments: list[SegmentReply] | None = Field(None, description="The text as subtitles show it, where the form asks for it.")
+    words: list[WordReply] | None = Field(None, description="When each word was said, where the form asks for it.")
 
 
 class DeltaEvent(BaseModel):
@@ -80,8 +97,8 @@ class ErrorEvent(ErrorReply):
     type: Literal["error"] = "error"
 
 
-def instruct_reply(id: str, done: Done, audio_s: float) -> InstructReply:
-    """The reply of a request that was answered."""
+def instruct_reply(id: str, done: Done, audio_s: float, timestamps: Timestamps = "none") -> InstructReply:
+    """The reply of a request that was answered, with times as fine as asked for, if it has any."""
     usage, speculation = done.usage, done.speculation
     return InstructReply(
         id=id,
@@ -100,6 +117,8 @@ def instruct_reply(id: str, done: Done, audio_s: float) -> InstructReply:
             drafted=speculation.drafted, accepted=speculation.accepted, llm_passes=speculation.llm_passes
         ),
         logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
+        segments=None if done.words is None or timestamps == "none" else segment_replies(done.words),
+        words=None if done.words is None or timestamps != "words" else word_replies(done.words),
     )
 
 
@@ -117,6 +136,16 @@ def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
         ChosenToken(**_likely(token.bytes, token.logprob).__dict__, top=[_likely(*likely) for likely in token.top])
         for token in logprobs
     ]
+
+
+def segment_replies(words: Sequence[Word]) -> list[SegmentReply]:
+    """The words in segments, as a reply has them."""
+    return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments(words)]
+
+
+def word_replies(words: Sequence[Word]) -> list[WordReply]:
+    """The words as a reply has them."""
+    return [WordReply(word=each.text, start_s=round(each.start_s, 3), end_s=round(each.end_s, 3)) for each in words]
 
 
 def _likely(content: bytes, logprob: float) -> LikelyToken:

@@ -116,9 +116,7 @@ class RecordingAnswer:
 
     def _speech(self, frames: Sequence[Float32]) -> AdapterOutput:
         """Frames for the LLM, joined, with no draft."""
-        nothing = np.empty(0, np.float32)
-        joined = np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames])
-        return AdapterOutput(joined, np.empty(0, np.int64), nothing, nothing)
+        return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
 
     def _generation(
         self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False

@@ -19,6 +19,7 @@ from server.inbox import Waiter
 from server.instruct_form import InstructForm, body_description, check_form, text_fields
 from server.middleware import CLIENT_LEFT_STATUS, request_id_of
 from server.protocol import ErrorReply, InstructReply
+from server.reply_format import MEDIA_TYPES, ReplyFormat, written
 from server.request import InstructRequest
 from server.sse import EVENTS_DESCRIPTION, EventStream
 
@@ -35,6 +36,8 @@ ERROR_STATUSES = {
     504: "No answer within the time limit.",
 }
 
+TEXTS_DESCRIPTION = {media: {"schema": {"type": "string"}} for format, media in MEDIA_TYPES.items() if format != "json"}
+
 
 def instruct_router(edge: Edge) -> APIRouter:
     """The native API."""
@@ -46,7 +49,7 @@ def instruct_router(edge: Edge) -> APIRouter:
         summary="Follow an instruction about a piece of audio",
         response_model=InstructReply,
         responses={
-            200: {"description": "The answer.", "content": {"text/event-stream": EVENTS_DESCRIPTION}},
+            200: {"description": "The answer.", "content": {"text/event-stream": EVENTS_DESCRIPTION, **TEXTS_DESCRIPTION}},
             **{status: {"model": ErrorReply, "description": text} for status, text in ERROR_STATUSES.items()},
         },
         openapi_extra={"requestBody": body_description(fields)},
@@ -64,7 +67,7 @@ def instruct_router(edge: Edge) -> APIRouter:
                     form = check_form(multipart, fields)
                     call = await _prepare(edge, request, form, started_s, ends_at_s)
                     if not form.stream:
-                        return await _answer(call)
+                        return await _answer(call, form.format)
                     stream = EventStream(call)
                     await stream.begin()
                     stream.hold(held.pop_all())
@@ -103,11 +106,13 @@ async def _prepare(edge: Edge, request: Request, form: InstructForm, started_s: 
         priority=form.priority,
         deadline_s=None if form.deadline_s is None else max(0.0, form.deadline_s - (decoded_s - started_s)),
         draft=form.draft,
+        word_times=form.word_times,
     )
-    return Call(edge, request_id_of(request), engine_request, started_s, ends_at_s, decoded_s - decode_started_s)
+    audio_decode_s = decoded_s - decode_started_s
+    return Call(edge, request_id_of(request), engine_request, started_s, ends_at_s, audio_decode_s, form.timestamps)
 
 
-async def _answer(call: Call) -> Response:
+async def _answer(call: Call, format: ReplyFormat) -> Response:
     """The whole reply at once."""
     waiter = Waiter()
     engine = call.edge.engine
@@ -118,6 +123,5 @@ async def _answer(call: Call) -> Response:
         engine.abort(call.engine_request.id)
         raise
     reply = call.reply(done, waiter.first_text_s)
-    return Response(
-        reply.model_dump_json(exclude_none=True), media_type="application/json", headers={"server-timing": timing(reply)}
-    )
+    body = written(reply, done.words or (), format)
+    return Response(body, media_type=MEDIA_TYPES[format], headers={"server-timing": timing(reply)})

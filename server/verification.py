@@ -15,6 +15,7 @@ from server.engine_protocol import DRAFT_POSITIONS
 from server.errors import InvalidConstraint
 from server.generation import Generation
 from server.speculation import DraftGate
+from server.word_times import time_words
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Verifier:
         generation.proposal = ()
         if proposal and not generation.forced:
             self._count_draft(generation, len(proposal), accepted)
+        if generation.finish_reason is not None:
+            time_words(self._models, generation)
 
     def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
         """The next token, added to the answer; None where the answer ended instead."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from server.engine_protocol import EngineCounters, EngineStats
 from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
 from server.request import Delta, Done, Event, Failed, InstructRequest, StageTimes, TokenLogprob, Usage
-from tests.fake_live import FakeLive
+from tests.fake_live import FakeLive, even_words
 
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
 # Not slept, only reported.
@@ -29,7 +29,7 @@ class FakeEngine(FakeLive):
     """`Engine` without models. Set the attributes to script it; read `submitted`, `aborted` and `drained` afterwards.
 
     Every request gets the `text` of the time when it was submitted, `delay_s` later, one word every `pause_s`; with `answers`
-    false, never. While `gate` is cleared nothing is answered.
+    false, never. While `gate` is cleared nothing is answered. Word times share the audio evenly.
     """
 
     def __init__(self, *, sample_rate_hz: int = 16_000, max_audio_s: float = 30.0) -> None:
@@ -163,7 +163,9 @@ class FakeEngine(FakeLive):
         queue_s, total_s = started_s - pending.submitted_s, now_s - pending.submitted_s
         times = StageTimes(queue_s=queue_s, encode_s=ENCODE_S, decode_s=now_s - started_s, total_s=total_s + ENCODE_S)
         usage = Usage(PROMPT_USAGE.audio_frames, PROMPT_USAGE.text_tokens, len(words))
-        self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=logprobs if wants_logprobs else None))
+        spoken = even_words(pending.text, 0.0, len(request.audio) / self.sample_rate_hz) if request.word_times else None
+        told_logprobs = logprobs if wants_logprobs else None
+        self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=told_logprobs, words=spoken))
 
     def _tell(self, pending: _Pending, event: Event) -> None:
         with self._changed:

@@ -3,6 +3,9 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
 
 from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 from server.live import (
@@ -149,14 +152,14 @@ class FakeLive:
         self._tell_client(session, Ended(id, session.audio_s, "transcript", answer=answer))
 
 
+def even_words(text: str, start_s: float, end_s: float) -> tuple[Word, ...]:
+    """The words of a text, each as long as the others."""
+    bounds_s = np.linspace(start_s, end_s, len(text.split()) + 1).tolist()
+    return tuple(Word(word, *span_s) for word, span_s in zip(text.split(), pairwise(bounds_s), strict=True))
+
+
 def fake_done(id: str, text: str, span_s: tuple[float, float] | None) -> Done:
     """An answer whose words share a span of time evenly; without one it has no words."""
-    words = None
-    if span_s is not None:
-        start_s, end_s = span_s
-        step_s = (end_s - start_s) / len(text.split())
-        words = tuple(
-            Word(word, start_s + index * step_s, start_s + (index + 1) * step_s) for index, word in enumerate(text.split())
-        )
+    words = None if span_s is None else even_words(text, *span_s)
     usage = Usage(audio_frames=12, text_tokens=12, output_tokens=len(text.split()))
     return Done(id, text, "stop", usage, StageTimes(encode_s=0.01, total_s=0.02), words=words)

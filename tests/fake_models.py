@@ -14,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, VoiceState
+from models.backends import LLM, AdapterOutput, BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState, VoiceState
 from models.chain import Models
 from models.prompt import PromptTemplate, Tokeniser
+from models.word_times import WordTimer
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -85,6 +86,11 @@ def tokeniser_definition() -> dict[str, Any]:
 @cache
 def tiny_tokeniser() -> Tokeniser:
     return Tokeniser(tokeniser_definition())
+
+
+@cache
+def tiny_word_timer() -> WordTimer:
+    return WordTimer(tiny_tokeniser(), len(tokeniser_definition()["model"]["vocab"]), SAMPLE_RATE_HZ, frame_s=0.08)
 
 
 def tiny_template() -> PromptTemplate:
@@ -159,9 +165,16 @@ class FakeAdapter:
         Trouble.ADAPT_RAISES.check(states)
         frames = states[::4]
         blank = (frames == 0).all(axis=1)
-        certain = np.ones(len(frames), np.float32)
         words = np.array([USUAL_TOKENS[zlib.crc32(frame.tobytes()) % len(USUAL_TOKENS)] for frame in frames])
-        return AdapterOutput(frames[~blank], np.where(blank, -1, words), certain, blank.astype(np.float32))
+        return sure_output(frames[~blank], np.where(blank, -1, words))
+
+
+def sure_output(frames: Float32, best_token: Int64) -> AdapterOutput:
+    """An adapter's output that is sure of each frame's token, or that it is blank (-1)."""
+    kept = np.flatnonzero(best_token >= 0)
+    certain = np.ones(len(best_token), np.float32)
+    blank = (best_token < 0).astype(np.float32)
+    return AdapterOutput(frames, best_token, certain, blank, kept, best_token[kept, None], certain[kept, None])
 
 
 class FakeLLM:
@@ -229,7 +242,14 @@ class FakeLLM:
         return logits
 
 
-def fake_models(llm: FakeLLM, encoder: FakeEncoder | None = None) -> Models:
+def fake_models(llm: LLM, encoder: FakeEncoder | None = None) -> Models:
     return Models(
-        fake_features, encoder or FakeEncoder(), FakeAdapter(), llm, tiny_tokeniser(), tiny_template(), FakeVoiceDetector()
+        fake_features,
+        encoder or FakeEncoder(),
+        FakeAdapter(),
+        llm,
+        tiny_tokeniser(),
+        tiny_template(),
+        FakeVoiceDetector(),
+        tiny_word_timer(),
     )

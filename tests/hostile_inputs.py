@@ -122,6 +122,8 @@ BAD_VALUES = {
     "priority": ["live", "0", "-1", "", "Batch", "high", "interactive,batch"],
     "deadline_ms": ["0", "-1", "3600001", "1.5", "inf", "nan", "", "1e3", "soon", "9" * 400],
     "draft": ["", "on", "Exact", "true", "none", "exact\n"],
+    "timestamps": ["", "word", "Words", "true", "words,segments", '["words"]'],
+    "format": ["", "JSON", "verbose_json", "application/json", "srt\n", "sub"],
 }
 
 
@@ -134,6 +136,9 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
         yield f"{field} of 70 KB", form(AUDIO, INSTRUCTION, part(field, b"1" * 70_000))
     for one, other in (("json_schema", "regex"), ("regex", "choice"), ("choice", "json_schema")):
         yield f"{one} and {other}", form(AUDIO, INSTRUCTION, part(one, b"{}"), part(other, b"{}"))
+    for format in ("text", "srt", "vtt"):
+        yield f"{format} in a stream", form(AUDIO, INSTRUCTION, part("stream", b"true"), part("format", format.encode()))
+    yield "times in plain text", form(AUDIO, INSTRUCTION, part("timestamps", b"words"), part("format", b"text"))
     bad_instructions = {
         "empty": b"",
         "spaces": b"   ",

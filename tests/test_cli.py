@@ -136,10 +136,16 @@ def test_transcribe_goes_on_after_a_bad_file(
 
 @pytest.mark.usefixtures("engine")
 def test_transcribe_writes_json_lines(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["transcribe", "--json", str(clip), str(clip)]) == 0
+    assert cli.main(["transcribe", "--format", "json", str(clip), str(clip)]) == 0
     replies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(reply["file"], reply["text"], reply["audio_s"]) for reply in replies] == [(str(clip), "hello world", 1.0)] * 2
     assert replies[0]["times_ms"]["total_ms"] > 0
+
+
+def test_transcribe_writes_subtitles(engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", "--format", "srt", str(clip)]) == 0
+    assert capsys.readouterr().out == "1\n00:00:00,000 --> 00:00:01,000\nhello world\n\n"
+    assert engine.submitted[0].word_times
 
 
 def test_transcribe_reports_what_the_engine_says(engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,11 +27,8 @@ from tests.engine_client import TIMEOUT_S, wait_until_idle
 from tests.fake_models import (
     SAMPLE_RATE_HZ,
     FakeAdapter,
-    FakeEncoder,
-    FakeVoiceDetector,
-    fake_features,
-    tiny_template,
-    tiny_tokeniser,
+    fake_models,
+    sure_output,
     tokeniser_definition,
 )
 from tests.random_schedules import Schedule, check, random_arrivals, random_requests, without_id
@@ -58,8 +55,7 @@ class DraftingAdapter(FakeAdapter):
         draft = self.drafts.get(zlib.crc32(frames.tobytes()), [])
         # A blank between any two, so that a token may come twice.
         best = np.array([each for token in draft for each in (token, -1)] or output.best_token, np.int64)
-        certain = np.ones(len(best), np.float32)
-        return AdapterOutput(frames, best, certain, (best < 0).astype(np.float32))
+        return sure_output(frames, best)
 
 
 def wrong_here_and_there(random: Random, tokens: list[int]) -> list[int]:
@@ -83,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_models(folder: Path, slots: int) -> tuple[Models, DraftingAdapter]:
     llm = OnnxLLM(folder / "llm.onnx", folder / "embedding.npy", slots=slots, threads=1)
     adapter = DraftingAdapter()
-    return Models(fake_features, FakeEncoder(), adapter, llm, tiny_tokeniser(), tiny_template(), FakeVoiceDetector()), adapter
+    return replace(fake_models(llm), adapter=adapter), adapter
 
 
 @contextmanager
