@@ -30,8 +30,8 @@ class Reach:
 
 
 # Fitted by `python -m training.word_times` to speech that its figures do not come from.
-BEFORE = Reach(0.025, 0.0227)
-AFTER = Reach(0.0125, 0.036)
+BEFORE = Reach(0.0353, 0.0224)
+AFTER = Reach(0.0167, 0.0385)
 # Words whose estimated ends are not farther apart follow each other without a pause.
 TOUCHING_S = 0.2
 # Of the two estimates of where they meet, that from the second word is the better one.
