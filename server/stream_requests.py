@@ -93,7 +93,7 @@ def _voice_fields(max_audio_s: float) -> dict[str, Number | Integer]:
         "threshold": Number("What the voice detector gives at least where there is speech.", 0.05, 0.95, default.threshold),
         "prefix_padding_ms": _milliseconds(0, 1.0, default.prefix_padding_s),
         "silence_duration_ms": _milliseconds(0.1, 5.0, default.silence_s),
-        "max_utterance_ms": _milliseconds(2.0, max_audio_s, default.max_utterance_s),
+        "max_utterance_ms": _milliseconds(2.0, max_audio_s, min(default.max_utterance_s, max_audio_s)),
     }
 
 

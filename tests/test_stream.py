@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from server.errors import PromptTooLong
@@ -33,7 +34,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
 
 
-def heard(session: FakeSession) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def heard(session: FakeSession) -> npt.NDArray[np.float32]:
     """All samples that were pushed."""
     return np.concatenate([item.samples for item in session.inputs if isinstance(item, Audio)])
 
@@ -184,8 +185,14 @@ def test_the_defaults_are_those_of_the_form(server: LiveServer, engine: FakeEngi
 
 def test_every_wish_reaches_the_engine(server: LiveServer, engine: FakeEngine) -> None:
     sampling = {
-        **{"max_tokens": 32, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.5},
-        **{"presence_penalty": -1, "seed": 7, "stop": ["###", "\n"]},
+        "max_tokens": 32,
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.9,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -1,
+        "seed": 7,
+        "stop": ["###", "\n"],
     }
     voice = {"threshold": 0.3, "prefix_padding_ms": 200, "silence_duration_ms": 700, "max_utterance_ms": 9000}
     request = request_of(
