@@ -50,7 +50,8 @@ class PcmStream:
     async def finish(self) -> Samples:
         return self._resampled(np.empty(0, np.float32), last=True)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._resampler = None
 
     def _resampled(self, samples: Samples, *, last: bool = False) -> Samples:
         if self._resampler is None:

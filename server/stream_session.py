@@ -11,10 +11,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.edge import RETRY_AFTER_S, Edge
 from server.errors import InvalidRequest, NotReady, ServeError, SessionIdle, SessionTooLong
-from server.live import Audio, ChangeInstruction, Ended, EndOfAudio, Flush, Flushed, Listened, LiveEvent
+from server.live import ChangeInstruction, Ended, EndOfAudio, Flush, Flushed, Listened, LiveEvent
 from server.live_metrics import SessionTimer
-from server.pcm import PcmStream, Samples, SampleStream
+from server.pcm import PcmStream, SampleStream
 from server.request import Failed
+from server.stream_inputs import SessionInputs
 from server.stream_messages import (
     MAX_FRAME_BYTES,
     NORMAL,
@@ -57,13 +58,14 @@ class StreamSession:
         self._request_id = request_id
         self._loop = asyncio.get_running_loop()
         self._timer = SessionTimer(self._metrics)
+        self._inputs = SessionInputs(self._engine, self._id, self._timer)
         self._outbox = Outbox()
         self._audio: SampleStream | None = None
         self._hearing: asyncio.Task[None] | None = None
         # Set where the session is ended from here: it is said once everything is answered.
         self._last_word: Farewell | None = None
         self._active_s = self._loop.time()
-        self._pushed_s = self._listened_s = 0.0
+        self._listened_s = 0.0
         self._unanswered_flushes = 0
         self._all_pushed = self._over = False
         self._room = asyncio.Event()
@@ -73,7 +75,7 @@ class StreamSession:
         farewell = await self._serve()
         self._metrics.sessions.labels(farewell.outcome).inc()
         reason = farewell.error.message if farewell.error is not None else farewell.outcome
-        logger.info("request %s: %.2f s of live audio: %s", self._request_id, self._pushed_s, reason)
+        logger.info("request %s: %.2f s of live audio: %s", self._request_id, self._inputs.pushed_s, reason)
         await self._say(farewell)
 
     async def _serve(self) -> Farewell:
@@ -155,33 +157,28 @@ class StreamSession:
         if self._all_pushed:
             raise InvalidRequest("Nothing can follow the end.")
         if isinstance(message, bytes):
-            self._push(await audio.decode(message))
+            self._inputs.hear(await audio.decode(message))
             return
         match self._reader.read(message, self._id, ""):
             case Start():
                 raise InvalidRequest("The session has started already.", param="type")
             case EndOfAudio():
                 await self._end_audio()
-            case Flush() | ChangeInstruction() as item:
-                self._unanswered_flushes += isinstance(item, Flush)
-                self._engine.push(self._id, item)
-
-    def _push(self, samples: Samples) -> None:
-        if len(samples):
-            duration_s = len(samples) / self._engine.sample_rate_hz
-            self._pushed_s += duration_s
-            self._timer.audio_came(duration_s, self._pushed_s, time.perf_counter())
-            self._engine.push(self._id, Audio(samples))
+            case ChangeInstruction() as change:
+                self._inputs.change(change)
+            case Flush() as flush:
+                self._unanswered_flushes += 1
+                self._inputs.flush(flush)
 
     async def _end_audio(self) -> None:
         self._all_pushed = True
         if self._audio is not None:
-            self._push(await self._audio.finish())
-            self._engine.push(self._id, EndOfAudio())
+            self._inputs.hear(await self._audio.finish())
+            self._inputs.end()
 
     @property
     def _congested(self) -> bool:
-        backlog_s = self._pushed_s - self._listened_s
+        backlog_s = self._inputs.pushed_s - self._listened_s
         return backlog_s > self._settings.live_backlog_s or len(self._outbox) + self._unanswered_flushes > MAX_WAITING
 
     def _deliver(self, event: LiveEvent) -> None:

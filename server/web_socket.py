@@ -15,6 +15,8 @@ from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
 STATE = "connection"
+# Bytes that are taken in at a time, so that many small frames hold up no other connection.
+PIECE_BYTES = 8192
 MAX_FRAGMENTS = 1024
 # How often a connection that is not being read is looked at.
 LOOK_S = 1.0
@@ -38,7 +40,7 @@ class Connection:
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """The protocol class for uvicorn's `ws` setting.
 
-    Reading stops while a message waits for the handler, and while the peer does not take what was written. A peer that left is
+    Reading stops while messages wait for the handler, and while the peer does not take what was written. A peer that left is
     noticed within `LOOK_S` even then. Once the handler is done, the connection is gone within `CLOSE_S`, whatever the peer does.
     """
 
@@ -52,6 +54,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self._connection = Connection()
         super().__init__(config, server_state, {**app_state, STATE: self._connection}, _loop)
         self._heard = False
+        self._unread = bytearray()
+        self._reading: asyncio.Handle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._aborting: asyncio.TimerHandle | None = None
 
@@ -61,27 +65,25 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._looking, self._aborting):
-            if timer is not None:
-                timer.cancel()
+        for handle in (self._reading, self._looking, self._aborting):
+            if handle is not None:
+                handle.cancel()
         self._connection.lost = True
         self._connection.changed.set()
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        super().data_received(data)
-        # Every ping has an answer, which a peer that does not read would have us keep.
-        if not self.writable.is_set():
-            self.transport.pause_reading()
+        self._unread += data
+        self._read_on()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.read_paused:
-            self.transport.resume_reading()
+        self._read_on()
 
     async def receive(self) -> ASGIReceiveEvent:
-        await self.writable.wait()
-        return await super().receive()
+        message = await super().receive()
+        self._read_on()
+        return message
 
     async def send(self, message: ASGISendEvent) -> None:
         await self.writable.wait()
@@ -93,6 +95,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         await super().send(message)
         # uvicorn would log a refusal as a handler that forgot to answer.
         self.handshake_complete |= message["type"] == "websocket.http.response.body"
+        self._read_on()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) < MAX_FRAGMENTS:
@@ -112,7 +115,6 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_timer = self.loop.call_later(CLOSE_S, self.transport.close)
         self.read_paused = False
-        self.transport.resume_reading()
 
     def send_keepalive_ping(self) -> None:
         self._heard = False
@@ -140,6 +142,26 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         super().on_task_complete(task)
         if not self.disconnected:
             self._aborting = self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def _read_on(self) -> None:
+        """Take in what came, as far as it can be taken; only then comes more from the network.
+
+        Every ping has an answer, so that a peer that does not read must not be read either.
+        """
+        held = self.read_paused or not self.writable.is_set()
+        if self._unread and not held and self._reading is None:
+            self._reading = self.loop.call_soon(self._take_piece)
+        if self._unread or held:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def _take_piece(self) -> None:
+        self._reading = None
+        piece = bytes(self._unread[:PIECE_BYTES])
+        del self._unread[:PIECE_BYTES]
+        super().data_received(piece)
+        self._read_on()
 
     def _look(self) -> None:
         self._looking = self.loop.call_later(LOOK_S, self._look)

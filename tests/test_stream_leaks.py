@@ -48,8 +48,8 @@ def things() -> Iterator[Any]:
     """What lives in this process, which the server is a part of."""
     gc.collect()
     for thing in gc.get_objects():
-        is_task = isinstance(thing, asyncio.Task) and not thing.done()
-        if is_task or isinstance(thing, StreamSession | WebSocketConnection):
+        is_task = type(thing) is asyncio.Task and not thing.done()
+        if is_task or type(thing) in (StreamSession, WebSocketConnection):
             yield thing
 
 

@@ -1,6 +1,7 @@
 """What uvicorn's WebSockets lack: pings that do not mistake a busy server for a dead peer, and peers that only write."""
 
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from server import launch
 from server.live import Audio
+from server.web_socket import PIECE_BYTES, WebSocketConnection
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server, wait_until
 from tests.stream_client import BINARY, PING, TEXT, close_code, frame, metric, pcm, raw_socket, streaming
@@ -44,6 +46,17 @@ def test_a_pong_behind_unread_audio_is_waited_for(server: LiveServer, engine: Fa
         client.tell("end")
         events, close = client.events()
     assert (events[-1]["type"], events[-1]["audio_s"], close.code) == ("ended", 4.0, 1000)
+
+
+def test_few_messages_wait_however_small_they_are(server: LiveServer, engine: FakeEngine) -> None:
+    with raw_socket(server) as peer:
+        peer.sendall(START)
+        engine.listens = False
+        peer.sendall(frame(BINARY, pcm(2.0)) + frame(BINARY, b"") * 100_000)
+        (connection,) = (thing for thing in gc.get_objects() if type(thing) is WebSocketConnection and not thing.disconnected)
+        wait_until(lambda: not connection.queue.empty())
+        time.sleep(0.1)
+        assert connection.queue.qsize() <= PIECE_BYTES / len(frame(BINARY, b""))
 
 
 def test_who_talks_need_not_answer_pings(server: LiveServer, engine: FakeEngine) -> None:
