@@ -151,9 +151,14 @@ class Notation:
     default: None = None
 
     def read(self, name: str, text: str) -> str:
-        if not text:
+        return self.check(name, text)
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} has to be text.", param=name)
+        if not value:
             raise InvalidRequest(f"{name} is empty.", param=name)
-        return text
+        return value
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1, "contentMediaType": self.media_type, "description": self.description}
@@ -166,7 +171,6 @@ class Strings:
     description: str
     max_count: int
     max_characters: int
-    min_count: int = 0
     default: tuple[str, ...] = ()
 
     def read(self, name: str, text: str) -> tuple[str, ...]:
@@ -177,9 +181,8 @@ class Strings:
         return self.check(name, value)
 
     def check(self, name: str, value: object) -> tuple[str, ...]:
-        in_limits = isinstance(value, list) and self.min_count <= len(value) <= self.max_count
-        if not isinstance(value, list) or not in_limits or not all(map(self._takes, value)):
-            limits = f"{self.min_count} to {self.max_count} strings of 1 to {self.max_characters} characters"
+        if not isinstance(value, list) or len(value) > self.max_count or not all(map(self._takes, value)):
+            limits = f"up to {self.max_count} strings of 1 to {self.max_characters} characters"
             raise InvalidRequest(f"{name} has to be a JSON array of {limits}.", param=name)
         return tuple(value)
 

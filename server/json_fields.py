@@ -1,5 +1,6 @@
 """Fields of JSON messages, beside those of `server.fields` that forms have too."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,15 +46,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class AnyObject:
-    """An object with whatever is in it."""
+class Json:
+    """Whatever it is, but null, it stays JSON: what it means is read elsewhere."""
 
     default: None = None
 
-    def check(self, name: str, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise InvalidRequest(f"{name} has to be a JSON object.", param=name)
-        return value
+    def check(self, name: str, value: object) -> str:
+        if value is None:
+            raise InvalidRequest(f"{name} is empty.", param=name)
+        return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

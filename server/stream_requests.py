@@ -1,25 +1,23 @@
 """What clients tell `/v1/stream`: JSON objects that say their `type`, of known fields, each within limits. Where the form of
 `POST /v1/instruct` has the same field, the limits are the same."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic_core import from_json
 
 from server.errors import InvalidInstruction, InvalidRequest
-from server.fields import Choice, Instruction, Integer, Number, Strings
+from server.fields import Choice, Instruction, Integer, Number
 from server.form import MAX_TEXT_BYTES
-from server.instruct_form import SAMPLING_FIELDS, text_fields
-from server.json_fields import AnyObject, Flag, JsonField, Object, Text
+from server.instruct_form import SAMPLING_FIELDS, constraint_of, text_fields
+from server.json_fields import Flag, Json, JsonField, Object, Text
 from server.live import ChangeInstruction, EndOfAudio, Flush, LiveRequest, VoiceOptions
-from server.request import Constraint, SamplingOptions
+from server.request import SamplingOptions
 from server.settings import Settings
 
 Encoding = Literal["pcm16", "ogg_opus"]
 
 DEFAULT_RATE_HZ = 16_000
-CONSTRAINTS = ("json_schema", "regex", "choice")
 SAMPLING = tuple(name for name in SAMPLING_FIELDS if name != "logprobs")
 
 
@@ -46,10 +44,9 @@ class MessageReader:
             "words": Flag(False),
             "scope": Choice("What the instruction is about.", ("utterance", "recording")),
             "voice": Object(_voice_fields(max_audio_s)),
-            **{name: shared[name] for name in (*SAMPLING, "draft")},
-            "json_schema": AnyObject(),
-            "regex": Text(2000),
-            "choice": Strings("The answers that there may be.", 256, 256, min_count=1),
+            **{name: shared[name] for name in (*SAMPLING, "draft", "regex")},
+            "json_schema": Json(),
+            "choice": Json(),
         }
         self._messages: dict[str, Object] = {
             "start": Object(start),
@@ -109,7 +106,7 @@ def _start(content: dict[str, Any], session_id: str, client: str) -> Start:
     request = LiveRequest(
         id=session_id,
         instruction=_instruction(content),
-        sampling=SamplingOptions(**{name: content[name] for name in SAMPLING}, constraint=_constraint(content)),
+        sampling=SamplingOptions(**{name: content[name] for name in SAMPLING}, constraint=constraint_of(content)),
         client=client,
         draft=content["draft"],
         voice=VoiceOptions(
@@ -130,16 +127,3 @@ def _instruction(content: dict[str, Any]) -> str:
     if instruction is None:
         raise InvalidInstruction("The field instruction is missing.", param="instruction")
     return instruction
-
-
-def _constraint(content: dict[str, Any]) -> Constraint | None:
-    given = [name for name in CONSTRAINTS if content[name] not in (None, ())]
-    if len(given) > 1:
-        raise InvalidRequest(f"Only one of {', '.join(CONSTRAINTS)} can be given.", param=given[1])
-    match given:
-        case ["regex"]:
-            return Constraint("regex", content["regex"])
-        case ["json_schema" | "choice" as kind]:
-            return Constraint(kind, json.dumps(content[kind], ensure_ascii=False))
-        case _:
-            return None

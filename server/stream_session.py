@@ -51,6 +51,7 @@ class StreamSession:
         self._id = f"stream-{uuid.uuid4().hex}"
         self._engine = edge.engine
         self._settings = edge.settings
+        self._grammar_trial = edge.grammar_trial
         self._metrics = edge.metrics.live
         self._socket = socket
         self._connection: Connection = socket.state.connection
@@ -110,7 +111,7 @@ class StreamSession:
     async def _hear(self) -> None:
         """What the client says, until its fault, or until it is gone."""
         try:
-            audio = self._start(await self._message())
+            audio = await self._start(await self._message())
             while True:
                 await self._take(await self._message(), audio)
         except ServeError as error:
@@ -132,7 +133,7 @@ class StreamSession:
         content: str | bytes = message["bytes"] if message.get("text") is None else message["text"]
         return content
 
-    def _start(self, message: str | bytes) -> SampleStream:
+    async def _start(self, message: str | bytes) -> SampleStream:
         if isinstance(message, bytes):
             raise InvalidRequest("The first message has to be a start, before any audio.")
         client = self._socket.client.host if self._socket.client else ""
@@ -141,6 +142,8 @@ class StreamSession:
             raise InvalidRequest("The first message has to be a start.", param="type")
         if start.encoding != "pcm16":
             raise InvalidRequest("This server takes no Opus streams.", param="encoding")
+        if start.request.sampling.constraint is not None:
+            await self._grammar_trial.check(start.request.sampling.constraint)
         self._engine.open_live(start.request, self._deliver)
         self._audio = PcmStream(start.sample_rate_hz, self._engine.sample_rate_hz)
         limits = SessionLimits(

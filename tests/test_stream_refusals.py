@@ -167,6 +167,18 @@ def test_audio_before_the_start(server: LiveServer) -> None:
         assert client.fatal() == ("invalid_request", 1008)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("json_schema", {"type": "text"}), ("json_schema", "{}"), ("regex", "("), ("choice", []), ("choice", "a"), ("choice", [1])],
+)
+def test_constraints_that_mean_nothing(server: LiveServer, engine: FakeEngine, kind: str, value: object) -> None:
+    sessions = len(engine.past_sessions)
+    with streaming(server) as client:
+        client.tell("start", instruction="Transcribe.", **{kind: value})
+        assert client.fatal() == ("invalid_constraint", 1008)
+    assert len(engine.past_sessions) == sessions
+
+
 def test_opus_is_not_taken_yet(server: LiveServer) -> None:
     with streaming(server) as client:
         client.tell("start", instruction="Transcribe.", encoding="ogg_opus")
