@@ -5,6 +5,7 @@ What it adds rests on how uvicorn works inside, which is why its version is pinn
 
 import asyncio
 import select
+import socket
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -15,6 +16,8 @@ from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
 STATE = "connection"
+# What the kernel keeps for a connection that is not read. By itself it may take in minutes of audio, which pings wait behind.
+RECEIVE_BUFFER_BYTES = 64 * 1024
 # Bytes that are taken in at a time, so that many small frames hold up no other connection.
 PIECE_BYTES = 8192
 MAX_FRAGMENTS = 1024
@@ -61,6 +64,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._looking = self.loop.call_later(LOOK_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:

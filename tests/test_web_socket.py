@@ -11,7 +11,7 @@ import pytest
 
 from server import launch
 from server.live import Audio
-from server.web_socket import PIECE_BYTES, WebSocketConnection
+from server.web_socket import PIECE_BYTES, RECEIVE_BUFFER_BYTES, WebSocketConnection
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server, wait_until
 from tests.stream_client import BINARY, PING, TEXT, close_code, frame, metric, pcm, raw_socket, streaming
@@ -48,12 +48,25 @@ def test_a_pong_behind_unread_audio_is_waited_for(server: LiveServer, engine: Fa
     assert (events[-1]["type"], events[-1]["audio_s"], close.code) == ("ended", 4.0, 1000)
 
 
+def server_side() -> WebSocketConnection:
+    """The only connection that there is."""
+    (connection,) = (thing for thing in gc.get_objects() if type(thing) is WebSocketConnection and not thing.disconnected)
+    return connection
+
+
+def test_the_kernel_keeps_little_of_what_is_not_read(server: LiveServer) -> None:
+    with raw_socket(server):
+        kept_bytes = server_side().transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    # Linux counts its own book-keeping too.
+    assert kept_bytes <= 2 * RECEIVE_BUFFER_BYTES
+
+
 def test_few_messages_wait_however_small_they_are(server: LiveServer, engine: FakeEngine) -> None:
     with raw_socket(server) as peer:
         peer.sendall(START)
         engine.listens = False
         peer.sendall(frame(BINARY, pcm(2.0)) + frame(BINARY, b"") * 100_000)
-        (connection,) = (thing for thing in gc.get_objects() if type(thing) is WebSocketConnection and not thing.disconnected)
+        connection = server_side()
         wait_until(lambda: not connection.queue.empty())
         time.sleep(0.1)
         assert connection.queue.qsize() <= PIECE_BYTES / len(frame(BINARY, b""))
