@@ -25,6 +25,7 @@ from server.middleware import RequestContext, error_response, request_id_of
 from server.protocol import ErrorReply
 from server.rest import instruct_router
 from server.settings import Settings, SettingsError
+from server.stream import stream_router
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.include_router(instruct_router(edge))
+    app.include_router(stream_router(edge))
     _add_operations(app, edge)
     return app
 

@@ -18,7 +18,7 @@ UPLOADS_BEYOND_ENGINE = 16
 
 @dataclass
 class Edge:
-    """One server's parts, and how many requests are inside it."""
+    """One server's parts, and how many requests and live sessions are inside it."""
 
     engine: Engine
     settings: Settings
@@ -26,6 +26,7 @@ class Edge:
     grammar_trial: GrammarTrial
     metrics: Metrics
     in_flight: int = 0
+    sessions: int = 0
     start_failed: bool = False
 
     def require_ready(self) -> None:
@@ -50,3 +51,19 @@ class Edge:
         finally:
             self.in_flight -= 1
             self.metrics.in_flight.set(self.in_flight)
+
+    @contextlib.contextmanager
+    def session_admitted(self) -> Iterator[None]:
+        """Hold a place for one live session. Raises `NotReady` or `Overloaded`."""
+        self.require_ready()
+        stats = self.engine.stats()
+        # Those that are not in the engine yet count too, and so do those that are still in it when their clients have left.
+        if max(stats.live_sessions, self.sessions) >= stats.live_limit:
+            raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
+        self.sessions += 1
+        self.metrics.live.open_sockets.set(self.sessions)
+        try:
+            yield
+        finally:
+            self.sessions -= 1
+            self.metrics.live.open_sockets.set(self.sessions)

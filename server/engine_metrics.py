@@ -20,6 +20,9 @@ def engine_gauges(stats: EngineStats) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "thinbridge_predicted_wait_seconds", "How long a request that came now would wait.", value=stats.predicted_wait_s
     )
+    yield GaugeMetricFamily("thinbridge_live_sessions", "Live sessions in the engine.", value=stats.live_sessions)
+    yield GaugeMetricFamily("thinbridge_live_session_limit", "Live sessions that there may be.", value=stats.live_limit)
+    yield GaugeMetricFamily("thinbridge_live_jobs", "Work that live sessions have for the models.", value=stats.live_jobs)
     cache_bytes = GaugeMetricFamily("thinbridge_cache_bytes", "Memory that a cache holds.", labels=["cache"])
     cache_bytes.add_metric(["prefix"], stats.prefix_cache_bytes)
     cache_bytes.add_metric(["encoder"], stats.encoder_cache_bytes)
@@ -39,6 +42,11 @@ def engine_counters(counters: EngineCounters) -> Iterator[Metric]:
     )
     yield by_position("thinbridge_draft_tokens", "Draft tokens proposed, by place in the draft.", counters.drafted)
     yield by_position("thinbridge_draft_accepted_tokens", "Draft tokens accepted, by place in the draft.", counters.accepted)
+    yield CounterMetricFamily("thinbridge_utterances", "Utterances of live sessions.", value=counters.utterances)
+    yield CounterMetricFamily(
+        "thinbridge_silent_utterances", "Utterances in which the models found no text.", value=counters.silent_utterances
+    )
+    yield CounterMetricFamily("thinbridge_live_partials", "Texts of utterances that went on.", value=counters.partials)
     lookups = CounterMetricFamily("thinbridge_cache_lookups", "Lookups in a cache.", labels=["cache", "result"])
     lookups.add_metric(["prefix", "hit"], counters.prefix_hits)
     lookups.add_metric(["prefix", "miss"], counters.prefix_misses)

@@ -73,6 +73,12 @@ class UndecodableAudio(InvalidRequest):
     status, code = 415, "undecodable_audio"
 
 
+class ForbiddenOrigin(InvalidRequest):
+    """A browser shows the page of another server."""
+
+    status, code = 403, "forbidden_origin"
+
+
 class NotFound(InvalidRequest):
     status, code = 404, "not_found"
 
@@ -111,3 +117,15 @@ class RequestTimedOut(ServeError):
     """No answer within the server's time limit; the work was stopped."""
 
     status, type, code = 504, "server_error", "request_timed_out"
+
+
+class SessionIdle(InvalidRequest):
+    """The client of a live session sent nothing for too long."""
+
+    status, code = 408, "session_idle"
+
+
+class SessionTooLong(InvalidRequest):
+    """A live session lasted as long as one may."""
+
+    status, code = 413, "session_too_long"

@@ -1,12 +1,13 @@
-"""Kinds of form fields: what each takes, how it is read, and how the API's description puts it.
+"""Kinds of fields: what each takes, how it is read, and how the API's description puts it.
 
-`read` raises `InvalidRequest`; a field that a form lacks has its `default`.
+`read` takes the text of a form's field, `check` a value that came as JSON; both raise `InvalidRequest`. A field that is missing
+has its `default`.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from server.errors import InvalidInstruction, InvalidRequest
 
@@ -22,6 +23,8 @@ class Field(Protocol):
 
     def read(self, name: str, text: str) -> Any: ...
 
+    def check(self, name: str, value: object) -> Any: ...
+
     def schema(self) -> dict[str, Any]:
         """In JSON Schema."""
         ...
@@ -35,13 +38,18 @@ class Instruction:
     default: None = None
 
     def read(self, name: str, text: str) -> str:
-        if not text.strip():
+        return self.check(name, text)
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise InvalidInstruction(f"The {name} has to be text.", param=name)
+        if not value.strip():
             raise InvalidInstruction(f"The {name} is empty.", param=name)
-        if len(text) > self.max_characters:
+        if len(value) > self.max_characters:
             raise InvalidInstruction(f"The {name} is longer than {self.max_characters} characters.", param=name)
-        if "\0" in text:
+        if "\0" in value:
             raise InvalidInstruction(f"The {name} holds a NUL character.", param=name)
-        return text
+        return value
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1, "maxLength": self.max_characters}
@@ -57,9 +65,12 @@ class Integer:
     default: int | None = None
 
     def read(self, name: str, text: str) -> int:
-        if not INTEGER.fullmatch(text) or not self.low <= int(text) <= self.high:
+        return self.check(name, int(text) if INTEGER.fullmatch(text) else None)
+
+    def check(self, name: str, value: object) -> int:
+        if type(value) is not int or not self.low <= value <= self.high:
             raise InvalidRequest(f"{name} has to be a whole number from {self.low} to {self.high}.", param=name)
-        return int(text)
+        return value
 
     def schema(self) -> dict[str, Any]:
         default = {} if self.default is None else {"default": self.default}
@@ -76,9 +87,12 @@ class Number:
     default: float
 
     def read(self, name: str, text: str) -> float:
-        if not NUMBER.fullmatch(text) or not self.low <= float(text) <= self.high:
+        return self.check(name, float(text) if NUMBER.fullmatch(text) else None)
+
+    def check(self, name: str, value: object) -> float:
+        if not is_number(value) or not self.low <= value <= self.high:
             raise InvalidRequest(f"{name} has to be a number from {self.low:g} to {self.high:g}.", param=name)
-        return float(text)
+        return float(value)
 
     def schema(self) -> dict[str, Any]:
         limits = {"minimum": self.low, "maximum": self.high}
@@ -93,9 +107,12 @@ class Share:
     default: float = 1.0
 
     def read(self, name: str, text: str) -> float:
-        if not NUMBER.fullmatch(text) or not 0 < float(text) <= 1:
+        return self.check(name, float(text) if NUMBER.fullmatch(text) else None)
+
+    def check(self, name: str, value: object) -> float:
+        if not is_number(value) or not 0 < value <= 1:
             raise InvalidRequest(f"{name} has to be a number above 0 and up to 1.", param=name)
-        return float(text)
+        return float(value)
 
     def schema(self) -> dict[str, Any]:
         limits = {"exclusiveMinimum": 0, "maximum": 1}
@@ -114,9 +131,12 @@ class Choice:
         return self.words[0]
 
     def read(self, name: str, text: str) -> str:
-        if text not in self.words:
+        return self.check(name, text)
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in self.words:
             raise InvalidRequest(f"{name} has to be one of {', '.join(self.words)}.", param=name)
-        return text
+        return value
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "enum": list(self.words), "default": self.default, "description": self.description}
@@ -131,9 +151,14 @@ class Notation:
     default: None = None
 
     def read(self, name: str, text: str) -> str:
-        if not text:
+        return self.check(name, text)
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} has to be text.", param=name)
+        if not value:
             raise InvalidRequest(f"{name} is empty.", param=name)
-        return text
+        return value
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1, "contentMediaType": self.media_type, "description": self.description}
@@ -153,6 +178,9 @@ class Strings:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
+        return self.check(name, value)
+
+    def check(self, name: str, value: object) -> tuple[str, ...]:
         if not isinstance(value, list) or len(value) > self.max_count or not all(map(self._takes, value)):
             limits = f"up to {self.max_count} strings of 1 to {self.max_characters} characters"
             raise InvalidRequest(f"{name} has to be a JSON array of {limits}.", param=name)
@@ -166,3 +194,8 @@ class Strings:
             return False
         # JSON's escapes can spell half a character, which no text holds.
         return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON is a number, which no truth value is."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,5 +1,6 @@
 """The form of `POST /v1/instruct`: its fields, their limits, and what a client asked for with them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
@@ -97,7 +98,7 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
     return InstructForm(
         audio=form.audio,
         instruction=values["instruction"],
-        sampling=SamplingOptions(**{name: values[name] for name in SAMPLING_FIELDS}, constraint=_constraint(values)),
+        sampling=SamplingOptions(**{name: values[name] for name in SAMPLING_FIELDS}, constraint=constraint_of(values)),
         stream=values["stream"] == "true",
         priority=PRIORITIES[values["priority"]],
         deadline_s=None if values["deadline_ms"] is None else values["deadline_ms"] / 1000,
@@ -107,7 +108,8 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
     )
 
 
-def _constraint(values: dict[str, Any]) -> Constraint | None:
+def constraint_of(values: Mapping[str, Any]) -> Constraint | None:
+    """What the answer has to match; each kind is text, or None where it is not asked for. Raises `InvalidRequest`."""
     given: list[ConstraintKind] = [kind for kind in get_args(ConstraintKind) if values[kind] is not None]
     if len(given) > 1:
         raise InvalidRequest(f"An answer cannot follow more than one of {', '.join(given)}.", param=given[1])

@@ -9,14 +9,18 @@ import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from server.app import create_app
 from server.edge import Edge
 from server.engine_protocol import Engine
 from server.self_check import SelfCheckError, curl_line, run_self_check
 from server.settings import Settings
+from server.stream_messages import MAX_FRAME_BYTES
+from server.web_socket import WebSocketConnection
 
 POLL_S = 0.02
+PING_S = 10.0
 
 
 class ListenError(RuntimeError):
@@ -47,19 +51,29 @@ def base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
-    """Serve until SIGINT or SIGTERM; the exit status. Reports the self-check on stdout once the engine is ready."""
-    app = create_app(engine, settings)
+def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """What serves `app` to HTTP and WebSocket clients."""
     config = uvicorn.Config(
         app,
-        ws="none",
+        ws=WebSocketConnection,
+        ws_max_size=MAX_FRAME_BYTES,
+        # It costs each connection more memory than all the rest.
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
+    """Serve until SIGINT or SIGTERM; the exit status. Reports the self-check on stdout once the engine is ready."""
+    app = create_app(engine, settings)
+    server = web_server(app, settings)
     edge: Edge = app.state.edge
     threading.Thread(target=_watch_start, args=(server, edge, base_url(listener)), name="start-watch", daemon=True).start()
     # uvicorn drains at the first signal and then raises it again, which would end the process as if it was killed.

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from server.engine_metrics import engine_counters, engine_gauges
 from server.engine_protocol import EngineStats
+from server.live_metrics import LiveMetrics
 from server.request import Done
 
 StreamOutcome = Literal["done", "error", "broken_off"]
@@ -63,6 +64,7 @@ class Metrics:
         self.streams = Counter("thinbridge_streams", "Streamed replies by how they ended.", ["outcome"], registry=self.registry)
         for outcome in get_args(StreamOutcome):
             self.streams.labels(outcome)
+        self.live = LiveMetrics(self.registry, SECONDS_BUCKETS)
 
     def count_answer(self, done: Done, audio_s: float) -> None:
         """Count a request that was answered, with all its stage times."""

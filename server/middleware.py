@@ -1,11 +1,11 @@
-"""What every HTTP request passes through: a request id, a count, and one answer for whatever was not foreseen."""
+"""What every HTTP request and WebSocket passes through: a request id, a count, and one answer for whatever was not foreseen."""
 
 import logging
 import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 CLIENT_LEFT_STATUS = 499
+SWITCHING_STATUS = 101
 
 
 class RequestContext:
@@ -26,7 +27,7 @@ class RequestContext:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
@@ -35,8 +36,9 @@ class RequestContext:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            # A WebSocket is accepted, or else refused as any request is.
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", SWITCHING_STATUS)
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -51,7 +53,7 @@ class RequestContext:
             self._metrics.http_requests.labels(route, str(status or CLIENT_LEFT_STATUS)).inc()
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(request: HTTPConnection) -> str:
     """The id that `RequestContext` gave this request."""
     request_id: str = request.state.request_id
     return request_id

@@ -101,6 +101,25 @@ class Settings(BaseSettings):
     )
     keep_alive_timeout_s: int = Field(default=5, ge=1, description="Seconds that an idle connection is kept open.")
 
+    live_sessions: int = Field(
+        default=16, ge=0, le=4096, description="Live sessions at the same time; beyond it the answer is 429."
+    )
+    live_backlog_s: float = Field(
+        default=5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of audio that a live session may be ahead of what was listened to; beyond it nothing more is read.",
+    )
+    live_idle_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Seconds without a message after which a live session is ended."
+    )
+    live_max_session_s: float = Field(
+        default=7200.0, gt=0, allow_inf_nan=False, description="Seconds after which a live session is ended."
+    )
+    live_send_timeout_s: float = Field(
+        default=5.0, gt=0, allow_inf_nan=False, description="Seconds that the client of a live session may take to read an event."
+    )
+
     decode_workers: int = Field(default=2, ge=1, le=64, description="Child processes that decode audio.")
     decode_timeout_s: float = Field(
         default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode is killed."

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import uvicorn
 
 from server.app import create_app
 from server.engine_protocol import Engine
+from server.launch import listen, web_server
 from server.settings import Settings
 
 
@@ -31,13 +31,13 @@ class LiveServer:
 @contextlib.contextmanager
 def live_server(engine: Engine, **settings: Any) -> Iterator[LiveServer]:
     """Serve `engine` on a free port of the loopback interface until the block ends."""
-    app = create_app(engine, Settings(**{"decode_workers": 1, **settings}))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    chosen = Settings(**{"decode_workers": 1, "port": 0, "drain_timeout_s": 1, **settings})
+    server = web_server(create_app(engine, chosen), chosen)
+    listener = listen(chosen)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
-    port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as client:
         try:

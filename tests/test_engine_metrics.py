@@ -16,6 +16,9 @@ COUNTERS = EngineCounters(
     encoder_cache_hits=1,
     encoder_cache_misses=5,
     preemptions=6,
+    utterances=30,
+    silent_utterances=4,
+    partials=90,
     restarts=11,
 )
 STATS = EngineStats(
@@ -28,6 +31,9 @@ STATS = EngineStats(
     predicted_wait_s=1.5,
     prefix_cache_bytes=1000,
     encoder_cache_bytes=2000,
+    live_sessions=3,
+    live_limit=8,
+    live_jobs=5,
     counters=COUNTERS,
 )
 
@@ -51,11 +57,17 @@ def test_every_figure_of_the_engine_is_served() -> None:
         "queue_limit": 16,
         "step_age_seconds": 0.25,
         "predicted_wait_seconds": 1.5,
+        "live_sessions": 3,
+        "live_session_limit": 8,
+        "live_jobs": 5,
         "cache_bytes prefix": 1000,
         "cache_bytes encoder": 2000,
         "engine_steps_total": 7,
         "engine_restarts_total": 11,
         "preemptions_total": 6,
+        "utterances_total": 30,
+        "silent_utterances_total": 4,
+        "live_partials_total": 90,
         "llm_passes_total": 10,
         "llm_tokens_total": 25,
         "draft_tokens_total 1": 9,

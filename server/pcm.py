@@ -1,0 +1,60 @@
+"""Audio that arrives in pieces -> mono float32 at the model's rate, piece by piece."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+Samples = npt.NDArray[np.float32]
+
+SAMPLE_BYTES = 2
+
+
+class SampleStream(Protocol):
+    """Bytes in, samples at the model's rate out. How the bytes are cut into pieces changes nothing of the samples joined."""
+
+    async def decode(self, data: bytes) -> Samples:
+        """What can be told already, any number of samples. Raises a `ServeError` for bytes that are no audio."""
+        ...
+
+    async def finish(self) -> Samples:
+        """The last samples."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds, finished or not."""
+        ...
+
+
+class PcmStream:
+    """`SampleStream` of signed 16-bit little-endian samples. Half a sample at the very end is dropped.
+
+    Resampling looks ahead, so the samples of the last few milliseconds come with what follows, or from `finish`.
+    """
+
+    def __init__(self, source_rate_hz: int, sample_rate_hz: int) -> None:
+        self._odd = b""
+        self._resampler = None
+        if source_rate_hz != sample_rate_hz:
+            self._resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+
+    async def decode(self, data: bytes) -> Samples:
+        data = self._odd + data
+        count = len(data) // SAMPLE_BYTES
+        self._odd = data[count * SAMPLE_BYTES :]
+        samples = np.frombuffer(data, "<i2", count).astype(np.float32)
+        samples /= 32768
+        return self._resampled(samples)
+
+    async def finish(self) -> Samples:
+        return self._resampled(np.empty(0, np.float32), last=True)
+
+    def close(self) -> None:
+        self._resampler = None
+
+    def _resampled(self, samples: Samples, *, last: bool = False) -> Samples:
+        if self._resampler is None:
+            return samples
+        resampled: Samples = self._resampler.resample_chunk(samples, last=last)
+        return resampled
