@@ -60,7 +60,7 @@ DEFAULT_TUNING = Tuning()
 
 
 class Endpointer:
-    """Cuts one session into utterances; seconds are rounded up to windows, but for `max_utterance_s`.
+    """Cuts one session into utterances; seconds are rounded to whole windows, `max_utterance_s` down.
 
     `SpeechBegan` comes first, any number of `SpeechPaused` and `SpeechResumed` in turns, then `SpeechOver`, whose start and end
     are those of the `SpeechPaused` just before it, if there is one. Utterances are in order, do not overlap and hold all
@@ -69,7 +69,7 @@ class Endpointer:
 
     def __init__(self, options: VoiceOptions, window_samples: int, sample_rate_hz: int, tuning: Tuning = DEFAULT_TUNING) -> None:
         def windows(duration_s: float) -> int:
-            return -(-round(duration_s * sample_rate_hz) // window_samples)
+            return round(duration_s * sample_rate_hz / window_samples)
 
         self._window_samples = window_samples
         self._threshold = options.threshold

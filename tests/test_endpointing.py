@@ -84,6 +84,7 @@ def test_what_is_unsure_neither_begins_nor_ends_an_utterance() -> None:
 
 def test_one_window_of_noise_is_no_utterance() -> None:
     assert marks_of("...#....#....#...") == []
+    assert marks_of("##......#......") == [SpeechBegan(0), SpeechPaused(0, 5), SpeechOver(0, 5)]
 
 
 def test_padding_never_reaches_into_the_last_utterance() -> None:
@@ -99,6 +100,20 @@ def test_silence_shorter_than_a_pause_ends_an_utterance_without_one() -> None:
 def test_too_long_is_cut_where_speech_is_least_likely_and_goes_on_there() -> None:
     marks = marks_of("#" * 10 + "~~" + "#" * 15 + "~~" + "#" * 20)
     assert marks == [SpeechBegan(0), SpeechOver(0, 28), SpeechBegan(28)]
+
+
+@pytest.mark.parametrize("short_dip", [20, 32])
+def test_a_pause_is_more_than_one_unlikely_window(short_dip: int) -> None:
+    """20 is the first window at which it may be cut."""
+    session = [SPEECH] * 50
+    session[short_dip] = 0.3
+    session[28:30] = [UNSURE, UNSURE]
+    assert utterances(endpointer().push(session)) == [(0, 29)]
+
+
+def test_silence_that_began_before_a_cut_goes_on_after_it() -> None:
+    marks = marks_of("#" * 28 + ".." + "#" * 8 + "...")
+    assert marks == [SpeechBegan(0), SpeechOver(0, 29), SpeechBegan(29), SpeechPaused(29, 41)]
 
 
 def test_too_long_without_any_pause_is_cut_late() -> None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": {"training", "export", "models", "kernels"},
     "loadtest": {"loadtest"},
 }
-MAY_ALSO_IMPORT = {"server/cli.py": {"export"}}
+MAY_ALSO_IMPORT = {"server/cli.py": {"export"}, "training/endpointing_study.py": {"server"}}
 MAY_READ_ENVIRONMENT = {"server/settings.py", "export/default_bundle.py"}
 SERVED_WITHOUT = ("torch", "triton", "tensorrt", "transformers")
 MAX_LINES = 300
