@@ -47,4 +47,5 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
         encode_gather_s=settings.encode_gather_s,
         max_queue_wait_s=settings.max_queue_wait_s,
         encoder_cache_bytes=settings.encoder_cache_bytes,
+        live_limit=settings.live_sessions,
     )
