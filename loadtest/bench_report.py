@@ -8,6 +8,7 @@ from typing import Any
 from loadtest.bench_analysis import INSIDE
 from loadtest.bench_floor import STAGES
 from loadtest.bench_plots import write_plots
+from loadtest.markdown import conditions, table, void_note
 
 TARGETS = {
     "latency_ratio_vs_faster_whisper_5s": ("at most", 0.25, "request to text, p50, ours over faster-whisper base int8 beam 1"),
@@ -32,21 +33,11 @@ def write_report(result: dict[str, Any], folder: Path) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
-    void = result["void"]
     lines = [
         "# Benchmark",
         "",
-        f"{result['date']}, revision `{result['git_revision']}`  ",
-        f"{result['machine']}  ",
-        f"Load average before the run {result['load_average_before']}; CPU taken by others during the measurement: "
-        f"{100 * result['other_cpu_share']:.1f} % of the machine  ",
-        f"Python {result['python']}, {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
-        "",
-        *(
-            ["**VOID: these figures must not be quoted.** What did not hold:", "", *(f"- {each}" for each in void), ""]
-            if void
-            else []
-        ),
+        *conditions(result),
+        *void_note(result["void"]),
         "## Summary",
         "",
         *_summary(result["summary"]),
@@ -57,7 +48,7 @@ def markdown(result: dict[str, Any]) -> str:
         "turns on each clip. A percentile is one of the measured values (nearest rank), so with few of them p99 is the largest. "
         "The instruction is always the same, as in use, so its K/V comes from the server's prefix cache.",
         "",
-        *_table(
+        *table(
             ["audio", "system", "p50 ms", "p95 ms", "p99 ms", "n", "CPU s per audio s"],
             [
                 [
@@ -95,7 +86,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Peak memory",
         "",
-        *_table(["system", "MiB"], [[name, mib] for name, mib in result["peak_memory_mib"].items()]),
+        *table(["system", "MiB"], [[name, mib] for name, mib in result["peak_memory_mib"].items()]),
         "",
         "Each process's peak resident size, summed over a system's processes; pages that several share count in each.",
         "",
@@ -104,11 +95,6 @@ def markdown(result: dict[str, Any]) -> str:
         *_answers(result["answers"]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    body = [f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows]
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]
 
 
 def _summary(summary: dict[str, Any]) -> list[str]:
@@ -120,7 +106,7 @@ def _summary(summary: dict[str, Any]) -> list[str]:
             met = value is not None and (value >= target if relation == "at least" else value <= target)
             verdict = f"{relation} {target:g}: {'met' if met else 'not measured' if value is None else 'missed'}"
         rows.append([f"`{name}`", value, verdict, meaning])
-    return _table(["figure", "value", "expected", "what it is"], rows)
+    return table(["figure", "value", "expected", "what it is"], rows)
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:
@@ -139,12 +125,12 @@ def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:
         "Medians in ms with exact drafts, from the server's own stage times. The overhead is what the client waits beyond "
         "features, queue, encoder, adapter, prefill, decode and detokenising; decoding of the audio file is part of it.",
         "",
-        *_table(["audio", *(name.removesuffix("_ms").replace("_", " ") for name in names)], rows),
+        *table(["audio", *(name.removesuffix("_ms").replace("_", " ") for name in names)], rows),
         "",
         "The floor of a stage is the longer of its operations at the best measured rate of matrix products (8-bit for weights, "
         "float32 for attention and convolutions) and its weights at the best measured read rate: floor of our time, in ms.",
         "",
-        *_table(["audio", *(stage.removesuffix("_ms") for stage in STAGES), "floor ms", "our time over the floor"], floors),
+        *table(["audio", *(stage.removesuffix("_ms") for stage in STAGES), "floor ms", "our time over the floor"], floors),
     ]
 
 
@@ -156,7 +142,7 @@ def _throughput(result: dict[str, Any]) -> list[str]:
         "Closed loop on 5 s clips, exact drafts; every level once on the way up and once on the way down. A refused request "
         "(429) is sent again after the wait that the server asks for, and its latency counts from the first attempt.",
         "",
-        *_table([key.replace("_", " ") for key in keys], [[level.get(key) for key in keys] for level in result["throughput"]]),
+        *table([key.replace("_", " ") for key in keys], [[level.get(key) for key in keys] for level in result["throughput"]]),
         "",
         f"For scale: faster-whisper's batched pipeline on {batch['clips']} such clips in one call does "
         f"{batch['requests_per_s']} clips/s, {batch['audio_s_per_s']} s of audio per s.",
@@ -177,11 +163,11 @@ def _decode(decode: dict[str, Any]) -> list[str]:
         f"Plain decode after a spoken prompt, {lengths} tokens (llama.cpp: 100 after the same words as text), medians of "
         f"{decode['runs']} runs in turns. Ours is the bundle's precision; llama.cpp reads the GGUF behind the bundle.",
         "",
-        *_table(["system", "decoded tokens/s", "prompt tokens/s"], rows),
+        *table(["system", "decoded tokens/s", "prompt tokens/s"], rows),
         "",
         "Transcripts of 5 s, tokens of the answer per second of prefill and decode together:",
         "",
-        *_table(["system", "tokens/s", "draft tokens accepted", "tokens per LLM pass"], drafts),
+        *table(["system", "tokens/s", "draft tokens accepted", "tokens per LLM pass"], drafts),
     ]
 
 
@@ -200,5 +186,5 @@ def _answers(answers: dict[str, Any]) -> list[str]:
         "two, and clips whose text ever changed. On clips that end within a word or are joined, a small LLM is easily led into "
         "a loop, and 8 bits and 32 into different ones; so it is the whole recordings that have to agree.",
         "",
-        *_table(["system", "WER", "WER against ours", "clips too: equal", "WER against ours", "changed"], rows),
+        *table(["system", "WER", "WER against ours", "clips too: equal", "WER against ours", "changed"], rows),
     ]

@@ -1,5 +1,6 @@
 """Thinbridge as the benchmark runs it: its own process, started by the command line that users start, spoken to over HTTP."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -27,11 +28,25 @@ class Body:
     content_type: str
 
 
-def make_body(audio: bytes, instruction: str = TRANSCRIBE, draft: str | None = None, max_tokens: int = MAX_TOKENS) -> Body:
-    """The form of `POST /v1/instruct`; no `draft` leaves the field out."""
-    fields = {"instruction": instruction, "max_tokens": str(max_tokens)} | ({"draft": draft} if draft else {})
+def make_body(
+    audio: bytes, instruction: str = TRANSCRIBE, draft: str | None = None, max_tokens: int = MAX_TOKENS, **more: str
+) -> Body:
+    """The form of `POST /v1/instruct`, with `more` fields; no `draft` leaves the field out."""
+    fields = {"instruction": instruction, "max_tokens": str(max_tokens), **more} | ({"draft": draft} if draft else {})
     request = httpx.Request("POST", "http://localhost", files={"audio": ("clip.wav", audio)}, data=fields)
     return Body(request.read(), request.headers["content-type"])
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a tool that starts a server: what `server_options` reads."""
+    parser.add_argument("--bundle", help="for the server; default: the default bundle")
+    parser.add_argument("--cache-dir", help="where the bundle is kept; default: the server's own")
+
+
+def server_options(arguments: argparse.Namespace) -> list[str]:
+    """What was chosen, as options of `thinbridge serve`."""
+    flags = {"--bundle": arguments.bundle, "--cache-dir": arguments.cache_dir}
+    return [part for flag, value in flags.items() if value for part in (flag, value)]
 
 
 class ServerError(RuntimeError):

@@ -1,0 +1,143 @@
+"""How long a speaker waits for text at `/v1/stream` on this machine, without and with other work beside it.
+
+    python -m loadtest.live --data DATA      # some 8 minutes; writes live.md, live.json and live.png to loadtest/results
+    python -m loadtest.live --seconds 20 --streams 1 2 --silence-ms 200 --out runs/live     # less of it
+
+Starts a server of its own. Each stream says recordings with known text and clear bounds of speech (`loadtest.speech_bounds`) in
+real time, with pauses of 1.5 to 2.5 s, in an order of its own that is the same in each run. A level is a number of streams,
+alone or beside a client that posts files without a pause, under one setting of the silence that ends an utterance. Every
+session is checked against the protocol (`loadtest.stream_checks`: stable text never changes, one final per utterance, in order,
+and so on). A stream's text has to be the same at every level, and that of its audio posted as a file with `chunking=voice`.
+Exit status 1 where the run is void: it says why, and its figures must not be quoted.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from loadtest.bench_clips import read_recordings, write_clip
+from loadtest.bench_load import Question
+from loadtest.bench_machine import describe_run
+from loadtest.bench_process import OthersWatch
+from loadtest.bench_server import BenchServer, ServerError, add_server_flags, make_body, server_options
+from loadtest.bench_statistics import find_void
+from loadtest.live_audio import Speech, StreamAudio, clear_speech, make_stream
+from loadtest.live_levels import Level, LevelResult, run_level
+from loadtest.live_report import describe_level, write_report
+from loadtest.stream_checks import complaints, slip_complaint
+from loadtest.stream_client import Refused
+from loadtest.stream_figures import final_text
+
+ROOT = Path(__file__).parent.parent
+CLIPS = ROOT / "tests" / "clips" / "clips.json"
+RESULTS = Path(__file__).parent / "results"
+MAX_RECORDINGS = 150
+STREAMS = [1, 2, 4]
+SILENCES_MS = [500, 200]
+SECONDS = 35.0
+REST_CLIP_S = 5.0
+MAX_OTHER_CPU_SHARE = 0.05
+
+
+def whole_text(server: BenchServer, audio: StreamAudio, silence_ms: int) -> str:
+    """The answer about a stream's audio as a file that is cut by the same rule."""
+    body = make_body(audio.wav, chunking="voice", silence_duration_ms=str(silence_ms))
+    return " ".join(server.answer(body)["text"].split())
+
+
+def ask_first(server: BenchServer, speeches: Sequence[Speech], folder: Path) -> Question:
+    """The file that is posted beside the streams, with the answer that it gets when nothing else runs."""
+    speech = min(speeches, key=lambda each: abs(each.recording.seconds - REST_CLIP_S))
+    clip = write_clip(folder, speech.recording.name, speech.recording.samples)
+    body = make_body(clip.audio)
+    return Question(body, clip.seconds, server.answer(body)["text"].strip())
+
+
+def judge(results: Sequence[LevelResult], whole: dict[int, list[str]], other_cpu_share: float) -> dict[str, Any]:
+    """Which checks fail, and what exactly was wrong. `whole` has the text of each stream's file by the silence in ms."""
+    wrong = [
+        f"{each.level.name}, stream {number}: {complaint}"
+        for each in results
+        for number, run in enumerate(each.runs)
+        for complaint in complaints(run)
+    ]
+    slips = [f"{each.level.name}: {complaint}" for each in results if (complaint := slip_complaint(each.slips_s()))]
+    streamed: dict[tuple[int, int], set[str]] = {}
+    for each in results:
+        for number, run in enumerate(each.runs):
+            streamed.setdefault((each.level.silence_ms, number), set()).add(final_text(run))
+    differing = [
+        {"silence_ms": silence_ms, "stream": number, "whole": whole[silence_ms][number], "streamed": sorted(texts)}
+        for (silence_ms, number), texts in streamed.items()
+        if texts != {whole[silence_ms][number]}
+    ]
+    loads = [each.load for each in results if each.load is not None]
+    void = find_void(
+        {
+            "every session kept to the protocol": lambda: not wrong,
+            "a stream's text is the same at every level": lambda: all(len(texts) == 1 for texts in streamed.values()),
+            "a stream's text is that of its audio as a file": lambda: not differing,
+            "everything that was said was heard": lambda: all(heard.utterances for each in results for heard in each.heard()),
+            "the generator was on time": lambda: not slips,
+            "no request beside the streams failed": lambda: not any(load.errors for load in loads),
+            "no answer beside the streams changed": lambda: not any(load.changed for load in loads),
+            "the machine was free for the run": lambda: other_cpu_share <= MAX_OTHER_CPU_SHARE,
+        }
+    )
+    return {
+        "void": void,
+        "complaints": wrong + slips,
+        "texts_that_differ": differing,
+        "other_cpu_share": round(other_cpu_share, 4),
+    }
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure all; the result as it is written. Raises `ServerError` or `Refused` where the server does not serve."""
+    result = describe_run(ROOT)
+    speeches = clear_speech(read_recordings(arguments.data, CLIPS, MAX_RECORDINGS))
+    audios = [make_stream(speeches, arguments.seconds, seed=number) for number in range(max(arguments.streams))]
+    levels = [Level(*each) for each in product(arguments.streams, (False, True), arguments.silence_ms)]
+    with BenchServer(ROOT, server_options(arguments)) as server, tempfile.TemporaryDirectory() as folder:
+        question = ask_first(server, speeches, Path(folder))
+        others = OthersWatch()
+        results = [
+            run_level(server.url, server.pid, level, audios[: level.streams], question)
+            for level in tqdm(levels, desc="live", unit="level")
+        ]
+        other_cpu_share = others.share()
+        whole = {silence_ms: [whole_text(server, audio, silence_ms) for audio in audios] for silence_ms in arguments.silence_ms}
+    how = {
+        "seconds": arguments.seconds,
+        "recordings": "tests/clips" if arguments.data is None else arguments.data.name,
+        "clear_recordings": len(speeches),
+    }
+    return result | judge(results, whole, other_cpu_share) | {"how": how, "levels": [describe_level(each) for each in results]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="audio of a stream (default: %(default)g)")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="numbers of streams (default: 1 2 4)")
+    parser.add_argument("--silence-ms", type=int, nargs="+", default=SILENCES_MS, help="settings of it (default: 500 200)")
+    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: loadtest/results)")
+    add_server_flags(parser)
+    arguments = parser.parse_args()
+    try:
+        result = run(arguments)
+    except (ServerError, Refused) as error:
+        print(f"live: {error}", file=sys.stderr)
+        return 2
+    print(write_report(result, arguments.out))
+    return 1 if result["void"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
