@@ -1,8 +1,9 @@
-"""The command line: `thinbridge serve | transcribe | models | doctor | version`."""
+"""The command line: `thinbridge serve | transcribe | mic | models | doctor | version`."""
 
 import argparse
 import importlib.metadata
 import json
+import math
 import queue
 import sys
 import time
@@ -93,6 +94,26 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
             print(written(reply, words, options.format).removesuffix("\n"), flush=True)
     engine.drain(0)
     return 1 if failures else 0
+
+
+def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
+    """Play a file or stdin into a running server; the answers go to stdout, what was waited for them to stderr."""
+    from server.mic import MicError, Session, open_session
+    from server.mic_source import open_source
+    from server.mic_view import JsonView, TextView
+
+    view = JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stdout.isatty())
+    try:
+        source = open_source(options.file, options.rate)
+        with open_session(options.url) as connection:
+            summary = Session(connection, source, options.speed, view).run({"instruction": options.instruction})
+    except (ServeError, OSError) as error:
+        raise CommandError(f"{options.file}: {error.strerror if isinstance(error, OSError) else error}") from None
+    except MicError as error:
+        raise CommandError(str(error)) from None
+    for line in [*summary.failures, *summary.lines()]:
+        print(line, file=sys.stderr)
+    return 1 if summary.failures else 0
 
 
 def models_command(_options: argparse.Namespace, settings: Settings) -> int:
@@ -216,6 +237,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_setting_flags(transcribe, "bundle", "cache_dir", "threads")
 
+    mic = _add_command(commands, "mic", "play audio into a running server as it is spoken, and show what it hears", mic_command)
+    mic.add_argument("file", metavar="FILE", help="audio file; - reads stdin, an audio file or raw mono 16-bit PCM")
+    mic.add_argument("-i", "--instruction", default=INSTRUCTION, help="what to do with each utterance (default: %(default)s)")
+    mic.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is (default: %(default)s)")
+    mic.add_argument("--rate", type=_positive, help="sample rate of raw PCM in Hz (default: 16000 where stdin is no audio file)")
+    mic.add_argument("--speed", type=_not_negative, default=1.0, help="1 is real time, 0 as fast as it goes (default: 1)")
+    mic.add_argument("--json", action="store_true", help="print every event as a line of JSON")
+
     models = _add_command(commands, "models", "describe the model bundle", models_command)
     _add_setting_flags(models, "bundle", "cache_dir")
 
@@ -229,6 +258,13 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
         raise ValueError
     return value
 

@@ -177,7 +177,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(command in text for command in ("serve", "transcribe", "models", "doctor", "version"))
+    assert all(command in text for command in ("serve", "transcribe", "mic", "models", "doctor", "version"))
 
 
 def test_python_m_server_is_the_same_program() -> None:
