@@ -21,7 +21,8 @@ ABOVE_ROOM_DB = 8.0
 LOUD_BELOW_VOICE_DB = 20.0
 NEAREST_TO_VOICE_DB = 10.0
 DOUBT_DB = 10.0
-VOICE_PERCENTILE, ROOM_PERCENTILE = 95, 5
+VOICE_RANGE_DB, VOICE_PERCENTILE = 30.0, 90
+ROOM_PERCENTILE = 5
 SILENCE_DB = -70.0
 """Below full scale; a recording that never gets louder has no speech."""
 
@@ -40,7 +41,8 @@ def find_speech(samples: npt.NDArray[np.float32], rate_hz: int) -> SpeechBounds:
     levels_db = _levels_db(samples, round(FRAME_S * rate_hz))
     if len(levels_db) == 0 or levels_db.max() < SILENCE_DB:
         raise ValueError("the recording is silent")
-    voice_db, room_db = np.percentile(levels_db, (VOICE_PERCENTILE, ROOM_PERCENTILE))
+    voice_db = float(np.percentile(levels_db[levels_db > levels_db.max() - VOICE_RANGE_DB], VOICE_PERCENTILE))
+    room_db = float(np.percentile(levels_db, ROOM_PERCENTILE))
     threshold_db = max(voice_db - BELOW_VOICE_DB, room_db + ABOVE_ROOM_DB)
     start, end = _bounds(levels_db, threshold_db, voice_db)
     later_start, earlier_end = _bounds(levels_db, threshold_db + DOUBT_DB, voice_db)
