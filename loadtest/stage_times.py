@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import soundfile
 
+from loadtest.footprint import footprints, total
+
 MODEL_STAGES = ("encode_ms", "adapter_ms", "prefill_ms", "decode_ms")
 INSTRUCTION = "Transcribe the speech to text."
 
@@ -40,12 +42,6 @@ def measure(client: httpx.Client, wav: bytes, runs: int) -> dict[str, float]:
     return medians | {"output_tokens": counted[0]["usage"]["output_tokens"]}
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its children."""
-    pids = [pid, *(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    return sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in pids) * 4096 / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -62,7 +58,7 @@ def main() -> None:
         outside = 1 - sum(row[stage] for stage in MODEL_STAGES) / row["total_ms"]
         print(f"| {seconds:g} s | {' | '.join(f'{row[stage]:.1f}' for stage in stages)} | {100 * outside:.1f} % |")
     if arguments.pid:
-        print(f"\nResident memory of the server and its children: {resident_mib(arguments.pid):.0f} MiB")
+        print(f"\nResident memory of the server and its children: {total(footprints(arguments.pid))['resident_mib']:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
@@ -45,6 +46,8 @@ class ScriptedServer:
     starts: list[Event] = field(default_factory=list)
     messages: list[Event] = field(default_factory=list)
     audio: list[bytes] = field(default_factory=list)
+    gone: list[int | None] = field(default_factory=list)
+    """The close code of each session that is over, None where there was none."""
 
     def answer_http(self, _connection: ServerConnection, request: Request) -> Response | None:
         """The page, or a refusal of the upgrade; None lets it through."""
@@ -62,6 +65,9 @@ class ScriptedServer:
     def serve_one(self, connection: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             _Session(self, connection).run()
+            # Until the client has answered.
+            connection.recv()
+        self.gone.append(connection.close_code if connection.close_code != CloseCode.ABNORMAL_CLOSURE else None)
 
 
 class _Session:
@@ -76,7 +82,10 @@ class _Session:
         self._wants: Event = {}
 
     def run(self) -> None:
-        start = json.loads(self._connection.recv())
+        first = self._receive()
+        if first is None:
+            return
+        start = json.loads(first)
         if start.get("type") != "start" or set(start) - START_KEYS:
             self._fail("invalid_request", 1008)
             return
@@ -92,11 +101,17 @@ class _Session:
         while self._take():
             pass
 
-    def _take(self) -> bool:
+    def _receive(self) -> str | bytes | None:
+        """The next message; None where there is none in time, which ends the session."""
         try:
-            message = self._connection.recv(timeout=self._server.idle_timeout_s)
+            return self._connection.recv(timeout=self._server.idle_timeout_s)
         except TimeoutError:
             self._fail("session_idle", 1008)
+            return None
+
+    def _take(self) -> bool:
+        message = self._receive()
+        if message is None:
             return False
         if isinstance(message, bytes):
             self._server.audio.append(message)

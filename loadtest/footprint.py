@@ -1,0 +1,105 @@
+"""What the processes of a server hold: memory, open files, threads; now, or watched over time."""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from loadtest.bench_process import cpu_seconds, process_tree
+
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One process. `name` is the module that it runs; resident memory counts shared pages too."""
+
+    pid: int
+    name: str
+    resident_mib: float
+    files: int
+    threads: int
+
+
+def footprints(pid: int) -> list[Footprint]:
+    """A process and its living descendants, itself first."""
+    found = []
+    for each in process_tree(pid):
+        folder = Path(f"/proc/{each}")
+        try:
+            resident_mib = int((folder / "statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+            files, threads = (sum(1 for _ in (folder / kind).iterdir()) for kind in ("fd", "task"))
+            found.append(Footprint(each, _name(folder), resident_mib, files, threads))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _name(folder: Path) -> str:
+    arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    return arguments[arguments.index("-m") + 1] if "-m" in arguments else Path(arguments[0]).name
+
+
+def total(held: Iterable[Footprint]) -> dict[str, float]:
+    """Sums over processes, and how many there are."""
+    held = list(held)
+    return {
+        "processes": len(held),
+        "files": sum(each.files for each in held),
+        "threads": sum(each.threads for each in held),
+        "resident_mib": round(sum(each.resident_mib for each in held), 2),
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A moment of a watch: seconds since its beginning, resident memory and CPU time of the processes, by name and together."""
+
+    at_s: float
+    resident_mib: dict[str, float]
+    cpu_s: float
+
+    @property
+    def total_mib(self) -> float:
+        return sum(self.resident_mib.values())
+
+
+class Watch:
+    """A context manager that takes a reading of a server's processes every so often until it ends, and one at each end."""
+
+    def __init__(self, pid: int, period_s: float) -> None:
+        self.readings: list[Reading] = []
+        self._pid, self._period_s = pid, period_s
+        self._started_s = time.monotonic()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def read(self) -> Reading:
+        """Take a reading now."""
+        resident_mib: dict[str, float] = {}
+        for each in footprints(self._pid):
+            resident_mib[each.name] = resident_mib.get(each.name, 0.0) + each.resident_mib
+        reading = Reading(time.monotonic() - self._started_s, resident_mib, cpu_seconds(self._pid))
+        self.readings.append(reading)
+        return reading
+
+    def peak(self) -> Reading:
+        """The reading with the most memory."""
+        return max(self.readings, key=lambda reading: reading.total_mib)
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._period_s):
+            self.read()
+
+    def __enter__(self) -> Self:
+        self.read()
+        self._thread.start()
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.read()

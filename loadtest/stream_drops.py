@@ -1,0 +1,198 @@
+"""Sessions at `/v1/stream` that are begun and dropped at any point, in every way in which a client can go."""
+
+import io
+import json
+import random
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import numpy as np
+import soundfile
+from websockets.client import ClientProtocol
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Response
+from websockets.uri import parse_uri
+
+from loadtest.answers import TRANSCRIBE
+from loadtest.bench_clips import RATE_HZ
+from loadtest.live_audio import StreamAudio
+from loadtest.stream_client import stream_url
+
+PIECE_BYTES = 3200
+FAST = 8.0
+"""How many times faster than real time the audio is sent."""
+TIMEOUT_S = 30.0
+RECEIVE_BYTES = 65536
+
+
+class Farewell(StrEnum):
+    """How the client goes."""
+
+    END = "says that it is through, and waits for the end"
+    CLOSE = "closes the WebSocket"
+    RESET = "resets the connection (RST)"
+    SILENCE = "falls silent until the server ends it"
+
+
+class Point(StrEnum):
+    """When it goes."""
+
+    CONNECTED = "before its first message"
+    READY = "before any audio"
+    AUDIO = "within its audio"
+    FLUSH = "right after a flush"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One session: `share` of the audio is sent where it gets to that."""
+
+    farewell: Farewell
+    point: Point
+    share: float
+    encoding: str
+
+
+def choose(seed: int, opus_share: float) -> Drop:
+    """Any of them, by the seed alone. Who goes before the first message cannot say that it is through."""
+    chance = random.Random(seed)
+    farewell = chance.choice(list(Farewell))
+    point = chance.choice([each for each in Point if farewell != Farewell.END or each != Point.CONNECTED])
+    return Drop(farewell, point, chance.random(), "ogg_opus" if chance.random() < opus_share else "pcm16")
+
+
+def as_opus(audio: StreamAudio) -> bytes:
+    """As an Ogg Opus file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio.samples.astype(np.float32) / 32768, RATE_HZ, format="OGG", subtype="OPUS")
+    return buffer.getvalue()
+
+
+class DropClient:
+    """One connection, all of it in one thread, so that it can be reset at once. A context manager."""
+
+    def __init__(self, url: str) -> None:
+        """Connect and upgrade. Raises `OSError`, or `ConnectionError` where the server refuses."""
+        address = urlsplit(url)
+        self._socket = socket.create_connection((address.hostname, address.port), TIMEOUT_S)
+        self._protocol = ClientProtocol(parse_uri(stream_url(url)), max_size=None)
+        self.events: list[str] = []
+        self.is_over = False
+        try:
+            self._upgrade()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _upgrade(self) -> None:
+        self._protocol.send_request(self._protocol.connect())
+        self._flush()
+        while not self._take():
+            pass
+
+    def say(self, **message: object) -> None:
+        self._protocol.send_text(json.dumps(message).encode())
+        self._flush()
+
+    def send(self, piece: bytes) -> None:
+        self._protocol.send_binary(piece)
+        self._flush()
+
+    def wait_for(self, *types: str) -> None:
+        """Until such an event, or the end of the session, has come. Raises `TimeoutError`."""
+        while not self.is_over and not set(types) & set(self.events):
+            self._take()
+
+    def wait_for_end(self) -> None:
+        """Until the server has closed the connection. Raises `TimeoutError`."""
+        while not self.is_over:
+            self._take()
+
+    def close(self) -> None:
+        """An orderly close."""
+        self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
+        self._flush()
+        self.wait_for_end()
+
+    def reset(self) -> None:
+        """Sends RST and forgets the connection."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+
+    def _flush(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self._socket.sendall(data)
+
+    def _take(self) -> bool:
+        """What has come; whether it was anything to do with the WebSocket."""
+        data = self._socket.recv(RECEIVE_BYTES)
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+            self.is_over = True
+        found = self._protocol.events_received()
+        for event in found:
+            if isinstance(event, Response) and event.status_code != 101:
+                raise ConnectionError(f"status {event.status_code}")
+            if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                self.events.append(json.loads(bytes(event.data))["type"])
+        self._flush()
+        return bool(found) or self.is_over
+
+    def __enter__(self) -> "DropClient":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._socket.close()
+
+
+def play(url: str, drop: Drop, pcm: bytes, opus: bytes) -> str:
+    """Have one session; an empty string, or what the server did wrong."""
+    try:
+        with DropClient(url) as client:
+            _speak(client, drop, opus if drop.encoding == "ogg_opus" else pcm)
+            return _leave(client, drop.farewell)
+    except (OSError, EOFError) as error:
+        return f"{drop.farewell.name} {drop.point.name}: {error!r}"
+
+
+def _speak(client: DropClient, drop: Drop, data: bytes) -> None:
+    if drop.point == Point.CONNECTED:
+        return
+    client.say(type="start", instruction=TRANSCRIBE, encoding=drop.encoding, voice={"silence_duration_ms": 200})
+    client.wait_for("ready")
+    if drop.point == Point.READY:
+        return
+    for piece in _pieces(data[: int(drop.share * len(data))]):
+        client.send(piece)
+        time.sleep(PIECE_BYTES / (2 * RATE_HZ) / FAST)
+    if drop.point == Point.FLUSH:
+        client.say(type="flush", id="drop")
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
+
+
+def _leave(client: DropClient, farewell: Farewell) -> str:
+    expected = {Farewell.END: "ended", Farewell.SILENCE: "error"}
+    match farewell:
+        case Farewell.CLOSE:
+            client.close()
+        case Farewell.RESET:
+            client.reset()
+        case Farewell.END:
+            client.say(type="end")
+            client.wait_for_end()
+        case Farewell.SILENCE:
+            client.wait_for_end()
+    if farewell in expected and client.events[-1:] != [expected[farewell]]:
+        return f"{farewell.name}: the last events are {client.events[-3:]}, not {expected[farewell]}"
+    return ""
