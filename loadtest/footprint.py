@@ -56,9 +56,9 @@ def total(held: Iterable[Footprint]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Reading:
-    """A moment of a watch: seconds since its beginning, resident memory and CPU time of the processes, by name and together."""
+    """A moment of the monotonic clock: resident memory of the processes by name, and the CPU time that all of them have used."""
 
-    at_s: float
+    moment_s: float
     resident_mib: dict[str, float]
     cpu_s: float
 
@@ -73,7 +73,6 @@ class Watch:
     def __init__(self, pid: int, period_s: float) -> None:
         self.readings: list[Reading] = []
         self._pid, self._period_s = pid, period_s
-        self._started_s = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -82,7 +81,7 @@ class Watch:
         resident_mib: dict[str, float] = {}
         for each in footprints(self._pid):
             resident_mib[each.name] = resident_mib.get(each.name, 0.0) + each.resident_mib
-        reading = Reading(time.monotonic() - self._started_s, resident_mib, cpu_seconds(self._pid))
+        reading = Reading(time.monotonic(), resident_mib, cpu_seconds(self._pid))
         self.readings.append(reading)
         return reading
 

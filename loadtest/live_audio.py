@@ -95,9 +95,9 @@ def say(
     yield pause, None
 
 
-def make_stream(speeches: Sequence[Speech], seconds: float, seed: int) -> StreamAudio:
+def make_stream(speeches: Sequence[Speech], seconds: float, seed: int, pauses_s: tuple[float, float] = PAUSES_S) -> StreamAudio:
     """The pieces of `say` as one."""
-    pieces = list(say(speeches, seconds, seed))
+    pieces = list(say(speeches, seconds, seed, pauses_s))
     return StreamAudio(np.concatenate([samples for samples, _ in pieces]), tuple(each for _, each in pieces if each is not None))
 
 

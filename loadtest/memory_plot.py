@@ -15,7 +15,11 @@ def plot_memory(watches: Mapping[str, Sequence[Reading]], path: Path, title: str
 
     figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
     for name, readings in watches.items():
-        axes.plot([reading.at_s for reading in readings], [reading.total_mib for reading in readings], label=name)
+        axes.plot(
+            [reading.moment_s - readings[0].moment_s for reading in readings],
+            [reading.total_mib for reading in readings],
+            label=name,
+        )
     axes.set(title=title, xlabel="time (s)", ylabel="resident memory of the server's processes (MiB)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

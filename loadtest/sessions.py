@@ -150,8 +150,8 @@ def markdown(result: dict[str, Any]) -> str:
         *conditions(result),
         *(["**Not as it should be:**", "", *(f"- {each}" for each in wrong), ""] if wrong else []),
         f"{result['sessions']} live sessions, {result['concurrency']} at a time, {result['opus']} of them with Ogg Opus; each "
-        f"went at a random point in a random way. {len(result['wrongly_ended'])} were not ended as they should be. Memory grew by "
-        f"{growths[0]} MiB in the first half and by {growths[1]} MiB in the second, where {MAX_GROWTH_MIB:g} MiB count as none.",
+        f"went at a random point, in a random way. {len(result['wrongly_ended'])} were not ended as they should be. Memory grew "
+        f"by {growths[0]} MiB in the first half and {growths[1]} MiB in the second, where {MAX_GROWTH_MIB:g} MiB count as none.",
         "",
         *table(
             ["after sessions", "processes", "open files", "threads", "MiB"], [list(each.values()) for each in result["totals"]]

@@ -69,10 +69,12 @@ class Arrival:
 
 @dataclass
 class StreamRun:
-    """All that a session gave. `sent` is how many seconds of audio had been sent when, `slips_s` how late each piece was sent;
-    `messages` as in the script, as far as they were sent. No `close_code` means that the server did not close in time."""
+    """All that a session gave. `origin_s` is when its audio began, by the monotonic clock. `sent` is how many seconds of audio
+    had been sent when, `slips_s` how late each piece was sent; `messages` as in the script, as far as they were sent. No
+    `close_code` means that the server did not close in time."""
 
     script: Script
+    origin_s: float = 0.0
     arrivals: list[Arrival] = field(default_factory=list)
     sent: list[tuple[float, float]] = field(default_factory=list)
     slips_s: list[float] = field(default_factory=list)
@@ -117,14 +119,14 @@ class _Session:
     def __init__(self, connection: ClientConnection, script: Script) -> None:
         self._connection, self._script = connection, script
         self._run = StreamRun(script)
-        self._origin_s = time.perf_counter()
+        self._run.origin_s = time.monotonic()
 
     def run(self) -> StreamRun:
         sender = threading.Thread(target=self._send, daemon=True)
         try:
             self._connection.send(start_message(self._script))
             self._receive()
-            self._origin_s = time.perf_counter()
+            self._run.origin_s = time.monotonic()
             sender.start()
             while True:
                 self._receive()
@@ -139,7 +141,7 @@ class _Session:
         return self._run
 
     def _now_s(self) -> float:
-        return time.perf_counter() - self._origin_s
+        return time.monotonic() - self._run.origin_s
 
     def _receive(self) -> None:
         text = self._connection.recv(timeout=PATIENCE_S)

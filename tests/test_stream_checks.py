@@ -188,7 +188,7 @@ def test_speech_in_several_utterances_and_a_final_that_comes_too_early() -> None
     finals = [
         Arrival(at_s, {"type": "final", "utterance": 0, "start_s": start_s, "end_s": end_s}) for at_s, start_s, end_s in spans
     ]
-    run = StreamRun(Script(b""), finals)
+    run = StreamRun(Script(b""), arrivals=finals)
     whole, first, longer = match(run, [Spoken("a", "", 0.3, 1.8), Spoken("b", "", 0.3, 0.85), Spoken("c", "", 0.3, 2.5)])
     assert [each.utterances for each in (whole, first, longer)] == [2, 1, 2]
     assert [each.final_s for each in (whole, first, longer)] == pytest.approx([0.2, 0.15, -0.5])
@@ -198,7 +198,7 @@ def test_speech_in_several_utterances_and_a_final_that_comes_too_early() -> None
 def test_words_that_were_taken_back() -> None:
     texts = [(0, "one"), (0, "one tw"), (1, "other"), (0, "one two"), (0, "won two three"), (1, "other one"), (0, "won two")]
     partials = [Arrival(0, {"type": "partial", "utterance": number, "stable": "", "tail": text}) for number, text in texts]
-    revisions = count_revisions(StreamRun(Script(b""), partials))
+    revisions = count_revisions(StreamRun(Script(b""), arrivals=partials))
     assert (revisions.partials, revisions.words, revisions.revised) == (7, 4 + 2, 2)
 
 
