@@ -134,7 +134,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _details(result: dict[str, Any]) -> list[str]:
     """What exactly was wrong, the first of each kind."""
     differing = [
-        f"- {each['silence_ms']} ms, stream {each['stream']}: as a file {each['whole']!r}, streamed {each['streamed']!r}"
+        f"- stream {each['stream']}: as a file {each['whole']!r}, streamed {each['streamed']!r}"
         for each in result["texts_that_differ"]
     ]
     lines = [*(f"- {complaint}" for complaint in result["complaints"][:10]), *differing[:3]]
