@@ -1,5 +1,6 @@
 """What the processes of a server hold: memory, open files, threads; now, or watched over time."""
 
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -39,8 +40,9 @@ def footprints(pid: int) -> list[Footprint]:
 
 
 def _name(folder: Path) -> str:
-    arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    return arguments[arguments.index("-m") + 1] if "-m" in arguments else Path(arguments[0]).name
+    command = (folder / "cmdline").read_bytes().decode(errors="replace")
+    module = re.search(r"\0-m\0([\w.]+)|\0-c\0.*?from ([\w.]+) import", command)
+    return module[1] or module[2] if module else Path(command.split("\0")[0]).name
 
 
 def total(held: Iterable[Footprint]) -> dict[str, float]:

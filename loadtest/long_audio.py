@@ -46,6 +46,7 @@ WATCH_PERIOD_S = 0.5
 ANSWER_TIMEOUT_S = 4 * 3600.0
 BODY_TIMEOUT_S = 600.0
 MAX_BODY_BYTES = 2**30
+SPARE_S = 600.0
 SEED = 0
 
 
@@ -138,12 +139,11 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list[R
     """Measure all; the result as it is written, and memory over time by name. Raises `ServerError` or `Refused`."""
     result = describe_run(ROOT)
     speeches = clear_speech(read_recordings(arguments.data, CLIPS, MAX_RECORDINGS))
-    longest_s = 60 * max([*arguments.minutes, arguments.live_minutes, 1])
     limits = {
-        "max_audio_s": longest_s + 60,
         "max_body_bytes": MAX_BODY_BYTES,
         "body_timeout_s": BODY_TIMEOUT_S,
-        "live_max_session_s": longest_s + 600,
+        "live_max_session_s": 60 * arguments.live_minutes + SPARE_S,
+        **({"max_audio_s": 60 * max(arguments.minutes) + SPARE_S} if arguments.minutes else {}),
     }
     watches: dict[str, list[Reading]] = {}
     files, live = [], None

@@ -95,7 +95,8 @@ def stream_url(url: str) -> str:
 def open_stream(url: str) -> ClientConnection:
     """A connection on which nothing has been said yet. Raises `Refused`."""
     try:
-        return connect(stream_url(url), compression=None, proxy=None, max_size=MAX_EVENT_BYTES)
+        # No pings: behind minutes of audio that the server has yet to take they would seem to get no answer.
+        return connect(stream_url(url), compression=None, proxy=None, max_size=MAX_EVENT_BYTES, ping_interval=None)
     except InvalidStatus as error:
         response = error.response
         raise Refused(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import soundfile
 from websockets.client import ClientProtocol
+from websockets.exceptions import WebSocketException
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
@@ -37,6 +38,9 @@ class Farewell(StrEnum):
     CLOSE = "closes the WebSocket"
     RESET = "resets the connection (RST)"
     SILENCE = "falls silent until the server ends it"
+
+
+LAST_EVENTS = {Farewell.END: "ended", Farewell.SILENCE: "error session_idle"}
 
 
 class Point(StrEnum):
@@ -77,7 +81,7 @@ class DropClient:
     """One connection, all of it in one thread, so that it can be reset at once. A context manager."""
 
     def __init__(self, url: str) -> None:
-        """Connect and upgrade. Raises `OSError`, or `ConnectionError` where the server refuses."""
+        """Connect and upgrade. Raises `OSError`; where the server refuses, it is a `ConnectionError`."""
         address = urlsplit(url)
         self._socket = socket.create_connection((address.hostname, address.port), TIMEOUT_S)
         self._protocol = ClientProtocol(parse_uri(stream_url(url)), max_size=None)
@@ -142,7 +146,8 @@ class DropClient:
             if isinstance(event, Response) and event.status_code != 101:
                 raise ConnectionError(f"status {event.status_code}")
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                self.events.append(json.loads(bytes(event.data))["type"])
+                told = json.loads(bytes(event.data))
+                self.events.append(f"error {told['error']['code']}" if told["type"] == "error" else told["type"])
         self._flush()
         return bool(found) or self.is_over
 
@@ -155,12 +160,18 @@ class DropClient:
 
 def play(url: str, drop: Drop, pcm: bytes, opus: bytes) -> str:
     """Have one session; an empty string, or what the server did wrong."""
+    name = f"{drop.farewell.name} {drop.point.name} {drop.encoding}"
     try:
         with DropClient(url) as client:
-            _speak(client, drop, opus if drop.encoding == "ogg_opus" else pcm)
-            return _leave(client, drop.farewell)
-    except (OSError, EOFError) as error:
-        return f"{drop.farewell.name} {drop.point.name}: {error!r}"
+            try:
+                _speak(client, drop, opus if drop.encoding == "ogg_opus" else pcm)
+                last = _leave(client, drop.farewell)
+            except (OSError, WebSocketException) as error:
+                return f"{name}: {error!r} after {client.events[-3:]}"
+    except OSError as error:
+        return f"{name}: {error!r}"
+    expected = LAST_EVENTS.get(drop.farewell, last)
+    return "" if last == expected else f"{name}: the last event is {last!r}, not {expected!r}"
 
 
 def _speak(client: DropClient, drop: Drop, data: bytes) -> None:
@@ -182,7 +193,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _leave(client: DropClient, farewell: Farewell) -> str:
-    expected = {Farewell.END: "ended", Farewell.SILENCE: "error"}
+    """The last event before the server closed, where it did."""
     match farewell:
         case Farewell.CLOSE:
             client.close()
@@ -193,6 +204,4 @@ def _leave(client: DropClient, farewell: Farewell) -> str:
             client.wait_for_end()
         case Farewell.SILENCE:
             client.wait_for_end()
-    if farewell in expected and client.events[-1:] != [expected[farewell]]:
-        return f"{farewell.name}: the last events are {client.events[-3:]}, not {expected[farewell]}"
-    return ""
+    return client.events[-1] if client.events else ""

@@ -58,11 +58,12 @@ class Summary:
 def open_session(url: str) -> ClientConnection:
     """A connection to `/v1/stream` of the server at `url`, on which nothing has been said. Raises `MicError`."""
     parts = urlsplit(url)
-    address = parts._replace(
-        scheme={"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme), path=parts.path.rstrip("/") + "/v1/stream"
-    )
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    address = parts._replace(scheme=scheme, path=parts.path.rstrip("/") + "/v1/stream").geturl()
+    options: dict[str, Any] = {"compression": None, "proxy": None, "max_size": MAX_EVENT_BYTES, "close_timeout": CLOSE_TIMEOUT_S}
     try:
-        return connect(address.geturl(), compression=None, proxy=None, max_size=MAX_EVENT_BYTES, close_timeout=CLOSE_TIMEOUT_S)
+        # No pings: behind minutes of audio that the server has yet to take they would seem to get no answer.
+        return connect(address, **options, ping_interval=None)
     except InvalidStatus as error:
         raise MicError(_refusal(error.response.status_code, bytes(error.response.body or b""))) from None
     except (InvalidURI, InvalidHandshake, OSError) as error:

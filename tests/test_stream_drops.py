@@ -40,8 +40,8 @@ def test_sessions_that_are_ended_wrongly_are_told() -> None:
         return [] if event["type"] in ("ended", "error") else [event]
 
     with scripted_server(twist=silent, idle_timeout_s=0.1) as server:
-        assert "not ended" in play(server.url, Drop(Farewell.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
-        assert "not error" in play(server.url, Drop(Farewell.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
+        assert "not 'ended'" in play(server.url, Drop(Farewell.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
+        assert "not 'error session_idle'" in play(server.url, Drop(Farewell.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
         server.refusal = (429, "overloaded")
         assert "status 429" in play(server.url, Drop(Farewell.CLOSE, Point.READY, 1.0, "pcm16"), PCM, b"")
 
