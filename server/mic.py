@@ -60,10 +60,16 @@ def open_session(url: str) -> ClientConnection:
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     address = parts._replace(scheme=scheme, path=parts.path.rstrip("/") + "/v1/stream").geturl()
-    options: dict[str, Any] = {"compression": None, "proxy": None, "max_size": MAX_EVENT_BYTES, "close_timeout": CLOSE_TIMEOUT_S}
     try:
         # No pings: behind minutes of audio that the server has yet to take they would seem to get no answer.
-        return connect(address, **options, ping_interval=None)
+        return connect(
+            address,
+            compression=None,
+            proxy=None,
+            max_size=MAX_EVENT_BYTES,
+            close_timeout=CLOSE_TIMEOUT_S,
+            ping_interval=None,
+        )
     except InvalidStatus as error:
         raise MicError(_refusal(error.response.status_code, bytes(error.response.body or b""))) from None
     except (InvalidURI, InvalidHandshake, OSError) as error:
