@@ -106,8 +106,17 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             super().handle_cont(event)
         else:
             # Empty ones never reach the limit on bytes.
-            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-            self.handle_parser_exception()
+            self._refuse(CloseCode.MESSAGE_TOO_BIG)
+
+    def send_receive_event_to_app(self) -> None:
+        try:
+            if self.curr_msg_data_type == "text":
+                b"".join(self.frames).decode()
+        except UnicodeDecodeError:
+            # uvicorn would log the traceback of each.
+            self._refuse(CloseCode.INVALID_DATA)
+        else:
+            super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
         # What still comes is read and dropped: closing at once would reset the connection, and the peer never learn why.
@@ -146,6 +155,11 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         super().on_task_complete(task)
         if not self.disconnected:
             self._aborting = self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def _refuse(self, code: CloseCode) -> None:
+        self.frames = []
+        self.conn.fail(code)
+        self.handle_parser_exception()
 
     def _read_on(self) -> None:
         """Take in what came, as far as it can be taken; only then comes more from the network.
