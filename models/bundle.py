@@ -59,6 +59,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def plain_words(instruction: str) -> str:
+    """An instruction without case, punctuation and spacing."""
+    return " ".join(re.findall(r"\w+", instruction.casefold()))
+
+
 class EncoderSection(Section):
     """The frozen speech encoder: log-mel features in, `states_per_s` states of `width` out."""
 
@@ -83,6 +88,11 @@ class AdapterSection(Section):
     subsampling: PositiveInt
     boundary_instructions: tuple[str, ...] | None = None
     embedding_size: PositiveInt
+
+    def transcribes(self, instruction: str) -> bool:
+        """Whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
+        known = self.boundary_instructions
+        return known is None or plain_words(instruction) in map(plain_words, known)
 
 
 class LlmSection(Section):

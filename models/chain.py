@@ -1,6 +1,5 @@
 """All models of a bundle, loaded: what an engine runs and an evaluation measures."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
 from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector
-from models.bundle import Bundle
+from models.bundle import Bundle, plain_words
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
 from models.follower import Grammars
@@ -23,11 +22,6 @@ from models.word_times import WordTimer
 
 # Of a bundle that names none of its own.
 TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
-
-
-def plain_words(instruction: str) -> str:
-    """An instruction without case, punctuation and spacing."""
-    return " ".join(re.findall(r"\w+", instruction.casefold()))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from server.metrics import Metrics
 from server.middleware import RequestContext, error_response, request_id_of
 from server.protocol import ErrorReply
 from server.rest import instruct_router
-from server.settings import Settings, SettingsError
+from server.settings import Settings
 from server.stream import stream_router
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,7 @@ PAGE_HEADERS = {
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.edge`.
-
-    Raises `SettingsError` where `max_audio_s` is beyond what the engine takes.
-    """
+    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.edge`."""
     edge = _put_together(engine, settings)
     app = FastAPI(
         title="Thinbridge",
@@ -64,15 +61,13 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
 
 def _put_together(engine: Engine, settings: Settings) -> Edge:
-    if settings.max_audio_s is not None and settings.max_audio_s > engine.max_audio_s:
-        raise SettingsError(f"Setting 'max_audio_s': the model takes at most {engine.max_audio_s:g} s.")
-    limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s or engine.max_audio_s)
     decode_pool = DecodePool(
         settings.decode_workers,
-        limits,
+        AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
         timeout_s=settings.decode_timeout_s,
         memory_bytes=settings.decode_memory_bytes,
         max_waiting=settings.slots + settings.queue_limit,
+        max_streams=settings.decode_streams,
     )
     return Edge(engine, settings, decode_pool, GrammarTrial(), Metrics(engine.stats, lambda: decode_pool.restarts))
 

@@ -1,12 +1,13 @@
 """Bytes of an audio file -> mono float32 at the model's sample rate.
 
 The format is told by the bytes alone, never by a name or a content type, and only what is listed here is read.
-Decoding goes block by block and stops at the cap on seconds, so a small file that unpacks to hours costs little.
+Decoding goes block by block and stops at the cap on seconds, so a small file that unpacks to hours costs little, and one that
+is meant to last for hours is never whole in memory as samples.
 This runs native code on hostile bytes: the server calls it in a child process (`server.decode_pool`).
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,13 +20,16 @@ from server.audio_wav import parse_wav, wav_samples
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio
 
 Container = Literal["WAV", "FLAC", "OGG", "MP3"]
+Samples = npt.NDArray[np.float32]
+"""Mono."""
+Frames = npt.NDArray[np.floating]
+"""[frames, channels]"""
 
 FORMATS = "WAV, FLAC, OGG Vorbis, OGG Opus or MP3"
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_CHANNELS = 8
 # Float files are expected within +-1; this leaves room for hot masters and none for garbage.
 MAX_AMPLITUDE = 1e3
-BLOCK_FRAMES = 65_536
 # libsndfile reports 2**63 - 1 frames where a header leaves them open.
 UNKNOWN_FRAMES = 2**62
 SUBTYPES = {
@@ -45,32 +49,29 @@ class AudioLimits:
     max_audio_s: float
 
 
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+class OnceThrough(soundfile.SoundFile):  # type: ignore[misc]
     """A file read once from its start to its end. Seekable ones seek after every read, which is slow and may fail."""
 
     def seekable(self) -> bool:
         return False
 
 
-def decode_audio(data: bytes, limits: AudioLimits) -> npt.NDArray[np.float32]:
-    """Mono samples at `limits.sample_rate_hz`, never more than `max_audio_s` of them, all finite.
+def decode_audio(data: bytes, limits: AudioLimits) -> Samples:
+    """All blocks of `decode_blocks` in one piece."""
+    return np.concatenate([np.zeros(0, np.float32), *decode_blocks(data, limits)])
 
-    Raises `UndecodableAudio`, `AudioTooShort`, `AudioTooLong` or `InvalidAudio`.
+
+def decode_blocks(data: bytes, limits: AudioLimits) -> Iterator[Samples]:
+    """Mono blocks at `limits.sample_rate_hz`, of about a second each; together never more than `max_audio_s`, all finite.
+
+    Raises `UndecodableAudio`, `AudioTooShort`, `AudioTooLong` or `InvalidAudio` as soon as that is seen, which may be after the
+    last block. How the audio is cut into blocks does not change a sample.
     """
     if not data:
         raise AudioTooShort("The audio is empty.", param="audio")
     container, data = detect_container(data)
-    if container == "WAV":
-        samples, source_rate_hz = _decode_wav(data, limits)
-    else:
-        samples, source_rate_hz = _decode_native(container, data, limits)
-    if len(samples) < limits.min_audio_s * source_rate_hz or len(samples) == 0:
-        raise AudioTooShort(
-            f"The audio lasts {len(samples) / source_rate_hz:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio"
-        )
-    if source_rate_hz != limits.sample_rate_hz:
-        samples = soxr.resample(samples, source_rate_hz, limits.sample_rate_hz, quality="HQ")
-    return samples[: int(limits.max_audio_s * limits.sample_rate_hz)]
+    source_rate_hz, blocks = _open_wav(data, limits) if container == "WAV" else _open_native(container, data, limits)
+    yield from at_rate(_long_enough(mono_blocks(blocks, source_rate_hz, limits), source_rate_hz, limits), source_rate_hz, limits)
 
 
 def detect_container(data: bytes) -> tuple[Container, bytes]:
@@ -93,10 +94,13 @@ def detect_container(data: bytes) -> tuple[Container, bytes]:
     raise UndecodableAudio(f"{found}; send {FORMATS}.", param="audio")
 
 
+def first_ogg_packet(data: bytes) -> bytes:
+    """What begins after the first page's header of 27 bytes and its segment table, and names the codec."""
+    return data[27 + data[26] :] if len(data) > 26 else b""
+
+
 def _check_ogg_codec(data: bytes) -> None:
-    # The first packet starts after the 27-byte page header and its segment table, and names the codec.
-    packet = 27 + data[26] if len(data) > 26 else len(data)
-    if not data[packet : packet + 8].startswith((b"OpusHead", b"\x01vorbis")):
+    if not first_ogg_packet(data[:512]).startswith((b"OpusHead", b"\x01vorbis")):
         raise UndecodableAudio("The OGG file holds neither Vorbis nor Opus.", param="audio")
 
 
@@ -119,40 +123,86 @@ def _is_mp3_frame(header: bytes) -> bool:
     return version != 1 and layer == 1 and bit_rate not in (0, 15) and sample_rate != 3
 
 
-def _decode_wav(data: bytes, limits: AudioLimits) -> tuple[npt.NDArray[np.float32], int]:
+def _open_wav(data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
+    """The rate, and the blocks that are to be read."""
     wav_format, frames = parse_wav(data)
-    _check_shape(wav_format.sample_rate_hz, wav_format.channels)
+    check_shape(wav_format.sample_rate_hz, wav_format.channels)
     _check_length(len(frames) // wav_format.frame_bytes, wav_format.sample_rate_hz, limits)
-    return _mono(wav_samples(wav_format, frames)), wav_format.sample_rate_hz
+    block_bytes = wav_format.sample_rate_hz * wav_format.frame_bytes
+    places = range(0, len(frames), block_bytes)
+    return wav_format.sample_rate_hz, (wav_samples(wav_format, frames[place : place + block_bytes]) for place in places)
 
 
-def _decode_native(container: Container, data: bytes, limits: AudioLimits) -> tuple[npt.NDArray[np.float32], int]:
+def _open_native(container: Container, data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
     try:
-        with _Stream(io.BytesIO(data)) as file:
-            if file.format != container or file.subtype not in SUBTYPES[container]:
-                raise UndecodableAudio(f"The audio is not plain {container}; send {FORMATS}.", param="audio")
-            _check_shape(file.samplerate, file.channels)
-            _check_length(file.frames, file.samplerate, limits)
-            blocks = list(_mono_blocks(file, limits))
-            samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-            # Of the three only FLAC's header counts frames exactly, where it counts them at all.
-            if container == "FLAC" and len(samples) < file.frames < UNKNOWN_FRAMES:
-                raise UndecodableAudio("The FLAC file is cut off or damaged.", param="audio")
-            return samples, file.samplerate
+        file = OnceThrough(io.BytesIO(data))
     except soundfile.SoundFileError:
-        raise UndecodableAudio(f"The {container} file is damaged or cut off.", param="audio") from None
+        raise _damaged(container) from None
+    if file.format != container or file.subtype not in SUBTYPES[container]:
+        raise UndecodableAudio(f"The audio is not plain {container}; send {FORMATS}.", param="audio")
+    check_shape(file.samplerate, file.channels)
+    _check_length(file.frames, file.samplerate, limits)
+    return file.samplerate, _native_blocks(file, container)
 
 
-def _mono_blocks(file: soundfile.SoundFile, limits: AudioLimits) -> Iterator[npt.NDArray[np.float32]]:
+def _native_blocks(file: soundfile.SoundFile, container: Container) -> Iterator[Frames]:
     decoded_frames = 0
-    while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+    try:
+        with file:
+            while len(block := file.read(file.samplerate, dtype="float32", always_2d=True)):
+                decoded_frames += len(block)
+                yield block
+            # Of the three only FLAC's header counts frames exactly, where it counts them at all.
+            if container == "FLAC" and decoded_frames < file.frames < UNKNOWN_FRAMES:
+                raise UndecodableAudio("The FLAC file is cut off or damaged.", param="audio")
+    except soundfile.SoundFileError:
+        raise _damaged(container) from None
+
+
+def _damaged(container: Container) -> UndecodableAudio:
+    return UndecodableAudio(f"The {container} file is damaged or cut off.", param="audio")
+
+
+def mono_blocks(blocks: Iterable[Frames], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
+    """The blocks, each averaged over its channels. Raises `AudioTooLong` at the first that reaches beyond the cap."""
+    decoded_frames = 0
+    for block in blocks:
         decoded_frames += len(block)
-        # The header's count was only a promise; this one is not.
-        _check_length(decoded_frames, file.samplerate, limits)
+        # A header's count was only a promise; this one is not.
+        _check_length(decoded_frames, sample_rate_hz, limits)
         yield _mono(block)
 
 
-def _check_shape(sample_rate_hz: int, channels: int) -> None:
+def _long_enough(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
+    frames = 0
+    for block in blocks:
+        frames += len(block)
+        yield block
+    if frames < limits.min_audio_s * sample_rate_hz or frames == 0:
+        raise AudioTooShort(
+            f"The audio lasts {frames / sample_rate_hz:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio"
+        )
+
+
+def at_rate(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
+    """The blocks at the rate of `limits`, none of them empty. The rounding of a length takes them nowhere beyond the cap."""
+    if sample_rate_hz != limits.sample_rate_hz:
+        blocks = _resampled(blocks, soxr.ResampleStream(sample_rate_hz, limits.sample_rate_hz, 1, quality="HQ"))
+    left = int(limits.max_audio_s * limits.sample_rate_hz)
+    for block in blocks:
+        if len(block := block[:left]):
+            left -= len(block)
+            yield block
+
+
+def _resampled(blocks: Iterable[Samples], resampler: soxr.ResampleStream) -> Iterator[Samples]:
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def check_shape(sample_rate_hz: int, channels: int) -> None:
+    """Raises `UndecodableAudio` for a rate or a number of channels that is not read."""
     if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
         raise UndecodableAudio(
             f"The sample rate of {sample_rate_hz} Hz is outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.", param="audio"
@@ -166,7 +216,7 @@ def _check_length(frames: int, sample_rate_hz: int, limits: AudioLimits) -> None
         raise AudioTooLong(f"The audio is longer than {limits.max_audio_s:g} s.", param="audio")
 
 
-def _mono(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+def _mono(samples: Frames) -> Samples:
     """[frames, channels] of any float type -> [frames] float32. Raises `InvalidAudio` for what cannot be sound."""
     # NaN fails the comparison too.
     if len(samples) and not np.max(np.abs(samples)) <= MAX_AMPLITUDE:
@@ -176,5 +226,5 @@ def _mono(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         )
     if samples.shape[1] == 1:
         return np.ascontiguousarray(samples[:, 0], dtype=np.float32)
-    mixed: npt.NDArray[np.floating] = samples.mean(axis=1)
+    mixed: Frames = samples.mean(axis=1)
     return mixed.astype(np.float32)

@@ -23,6 +23,7 @@ def build_engine(bundle_path: Path, settings: Settings) -> Engine:
         manifest.sample_rate_hz,
         manifest.max_audio_s,
         stall_timeout_s=settings.stall_timeout_s,
+        transcribes=manifest.adapter.transcribes,
     )
 
 

@@ -13,39 +13,65 @@ from starlette.requests import ClientDisconnect, Request
 from server.edge import Edge
 from server.errors import RequestTimedOut
 from server.protocol import InstructReply, Timestamps, instruct_reply
-from server.request import Done, InstructRequest
+from server.request import Done
+from server.work import Work
 
 logger = logging.getLogger(__name__)
 
 
+class TimeLimit:
+    """When a request is given up: `timeout_s` after it last got on, and at its deadline. Belongs to the running event loop."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._deadline_at_s = float("inf")
+        self._ends_at_s = self._loop.time() + timeout_s
+
+    @property
+    def left_s(self) -> float:
+        return min(self._ends_at_s, self._deadline_at_s) - self._loop.time()
+
+    def extend(self) -> None:
+        """It has got on."""
+        self._ends_at_s = self._loop.time() + self._timeout_s
+
+    def set_deadline(self, deadline_s: float) -> None:
+        """In so many seconds it ends, whether it gets on or not."""
+        self._deadline_at_s = self._loop.time() + deadline_s
+
+    def error(self) -> RequestTimedOut:
+        """What the client is told at the end."""
+        if self._deadline_at_s < self._ends_at_s:
+            return RequestTimedOut("The request's deadline has passed.")
+        return RequestTimedOut(f"There was no answer within {self._timeout_s:g} s.")
+
+
 @dataclass(frozen=True)
 class Call:
-    """A request that goes to the engine.
-
-    It began at `started_s` (`time.perf_counter`) and is given up at `ends_at_s` (the event loop's clock).
-    """
+    """A request that goes to the engine. It began at `started_s` (`time.perf_counter`)."""
 
     edge: Edge
     request_id: str
-    engine_request: InstructRequest
+    work: Work
     started_s: float
-    ends_at_s: float
-    audio_decode_s: float
+    limit: TimeLimit
     timestamps: Timestamps = "none"
 
     def reply(self, done: Done, first_text_s: float | None) -> InstructReply:
         """The reply to an answer, which is counted and logged; `first_text_s` is when its first text came."""
         total_s = time.perf_counter() - self.started_s
-        times = dataclasses.replace(done.times, audio_decode_s=self.audio_decode_s, total_s=total_s)
-        done = dataclasses.replace(done, times=times)
-        audio_s = len(self.engine_request.audio) / self.edge.engine.sample_rate_hz
+        work = self.work
+        done = dataclasses.replace(
+            done, times=dataclasses.replace(done.times, audio_decode_s=work.audio_decode_s, total_s=total_s)
+        )
         metrics = self.edge.metrics
-        metrics.count_answer(done, audio_s)
+        metrics.count_answer(done, work.audio_s)
         if first_text_s is not None:
             metrics.time_to_first_token.observe(first_text_s - self.started_s)
-        reply = instruct_reply(self.engine_request.id, done, audio_s, self.timestamps)
+        reply = instruct_reply(work.id, done, work.audio_s, self.timestamps, work.basis, work.sections)
         logger.info(
-            "request %s: %.2f s of audio, %d tokens, %s", self.request_id, audio_s, done.usage.output_tokens, timing(reply)
+            "request %s: %.2f s of audio, %d tokens, %s", self.request_id, work.audio_s, done.usage.output_tokens, timing(reply)
         )
         return reply
 
@@ -56,29 +82,37 @@ def timing(reply: InstructReply) -> str:
 
 
 @contextlib.asynccontextmanager
-async def while_client_stays(request: Request, ends_at_s: float, timeout_s: float) -> AsyncIterator[None]:
-    """Break the block off when the client leaves (`ClientDisconnect`), and at `ends_at_s` of the event loop (`RequestTimedOut`).
+async def while_client_stays(request: Request, limit: TimeLimit) -> AsyncIterator[None]:
+    """Break the block off when the client leaves (`ClientDisconnect`), and when the limit is reached (`RequestTimedOut`).
 
-    The request's body has been read before. `timeout_s` is how long that was meant to be.
+    The request's body has been read before.
     """
     leaving = asyncio.create_task(_client_leaves(request))
-    limit = asyncio.timeout_at(ends_at_s)
+    watching = asyncio.create_task(_watch(leaving, limit))
+    broken_off = asyncio.timeout(None)
 
     def break_off(_task: object) -> None:
         # It may be over already.
         with contextlib.suppress(RuntimeError):
-            limit.reschedule(0)
+            broken_off.reschedule(0)
 
     try:
-        async with limit:
-            leaving.add_done_callback(break_off)
+        async with broken_off:
+            watching.add_done_callback(break_off)
             yield
     except TimeoutError:
         if leaving.done():
             raise ClientDisconnect from None
-        raise RequestTimedOut(f"There was no answer within {timeout_s:g} s.") from None
+        raise limit.error() from None
     finally:
+        watching.cancel()
         leaving.cancel()
+
+
+async def _watch(leaving: asyncio.Task[None], limit: TimeLimit) -> None:
+    """Until the client leaves or the limit, which may move meanwhile, is reached."""
+    while not leaving.done() and (left_s := limit.left_s) > 0:
+        await asyncio.wait([leaving], timeout=left_s)
 
 
 async def _client_leaves(request: Request) -> None:

@@ -4,10 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import math
-import queue
 import sys
-import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ from models.bundle import BundleError, Manifest, open_bundle
 from server.engine_protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
-from server.protocol import InstructReply, instruct_reply
+from server.protocol import InstructReply
 from server.reply_format import MEDIA_TYPES, SUBTITLES, written
-from server.request import Delta, Done, Event, InstructRequest, SamplingOptions, Word
+from server.request import SamplingOptions, Word
 from server.self_check import INSTRUCTION
 from server.settings import Settings, SettingsError, load_settings
 
@@ -188,23 +185,12 @@ def _instruct_file(
     engine: Engine, settings: Settings, path: str, options: argparse.Namespace, sampling: SamplingOptions
 ) -> tuple[InstructReply, tuple[Word, ...]]:
     """The reply for one file, and its words where they are asked for."""
-    from server.audio import AudioLimits, decode_audio
+    from server.audio import AudioLimits
+    from server.transcribe import instruct_file
 
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    started_s = time.perf_counter()
-    limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s or engine.max_audio_s)
-    audio = decode_audio(data, limits)
-    decoded_s = time.perf_counter()
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    wants_words = options.format in SUBTITLES
-    engine.submit(InstructRequest(uuid.uuid4().hex, audio, options.instruction, sampling, word_times=wants_words), events.put)
-    while isinstance(event := events.get(), Delta):
-        pass
-    if not isinstance(event, Done):
-        raise event.error
-    event.times.audio_decode_s = decoded_s - started_s
-    event.times.total_s = time.perf_counter() - started_s
-    return instruct_reply(path, event, len(audio) / engine.sample_rate_hz), event.words or ()
+    limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s)
+    return instruct_file(engine, data, limits, options.instruction, sampling, word_times=options.format in SUBTITLES)
 
 
 def _describe(folder: Path, manifest: Manifest) -> list[str]:

@@ -1,67 +1,64 @@
 """Audio decoding in warm child processes, so that hostile bytes can neither crash, hang nor exhaust the server.
 
-A child that dies or exceeds its time is killed and replaced, and its request is answered as undecodable. There is no
-in-process fallback: with no child alive, requests wait for one and then fail.
+Each open file or stream has a child of its own while it is open. A child that dies or exceeds its time is killed and replaced,
+and its request is answered as undecodable. There is no in-process fallback: with no child alive, requests wait for one and then
+fail.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import struct
-import sys
-from asyncio.subprocess import PIPE, Process
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from server.audio import AudioLimits
-from server.decode_worker import READY, REPLY_HEADER, REQUEST_HEADER, STATUS_SAMPLES
-from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, NotReady, Overloaded, ServeError, UndecodableAudio
+from server.audio import AudioLimits, Samples
+from server.decode_child import START_TIMEOUT_S, DecodeChild, WorkerError
+from server.decode_worker import END
+from server.errors import NotReady, Overloaded, ServeError, UndecodableAudio
 
 logger = logging.getLogger(__name__)
 
-ERRORS: dict[str, type[ServeError]] = {kind.code: kind for kind in (AudioTooShort, AudioTooLong, InvalidAudio, UndecodableAudio)}
-MAX_MESSAGE_BYTES = 1024
-START_TIMEOUT_S = 60.0
 RESTART_PAUSE_S = 1.0
-PIPE_BUFFER_BYTES = 2**20
-
 
 Result = TypeVar("Result")
 
 
-class WorkerError(Exception):
-    """The child died, hung or spoke nonsense."""
-
-
 class DecodePool:
-    """A fixed number of decode processes. Belongs to one event loop; `start` before use, `close` after."""
+    """`workers` decode processes for files that are decoded at once, and others for what takes longer.
 
-    def __init__(self, workers: int, limits: AudioLimits, *, timeout_s: float, memory_bytes: int, max_waiting: int) -> None:
+    A file that is not at its end after its first read, or a live stream, keeps its child, and another takes that one's place;
+    up to `max_streams` may be kept, and up to `max_waiting` callers may wait for a child. `timeout_s` is what one read may take.
+    Belongs to one event loop; `start` before use, `close` after.
+    """
+
+    def __init__(
+        self, workers: int, limits: AudioLimits, *, timeout_s: float, memory_bytes: int, max_waiting: int, max_streams: int
+    ) -> None:
         self.limits = limits
         self.restarts = 0
         self._workers = workers
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._max_waiting = max_waiting
+        self._max_streams = max_streams
         self._waiting = 0
-        self._idle: asyncio.LifoQueue[Process] = asyncio.LifoQueue()
-        self._processes: set[Process] = set()
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._starting = 0
+        self._kept = 0
+        self._idle: asyncio.LifoQueue[DecodeChild] = asyncio.LifoQueue()
+        self._children: set[DecodeChild] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @property
     def process_ids(self) -> set[int]:
         """The children that live now."""
-        return {process.pid for process in self._processes}
+        return {child.process_id for child in self._children}
 
     async def start(self) -> None:
-        """Start every child and wait until each is warm. Raises `WorkerError` where one cannot run here."""
+        """Start the children and wait until each is warm. Raises `WorkerError` where one cannot run here."""
         try:
-            for process in await asyncio.gather(*(self._spawn() for _ in range(self._workers))):
-                self._idle.put_nowait(process)
+            await asyncio.gather(*(self._start_child() for _ in range(self._workers)))
         except BaseException:
             await self.close()
             raise
@@ -72,102 +69,143 @@ class DecodePool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._kill(process) for process in list(self._processes)))
+        await asyncio.gather(*(child.kill() for child in self._children))
+        self._children.clear()
 
-    async def decode(self, data: bytes) -> npt.NDArray[np.float32]:
-        """Mono samples at the pool's rate. Raises the errors of `decode_audio`, `Overloaded`, or `NotReady` with no child."""
+    async def lease(self) -> "Lease":
+        """A child to open something in. Raises `Overloaded`, or `NotReady` with no child."""
+        return Lease(self, await self._take())
+
+    async def _take(self) -> DecodeChild:
         if self._waiting >= self._max_waiting:
             raise Overloaded("Too many requests are waiting for their audio to be decoded; try again soon.", retry_after_s=1)
-        # A client that leaves must not cost a child: its decode is short and bounded, and runs to its end.
-        return await asyncio.shield(self._track(asyncio.create_task(self._decode(data))))
-
-    async def _decode(self, data: bytes) -> npt.NDArray[np.float32]:
         self._waiting += 1
         try:
-            process = await asyncio.wait_for(self._idle.get(), START_TIMEOUT_S)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                return await self._idle.get()
         except TimeoutError:
             raise NotReady("No audio decoder is available; try again soon.", retry_after_s=5) from None
         finally:
             self._waiting -= 1
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                status, payload = await self._exchange(process, data)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, struct.error, WorkerError) as error:
-            self._track(asyncio.create_task(self._replace(process)))
-            logger.warning("A decode process was replaced after %s on %d bytes of audio.", type(error).__name__, len(data))
-            raise UndecodableAudio("The audio could not be decoded: its decoder failed on it.", param="audio") from None
-        self._idle.put_nowait(process)
-        if status == STATUS_SAMPLES:
-            return np.frombuffer(payload, dtype="<f4")
-        raise _error(payload)
 
-    async def _exchange(self, process: Process, data: bytes) -> tuple[int, bytes]:
-        reader, writer = _streams(process)
-        limits = self.limits
-        writer.write(REQUEST_HEADER.pack(len(data), limits.sample_rate_hz, limits.min_audio_s, limits.max_audio_s))
-        writer.write(data)
-        await writer.drain()
-        status, size = REPLY_HEADER.unpack(await reader.readexactly(REPLY_HEADER.size))
-        largest = int(limits.max_audio_s * limits.sample_rate_hz) * 4 if status == STATUS_SAMPLES else MAX_MESSAGE_BYTES
-        if size > largest or (status == STATUS_SAMPLES and size % 4):
-            raise WorkerError("The child announced an answer that it may not give.")
-        return status, await reader.readexactly(size)
+    def keep(self) -> None:
+        """Let a child be kept, and start another in its place. Raises `Overloaded`."""
+        if self._kept >= self._max_streams:
+            raise Overloaded("Too many recordings and streams are being decoded; try again later.", retry_after_s=5)
+        self._kept += 1
+        self._fill_up()
 
-    async def _spawn(self) -> Process:
-        # The child gets the import path and nothing else of the environment.
-        environment = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "OPENBLAS_NUM_THREADS": "1"}
-        cpu_s = max(1, round(self._timeout_s))
-        command = [sys.executable, "-m", "server.decode_worker", str(self._memory_bytes), str(cpu_s)]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, env=environment, limit=PIPE_BUFFER_BYTES, start_new_session=True
-        )
-        self._processes.add(process)
-        try:
-            reader, _ = _streams(process)
-            hello = await asyncio.wait_for(reader.readexactly(len(READY)), START_TIMEOUT_S)
-        except (TimeoutError, asyncio.IncompleteReadError):
-            hello = b""
-        if hello != READY:
-            await self._kill(process)
-            raise WorkerError("An audio decode process did not start.")
-        return process
+    def give_back(self, child: DecodeChild, was_kept: bool) -> None:
+        """Take a child that nothing is open in any more."""
+        self._kept -= was_kept
+        # Some more than are needed, so that streams that come and go need not each wait for a start.
+        if len(self._children) - self._kept > 2 * self._workers:
+            self._children.discard(child)
+            self.track(child.kill())
+        else:
+            self._idle.put_nowait(child)
 
-    async def _replace(self, broken: Process) -> None:
+    def replace(self, broken: DecodeChild, was_kept: bool) -> None:
+        """Kill a child that cannot be used any more."""
         self.restarts += 1
-        await self._kill(broken)
-        while not self._closed:
-            try:
-                self._idle.put_nowait(await self._spawn())
-                return
-            except (WorkerError, OSError):
-                logger.exception("A decode process could not be replaced; trying again.")
-                await asyncio.sleep(RESTART_PAUSE_S)
+        self._kept -= was_kept
+        self._children.discard(broken)
+        self.track(broken.kill())
+        self._fill_up()
 
-    async def _kill(self, process: Process) -> None:
-        self._processes.discard(process)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-    def _track(self, task: asyncio.Task[Result]) -> asyncio.Task[Result]:
+    def track(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Run a task that goes on when its caller leaves, until `close`."""
+        task = asyncio.create_task(work)
         # The loop holds tasks weakly, so somebody has to hold them.
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task
 
-    def _forget(self, task: asyncio.Task[Result]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         # An error that nobody waits for any more has been looked at here.
         if not task.cancelled():
             task.exception()
 
+    def _fill_up(self) -> None:
+        while not self._closed and len(self._children) + self._starting - self._kept < self._workers:
+            self._starting += 1
+            self.track(self._start_in_background())
 
-def _streams(process: Process) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if process.stdout is None or process.stdin is None:
-        raise WorkerError("The child has no pipes.")
-    return process.stdout, process.stdin
+    async def _start_in_background(self) -> None:
+        try:
+            while True:
+                try:
+                    return await self._start_child()
+                except (WorkerError, OSError):
+                    logger.exception("A decode process could not be started; trying again.")
+                    await asyncio.sleep(RESTART_PAUSE_S)
+        finally:
+            self._starting -= 1
+
+    async def _start_child(self) -> None:
+        child = await DecodeChild.start(self._memory_bytes, self._timeout_s)
+        self._children.add(child)
+        self._idle.put_nowait(child)
 
 
-def _error(payload: bytes) -> ServeError:
-    code, _, message = payload.decode("utf-8", "replace").partition("\n")
-    return ERRORS.get(code, UndecodableAudio)(message, param="audio")
+class Lease:
+    """A child, to open one file or stream in. It goes back after the last read or `close`, whereupon this is `over`."""
+
+    def __init__(self, pool: DecodePool, child: DecodeChild) -> None:
+        self.child = child
+        self.over = False
+        self._pool = pool
+        self._kept = self._is_back = False
+        self._reading: asyncio.Task[tuple[int, Samples]] | None = None
+
+    def keep(self) -> None:
+        """Say that this takes longer than one read. Raises `Overloaded`, and gives the child back."""
+        if self.over or self._kept:
+            return
+        try:
+            self._pool.keep()
+        except Overloaded:
+            self.close()
+            raise
+        self._kept = True
+
+    async def read(self, count: int) -> tuple[int, Samples]:
+        """As `DecodeChild.read`, but what breaks the child is undecodable audio, and after the end there is nothing more."""
+        if self.over:
+            return END, np.zeros(0, np.float32)
+        # A client that leaves must not cost a child: this is short and bounded, and goes on to its end.
+        self._reading = self._pool.track(self._read(count))
+        return await asyncio.shield(self._reading)
+
+    async def _read(self, count: int) -> tuple[int, Samples]:
+        try:
+            status, samples = await self.child.read(count)
+        except WorkerError as error:
+            self.over = self._is_back = True
+            self._pool.replace(self.child, self._kept)
+            logger.warning("A decode process was replaced: %s", error)
+            raise UndecodableAudio("The audio could not be decoded: its decoder failed on it.", param="audio") from None
+        except ServeError:
+            self._give_back()
+            raise
+        if status == END:
+            self._give_back()
+        return status, samples
+
+    def close(self) -> None:
+        """Give the child back, as soon as it has answered what it was asked."""
+        if not self.over:
+            self.over = True
+            self._pool.track(self._close())
+
+    async def _close(self) -> None:
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+        if not self._is_back:
+            self.child.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self.over = self._is_back = True
+        self._pool.give_back(self.child, self._kept)

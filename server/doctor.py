@@ -12,7 +12,9 @@ from pathlib import Path
 
 from models.bundle import BundleError, open_bundle
 from server.audio import AudioLimits
-from server.decode_pool import DecodePool, WorkerError
+from server.decode_child import WorkerError
+from server.decode_pool import DecodePool
+from server.decode_stream import AudioStream
 from server.errors import ServeError
 from server.settings import Settings
 
@@ -115,10 +117,18 @@ async def _decode_silence(settings: Settings) -> int:
         writer.setparams((1, 2, 8000, 0, "NONE", ""))
         writer.writeframes(bytes(2 * 8000))
     limits = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.1, max_audio_s=2.0)
-    pool = DecodePool(1, limits, timeout_s=settings.decode_timeout_s, memory_bytes=settings.decode_memory_bytes, max_waiting=1)
+    pool = DecodePool(
+        1,
+        limits,
+        timeout_s=settings.decode_timeout_s,
+        memory_bytes=settings.decode_memory_bytes,
+        max_waiting=1,
+        max_streams=0,
+    )
     await pool.start()
     try:
-        return len(await pool.decode(file.getvalue()))
+        with await AudioStream.open(pool, file.getvalue()) as stream:
+            return len(await stream.read(2 * limits.sample_rate_hz))
     finally:
         await pool.close()
 

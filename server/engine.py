@@ -77,6 +77,9 @@ class LocalEngine:
             self._ready = not self._stopping
         self._thread.start()
 
+    def transcribes(self, instruction: str) -> bool:
+        return self._models.transcribes(instruction)
+
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         generation = new_generation(self._models, request, deliver)
         with self._changed:
@@ -103,9 +106,7 @@ class LocalEngine:
         with self._changed:
             started_s = self._step_started_s
             step_age_s = 0.0 if started_s is None else time.perf_counter() - started_s
-            return engine_stats(
-                self._book, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s
-            )
+            return engine_stats(self._book, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s)
 
     def drain(self, timeout_s: float) -> None:
         with self._changed:

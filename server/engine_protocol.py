@@ -58,13 +58,20 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """The only door to the models. Thread-safe; `deliver` is called on the engine's thread and must not block."""
+    """The only door to the models. Thread-safe; `deliver` is called on the engine's thread and must not block.
+
+    A request's audio may last `max_audio_s`, that of a session for ever.
+    """
 
     sample_rate_hz: int
     max_audio_s: float
 
     def start(self) -> None:
         """Load, warm up, and begin to serve; returns when ready."""
+        ...
+
+    def transcribes(self, instruction: str) -> bool:
+        """Whether the instruction is known to ask for a transcript, which is that of each utterance. It needs no start."""
         ...
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:

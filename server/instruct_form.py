@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from server.errors import AudioTooShort, InvalidInstruction, InvalidRequest
 from server.fields import Choice, Field, Instruction, Integer, Notation, Number, Share, Strings
@@ -16,6 +16,8 @@ AUDIO_SCHEMA = {"type": "string", "format": "binary", "description": "WAV, FLAC,
 # Live speech has a door of its own.
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingOptions) if field.name != "constraint")
+
+Chunking = Literal["auto", "voice"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class InstructForm:
     draft: DraftPolicy
     timestamps: Timestamps
     format: ReplyFormat
+    chunking: Chunking
 
     @property
     def word_times(self) -> bool:
@@ -77,6 +80,11 @@ def text_fields(settings: Settings) -> dict[str, Field]:
             "What the reply is written as: `json`, or nothing but the `text`, or that as subtitles, for transcription only.",
             tuple(MEDIA_TYPES),
         ),
+        "chunking": Choice(
+            "How audio is cut: `auto` not at all where the model takes it in one piece, and else at its pauses; `voice` always "
+            "at its pauses, as live speech is.",
+            get_args(Chunking),
+        ),
     }
 
 
@@ -105,6 +113,7 @@ def check_form(form: Form, known: dict[str, Field]) -> InstructForm:
         draft=values["draft"],
         timestamps=values["timestamps"],
         format=values["format"],
+        chunking=values["chunking"],
     )
 
 

@@ -68,10 +68,12 @@ class ProcessEngine:
         sample_rate_hz: int,
         max_audio_s: float,
         *,
+        transcribes: Callable[[str], bool],
         stall_timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         """`factory` is the `module:function` that makes the engine in the child, of `arguments`: strings and numbers."""
+        self.transcribes = transcribes
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._first_message = pack((factory, arguments, logging.getLogger().getEffectiveLevel()))

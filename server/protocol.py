@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from server.errors import ServeError
+from server.live import Basis
 from server.request import Done, FinishReason, TokenLogprob, Word
 from server.segments import segments
 
@@ -61,6 +62,12 @@ class InstructReply(BaseModel):
     logprobs: list[ChosenToken] | None = Field(None, description="One entry per token, where the form asks for them.")
     segments: list[SegmentReply] | None = Field(None, description="The text as subtitles show it, where the form asks for it.")
     words: list[WordReply] | None = Field(None, description="When each word was said, where the form asks for it.")
+    basis: Basis | None = Field(
+        None,
+        description="Of a recording that was cut at its pauses: what the answer comes from. `utterances`: each of them, joined; "
+        "`audio`: all of the speech; `transcript`: its transcript; `sections`: answers about parts of that.",
+    )
+    sections: int | None = Field(None, description="Of such a recording: how many parts its answer was put together from.")
 
 
 class DeltaEvent(BaseModel):
@@ -97,8 +104,16 @@ class ErrorEvent(ErrorReply):
     type: Literal["error"] = "error"
 
 
-def instruct_reply(id: str, done: Done, audio_s: float, timestamps: Timestamps = "none") -> InstructReply:
-    """The reply of a request that was answered, with times as fine as asked for, if it has any."""
+def instruct_reply(
+    id: str,
+    done: Done,
+    audio_s: float,
+    timestamps: Timestamps = "none",
+    basis: Basis | None = None,
+    sections: int | None = None,
+) -> InstructReply:
+    """The reply of a request that was answered, with times as fine as asked for, if it has any; `basis` and `sections` are those
+    of a recording."""
     usage, speculation = done.usage, done.speculation
     return InstructReply(
         id=id,
@@ -119,6 +134,8 @@ def instruct_reply(id: str, done: Done, audio_s: float, timestamps: Timestamps =
         logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
         segments=None if done.words is None or timestamps == "none" else segment_replies(done.words),
         words=None if done.words is None or timestamps != "words" else word_replies(done.words),
+        basis=basis,
+        sections=sections,
     )
 
 

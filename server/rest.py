@@ -4,23 +4,22 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Collection
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from server.call import Call, timing, while_client_stays
+from server.call import Call, TimeLimit, timing, while_client_stays
 from server.edge import Edge
 from server.errors import BodyTimedOut
 from server.form import Form, read_form
 from server.inbox import Waiter
-from server.instruct_form import InstructForm, body_description, check_form, text_fields
+from server.instruct_form import body_description, check_form, text_fields
 from server.middleware import CLIENT_LEFT_STATUS, request_id_of
+from server.preparation import prepare
 from server.protocol import ErrorReply, InstructReply
 from server.reply_format import MEDIA_TYPES, ReplyFormat, written
-from server.request import InstructRequest
 from server.sse import EVENTS_DESCRIPTION, EventStream
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,13 @@ def instruct_router(edge: Edge) -> APIRouter:
             held.enter_context(edge.admitted())
             try:
                 multipart = await _read_in_time(request, edge, fields)
-                timeout_s = edge.settings.request_timeout_s
-                ends_at_s = asyncio.get_running_loop().time() + timeout_s
-                async with while_client_stays(request, ends_at_s, timeout_s):
+                limit = TimeLimit(edge.settings.request_timeout_s)
+                async with while_client_stays(request, limit):
                     form = check_form(multipart, fields)
-                    call = await _prepare(edge, request, form, started_s, ends_at_s)
+                    # Whose request it is, as far as a server without API keys can tell.
+                    client = request.client.host if request.client else ""
+                    work = await prepare(edge, form, client, started_s, limit, held)
+                    call = Call(edge, request_id_of(request), work, started_s, limit, form.timestamps)
                     if not form.stream:
                         return await _answer(call, form.format)
                     stream = EventStream(call)
@@ -89,38 +90,14 @@ async def _read_in_time(request: Request, edge: Edge, fields: Collection[str]) -
         raise BodyTimedOut(f"The request body did not arrive within {settings.body_timeout_s:g} s.") from None
 
 
-async def _prepare(edge: Edge, request: Request, form: InstructForm, started_s: float, ends_at_s: float) -> Call:
-    """What goes to the engine: the audio decoded, the constraint tried out, the deadline less the time that is gone."""
-    if form.sampling.constraint is not None:
-        await edge.grammar_trial.check(form.sampling.constraint)
-    decode_started_s = time.perf_counter()
-    audio = await edge.decode_pool.decode(form.audio)
-    decoded_s = time.perf_counter()
-    engine_request = InstructRequest(
-        id=f"instruct-{uuid.uuid4().hex}",
-        audio=audio,
-        instruction=form.instruction,
-        sampling=form.sampling,
-        # Whose request it is, as far as a server without API keys can tell.
-        client=request.client.host if request.client else "",
-        priority=form.priority,
-        deadline_s=None if form.deadline_s is None else max(0.0, form.deadline_s - (decoded_s - started_s)),
-        draft=form.draft,
-        word_times=form.word_times,
-    )
-    audio_decode_s = decoded_s - decode_started_s
-    return Call(edge, request_id_of(request), engine_request, started_s, ends_at_s, audio_decode_s, form.timestamps)
-
-
 async def _answer(call: Call, format: ReplyFormat) -> Response:
     """The whole reply at once."""
     waiter = Waiter()
-    engine = call.edge.engine
-    engine.submit(call.engine_request, waiter.deliver)
+    call.work.start(waiter.deliver)
     try:
         done = await waiter.wait()
     except asyncio.CancelledError:
-        engine.abort(call.engine_request.id)
+        call.work.abort()
         raise
     reply = call.reply(done, waiter.first_text_s)
     body = written(reply, done.words or (), format)

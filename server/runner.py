@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
-from models.chain import Models, plain_words
+from models.bundle import plain_words
+from models.chain import Models
 from server.caches import AudioKey, ByteCache, PrefixKey, audio_key, output_bytes
 from server.errors import PromptTooLong
 from server.generation import Generation

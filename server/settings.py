@@ -79,8 +79,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body in bytes; beyond it the answer is 413."
     )
-    max_audio_s: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Longest audio in seconds; unset means the model's own limit."
+    max_audio_s: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest audio in seconds; what the model does not take in one piece is cut at its pauses.",
     )
     min_audio_s: float = Field(default=0.08, ge=0, allow_inf_nan=False, description="Shortest audio in seconds.")
     max_instruction_characters: int = Field(default=2000, ge=1, le=100_000, description="Longest instruction in characters.")
@@ -91,7 +94,10 @@ class Settings(BaseSettings):
         default=30.0, gt=0, allow_inf_nan=False, description="Seconds a client may take to send its body."
     )
     request_timeout_s: float = Field(
-        default=60.0, gt=0, allow_inf_nan=False, description="Seconds from the body's end to the answer."
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from the body's end to the answer, and of a recording from one sign of progress to the next.",
     )
     stream_heartbeat_s: float = Field(
         default=5.0, gt=0, allow_inf_nan=False, description="Seconds of silence after which a stream shows that it is alive."
@@ -121,8 +127,11 @@ class Settings(BaseSettings):
     )
 
     decode_workers: int = Field(default=2, ge=1, le=64, description="Child processes that decode audio.")
+    decode_streams: int = Field(
+        default=16, ge=0, le=256, description="Recordings and live Opus streams at a time, each with a decode process of its own."
+    )
     decode_timeout_s: float = Field(
-        default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode is killed."
+        default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode, or a step of a long one, is killed."
     )
     decode_memory_bytes: int = Field(default=768 * 2**20, ge=256 * 2**20, description="Address space of one decode process.")
 
@@ -139,7 +148,7 @@ class Settings(BaseSettings):
             )
         if self.default_max_tokens > self.max_tokens_limit:
             raise ValueError("The default_max_tokens must not exceed max_tokens_limit")
-        if self.max_audio_s is not None and self.max_audio_s < self.min_audio_s:
+        if self.max_audio_s < self.min_audio_s:
             raise ValueError("The max_audio_s must not be below min_audio_s")
         return self
 

@@ -50,13 +50,13 @@ class EventStream(Response):
         self._held = contextlib.ExitStack()
 
     async def begin(self) -> None:
-        """Submit the request and wait for its first event. Raises the `ServeError` of a request that never gets one."""
-        engine, id = self._call.edge.engine, self._call.engine_request.id
-        engine.submit(self._call.engine_request, self._inbox.deliver)
+        """Start the work and wait for its first event. Raises the `ServeError` of a request that never gets one."""
+        work = self._call.work
+        work.start(self._inbox.deliver)
         try:
             await self._inbox.wait()
         except asyncio.CancelledError:
-            engine.abort(id)
+            work.abort()
             raise
         self._inbox.raise_failure()
 
@@ -65,11 +65,10 @@ class EventStream(Response):
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        settings = self._call.edge.settings
         with self._held:
             outcome: StreamOutcome = "broken_off"
             try:
-                async with while_client_stays(Request(scope, receive), self._call.ends_at_s, settings.request_timeout_s):
+                async with while_client_stays(Request(scope, receive), self._call.limit):
                     await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                     await self._send_answer(send)
                 outcome = "done"
@@ -83,7 +82,7 @@ class EventStream(Response):
                         await send(message(error_event(self._call.request_id, error), more=False))
             finally:
                 if not self._inbox.ended:
-                    self._call.edge.engine.abort(self._call.engine_request.id)
+                    self._call.work.abort()
                 self._call.edge.metrics.count_stream(outcome, self._inbox.arrivals_s)
 
     async def _send_answer(self, send: Send) -> None:

@@ -94,6 +94,9 @@ class FakeLive:
             for id in list(self.sessions):
                 self.push(id, EndOfAudio())
 
+    def transcribes(self, instruction: str) -> bool:
+        return instruction.startswith("Transcribe")
+
     def takes_sessions(self) -> bool:
         raise NotImplementedError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.audio import AudioLimits, decode_audio
+from server.audio import AudioLimits, Samples, decode_audio
 from server.decode_pool import DecodePool
+from server.decode_stream import AudioStream
 from server.errors import AudioTooLong, AudioTooShort, Overloaded, UndecodableAudio
 from tests.live_server import audio_file, tone
 
@@ -19,10 +20,18 @@ CLIP = audio_file(tone(1.0, 44_100), 44_100, "FLAC", "PCM_16")
 
 
 def run_with_pool(
-    use: Callable[[DecodePool], Awaitable[None]], *, workers: int = 1, timeout_s: float = 20.0, max_waiting: int = 8
+    use: Callable[[DecodePool], Awaitable[None]],
+    *,
+    workers: int = 1,
+    timeout_s: float = 20.0,
+    max_waiting: int = 8,
+    max_streams: int = 4,
 ) -> None:
     async def run() -> None:
-        pool = DecodePool(workers, LIMITS, timeout_s=timeout_s, memory_bytes=512 * 2**20, max_waiting=max_waiting)
+        memory_bytes = 512 * 2**20
+        pool = DecodePool(
+            workers, LIMITS, timeout_s=timeout_s, memory_bytes=memory_bytes, max_waiting=max_waiting, max_streams=max_streams
+        )
         await pool.start()
         try:
             await use(pool)
@@ -30,6 +39,19 @@ def run_with_pool(
             await pool.close()
 
     asyncio.run(run())
+
+
+async def decode(pool: DecodePool, data: bytes) -> Samples:
+    """A whole file at once."""
+    with await AudioStream.open(pool, data) as stream:
+        return await stream.read(31 * LIMITS.sample_rate_hz)
+
+
+async def settled(pool: DecodePool, children: int) -> None:
+    """Return once so many children live."""
+    async with asyncio.timeout(20):
+        while len(pool.process_ids) != children:
+            await asyncio.sleep(0.01)
 
 
 def is_alive(process_id: int) -> bool:
@@ -42,7 +64,7 @@ def is_alive(process_id: int) -> bool:
 
 def test_a_child_gives_the_samples_that_this_process_would() -> None:
     async def use(pool: DecodePool) -> None:
-        np.testing.assert_array_equal(await pool.decode(CLIP), decode_audio(CLIP, LIMITS))
+        np.testing.assert_array_equal(await decode(pool, CLIP), decode_audio(CLIP, LIMITS))
 
     run_with_pool(use)
 
@@ -55,7 +77,7 @@ def test_refusals_keep_their_kind_and_cost_no_child() -> None:
             (b"GIF89a", UndecodableAudio),
         ]:
             with pytest.raises(kind) as caught:
-                await pool.decode(data)
+                await decode(pool, data)
             assert caught.value.param == "audio"
         assert pool.restarts == 0
 
@@ -68,8 +90,8 @@ def test_a_child_that_dies_or_hangs_is_replaced(fate: signal.Signals) -> None:
         (child,) = pool.process_ids
         os.kill(child, fate)
         with pytest.raises(UndecodableAudio):
-            await pool.decode(CLIP)
-        assert len(await pool.decode(CLIP)) == 16_000
+            await decode(pool, CLIP)
+        assert len(await decode(pool, CLIP)) == 16_000
         assert pool.restarts == 1
         assert pool.process_ids != {child}
         assert not is_alive(child)
@@ -77,11 +99,11 @@ def test_a_child_that_dies_or_hangs_is_replaced(fate: signal.Signals) -> None:
     run_with_pool(use, timeout_s=5.0)
 
 
-def test_a_file_that_needs_too_much_memory_is_refused_and_the_child_lives() -> None:
+def test_a_file_that_needs_too_much_memory_is_refused() -> None:
     async def use(pool: DecodePool) -> None:
         with pytest.raises(UndecodableAudio):
-            await pool.decode(b"RIFF\xff\xff\xff\xffWAVE" + bytes(600 * 2**20))
-        assert len(await pool.decode(CLIP)) == 16_000
+            await decode(pool, b"RIFF\xff\xff\xff\xffWAVE" + bytes(600 * 2**20))
+        assert len(await decode(pool, CLIP)) == 16_000
 
     run_with_pool(use, timeout_s=60.0)
 
@@ -89,12 +111,12 @@ def test_a_file_that_needs_too_much_memory_is_refused_and_the_child_lives() -> N
 def test_a_caller_that_leaves_costs_no_child() -> None:
     async def use(pool: DecodePool) -> None:
         for _ in range(5):
-            task = asyncio.create_task(pool.decode(CLIP))
+            task = asyncio.create_task(decode(pool, CLIP))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert len(await pool.decode(CLIP)) == 16_000
+        assert len(await decode(pool, CLIP)) == 16_000
         assert pool.restarts == 0
 
     run_with_pool(use)
@@ -104,11 +126,11 @@ def test_waiting_is_bounded() -> None:
     async def use(pool: DecodePool) -> None:
         (child,) = pool.process_ids
         os.kill(child, signal.SIGSTOP)
-        tasks = [asyncio.create_task(pool.decode(CLIP)) for _ in range(3)]
+        tasks = [asyncio.create_task(decode(pool, CLIP)) for _ in range(3)]
         # One is in the child's hands, two wait.
         await asyncio.sleep(0.2)
         with pytest.raises(Overloaded):
-            await pool.decode(CLIP)
+            await decode(pool, CLIP)
         os.kill(child, signal.SIGCONT)
         assert [len(samples) for samples in await asyncio.gather(*tasks)] == [16_000] * 3
 
@@ -119,10 +141,13 @@ def test_close_leaves_no_child() -> None:
     seen: set[int] = set()
 
     async def use(pool: DecodePool) -> None:
-        seen.update(pool.process_ids)
+        with await AudioStream.open(pool, CLIP) as stream:
+            await stream.read(1)
+            await settled(pool, 3)
+            seen.update(pool.process_ids)
 
     run_with_pool(use, workers=2)
-    assert len(seen) == 2
+    assert len(seen) == 3
     assert not any(is_alive(child) for child in seen)
 
 

@@ -24,7 +24,7 @@ def make_engine(kind: str, gate: str) -> Engine:
     models, _, place = kind.partition(" in a ")
     if place == "child":
         factory = f"{engine_children.__name__}:{models}"
-        return ProcessEngine(factory, (gate,), SAMPLE_RATE_HZ, 30.0, stall_timeout_s=TIMEOUT_S)
+        return ProcessEngine(factory, (gate,), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=TIMEOUT_S)
     return FACTORIES[models](gate)
 
 

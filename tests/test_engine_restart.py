@@ -34,7 +34,7 @@ def gate(tmp_path: Path) -> Iterator[FileGate]:
 @pytest.fixture
 def engine(gate: FileGate) -> ProcessEngine:
     factory = f"{engine_children.__name__}:{engine_children.scripted.__name__}"
-    return ProcessEngine(factory, (str(gate.path),), 16_000, 30.0, stall_timeout_s=STALL_TIMEOUT_S)
+    return ProcessEngine(factory, (str(gate.path),), 16_000, 30.0, transcribes=bool, stall_timeout_s=STALL_TIMEOUT_S)
 
 
 def kill_child(engine: ProcessEngine) -> None:

@@ -25,7 +25,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="module")
 def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
+    with live_server(engine, max_audio_s=30.0) as live:
         wait_until(lambda: engine.stats().ready)
         yield live
 

@@ -26,7 +26,7 @@ PARENT = """
 import sys, time
 from server.process_engine import ProcessEngine
 
-engine = ProcessEngine("tests.engine_children:scripted", (sys.argv[1],), 800, 30.0, stall_timeout_s=60.0)
+engine = ProcessEngine("tests.engine_children:scripted", (sys.argv[1],), 800, 30.0, transcribes=bool, stall_timeout_s=60.0)
 engine.start()
 print(engine.process_id, flush=True)
 time.sleep(600)
@@ -55,7 +55,9 @@ def make(gate: FileGate, trouble: Path) -> Iterator[Callable[..., ProcessEngine]
     def make_engine(**timeouts_s: float) -> ProcessEngine:
         factory = f"{engine_children.__name__}:{engine_children.troubled.__name__}"
         timeouts_s = {"stall_timeout_s": TIMEOUT_S, **timeouts_s}
-        engines.append(ProcessEngine(factory, (str(gate.path), str(trouble)), SAMPLE_RATE_HZ, 30.0, **timeouts_s))
+        engines.append(
+            ProcessEngine(factory, (str(gate.path), str(trouble)), SAMPLE_RATE_HZ, 30.0, transcribes=bool, **timeouts_s)
+        )
         return engines[-1]
 
     yield make_engine
@@ -256,7 +258,7 @@ def test_answers_are_those_of_the_engine_in_this_process(gate: FileGate) -> None
     factory = f"{engine_children.__name__}:{local.__name__}"
     engines: list[Engine] = [
         local(str(gate.path)),
-        ProcessEngine(factory, (str(gate.path),), SAMPLE_RATE_HZ, 30.0, stall_timeout_s=TIMEOUT_S),
+        ProcessEngine(factory, (str(gate.path),), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=TIMEOUT_S),
     ]
     requests = [request(f"r{seed}", seed, f"Say {seed % 3}.", 5 + seed) for seed in range(12)]
     texts = []

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.errors import EngineFailed, Overloaded
-from server.settings import Settings, SettingsError
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 
@@ -212,7 +211,7 @@ def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer)
     assert set(schema["properties"]) == {
         *("audio", "instruction", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty"),
         *("seed", "stop", "json_schema", "regex", "choice", "logprobs", "stream", "priority", "deadline_ms", "draft"),
-        *("timestamps", "format"),
+        *("chunking", "timestamps", "format"),
     }
     assert all("description" in field for name, field in schema["properties"].items() if name != "instruction")
     media = {"application/json", "text/event-stream", "text/plain", "application/x-subrip", "text/vtt"}
@@ -252,13 +251,6 @@ def test_shutdown_lets_a_request_finish_and_drains_the_engine(engine: FakeEngine
     thread.join(20)
     assert [reply.status_code for reply in replies] == [200]
     assert engine.drained
-
-
-def test_a_limit_beyond_the_engine_is_refused_at_the_start(engine: FakeEngine) -> None:
-    from server.app import create_app
-
-    with pytest.raises(SettingsError, match="at most 30 s"):
-        create_app(engine, Settings(max_audio_s=31))
 
 
 def test_many_requests_at_once_each_get_their_own_answer(server: LiveServer, engine: FakeEngine) -> None:

@@ -34,6 +34,9 @@ class HeldEngine:
 
     def start(self) -> None: ...
 
+    def transcribes(self, instruction: str) -> bool:
+        raise NotImplementedError
+
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         if self.refusal is not None:
             raise self.refusal

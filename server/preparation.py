@@ -1,0 +1,79 @@
+"""From a form to the work that it asks for. How long the audio is, and so how it is worked on, is known once it is decoded."""
+
+import contextlib
+import time
+import uuid
+
+from server.audio import Samples
+from server.call import TimeLimit
+from server.decode_stream import AudioStream
+from server.edge import Edge
+from server.errors import InvalidRequest
+from server.instruct_form import InstructForm
+from server.live import LiveRequest
+from server.recording import BLOCK_S, Recording
+from server.request import InstructRequest
+from server.work import Clip, Work
+
+
+async def prepare(
+    edge: Edge, form: InstructForm, client: str, started_s: float, limit: TimeLimit, held: contextlib.ExitStack
+) -> Work:
+    """The work, ready to be started; `held` has to be closed after it.
+
+    Raises what is wrong with the constraint or the audio, in so far as it is decoded here: a short file is, and the beginning of a
+    long one. The work on that moves `limit` on as it goes.
+    """
+    engine = edge.engine
+    if form.sampling.constraint is not None:
+        await edge.grammar_trial.check(form.sampling.constraint)
+    decode_started_s = time.perf_counter()
+    audio = held.enter_context(await AudioStream.open(edge.decode_pool, form.audio))
+    in_one_piece = form.chunking == "auto"
+    head_s = engine.max_audio_s if in_one_piece else BLOCK_S
+    # One sample more, so that what fits exactly is known to be all.
+    head = await audio.read(int(head_s * engine.sample_rate_hz) + 1)
+    decoded_s = time.perf_counter()
+    audio_decode_s = decoded_s - decode_started_s
+    deadline_s = None if form.deadline_s is None else max(0.0, form.deadline_s - (decoded_s - started_s))
+    if in_one_piece and audio.ended:
+        return Clip(engine, _request(form, client, head, deadline_s), audio_decode_s)
+    session = _session(form, client, engine.transcribes(form.instruction))
+    if deadline_s is not None:
+        limit.set_deadline(deadline_s)
+    return Recording(engine, session, head, audio, audio_decode_s, limit.extend)
+
+
+def _request(form: InstructForm, client: str, audio: Samples, deadline_s: float | None) -> InstructRequest:
+    return InstructRequest(
+        id=_new_id(),
+        audio=audio,
+        instruction=form.instruction,
+        sampling=form.sampling,
+        client=client,
+        priority=form.priority,
+        deadline_s=deadline_s,
+        draft=form.draft,
+        word_times=form.word_times,
+    )
+
+
+def _session(form: InstructForm, client: str, transcribes: bool) -> LiveRequest:
+    if form.word_times and not transcribes:
+        # Those that the engine would tell are the transcript's.
+        raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
+    return LiveRequest(
+        id=_new_id(),
+        instruction=form.instruction,
+        sampling=form.sampling,
+        client=client,
+        priority=form.priority,
+        draft=form.draft,
+        scope="utterance" if transcribes else "recording",
+        partials=False,
+        word_times=form.word_times,
+    )
+
+
+def _new_id() -> str:
+    return f"instruct-{uuid.uuid4().hex}"
