@@ -1,0 +1,89 @@
+"""What a plan is made of, read from the builder's own list of kernels: no GPU is needed to count them.
+
+The names of kernels are the compiler's, and another version may have others: what is asked of them here is their number and
+whether attention is one kernel.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from export.tensorrt_library import Messages, TensorRTError
+
+LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: ", re.MULTILINE)
+PROFILE = re.compile(r"_myl(\d+)_\d+$")
+FUSED_ATTENTION = re.compile(r"_ge(?:mm|mv)_mha_v\d")
+NOT_KERNELS = ("shape_call",)
+WAITING = ("signal", "wait")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the list: a kernel that a step launches, or bookkeeping (`shape_call`, `signal`, `wait`)."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """One optimisation profile: what a step launches, and the memory for what is between its kernels."""
+
+    kernels: int
+    fused_attentions: int
+    waits: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A built plan. `weight_bytes` are stored once for all profiles."""
+
+    profiles: tuple[ProfileReport, ...]
+    weight_bytes: int
+    plan_bytes: int
+    build_s: float
+    peak_memory_bytes: int
+
+
+def read_profiles(messages: Messages) -> tuple[ProfileReport, ...]:
+    """The profiles of the build whose messages these are. Raises `TensorRTError` where they hold no list of kernels."""
+    lists = [text for _, text in messages.lines if text.startswith("Layers:")]
+    if not lists:
+        raise TensorRTError("the builder's log has no list of kernels, which detailed profiling verbosity should give")
+    kernels = [Kernel(match["name"], match["kind"]) for match in LAYER.finditer(lists[-1])]
+    activations = _figures(messages, "Total Activation Memory")
+    return tuple(
+        _read_profile([kernel for kernel in kernels if _profile_of(kernel) == index], activation)
+        for index, activation in enumerate(activations)
+    )
+
+
+def read_weight_bytes(messages: Messages) -> int:
+    """Of all the plan's profiles together."""
+    return max(_figures(messages, "Total Weights Memory"), default=0)
+
+
+def _read_profile(kernels: Sequence[Kernel], activation_bytes: int) -> ProfileReport:
+    kinds = Counter(kernel.kind for kernel in kernels)
+    waits = sum(kinds[kind] for kind in WAITING)
+    return ProfileReport(
+        kernels=len(kernels) - waits - sum(kinds[kind] for kind in NOT_KERNELS),
+        fused_attentions=sum(FUSED_ATTENTION.search(kernel.name) is not None for kernel in kernels),
+        waits=waits,
+        activation_bytes=activation_bytes,
+    )
+
+
+def _profile_of(kernel: Kernel) -> int:
+    """Kernels are numbered within their profile: `NAME_myl1_17` is one of the second's."""
+    match = PROFILE.search(kernel.name)
+    if match is None:
+        raise TensorRTError(f"the kernel {kernel.name} does not say which profile it is of: the builder's log has another form")
+    return int(match[1])
+
+
+def _figures(messages: Messages, name: str) -> list[int]:
+    found = (re.match(rf"{name}: (\d+) bytes", text) for _, text in messages.lines)
+    return [int(match[1]) for match in found if match]
