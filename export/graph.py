@@ -132,8 +132,9 @@ def _packed(array: Array) -> npt.NDArray[np.uint8]:
     flat = np.ascontiguousarray(array).reshape(-1)
     if array.dtype != INT4:
         return flat.view(np.uint8)
-    nibbles = flat.astype(np.int8).view(np.uint8) & 15
-    return nibbles[::2] | np.append(nibbles[1::2], [] if len(nibbles) % 2 == 0 else np.zeros(1, np.uint8)).astype(np.uint8) << 4
+    nibbles = np.zeros(flat.size + flat.size % 2, np.uint8)
+    nibbles[: flat.size] = flat.astype(np.int8).view(np.uint8) & 15
+    return np.bitwise_or(nibbles[::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
 
 
 def _external_tensor(name: str, array: Array, location: str, offset: int, length: int) -> onnx.TensorProto:

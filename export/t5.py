@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import GraphBuilder
+from export.graph import GraphBuilder, Shape
 from export.llama_attention import MASKED
 from export.llama_decoder import Float32, Linear, float32_linear
 
@@ -135,7 +135,7 @@ def build_t5_encoder(
     for layer in range(config.layers):
         packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
         for name, value in zip(("key", "value"), writer.by_head(packed, 2), strict=True):
-            shape = ["rows", config.heads, "tokens", config.head_size]
+            shape: Shape = ["rows", config.heads, "tokens", config.head_size]
             graph.output(value, f"cross_{name}_{layer}", graph.float_type, shape)
     return graph
 
@@ -152,8 +152,8 @@ def build_t5_decoder(
     wanted = graph.input("wanted", np.int64, ["wanted", 2])
     graph.input("cross_length", np.int64, ["rows"])
     bias = _decoder_bias(writer, positions, max_positions)
-    slot_shape = ["rows", config.heads, max_positions, config.head_size]
-    cross_shape = ["rows", config.heads, "encoded", config.head_size]
+    slot_shape: Shape = ["rows", config.heads, max_positions, config.head_size]
+    cross_shape: Shape = ["rows", config.heads, "encoded", config.head_size]
     all_written = []
     for layer in range(config.layers):
         block = f"decoder.block.{layer}"

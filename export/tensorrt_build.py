@@ -17,6 +17,7 @@ from export.tensorrt_attention import attention_nodes, patch_attention
 from export.tensorrt_inspect import PlanReport, read_profiles, read_weight_bytes
 from export.tensorrt_library import TensorRT, TensorRTError
 from export.tensorrt_progress import make_monitor
+from models.backends import BackendError
 from models.gpu import find_gpu
 from models.machine import available_memory_bytes
 
@@ -24,8 +25,8 @@ Sizes = tuple[int, int, int]
 Profile = Mapping[str, Sizes]
 """Smallest, best and largest size of each free dimension of a graph, by its name."""
 
-MEMORY_BASE_BYTES, MEMORY_FACTOR = 2**30, 6
-"""Free memory that a build needs: measured peaks (docs/tensorrt_plans.md) with half as much again."""
+MEMORY_BASE_BYTES, MEMORY_FACTOR = 2**30, 4
+"""Free memory that a build needs, the second in sizes of its graph: more than any peak in docs/tensorrt_plans.md."""
 DISK_FACTOR = 1.5
 """Free disk space for a plan, in sizes of its graph."""
 
@@ -46,6 +47,7 @@ def build_plan(
     `timing_cache` is a file that is read where it is there, and written: it makes the next build on this machine fast.
     Raises `TensorRTError` where TensorRT refuses the graph, or cannot build for that GPU here.
     """
+    require_target(library, gpu)
     trt = library.module
     library.messages.lines.clear()
     started = time.monotonic()
@@ -62,7 +64,9 @@ def build_plan(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # Side streams would save nothing in a chain of layers, and cost signals and waits.
     config.max_aux_streams = 0
-    _aim(library, config, gpu)
+    if library.compiles_ahead:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper().replace("_", "")), 0)
     for profile in profiles:
         config.add_optimization_profile(_write_profile(builder, network, model, profile))
     # Where it compiles ahead there is nothing to time, and the library warns about a cache.
@@ -90,6 +94,24 @@ def build_plan(
     return BuiltPlan(bytes(content), report)
 
 
+def require_target(library: TensorRT, gpu: str) -> None:
+    """Refuse to build for a GPU that `library` cannot compile for on this machine. Raises `TensorRTError`."""
+    if library.compiles_ahead:
+        if gpu not in library.targets():
+            known = ", ".join(library.targets())
+            raise TensorRTError(f"{library.builder} {library.version} does not compile for {gpu}, only for {known}")
+        return
+    try:
+        present = find_gpu()
+    except BackendError as error:
+        raise TensorRTError(f"{library.builder} builds for the GPU in the machine, and {error}") from error
+    if present.architecture != gpu:
+        raise TensorRTError(
+            f"{library.builder} builds for the GPU in the machine, which is a {present.name} ({present.architecture}): "
+            f"build the plan for {gpu} on a machine that has one"
+        )
+
+
 def require_room(weight_bytes: int, folder: Path) -> None:
     """Refuse a build that this machine's memory or `folder`'s disk cannot hold. Raises `TensorRTError`."""
     memory, free_memory = MEMORY_BASE_BYTES + MEMORY_FACTOR * weight_bytes, available_memory_bytes()
@@ -106,23 +128,6 @@ def require_room(weight_bytes: int, folder: Path) -> None:
 def graph_bytes(graph: Path) -> int:
     """Size of an ONNX file with its external data."""
     return sum(path.stat().st_size for path in (graph, graph.with_name(graph.name + ".data")) if path.exists())
-
-
-def _aim(library: TensorRT, config: Any, gpu: str) -> None:
-    """Make it compile for `gpu`. Raises `TensorRTError` where it cannot."""
-    if library.compiles_ahead:
-        if gpu not in library.targets():
-            known = ", ".join(library.targets())
-            raise TensorRTError(f"{library.builder} {library.version} does not compile for {gpu}, only for {known}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(library.module.ComputeCapability, f"SM{gpu.removeprefix('sm_')}"), 0)
-        return
-    present = find_gpu()
-    if present.architecture != gpu:
-        raise TensorRTError(
-            f"{library.builder} builds for the GPU in the machine, which is a {present.name} ({present.architecture}): "
-            f"build the plan for {gpu} on a machine that has one"
-        )
 
 
 def _write_profile(builder: Any, network: Any, model: onnx.ModelProto, profile: Profile) -> Any:

@@ -5,9 +5,10 @@ whether attention is one kernel.
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mode
 
 from export.tensorrt_library import Messages, TensorRTError
 
@@ -28,12 +29,23 @@ class Kernel:
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """One optimisation profile: what a step launches, and the memory for what is between its kernels."""
+    """One optimisation profile: what a step launches, and the memory for what is between its kernels.
+
+    `attentions` are the places of the fused attentions among the `kernels`. `waits` are signals between streams.
+    """
 
     kernels: int
-    fused_attentions: int
+    attentions: tuple[int, ...]
     waits: int
     activation_bytes: int
+
+    def kernels_per_layer(self, attentions_per_layer: int = 1) -> int:
+        """Kernels from a layer's attention to the next layer's, as most layers have them: the first has what is done once.
+
+        Raises `StatisticsError` where there is but one layer.
+        """
+        layers = self.attentions[::attentions_per_layer]
+        return mode(after - before for before, after in pairwise(layers))
 
 
 @dataclass(frozen=True)
@@ -65,13 +77,12 @@ def read_weight_bytes(messages: Messages) -> int:
     return max(_figures(messages, "Total Weights Memory"), default=0)
 
 
-def _read_profile(kernels: Sequence[Kernel], activation_bytes: int) -> ProfileReport:
-    kinds = Counter(kernel.kind for kernel in kernels)
-    waits = sum(kinds[kind] for kind in WAITING)
+def _read_profile(entries: Sequence[Kernel], activation_bytes: int) -> ProfileReport:
+    kernels = [each for each in entries if each.kind not in (*WAITING, *NOT_KERNELS)]
     return ProfileReport(
-        kernels=len(kernels) - waits - sum(kinds[kind] for kind in NOT_KERNELS),
-        fused_attentions=sum(FUSED_ATTENTION.search(kernel.name) is not None for kernel in kernels),
-        waits=waits,
+        kernels=len(kernels),
+        attentions=tuple(place for place, each in enumerate(kernels) if FUSED_ATTENTION.search(each.name)),
+        waits=sum(each.kind in WAITING for each in entries),
         activation_bytes=activation_bytes,
     )
 

@@ -88,9 +88,11 @@ def _import_rtx() -> Any:
 
 
 def _make_logger(module: Any, messages: Messages) -> Any:
-    class Logger(module.ILogger):  # type: ignore[misc]
+    base: Any = module.ILogger
+
+    class Logger(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             messages.lines.append((severity.name, message))

@@ -9,13 +9,13 @@ from export.tensorrt_library import TensorRT
 
 def make_monitor(library: TensorRT) -> Any:
     """A progress monitor to give to the builder's configuration. It has to outlive the build; `close` removes its bar."""
-    trt = library.module
+    base: Any = library.module.IProgressMonitor
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(base):  # type: ignore[misc]
         """One bar for the outermost phase, with the name of the phase that began last; called from several threads."""
 
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            base.__init__(self)
             self.outermost = ""
             self.bar: tqdm[Any] | None = None
 

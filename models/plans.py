@@ -1,8 +1,10 @@
 """Which TensorRT plan of a bundle a machine can run: a plan is code for one builder version and one GPU architecture."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
-from models.bundle import Bundle, PlanSection
+from models.bundle import Bundle, BundleDescription, PlanSection, open_bundle, write_bundle
 
 DECODE_PROFILE = 0
 PREFILL_PROFILE = 1
@@ -54,3 +56,24 @@ def find_plan(bundle: Bundle, part: str, key: PlanKey, *, positions: int = 0) ->
         extra = f" --positions {positions}" if positions else ""
     command = rebuild_command(bundle, part, key) + extra
     raise PlanError(f"Bundle {bundle.folder} has no plan of {part} for {key}: {found}. Build it with `{command}`.")
+
+
+def add_plan(folder: Path, plan: PlanSection, content: Path) -> Bundle:
+    """Move a built plan into the bundle and vouch for it, in place of an earlier one of the same part, key and slots.
+
+    `content` has to lie on the same disk, outside of the bundle. A crash before `bundle.json` is written again leaves a bundle
+    that is refused, never one with a wrong plan. Raises `BundleError` where the bundle is not whole.
+    """
+    manifest = open_bundle(folder).manifest
+    replaced = [each for each in manifest.plans if _purpose(each) == _purpose(plan)]
+    kept = [each for each in manifest.plans if each not in replaced]
+    for each in replaced:
+        (folder / each.file).unlink()
+    (folder / plan.file).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(content, folder / plan.file)
+    described = {name: getattr(manifest, name) for name in BundleDescription.model_fields}
+    return write_bundle(folder, BundleDescription(**{**described, "plans": (*kept, plan)}))
+
+
+def _purpose(plan: PlanSection) -> tuple[str, PlanKey, int]:
+    return plan.part, key_of(plan), plan.max_positions

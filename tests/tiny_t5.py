@@ -34,7 +34,7 @@ def tiny_t5() -> tuple[T5, T5ForConditionalGeneration]:
             relative_attention_num_buckets=config.distance_buckets,
             relative_attention_max_distance=config.largest_distance,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
+            tie_word_embeddings=False,  # type: ignore[call-arg]
             dropout_rate=0.0,
         )
     ).eval()
