@@ -50,8 +50,8 @@ class AdapterWriter:
         self,
         adapter: TrainedAdapter,
         embedding: Float32,
-        linear: Linear = float32_linear,
-        head: Linear = float32_linear,
+        linear: Linear,
+        head: Linear,
         float_type: npt.DTypeLike = np.float32,
     ) -> None:
         self.weights, self.config = adapter.weights, adapter.config
@@ -146,19 +146,3 @@ def build_adapter(
 ) -> GraphBuilder:
     """The graph described above. `embedding` is the LLM's table [vocabulary, embedding_size]."""
     return AdapterWriter(adapter, embedding, linear, head).build()
-
-
-def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type: npt.DTypeLike) -> GraphBuilder:
-    """The same for a GPU, where shapes that depend on data cost more than scoring blanks: every frame is kept.
-
-    There is no output `kept`; the other outputs have a row for each frame, and the reader drops those that are blank.
-    """
-    writer = AdapterWriter(adapter, embedding, float_type=float_type)
-    graph = writer.graph
-    hidden, blank = writer.frames()
-    top_probabilities, top_tokens = writer.score(hidden)
-    graph.output(blank, "blank_probability", np.float32, ["frames"])
-    graph.output(top_tokens, "top_tokens", np.int64, ["frames", TOP_TOKENS])
-    graph.output(top_probabilities, "top_probabilities", np.float32, ["frames", TOP_TOKENS])
-    graph.output(writer.linear(hidden, "residual"), "residual", np.float32, ["frames", writer.config["embedding_size"]])
-    return graph

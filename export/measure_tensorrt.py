@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -158,19 +158,20 @@ def sizes_table(all_measured: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def write_page(all_measured: Sequence[Measured], version: str) -> None:
-    """Replace the tables between the page's markers, and write the same figures as JSON."""
+def fill_page(tables: Mapping[str, Sequence[str]]) -> None:
+    """Replace what is between the page's markers of those names."""
     text = PAGE.read_text()
-    tables = {
-        "built with": [f"TensorRT-RTX {version}, Python {platform.python_version()}, {platform.machine()}, no GPU."],
-        "kernels": kernels_table(all_measured),
-        "sizes": sizes_table(all_measured),
-    }
     for name, lines in tables.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         before, rest = text.split(start, 1)
         text = before + start + "\n".join([*lines, end]) + rest.split(end, 1)[1]
     PAGE.write_text(text)
+
+
+def write_results(all_measured: Sequence[Measured], version: str) -> None:
+    """The page's tables, and the same figures as JSON."""
+    machine = f"TensorRT-RTX {version}, Python {platform.python_version()}, {platform.machine()}, no GPU."
+    fill_page({"built with": [machine], "kernels": kernels_table(all_measured), "sizes": sizes_table(all_measured)})
     figures: list[dict[str, Any]] = [asdict(each) for each in all_measured]
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -186,7 +187,7 @@ def main() -> None:
     if options.only:
         print("\n".join([*kernels_table(all_measured), "", *sizes_table(all_measured)]))
     else:
-        write_page(all_measured, load_tensorrt("tensorrt_rtx").version)
+        write_results(all_measured, load_tensorrt("tensorrt_rtx").version)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.adapter_graph import build_dense_adapter, read_adapter
+from export.adapter_graph import read_adapter
 from export.ctranslate2_weights import read_ctranslate2
 from export.gguf_weights import Llama, read_llama
 from export.graph import BFLOAT16, GraphBuilder
@@ -17,8 +17,8 @@ from export.llama_decoder import build_decoder, transposed_linear
 from export.tensorrt_build import Profile
 from export.tensorrt_library import TensorRTError
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
+from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
-from export.whisper_encoder import build_encoder
 from models.bundle import Bundle
 
 PARTS = ("encoder", "adapter", "llm")
@@ -50,7 +50,7 @@ def encoder_part(weights: Weights, limits: Limits) -> Part:
         precision="bf16",
         max_positions=0,
         profiles=speech_encoder_profiles(limits),
-        write=lambda: build_encoder(read_ctranslate2(weights.whisper), float_type=BFLOAT16),
+        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), BFLOAT16),
     )
 
 

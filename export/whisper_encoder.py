@@ -22,7 +22,7 @@ LAYER_NORM_EPSILON = 1e-5
 class WhisperEncoderWriter:
     """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
 
-    def __init__(self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike) -> None:
+    def __init__(self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike = np.float32) -> None:
         self.weights: dict[str, Float32] = {
             name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
         }
@@ -92,6 +92,6 @@ class WhisperEncoderWriter:
         return self.linear(attended, f"{name}/linear_1")
 
 
-def build_encoder(arrays: Arrays, linear: Linear = float32_linear, float_type: npt.DTypeLike = np.float32) -> GraphBuilder:
-    """The graph described above, computing in `float_type`."""
-    return WhisperEncoderWriter(arrays, linear, float_type).build()
+def build_encoder(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
+    """The graph described above."""
+    return WhisperEncoderWriter(arrays, linear).build()

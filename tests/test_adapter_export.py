@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from export.adapter_graph import build_adapter, build_dense_adapter, read_adapter
+from export.adapter_graph import build_adapter, read_adapter
+from export.tensorrt_speech import build_dense_adapter
 from models.adapter_onnx import NO_TOKEN, OUTPUTS, OnnxAdapter, run_starts
 from models.backends import collapse
 from models.encoder_onnx import open_session

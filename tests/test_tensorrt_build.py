@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from export import tensorrt_build
-from export.adapter_graph import build_dense_adapter, read_adapter
+from export.adapter_graph import read_adapter
 from export.default_recipe import DEFAULT_RECIPE
 from export.graph import BFLOAT16, GraphBuilder
 from export.llama_decoder import build_decoder
@@ -32,8 +32,8 @@ from export.tensorrt_profiles import (
     speech_encoder_profiles,
     text_encoder_profiles,
 )
+from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
-from export.whisper_encoder import build_encoder
 from tests.tiny_llama import tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder
 
@@ -124,13 +124,14 @@ def test_t5_fuses_both_attentions_of_every_layer(tmp_path: Path) -> None:
 
 
 def test_encoder_and_adapter_fuse_every_attention(tmp_path: Path) -> None:
-    encoder = build_encoder(arrays_of(random_encoder(0)), float_type=BFLOAT16)
+    encoder = build_by_head_encoder(arrays_of(random_encoder(0)), BFLOAT16)
     report = build(encoder, speech_encoder_profiles(Limits(audio_frames=120)), tmp_path)
     assert len(report.profiles[0].attentions) == 2
     embedding = np.ones((512, 576), np.float32)
     adapter = build_dense_adapter(read_adapter(DEFAULT_RECIPE.adapter), embedding, BFLOAT16)
     report = build(adapter, adapter_profiles(LIMITS, 4), tmp_path)
     assert len(report.profiles[0].attentions) == 3
+    assert report.profiles[0].kernels_per_layer() <= DECODE_KERNELS
 
 
 def test_what_cannot_be_built_is_refused_with_the_reason(tmp_path: Path) -> None:
