@@ -1,4 +1,4 @@
-"""Write a llama decoder as an ONNX graph straight from its weights, over dense key/value slots that the caller owns.
+"""Write a llama or Qwen2 decoder as an ONNX graph straight from its weights, over dense key/value slots that the caller owns.
 
 The graph, with B rows of S new positions each, slots of P positions, and N wanted logits:
 

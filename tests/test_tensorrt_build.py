@@ -32,6 +32,7 @@ from export.tensorrt_profiles import (
     speech_encoder_profiles,
     text_encoder_profiles,
 )
+from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
 from tests.tiny_llama import tiny_llama
@@ -165,6 +166,20 @@ def test_a_build_that_the_machine_has_no_room_for_is_refused_before_it_starts(
     monkeypatch.setattr(tensorrt_build, "available_memory_bytes", lambda: 2 * 10**9)
     with pytest.raises(TensorRTError, match=r"needs 5\.1 GB of memory and 2\.0 GB are available"):
         require_room(10**9, tmp_path)
+
+
+def test_the_bar_follows_the_outermost_phase_and_is_gone_at_its_end() -> None:
+    monitor = make_monitor(load_tensorrt("tensorrt_rtx"))
+    monitor.phase_start("building", None, 3)
+    monitor.phase_start("timing", "building", 9)
+    assert monitor.step_complete("timing", 8)
+    assert monitor.bar.n == 0
+    assert monitor.bar.postfix == "timing"
+    monitor.phase_finish("timing")
+    assert monitor.step_complete("building", 1)
+    assert (monitor.bar.n, monitor.bar.total) == (2, 3)
+    monitor.phase_finish("building")
+    assert monitor.bar is None
 
 
 def test_a_log_without_a_list_of_kernels_is_no_plan_without_kernels() -> None:
