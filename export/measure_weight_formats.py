@@ -52,7 +52,7 @@ def bfloat16_answers(model: Llama, reference: Reference, threads: int) -> list[F
         )
     )
     theirs = theirs.to(torch.bfloat16)
-    missing = theirs.load_state_dict({name: torch.from_numpy(each) for name, each in model.weights.items()}, strict=False)
+    missing = theirs.load_state_dict({name: torch.tensor(each) for name, each in model.weights.items()}, strict=False)
     if missing.unexpected_keys or set(missing.missing_keys) - {"lm_head.weight"}:
         raise ValueError(f"transformers' Llama has other weights: {missing}")
     all_logits = []

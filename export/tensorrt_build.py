@@ -14,7 +14,6 @@ from typing import Any
 import onnx
 
 from export.tensorrt_attention import attention_nodes, patch_attention
-from export.tensorrt_inspect import PlanReport, read_profiles, read_weight_bytes
 from export.tensorrt_library import TensorRT, TensorRTError
 from export.tensorrt_progress import make_monitor
 from models.backends import BackendError
@@ -33,10 +32,11 @@ DISK_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A plan as TensorRT serialised it, and what is in it."""
+    """A plan as TensorRT serialised it, and what it took: reading and compiling, and the process's most memory so far."""
 
     content: bytes
-    report: PlanReport
+    build_s: float
+    peak_memory_bytes: int
 
 
 def build_plan(
@@ -84,14 +84,7 @@ def build_plan(
     if timing_cache:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.write_bytes(config.get_timing_cache().serialize())
-    report = PlanReport(
-        profiles=read_profiles(library.messages),
-        weight_bytes=read_weight_bytes(library.messages),
-        plan_bytes=content.nbytes,
-        build_s=time.monotonic() - started,
-        peak_memory_bytes=getrusage(RUSAGE_SELF).ru_maxrss * 1024,
-    )
-    return BuiltPlan(bytes(content), report)
+    return BuiltPlan(bytes(content), time.monotonic() - started, getrusage(RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def require_target(library: TensorRT, gpu: str) -> None:

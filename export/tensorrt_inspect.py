@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mode
 
-from export.tensorrt_library import Messages, TensorRTError
+from export.tensorrt_library import Messages, TensorRT, TensorRTError
 
 LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: ", re.MULTILINE)
 PROFILE = re.compile(r"_myl(\d+)_\d+$")
@@ -55,26 +55,37 @@ class PlanReport:
     profiles: tuple[ProfileReport, ...]
     weight_bytes: int
     plan_bytes: int
-    build_s: float
-    peak_memory_bytes: int
 
 
-def read_profiles(messages: Messages) -> tuple[ProfileReport, ...]:
-    """The profiles of the build whose messages these are. Raises `TensorRTError` where they hold no list of kernels."""
-    lists = [text for _, text in messages.lines if text.startswith("Layers:")]
-    if not lists:
-        raise TensorRTError("the builder's log has no list of kernels, which detailed profiling verbosity should give")
-    kernels = [Kernel(match["name"], match["kind"]) for match in LAYER.finditer(lists[-1])]
-    activations = _figures(messages, "Total Activation Memory")
-    return tuple(
+def inspect_plan(library: TensorRT, content: bytes) -> PlanReport:
+    """What is in the plan that `library` built last. Raises `TensorRTError` where that cannot be read, which says nothing of the plan."""
+    activations = _figures(library.messages, "Total Activation Memory")
+    kernels = read_kernels(_list_kernels(library, content))
+    profiles = tuple(
         _read_profile([kernel for kernel in kernels if _profile_of(kernel) == index], activation)
         for index, activation in enumerate(activations)
     )
+    return PlanReport(profiles, max(_figures(library.messages, "Total Weights Memory"), default=0), len(content))
 
 
-def read_weight_bytes(messages: Messages) -> int:
-    """Of all the plan's profiles together."""
-    return max(_figures(messages, "Total Weights Memory"), default=0)
+def read_kernels(text: str) -> list[Kernel]:
+    """The entries of a list of kernels, one a line. Raises `TensorRTError` where there are none."""
+    kernels = [Kernel(match["name"], match["kind"]) for match in LAYER.finditer(text)]
+    if not kernels:
+        raise TensorRTError("the builder gave no list of kernels that can be read")
+    return kernels
+
+
+def _list_kernels(library: TensorRT, content: bytes) -> str:
+    """From the log, where TensorRT-RTX writes the list; else from the engine's inspector, which takes the GPU."""
+    lists = [text for _, text in library.messages.lines if text.startswith("Layers:")]
+    if lists or library.compiles_ahead:
+        return "".join(lists[-1:])
+    trt = library.module
+    engine = trt.Runtime(library.logger).deserialize_cuda_engine(content)
+    if engine is None:
+        raise TensorRTError(f"the plan cannot be loaded to list its kernels: {library.messages.errors()}")
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE))
 
 
 def _read_profile(entries: Sequence[Kernel], activation_bytes: int) -> ProfileReport:

@@ -18,6 +18,7 @@ from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, Ingredients
 from export.fetch import FetchError, fetch_wheel, pip_download
 from export.tensorrt_build import BuiltPlan, build_plan, graph_bytes, require_room, require_target
+from export.tensorrt_inspect import inspect_plan
 from export.tensorrt_library import BUILDERS, TensorRT, TensorRTError, load_tensorrt
 from export.tensorrt_parts import PARTS, Part, Weights, adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_profiles import Limits
@@ -121,6 +122,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _kernels(library: TensorRT, built: BuiltPlan) -> str:
+    try:
+        report = inspect_plan(library, built.content)
+    except TensorRTError as error:
+        return f"kernels unknown ({error})"
+    return f"{' and '.join(str(profile.kernels) for profile in report.profiles)} kernels a step"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
@@ -131,12 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timing_cache = default_cache_dir() / f"{library.builder}-{library.version}-{gpu}.timing"
         with _weights_of(bundle, options) as weights:
             for part in _chosen_parts(bundle, weights, options):
-                report = build_into_bundle(library, part, gpu, bundle.folder, timing_cache).report
-                kernels = " and ".join(str(profile.kernels) for profile in report.profiles)
-                print(
-                    f"{bundle.folder / describe_plan(library, part, gpu).file}: {report.plan_bytes / 1e6:.0f} MB "
-                    f"in {report.build_s:.0f} s, {kernels} kernels a step"
-                )
+                built = build_into_bundle(library, part, gpu, bundle.folder, timing_cache)
+                file = bundle.folder / describe_plan(library, part, gpu).file
+                print(f"{file}: {len(built.content) / 1e6:.0f} MB in {built.build_s:.0f} s, {_kernels(library, built)}")
     except BackendError as error:
         raise SystemExit(f"{error}: name the GPU's architecture with --gpu") from None
     except (TensorRTError, BundleError, FetchError) as error:

@@ -20,9 +20,9 @@ from export.quantise import INT8, block_linear
 from export.random_models import QWEN2_500M, SMOLLM2_135M, T5_SMALL, random_llama, random_t5
 from export.t5 import build_t5_decoder, build_t5_encoder
 from export.tensorrt_build import Profile, build_plan, require_room
-from export.tensorrt_inspect import PlanReport, read_profiles
-from export.tensorrt_library import Messages, TensorRTError, load_tensorrt
-from export.tensorrt_parts import llm_part
+from export.tensorrt_inspect import PlanReport, ProfileReport, inspect_plan
+from export.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
+from export.tensorrt_parts import Part, llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import (
     Limits,
@@ -51,9 +51,15 @@ ONCE_DECODE, ONCE_PREFILL = 5, 14
 
 def build(graph: GraphBuilder, profiles: Sequence[Profile], folder: Path, gpu: str = GPU) -> PlanReport:
     graph.save(folder / "graph.onnx")
-    built = build_plan(load_tensorrt("tensorrt_rtx"), folder / "graph.onnx", profiles, gpu=gpu)
-    assert len(built.content) == built.report.plan_bytes > built.report.weight_bytes
-    return built.report
+    library = load_tensorrt("tensorrt_rtx")
+    report = inspect_plan(library, build_plan(library, folder / "graph.onnx", profiles, gpu=gpu).content)
+    assert report.plan_bytes > report.weight_bytes > 0
+    return report
+
+
+def build_llm(part: Part, folder: Path) -> PlanReport:
+    library = load_tensorrt("tensorrt_rtx")
+    return inspect_plan(library, build_part(library, part, GPU, folder).content)
 
 
 def assert_lean(report: PlanReport, layers: int, decode_kernels: int = DECODE_KERNELS) -> None:
@@ -89,7 +95,7 @@ def test_quantised_products_are_as_lean_and_their_weights_smaller(tmp_path: Path
 
 def test_the_whole_of_smollm2_135m_is_lean_and_its_weights_are_stored_once(tmp_path: Path) -> None:
     part = llm_part(partial(random_llama, SMOLLM2_135M), "bf16", 1024, Limits())
-    report = build_part(load_tensorrt("tensorrt_rtx"), part, GPU, tmp_path).report
+    report = build_llm(part, tmp_path)
     assert_lean(report, 30)
     parameters = 134_515_008
     assert report.weight_bytes < 1.01 * 2 * parameters
@@ -103,12 +109,7 @@ def test_qwen2_with_shared_heads_and_biases_is_lean(tmp_path: Path) -> None:
 
 def test_greedy_on_the_device_costs_a_kernel_or_two(tmp_path: Path) -> None:
     plain, greedy = (
-        build_part(
-            load_tensorrt("tensorrt_rtx"),
-            llm_part(lambda: tiny_llama()[0], "bf16", 128, LIMITS, on_device=on_device),
-            GPU,
-            tmp_path,
-        ).report
+        build_llm(llm_part(lambda: tiny_llama()[0], "bf16", 128, LIMITS, on_device=on_device), tmp_path)
         for on_device in (False, True)
     )
     assert 1 <= greedy.profiles[0].kernels - plain.profiles[0].kernels <= 3
@@ -182,12 +183,34 @@ def test_the_bar_follows_the_outermost_phase_and_is_gone_at_its_end() -> None:
     assert monitor.bar is None
 
 
-def test_a_log_without_a_list_of_kernels_is_no_plan_without_kernels() -> None:
+class Inspected:
+    """A library that has built and logged no list of kernels, but gives one by its engine's inspector."""
+
+    IBuilderConfig = object
+    LayerInformationFormat = SimpleNamespace(ONELINE="oneline")
+
+    def __init__(self, listed: str) -> None:
+        engine = SimpleNamespace(create_engine_inspector=lambda: SimpleNamespace(get_engine_information={"oneline": listed}.get))
+        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine={b"plan": engine}.get)
+
+
+def inspected(listed: str) -> TensorRT:
+    return TensorRT("tensorrt", Inspected(listed), Messages([("INFO", "Total Activation Memory: 8 bytes")]), None)
+
+
+def test_kernels_that_are_not_in_the_log_are_asked_of_the_engine() -> None:
+    entries = ["__mye1_myl0_0, LayerType: shape_call", "MatMul_0_myl0_1, LayerType: gemm", "_gemm_mha_v2_myl0_2, LayerType: kgen"]
+    report = inspect_plan(inspected("Layers:\n" + "\n".join(f"Name: {each}, Inputs: []" for each in entries)), b"plan")
+    assert report.profiles == (ProfileReport(kernels=2, attentions=(1,), waits=0, activation_bytes=8),)
+
+
+def test_a_list_that_cannot_be_read_is_no_plan_without_kernels() -> None:
     with pytest.raises(TensorRTError, match="no list of kernels"):
-        read_profiles(Messages([("INFO", "Total Activation Memory: 8 bytes")]))
-    layers = "Layers:\nName: unheard_of, LayerType: gemm, Inputs: []"
+        inspect_plan(inspected(""), b"plan")
     with pytest.raises(TensorRTError, match="unheard_of does not say which profile"):
-        read_profiles(Messages([("VERBOSE", layers), ("INFO", "Total Activation Memory: 8 bytes")]))
+        inspect_plan(inspected("Layers:\nName: unheard_of, LayerType: gemm, Inputs: []"), b"plan")
+    with pytest.raises(TensorRTError, match="cannot be loaded"):
+        inspect_plan(inspected(""), b"other")
 
 
 def test_a_library_that_is_missing_or_old_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
