@@ -58,7 +58,7 @@ class PlanReport:
 
 
 def inspect_plan(library: TensorRT, content: bytes) -> PlanReport:
-    """What is in the plan that `library` built last. Raises `TensorRTError` where that cannot be read, which says nothing of the plan."""
+    """What is in the plan that `library` built last. Raises `TensorRTError` where that cannot be read; the plan may be good."""
     activations = _figures(library.messages, "Total Activation Memory")
     kernels = read_kernels(_list_kernels(library, content))
     profiles = tuple(

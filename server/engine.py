@@ -103,7 +103,9 @@ class LocalEngine:
         with self._changed:
             started_s = self._step_started_s
             step_age_s = 0.0 if started_s is None else time.perf_counter() - started_s
-            return engine_stats(self._book, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s)
+            return engine_stats(
+                self._book, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s
+            )
 
     def drain(self, timeout_s: float) -> None:
         with self._changed:
