@@ -59,7 +59,7 @@ class Measured:
     layers: int
     attentions_per_layer: int
     report: PlanReport
-    build_s: float
+    processor_s: float
     peak_memory_bytes: int
 
 
@@ -92,7 +92,7 @@ def measure(case: Case) -> Measured:
         layers=case.layers,
         attentions_per_layer=case.attentions_per_layer,
         report=inspect_plan(library, built.content),
-        build_s=built.build_s,
+        processor_s=built.processor_s,
         peak_memory_bytes=built.peak_memory_bytes,
     )
 
@@ -157,7 +157,7 @@ def kernels_table(all_measured: Sequence[Measured]) -> list[str]:
 
 
 def sizes_table(all_measured: Sequence[Measured]) -> list[str]:
-    """What a plan takes on disk, and its build of time and memory."""
+    """What a plan takes on disk, and its build of processor time and memory."""
     lines = [
         "| model | GPU | weights | in the plan | plan | build | peak memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -165,7 +165,7 @@ def sizes_table(all_measured: Sequence[Measured]) -> list[str]:
     for each in all_measured:
         report = each.report
         sizes = [f"{report.weight_bytes / 1e6:.0f} MB", f"{report.plan_bytes / 1e6:.0f} MB"]
-        costs = [f"{each.build_s:.1f} s", f"{each.peak_memory_bytes / 1e9:.1f} GB"]
+        costs = [f"{each.processor_s:.1f} s", f"{each.peak_memory_bytes / 1e9:.1f} GB"]
         lines.append(f"| {' | '.join([each.name, each.gpu, each.precision, *sizes, *costs])} |")
     return lines
 

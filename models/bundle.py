@@ -220,7 +220,9 @@ def write_bundle(folder: Path, description: BundleDescription) -> Bundle:
         raise BundleError(folder, name, "is missing")
     manifest = Manifest(**dict(description), files=files)
     temporary = folder / f"{MANIFEST_NAME}.partial"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    # Without plans there is no such section, so that releases that know none read the bundle too.
+    left_out = None if manifest.plans else {"plans"}
+    temporary.write_text(manifest.model_dump_json(indent=2, exclude=left_out) + "\n", encoding="utf-8")
     os.replace(temporary, folder / MANIFEST_NAME)
     return Bundle(folder, manifest)
 

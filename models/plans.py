@@ -1,6 +1,7 @@
 """Which TensorRT plan of a bundle a machine can run: a plan is code for one builder version and one GPU architecture."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def key_of(plan: PlanSection) -> PlanKey:
 
 def rebuild_command(bundle: Bundle, part: str, key: PlanKey) -> str:
     """What builds the missing plan, on the machine that is to run it."""
-    return f"python -m export.tensorrt_plans --bundle {bundle.folder} --part {part} --builder {key.builder} --gpu {key.gpu}"
+    folder = shlex.quote(str(bundle.folder))
+    return f"python -m export.tensorrt_plans --bundle {folder} --part {part} --builder {key.builder} --gpu {key.gpu}"
 
 
 def find_plan(bundle: Bundle, part: str, key: PlanKey, *, positions: int = 0) -> PlanSection:

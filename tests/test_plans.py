@@ -1,5 +1,6 @@
 """A plan in a bundle is verified like every file, found by what it was built for, and otherwise refused with the command."""
 
+import json
 import platform
 import shlex
 from pathlib import Path
@@ -39,8 +40,8 @@ def add(folder: Path, plan: PlanSection, content: bytes = b"plan") -> Bundle:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_tiny_bundle(tmp_path / "tiny")
-    return tmp_path / "tiny"
+    write_tiny_bundle(tmp_path / "tiny bundle")
+    return tmp_path / "tiny bundle"
 
 
 def test_the_shortest_slots_that_are_long_enough_are_found(folder: Path) -> None:
@@ -76,6 +77,7 @@ def test_a_plan_for_anything_else_is_refused_with_the_command_that_builds_one(fo
 
 
 def test_a_bundle_without_plans_says_so(folder: Path) -> None:
+    assert "plans" not in json.loads((folder / "bundle.json").read_text())
     with pytest.raises(PlanError, match="there is none at all"):
         find_plan(open_bundle(folder), "encoder", H100)
 
