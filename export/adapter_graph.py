@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
@@ -45,13 +46,36 @@ def read_adapter(path: Path) -> TrainedAdapter:
 class AdapterWriter:
     """Adds the adapter's parts to a graph; `linear` writes the layers' products, `head` the one with the embedding table."""
 
-    def __init__(self, adapter: TrainedAdapter, embedding: Float32, linear: Linear, head: Linear) -> None:
+    def __init__(
+        self,
+        adapter: TrainedAdapter,
+        embedding: Float32,
+        linear: Linear,
+        head: Linear,
+        float_type: npt.DTypeLike = np.float32,
+    ) -> None:
         self.weights, self.config = adapter.weights, adapter.config
         self.embedding = embedding
         self.write_linear, self.write_head = linear, head
-        self.graph = GraphBuilder("adapter")
+        self.graph = GraphBuilder("adapter", float_type)
 
     def build(self) -> GraphBuilder:
+        graph, config = self.graph, self.config
+        hidden, blank = self.frames()
+        threshold = graph.weight("blank_threshold", np.array(config["blank_threshold"], np.float32))
+        speech = graph.node("Less", blank, threshold)
+        kept = graph.node("Compress", hidden, speech, axis=0)
+        top_probabilities, top_tokens = self.score(kept)
+
+        graph.output(blank, "blank_probability", np.float32, ["frames"])
+        graph.output(graph.node("Squeeze", graph.node("NonZero", speech), self.axes(0)), "kept", np.int64, ["kept"])
+        graph.output(top_tokens, "top_tokens", np.int64, ["kept", TOP_TOKENS])
+        graph.output(top_probabilities, "top_probabilities", np.float32, ["kept", TOP_TOKENS])
+        graph.output(self.linear(kept, "residual"), "residual", np.float32, ["kept", config["embedding_size"]])
+        return graph
+
+    def frames(self) -> tuple[str, str]:
+        """Every frame's hidden state [frames, width] and P(blank) [frames]."""
         graph, config = self.graph, self.config
         states = graph.input("states", np.float32, ["states", config["encoder_width"]])
         x = self.linear(self.subsample(states), "input")
@@ -62,22 +86,16 @@ class AdapterWriter:
             inner = graph.node("Gelu", self.linear(self.norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward_in"))
             x = graph.node("Add", x, self.linear(inner, f"{name}.feed_forward_out"))
         hidden = graph.node("Squeeze", self.norm(x, "norm"), self.axes(0))
-        blank = graph.node("Sigmoid", graph.node("Squeeze", self.linear(hidden, "blank"), self.axes(1)))
-        threshold = graph.weight("blank_threshold", np.array(config["blank_threshold"], np.float32))
-        speech = graph.node("Less", blank, threshold)
-        kept = graph.node("Compress", hidden, speech, axis=0)
+        return hidden, graph.node("Sigmoid", graph.node("Squeeze", self.linear(hidden, "blank"), self.axes(1)))
 
-        query = graph.node("Mul", self.linear(kept, "output"), graph.weight("logit_scale", self.weights["logit_scale"]))
+    def score(self, hidden: str) -> tuple[str, str]:
+        """The best tokens of each hidden state: their probabilities and ids [n, TOP_TOKENS]."""
+        graph = self.graph
+        query = graph.node("Mul", self.linear(hidden, "output"), graph.weight("logit_scale", self.weights["logit_scale"]))
         probabilities = graph.node("Softmax", self.write_head(graph, query, "embedding", self.embedding), axis=-1)
         count = graph.weight("top_count", np.array([TOP_TOKENS], np.int64))
         top_probabilities, top_tokens = graph.nodes("TopK", probabilities, count, outputs=2, axis=-1)
-
-        graph.output(blank, "blank_probability", np.float32, ["frames"])
-        graph.output(graph.node("Squeeze", graph.node("NonZero", speech), self.axes(0)), "kept", np.int64, ["kept"])
-        graph.output(top_tokens, "top_tokens", np.int64, ["kept", TOP_TOKENS])
-        graph.output(top_probabilities, "top_probabilities", np.float32, ["kept", TOP_TOKENS])
-        graph.output(self.linear(kept, "residual"), "residual", np.float32, ["kept", config["embedding_size"]])
-        return graph
+        return top_probabilities, top_tokens
 
     def axes(self, axis: int) -> str:
         return self.graph.weight(f"axes.{axis}", np.array([axis], np.int64))

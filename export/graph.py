@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from ml_dtypes import bfloat16, float8_e4m3fn, int4
 from onnx import TensorProto, helper
 
 OPSET = 24
@@ -21,12 +22,19 @@ EXTERNAL_FROM_BYTES = 1024
 ALIGNMENT_BYTES = 4096
 """Each stored weight starts on a memory page, so that a runtime can map it."""
 
+BFLOAT16 = np.dtype(bfloat16)
+FLOAT8 = np.dtype(float8_e4m3fn)
+INT4 = np.dtype(int4)
+
 Array = npt.NDArray[Any]
 Shape = Sequence[int | str]
 
 
 class GraphBuilder:
     """Collects one graph. Shapes hold ints for fixed and strings for symbolic dimensions.
+
+    `float_type` is what the graph computes in: float32 weights are stored in it, and float32 inputs and outputs are cast
+    where they enter and leave.
 
     >>> graph = GraphBuilder("double")
     >>> x = graph.input("x", np.float32, ["batch", 4])
@@ -35,8 +43,9 @@ class GraphBuilder:
     >>> graph.save(path)
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, float_type: npt.DTypeLike = np.float32) -> None:
         self.name = name
+        self.float_type = np.dtype(float_type)
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -45,17 +54,21 @@ class GraphBuilder:
         self._names: Counter[str] = Counter()
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> str:
-        """Declare a graph input."""
+        """Declare a graph input; the value to compute with."""
         self._inputs.append(_value_info(name, dtype, shape))
-        return name
+        if np.dtype(dtype) != np.float32 or self.float_type == np.float32:
+            return name
+        return self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(self.float_type))
 
     def output(self, value: str, name: str, dtype: npt.DTypeLike, shape: Shape) -> None:
-        """Give `value` out under `name`, free of cost: the node that makes it is renamed to write `name` itself.
+        """Give `value` out under `name`: the node that makes it is renamed to write `name` itself.
 
         Raises `ValueError` where no node makes `value`.
         """
         if not any(value in node.output for node in self._nodes):
             raise ValueError(f"{value} is not the output of a node")
+        if np.dtype(dtype) == np.float32 and self.float_type != np.float32:
+            value = self.node("Cast", value, to=TensorProto.FLOAT)
         for node in self._nodes:
             node.input[:] = [name if each == value else each for each in node.input]
             node.output[:] = [name if each == value else each for each in node.output]
@@ -90,13 +103,15 @@ class GraphBuilder:
         data_path = path.with_name(path.name + ".data")
         tensors = []
         with data_path.open("wb") as data:
-            for name, array in self._weights.items():
+            for name, given in self._weights.items():
+                array = given.astype(self.float_type) if given.dtype == np.float32 else given
                 if array.nbytes < EXTERNAL_FROM_BYTES:
                     tensors.append(onnx.numpy_helper.from_array(array, name))
                     continue
                 data.write(b"\0" * (-data.tell() % ALIGNMENT_BYTES))
-                tensors.append(_external_tensor(name, array, data_path.name, data.tell()))
-                data.write(np.ascontiguousarray(array).data)
+                content = _packed(array)
+                tensors.append(_external_tensor(name, array, data_path.name, data.tell(), content.nbytes))
+                data.write(content.data)
             empty = data.tell() == 0
         if empty:
             data_path.unlink()
@@ -112,13 +127,23 @@ def _value_info(name: str, dtype: npt.DTypeLike, shape: Shape) -> onnx.ValueInfo
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
-def _external_tensor(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
+def _packed(array: Array) -> npt.NDArray[np.uint8]:
+    """The bytes of a tensor in a file; of two 4-bit numbers the earlier one takes the lower half of a byte."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype != INT4:
+        return flat.view(np.uint8)
+    nibbles = np.zeros(flat.size + flat.size % 2, np.uint8)
+    nibbles[: flat.size] = flat.astype(np.int8).view(np.uint8) & 15
+    return np.bitwise_or(nibbles[::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
+
+
+def _external_tensor(name: str, array: Array, location: str, offset: int, length: int) -> onnx.TensorProto:
     tensor = TensorProto(
         name=name,
         dims=array.shape,
         data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
         data_location=TensorProto.EXTERNAL,
     )
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return tensor

@@ -79,21 +79,24 @@ def make_reference(llm: OnnxLLM, prompts: list[list[int]]) -> Reference:
     return Reference(prompts, answers, [rows[:length] for rows, length in zip(logits, lengths, strict=True)])
 
 
-def compare(llm: OnnxLLM, reference: Reference) -> Difference:
-    """How far `llm` is from the reference."""
-    errors, agreed = [], []
+def forced_answers(llm: OnnxLLM, reference: Reference) -> list[Float32]:
+    """`llm`'s logits along the reference's answers."""
+    logits: list[Float32] = []
     for start in range(0, len(reference.prompts), SLOTS):
         answers = reference.answers[start : start + SLOTS]
-        logits = run(llm, reference.prompts[start : start + SLOTS], lambda step, _, forced=answers: [a[step] for a in forced])  # type: ignore[misc]
-        for ours, expected in zip(logits, reference.logits[start : start + SLOTS], strict=True):
-            ours = ours[: len(expected)]
-            errors.append(np.abs(ours - expected))
-            agreed.append(ours.argmax(-1) == expected.argmax(-1))
-    every_error, every_agreement = np.concatenate(errors), np.concatenate(agreed)
+        logits += run(llm, reference.prompts[start : start + SLOTS], lambda step, _, forced=answers: [a[step] for a in forced])  # type: ignore[misc]
+    return logits
+
+
+def compare(all_ours: Sequence[Float32], reference: Reference) -> Difference:
+    """How far logits are from the reference's; those after its answer's end do not count."""
+    pairs = [(ours[: len(expected)], expected) for ours, expected in zip(all_ours, reference.logits, strict=True)]
+    every_error = np.concatenate([np.abs(ours - expected) for ours, expected in pairs])
+    agreed = [ours.argmax(-1) == expected.argmax(-1) for ours, expected in pairs]
     return Difference(
         largest_error=float(every_error.max()),
         mean_error=float(every_error.mean()),
-        agreement=float(every_agreement.mean()),
+        agreement=float(np.concatenate(agreed).mean()),
         equal_texts=sum(bool(text.all()) for text in agreed),
     )
 
@@ -130,7 +133,7 @@ def main() -> None:
         sizes = {precision: path.with_name(path.name + ".data").stat().st_size / 1e6 for precision, path in paths.items()}
         llms = {precision: OnnxLLM(path, folder / "embeddings.npy", slots=SLOTS, threads=1) for precision, path in paths.items()}
     reference = make_reference(llms["fp32"], prompts)
-    differences = {precision: compare(llm, reference) for precision, llm in llms.items()}
+    differences = {precision: compare(forced_answers(llm, reference), reference) for precision, llm in llms.items()}
     rounds = [{precision: time_once(llm) for precision, llm in llms.items()} for _ in range(options.rounds)]
 
     columns = list(rounds[0]["fp32"])

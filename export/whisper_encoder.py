@@ -8,6 +8,7 @@ padding nor a batch, an utterance's states cannot depend on what else is being s
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from export.ctranslate2_weights import Arrays
 from export.encoder_rotation import INTO_STREAM, OUT_OF_STREAM
@@ -21,7 +22,7 @@ LAYER_NORM_EPSILON = 1e-5
 class WhisperEncoderWriter:
     """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
 
-    def __init__(self, arrays: Arrays, linear: Linear) -> None:
+    def __init__(self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike = np.float32) -> None:
         self.weights: dict[str, Float32] = {
             name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
         }
@@ -29,7 +30,7 @@ class WhisperEncoderWriter:
         self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in self.weights)
         self.width = len(self.weights["layer_norm/gamma"])
         self.write_linear = linear
-        self.graph = GraphBuilder("whisper_encoder")
+        self.graph = GraphBuilder("whisper_encoder", float_type)
 
     def build(self) -> GraphBuilder:
         graph = self.graph

@@ -129,6 +129,23 @@ class VoiceSection(Section):
     window_samples: PositiveInt
 
 
+class PlanSection(Section):
+    """A TensorRT plan of one part, good for the builder's exact version and the GPU architecture (such as `sm_90`) that it names.
+
+    `profiles` are the plan's optimisation profiles in order: smallest, best and largest size of each free dimension of the
+    graph, by its name (`export.tensorrt_profiles`). `max_positions` is the slots' length, 0 in parts without slots.
+    """
+
+    part: str
+    file: FileName
+    builder: Literal["tensorrt", "tensorrt_rtx"]
+    builder_version: str
+    gpu: str = Field(pattern=r"^sm_[0-9]{2,3}$")
+    precision: str
+    max_positions: NonNegativeInt
+    profiles: tuple[dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]], ...] = Field(min_length=1)
+
+
 class FileEntry(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: NonNegativeInt
@@ -148,6 +165,7 @@ class BundleDescription(Section):
     prompt: PromptSection
     voice: VoiceSection
     licences: dict[str, str] = Field(min_length=1)
+    plans: tuple[PlanSection, ...] = ()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -163,7 +181,8 @@ class BundleDescription(Section):
     def named_files(self) -> set[str]:
         """The files that the sections name."""
         encoder, adapter, llm = self.encoder, self.adapter, self.llm
-        return {encoder.graph, adapter.graph, adapter.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
+        named = {encoder.graph, adapter.graph, adapter.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
+        return named | {plan.file for plan in self.plans}
 
 
 class Manifest(BundleDescription):
@@ -211,7 +230,9 @@ def write_bundle(folder: Path, description: BundleDescription) -> Bundle:
         raise BundleError(folder, name, "is missing")
     manifest = Manifest(**dict(description), files=files)
     temporary = folder / f"{MANIFEST_NAME}.partial"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    # Without plans there is no such section, so that releases that know none read the bundle too.
+    left_out = None if manifest.plans else {"plans"}
+    temporary.write_text(manifest.model_dump_json(indent=2, exclude=left_out) + "\n", encoding="utf-8")
     os.replace(temporary, folder / MANIFEST_NAME)
     return Bundle(folder, manifest)
 

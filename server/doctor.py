@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.bundle import BundleError, open_bundle
+from models.machine import available_memory_bytes
 from server.audio import AudioLimits
 from server.decode_child import WorkerError
 from server.decode_pool import DecodePool
@@ -74,7 +75,7 @@ def check_processor(architecture: str, flags: set[str]) -> Finding:
 
 def check_memory() -> Finding:
     """Whether there is room for the default bundle and a few requests."""
-    available = _available_memory_bytes()
+    available = available_memory_bytes()
     detail = f"{available / 2**30:.1f} GiB available"
     advice = f"free memory until {MIN_MEMORY_BYTES / 2**30:.1f} GiB are available" if available < MIN_MEMORY_BYTES else ""
     return Finding("memory", detail, advice)
@@ -165,13 +166,6 @@ def _cpu_flags() -> set[str]:
         if name.strip() in ("flags", "Features"):
             return set(value.split())
     return set()
-
-
-def _available_memory_bytes() -> int:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _lines(path: str) -> list[str]:

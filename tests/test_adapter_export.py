@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from export.adapter_graph import build_adapter, read_adapter
-from models.adapter_onnx import NO_TOKEN, OnnxAdapter, run_starts
+from export.tensorrt_speech import build_dense_adapter
+from models.adapter_onnx import NO_TOKEN, OUTPUTS, OnnxAdapter, run_starts
 from models.backends import collapse
+from models.encoder_onnx import open_session
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
 from training.ctc import greedy_tokens
@@ -67,6 +69,23 @@ def test_graph_equals_the_trained_module(subsampling: str, count: int, tmp_path:
     assert output.frames.shape == frames.shape
     assert np.abs(output.frames - frames.numpy()).max(initial=0) < 1e-4
     assert list(collapse(output.best_token)) == greedy_tokens(queries, blank, table)
+
+
+def test_the_dense_graph_scores_a_kept_frame_as_the_other_does(tmp_path: Path) -> None:
+    adapter = random_adapter("uniform")
+    sparse = served(adapter, tmp_path, blank_threshold=0.5)
+    build_dense_adapter(read_adapter(tmp_path / "adapter.safetensors"), EMBEDDING, np.float32).save(tmp_path / "dense.onnx")
+    dense = open_session(tmp_path / "dense.onnx", 1)
+    blank, tokens, probabilities, residual = dense.run(
+        ["blank_probability", "top_tokens", "top_probabilities", "residual"], {"states": states(300)}
+    )
+    expected = dict(zip(OUTPUTS, sparse._session.run(OUTPUTS, {"states": states(300)}), strict=True))
+    kept = expected["kept"]
+    assert 0 < len(kept) < len(blank) == 75
+    np.testing.assert_allclose(blank, expected["blank_probability"], atol=1e-6)
+    np.testing.assert_array_equal(tokens[kept], expected["top_tokens"])
+    np.testing.assert_allclose(probabilities[kept], expected["top_probabilities"], atol=1e-6)
+    np.testing.assert_allclose(residual[kept], expected["residual"], atol=1e-5)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

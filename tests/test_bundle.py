@@ -166,7 +166,7 @@ def test_unknown_key(folder: Path, section: str) -> None:
     assert f"bundle.json is not valid: {section and section + '.'}surprise" in refusal(folder)
 
 
-@pytest.mark.parametrize("key", sorted(set(BundleDescription.model_fields) - {"schema_version"} | {"files"}))
+@pytest.mark.parametrize("key", sorted(set(BundleDescription.model_fields) - {"schema_version", "plans"} | {"files"}))
 def test_missing_key(folder: Path, key: str) -> None:
     edit_manifest(folder, lambda manifest: manifest.pop(key))
     assert f"bundle.json is not valid: {key}: Field required" in refusal(folder)

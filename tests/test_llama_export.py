@@ -16,7 +16,7 @@ from export.llama_attention import AttentionWriter, ExactAttention, StandardAtte
 from export.llama_decoder import build_decoder, embedding_table
 from models.backends import BackendError, DecodeRow, PrefillRow
 from models.llm_onnx import OnnxLLM
-from tests.tiny_llama import MAX_POSITIONS, tiny_llama
+from tests.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen
 
 Float32 = npt.NDArray[np.float32]
 Logits = Callable[[list[int]], Float32]
@@ -68,6 +68,16 @@ def test_prefill_equals_transformers(tmp_path: Path, attention: AttentionWriter,
     llm = load(ours, tmp_path, attention)
     tokens = tokens_of(1, 12)
     np.testing.assert_allclose(prefill(llm, 0, tokens), reference(theirs)(tokens)[-1], atol=TOLERANCE)
+
+
+def test_qwen2_with_its_biases_equals_transformers(tmp_path: Path, attention: AttentionWriter) -> None:
+    ours, theirs = tiny_qwen()
+    llm = load(ours, tmp_path, attention)
+    tokens = tokens_of(13, 12)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([tokens])).logits[0].numpy()
+    np.testing.assert_allclose(prefill(llm, 0, tokens[:7]), expected[6], atol=TOLERANCE)
+    np.testing.assert_allclose(prefill(llm, 0, tokens[7:], position=7), expected[11], atol=TOLERANCE)
 
 
 def test_decode_steps_and_chunked_prefill_equal_one_pass(pair: tuple[OnnxLLM, Logits]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from export.ctranslate2_weights import WeightFileError, read_ctranslate2
+from export.tensorrt_speech import build_by_head_encoder
 from export.whisper_encoder import build_encoder
 from models.encoder_onnx import OnnxEncoder
 from tests.tiny_whisper import MEL_BINS, Array, arrays_of, random_encoder, reference_states, write_ctranslate2
@@ -30,6 +31,13 @@ def test_graph_equals_transformers_at_the_features_own_length(onnx_encoder: Onnx
     states = onnx_encoder.encode([mel])[0]
     assert states.shape == (frames // 2, 32)
     assert np.abs(states - reference_states(random_encoder(0), mel)).max() < 1e-4
+
+
+def test_the_graph_for_tensorrt_gives_the_same_states(onnx_encoder: OnnxEncoder, tmp_path: Path) -> None:
+    build_by_head_encoder(arrays_of(random_encoder(0)), np.float32).save(tmp_path / "by_head.onnx")
+    mel = features(64, seed=2)
+    states = OnnxEncoder(tmp_path / "by_head.onnx", threads=1).encode([mel])[0]
+    np.testing.assert_allclose(states, onnx_encoder.encode([mel])[0], atol=1e-5)
 
 
 def test_torch_twin_equals_the_graph(onnx_encoder: OnnxEncoder, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import torch
 from transformers import LlamaConfig as TransformersConfig
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import Qwen2Config as TransformersQwenConfig
 
 from export.gguf_weights import Llama, LlamaConfig
 
@@ -44,3 +45,26 @@ def tiny_llama(*, tied: bool = True, key_value_heads: int = 2, vocabulary: int =
         tied=tied,
     )
     return Llama(config, weights), theirs
+
+
+def tiny_qwen() -> tuple[Llama, Qwen2ForCausalLM]:
+    """The same of Qwen2's kind: biases on query, key and value, four query heads to a key head."""
+    ours, _ = tiny_llama(key_value_heads=1)
+    theirs = Qwen2ForCausalLM(
+        TransformersQwenConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            max_position_embeddings=MAX_POSITIONS,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
+    return Llama(ours.config, weights), theirs

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 Array = npt.NDArray[Any]
 
-WIDTH, HEADS, LAYERS, MEL_BINS, POSITIONS = 32, 4, 2, 80, 60
+WIDTH, HEADS, LAYERS, MEL_BINS, POSITIONS = 32, 2, 2, 80, 60
 
 
 def random_encoder(seed: int) -> WhisperEncoder:

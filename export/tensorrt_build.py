@@ -1,0 +1,147 @@
+"""Build one TensorRT plan from one ONNX graph: every free dimension gets its range, attention its mask, the operator a bar.
+
+Graphs are strongly typed: the plan computes in the types that the file names (`export.graph`, `float_type`).
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Any
+
+import onnx
+
+from export.tensorrt_attention import attention_nodes, patch_attention
+from export.tensorrt_library import TensorRT, TensorRTError
+from export.tensorrt_progress import make_monitor
+from models.backends import BackendError
+from models.gpu import find_gpu
+from models.machine import available_memory_bytes
+
+Sizes = tuple[int, int, int]
+Profile = Mapping[str, Sizes]
+"""Smallest, best and largest size of each free dimension of a graph, by its name."""
+
+MEMORY_BASE_BYTES, MEMORY_FACTOR = 2**30, 4
+"""Free memory that a build needs, the second in sizes of its graph: more than any peak in docs/tensorrt_plans.md."""
+DISK_FACTOR = 1.5
+"""Free disk space for a plan, in sizes of its graph."""
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan as TensorRT serialised it, and what it took to read and compile: by the clock, of processors, of memory.
+
+    `peak_memory_bytes` is the most that the process has had so far.
+    """
+
+    content: bytes
+    build_s: float
+    processor_s: float
+    peak_memory_bytes: int
+
+
+def build_plan(
+    library: TensorRT, graph: Path, profiles: Sequence[Profile], *, gpu: str, timing_cache: Path | None = None
+) -> BuiltPlan:
+    """Compile `graph` for the architecture `gpu`, with one optimisation profile after the other.
+
+    `timing_cache` is a file that is read where it is there, and written: it makes the next build on this machine fast.
+    Raises `TensorRTError` where TensorRT refuses the graph, or cannot build for that GPU here.
+    """
+    require_target(library, gpu)
+    trt = library.module
+    library.messages.lines.clear()
+    started, started_processor = time.monotonic(), time.process_time()
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(0)
+    model = onnx.load(graph, load_external_data=False)
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(graph)):
+        problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise TensorRTError(f"TensorRT cannot read {graph.name}: {problems}")
+    patch_attention(library, network, attention_nodes(model))
+
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # Side streams would save nothing in a chain of layers, and cost signals and waits.
+    config.max_aux_streams = 0
+    if library.compiles_ahead:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper().replace("_", "")), 0)
+    for profile in profiles:
+        config.add_optimization_profile(_write_profile(builder, network, model, profile))
+    # Where it compiles ahead there is nothing to time, and the library warns about a cache.
+    timing_cache = None if library.compiles_ahead else timing_cache
+    if timing_cache:
+        known = timing_cache.read_bytes() if timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    monitor = make_monitor(library)
+    config.progress_monitor = monitor
+    content = builder.build_serialized_network(network, config)
+    monitor.close()
+    if content is None:
+        reason = library.messages.errors() or "it did not say why"
+        raise TensorRTError(f"TensorRT could not build {graph.name} for {gpu}: {reason}")
+    if timing_cache:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        timing_cache.write_bytes(config.get_timing_cache().serialize())
+    return BuiltPlan(
+        content=bytes(content),
+        build_s=time.monotonic() - started,
+        processor_s=time.process_time() - started_processor,
+        peak_memory_bytes=getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def require_target(library: TensorRT, gpu: str) -> None:
+    """Refuse to build for a GPU that `library` cannot compile for on this machine. Raises `TensorRTError`."""
+    if library.compiles_ahead:
+        if gpu not in library.targets():
+            known = ", ".join(library.targets())
+            raise TensorRTError(f"{library.builder} {library.version} does not compile for {gpu}, only for {known}")
+        return
+    try:
+        present = find_gpu()
+    except BackendError as error:
+        raise TensorRTError(f"{library.builder} builds for the GPU in the machine, and {error}") from error
+    if present.architecture != gpu:
+        raise TensorRTError(
+            f"{library.builder} builds for the GPU in the machine, which is a {present.name} ({present.architecture}): "
+            f"build the plan for {gpu} on a machine that has one"
+        )
+
+
+def require_room(weight_bytes: int, folder: Path) -> None:
+    """Refuse a build that this machine's memory or `folder`'s disk cannot hold. Raises `TensorRTError`."""
+    memory, free_memory = MEMORY_BASE_BYTES + MEMORY_FACTOR * weight_bytes, available_memory_bytes()
+    if free_memory < memory:
+        raise TensorRTError(
+            f"building from {weight_bytes / 1e9:.1f} GB of weights needs {memory / 1e9:.1f} GB of memory and "
+            f"{free_memory / 1e9:.1f} GB are available: stop what uses it, or build on a machine with more"
+        )
+    disk, free_disk = DISK_FACTOR * weight_bytes, shutil.disk_usage(folder).free
+    if free_disk < disk:
+        raise TensorRTError(f"{folder} has {free_disk / 1e9:.1f} GB free and the plan needs {disk / 1e9:.1f} GB: free some")
+
+
+def graph_bytes(graph: Path) -> int:
+    """Size of an ONNX file with its external data."""
+    return sum(path.stat().st_size for path in (graph, graph.with_name(graph.name + ".data")) if path.exists())
+
+
+def _write_profile(builder: Any, network: Any, model: onnx.ModelProto, profile: Profile) -> Any:
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    free = {name: [each.dim_param or each.dim_value for each in shape] for name, shape in shapes.items()}
+    missing = {name for shape in free.values() for name in shape if isinstance(name, str)} - profile.keys()
+    if missing:
+        raise TensorRTError(f"the profile gives no range for {', '.join(sorted(missing))}")
+    written = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        if any(isinstance(size, str) for size in free[name]):
+            ranges = [profile[size] if isinstance(size, str) else (size, size, size) for size in free[name]]
+            written.set_shape(name, *zip(*ranges, strict=True))
+    return written

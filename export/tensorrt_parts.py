@@ -1,0 +1,94 @@
+"""The parts of a bundle that become plans: their graphs for TensorRT, written from the weights that the bundle was made from.
+
+A bundle's own graphs are for ONNX Runtime's CPU kernels (8-bit products, attention over spans). These are the standard ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.adapter_graph import read_adapter
+from export.ctranslate2_weights import read_ctranslate2
+from export.gguf_weights import Llama, read_llama
+from export.graph import BFLOAT16, GraphBuilder
+from export.llama_decoder import build_decoder, transposed_linear
+from export.tensorrt_build import Profile
+from export.tensorrt_library import TensorRTError
+from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
+from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
+from export.tensorrt_weights import WEIGHT_FORMATS
+from models.bundle import Bundle
+
+PARTS = ("encoder", "adapter", "llm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One plan to build. `max_positions` is the slots' length, 0 without slots; `write` makes the graph."""
+
+    name: str
+    precision: str
+    max_positions: int
+    profiles: Sequence[Profile]
+    write: Callable[[], GraphBuilder]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the frozen models' weights are: Whisper's in CTranslate2's format, the LLM's in GGUF."""
+
+    whisper: Path
+    gguf: Path
+
+
+def encoder_part(weights: Weights, limits: Limits) -> Part:
+    """The speech encoder in bfloat16."""
+    return Part(
+        name="encoder",
+        precision="bf16",
+        max_positions=0,
+        profiles=speech_encoder_profiles(limits),
+        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), BFLOAT16),
+    )
+
+
+def adapter_part(bundle: Bundle, limits: Limits) -> Part:
+    """The bundle's adapter in bfloat16, with its scores against the whole vocabulary."""
+    adapter, llm = bundle.manifest.adapter, bundle.manifest.llm
+
+    def write() -> GraphBuilder:
+        embedding = np.load(bundle.path(llm.embedding)).astype(np.float32)
+        return build_dense_adapter(read_adapter(bundle.path(adapter.weights)), embedding, BFLOAT16)
+
+    return Part("adapter", "bf16", 0, adapter_profiles(limits, adapter.subsampling), write)
+
+
+def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, limits: Limits, *, on_device: bool = False) -> Part:
+    """The LLM with products in `precision` of `export.tensorrt_weights` and the rest in bfloat16."""
+
+    def write() -> GraphBuilder:
+        return build_decoder(
+            llama(),
+            max_positions=max_positions,
+            body=WEIGHT_FORMATS[precision],
+            head=transposed_linear,
+            float_type=BFLOAT16,
+            on_device=on_device,
+        )
+
+    return Part("llm", precision, max_positions, decoder_profiles(limits), write)
+
+
+def read_fitting_llama(path: Path, bundle: Bundle) -> Llama:
+    """The LLM of a GGUF file. Raises `TensorRTError` where it is not of the shape that the bundle's is."""
+    llama = read_llama(path)
+    config, llm = llama.config, bundle.manifest.llm
+    for name in ("layers", "key_value_heads", "head_size", "embedding_size", "vocabulary_size"):
+        ours, theirs = getattr(llm, name), getattr(config, name)
+        if ours != theirs:
+            raise TensorRTError(
+                f"{path.name} is not the LLM of bundle {bundle.manifest.name}: its {name} is {theirs}, not {ours}"
+            )
+    return llama

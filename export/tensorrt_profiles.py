@@ -1,0 +1,57 @@
+"""The optimisation profiles of each part's plan: ranges of the free dimensions of its graph, by their names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from export.tensorrt_build import Profile
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest step that a plan takes. A decode step is one new position per row; whatever has more is a prefill.
+
+    `wanted` positions of a prefill have logits: a draft's are all wanted.
+    """
+
+    decode_rows: int = 32
+    prefill_rows: int = 4
+    prefill_tokens: int = 512
+    wanted: int = 256
+    audio_frames: int = 3000
+
+
+def decoder_profiles(limits: Limits) -> list[Profile]:
+    """Of `export.llama_decoder`, in the order of `models.plans`: decode, prefill."""
+    rows = (1, min(8, limits.decode_rows), limits.decode_rows)
+    return [
+        {"rows": rows, "tokens": (1, 1, 1), "wanted": rows},
+        {
+            "rows": (1, 1, limits.prefill_rows),
+            "tokens": (1, min(128, limits.prefill_tokens), limits.prefill_tokens),
+            "wanted": (1, 1, limits.wanted),
+        },
+    ]
+
+
+def crossing_decoder_profiles(limits: Limits) -> list[Profile]:
+    """Of a decoder that attends to an encoder's output too (`export.t5`), for which a prefill is the start token or a draft."""
+    encoded = (1, min(128, limits.prefill_tokens), limits.prefill_tokens)
+    return [{**profile, "encoded": encoded} for profile in decoder_profiles(limits)]
+
+
+def text_encoder_profiles(limits: Limits) -> list[Profile]:
+    """Of the encoder of `export.t5`."""
+    return [
+        {"rows": (1, 1, limits.prefill_rows), "tokens": (1, min(128, limits.prefill_tokens), limits.prefill_tokens)},
+    ]
+
+
+def speech_encoder_profiles(limits: Limits) -> list[Profile]:
+    """Of `export.whisper_encoder`: one utterance, at its own length."""
+    return [{"frames": (2, min(500, limits.audio_frames), limits.audio_frames)}]
+
+
+def adapter_profiles(limits: Limits, subsampling: int) -> Sequence[Profile]:
+    """Of `export.adapter_graph`; the encoder gives a state per two frames of audio."""
+    states = limits.audio_frames // 2 // subsampling * subsampling
+    return [{"states": (subsampling, min(subsampling * 62, states), states)}]

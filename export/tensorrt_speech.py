@@ -1,0 +1,75 @@
+"""Encoder and adapter as TensorRT likes them: the graphs of `export.whisper_encoder` and `export.adapter_graph`, said otherwise.
+
+Query, key and value leave their product by heads, all at once, which is one kernel in place of three. And the adapter keeps
+every frame: shapes that depend on data cost a GPU more than scoring blanks does.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from export.adapter_graph import TOP_TOKENS, AdapterWriter, TrainedAdapter
+from export.ctranslate2_weights import Arrays
+from export.graph import GraphBuilder
+from export.llama_decoder import Float32, float32_linear
+from export.whisper_encoder import WhisperEncoderWriter
+
+
+class ByHeadEncoderWriter(WhisperEncoderWriter):
+    """The same encoder."""
+
+    def attend(self, x: str, name: str) -> str:
+        parts = _split_heads(self.graph, self.linear(x, f"{name}/linear_0"), 3 * self.heads, self.width // self.heads)
+        query_key_value = self.graph.nodes("Split", parts, outputs=3, axis=1, num_outputs=3)
+        attended = self.graph.node("Attention", *query_key_value)
+        return self.linear(_join_heads(self.graph, attended, self.width), f"{name}/linear_1")
+
+
+class DenseAdapterWriter(AdapterWriter):
+    """The same adapter without the output `kept`: the other outputs have a row for each frame."""
+
+    def build(self) -> GraphBuilder:
+        graph = self.graph
+        hidden, blank = self.frames()
+        top_probabilities, top_tokens = self.score(hidden)
+        graph.output(blank, "blank_probability", np.float32, ["frames"])
+        graph.output(top_tokens, "top_tokens", np.int64, ["frames", TOP_TOKENS])
+        graph.output(top_probabilities, "top_probabilities", np.float32, ["frames", TOP_TOKENS])
+        graph.output(self.linear(hidden, "residual"), "residual", np.float32, ["frames", self.config["embedding_size"]])
+        return graph
+
+    def attend(self, x: str, name: str, positions: str) -> str:
+        graph, heads, width = self.graph, self.config["heads"], self.config["width"]
+        parts = _split_heads(graph, self.linear(x, f"{name}.qkv"), 3 * heads, width // heads)
+        turning, value = graph.nodes(
+            "Split", parts, graph.weight("heads.turning_value", np.array([2 * heads, heads], np.int64)), outputs=2, axis=1
+        )
+        turned = graph.node("RotaryEmbedding", turning, *self.rotary_tables(), positions)
+        query, key = graph.nodes("Split", turned, outputs=2, axis=1, num_outputs=2)
+        attended = graph.node("Attention", query, key, value)
+        return self.linear(_join_heads(graph, attended, width), f"{name}.attention_out")
+
+
+def build_by_head_encoder(arrays: Arrays, float_type: npt.DTypeLike) -> GraphBuilder:
+    """The encoder for TensorRT, computing in `float_type`; inputs and outputs are those of `export.whisper_encoder`."""
+    return ByHeadEncoderWriter(arrays, float32_linear, float_type).build()
+
+
+def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type: npt.DTypeLike) -> GraphBuilder:
+    """The adapter for TensorRT, computing in `float_type`. `embedding` is the LLM's table [vocabulary, embedding_size].
+
+    In, `states` as in `export.adapter_graph`; out, for every frame, `blank_probability`, `top_tokens`, `top_probabilities` and
+    `residual`. The reader drops the frames whose P(blank) is not below the bundle's threshold.
+    """
+    return DenseAdapterWriter(adapter, embedding, float32_linear, float32_linear, float_type).build()
+
+
+def _split_heads(graph: GraphBuilder, packed: str, heads: int, head_size: int) -> str:
+    """[1, S, heads * h] -> [1, heads, S, h]."""
+    shape = graph.weight("heads.split", np.array([0, 0, heads, head_size], np.int64))
+    return graph.node("Transpose", graph.node("Reshape", packed, shape), perm=[0, 2, 1, 3])
+
+
+def _join_heads(graph: GraphBuilder, attended: str, width: int) -> str:
+    """[1, heads, S, h] -> [1, S, width]."""
+    shape = graph.weight("heads.joined", np.array([0, 0, width], np.int64))
+    return graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), shape)
