@@ -110,6 +110,8 @@ def run_attention(
         raise ValueError(f"attention reads fp16 or bf16, not {qkv.dtype}")
     if qkv.shape[1] != 3 * heads * 2 * half or half != cosines.shape[1]:
         raise ValueError(f"{qkv.shape[1]} columns are not 3 x {heads} heads of even size {2 * cosines.shape[1]}")
+    if rows > len(cosines) or cosines.shape != sines.shape:
+        raise ValueError(f"{rows} rows need rotary tables of as many frames, not {len(cosines)} and {len(sines)}")
     out = torch.empty(rows, width, dtype=qkv.dtype, device=qkv.device)
     if not rows or not utterances:
         return out
@@ -117,6 +119,6 @@ def run_attention(
     attention_kernel[(rows // tiles.queries + utterances, heads)](
         qkv, boundaries, cosines, sines, out, utterances, width, qkv.stride(0), LOG2_E / math.sqrt(2 * half),
         half=half, half_block=max(16, triton.next_power_of_2(half)), block_queries=tiles.queries, block_keys=tiles.keys,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **tiles.options,
     )  # fmt: skip
     return out

@@ -7,6 +7,8 @@ from torch import Tensor
 from kernels.tiles import ARCHITECTURES
 
 INTERPRETED_AS = 90
+# In the interpreter few enough that each takes several tiles.
+INTERPRETED_MULTIPROCESSORS = 2
 ALIGNMENT_BYTES = 16
 FLOATS = (torch.float16, torch.bfloat16)
 
@@ -20,10 +22,18 @@ def architecture(device: torch.device) -> int:
         if not triton.knobs.runtime.interpret:
             raise ValueError("Triton kernels run on a CPU in its interpreter only: set TRITON_INTERPRET=1, or use kernels.plain")
         return INTERPRETED_AS
-    major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor not in ARCHITECTURES:
-        raise ValueError(f"no tiles are known for sm_{major}{minor}, only for {ARCHITECTURES}: use kernels.plain on this device")
-    return 10 * major + minor
+    target = triton.runtime.driver.active.get_current_target()
+    if target.arch not in ARCHITECTURES:
+        raise ValueError(f"no tiles are known for {target.backend} {target.arch}, only for {ARCHITECTURES}: use kernels.plain on this device")
+    return int(target.arch)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run at once, one a multiprocessor."""
+    if device.type == "cpu":
+        return INTERPRETED_MULTIPROCESSORS
+    driver = triton.runtime.driver.active
+    return int(driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"])
 
 
 def check_rows(name: str, tensor: Tensor) -> None:

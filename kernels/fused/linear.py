@@ -5,10 +5,12 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.fused.device import FLOATS, architecture, check_rows
+from kernels.fused.device import FLOATS, architecture, check_rows, multiprocessors
 from kernels.fused.linear_kernels import linear_kernel, persistent_linear_kernel, reduce_kernel
 from kernels.plain.weights import LAYER_NORM_EPSILON, LinearWeights
-from kernels.tiles import REDUCE_COLUMNS, REDUCE_ROWS, REDUCE_WARPS, LinearTiles, linear_tiles
+from kernels.tiles import REDUCE_COLUMNS, REDUCE_ROWS, REDUCE_WARPS, LinearTiles, launch_options, linear_tiles
+
+FP8_ARCHITECTURE = 89
 
 
 def linear(
@@ -18,7 +20,7 @@ def linear(
 
     Rows of x, weight and residual must be contiguous and begin at multiples of 16 bytes.
     """
-    tiles = linear_tiles(architecture(x.device), len(x), layer.columns, layer.column_sums is not None)
+    tiles = linear_tiles(architecture(x.device), len(x), *layer.weight.shape, layer.column_sums is not None)
     return run_linear(x, layer, live, out_dtype, residual, gelu, tiles)
 
 
@@ -48,6 +50,8 @@ def check(x: Tensor, layer: LinearWeights, residual: Tensor | None) -> None:
     check_rows("weight", layer.weight)
     if x.dtype not in FLOATS or layer.weight.dtype not in (x.dtype, torch.float8_e4m3fn):
         raise ValueError(f"x in {x.dtype} with weights in {layer.weight.dtype}: x must be fp16 or bf16, weights the same or fp8")
+    if layer.weight.dtype == torch.float8_e4m3fn and architecture(x.device) < FP8_ARCHITECTURE:
+        raise ValueError(f"fp8 weights need sm_{FP8_ARCHITECTURE} or newer: pack them in {x.dtype}")
     if (layer.weight.dtype == torch.float8_e4m3fn) != (layer.scales is not None):
         raise ValueError("fp8 weights come with scales, and no others do")
     if x.shape[1] != layer.inner:
@@ -73,13 +77,13 @@ def run_tiles(
         rows, columns, layer.inner, x.stride(0), residual_stride, out.stride(0),
         gelu=gelu, epsilon=LAYER_NORM_EPSILON, splits=tiles.splits, even_inner=layer.inner % tiles.inner == 0,
         block_rows=tiles.rows, block_columns=tiles.columns, block_inner=tiles.inner,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **tiles.options,
     )  # fmt: skip
     if is_split:
         grid = (triton.cdiv(columns, REDUCE_COLUMNS), triton.cdiv(rows, REDUCE_ROWS), 1)
         reduce_kernel[grid](
             target, layer.bias, layer.scales, residual, out, live, rows, columns, residual_stride, out.stride(0),
-            gelu=gelu, splits=tiles.splits, block_rows=REDUCE_ROWS, block_columns=REDUCE_COLUMNS, num_warps=REDUCE_WARPS,
+            gelu=gelu, splits=tiles.splits, block_rows=REDUCE_ROWS, block_columns=REDUCE_COLUMNS, **launch_options(REDUCE_WARPS),
         )  # fmt: skip
 
 
@@ -97,10 +101,6 @@ def run_persistent(
         rows, columns, layer.inner, x.stride(0), 0 if residual is None else residual.stride(0),
         gelu=gelu, epsilon=LAYER_NORM_EPSILON, even_inner=layer.inner % tiles.inner == 0,
         block_rows=tiles.rows, block_columns=tiles.columns, block_inner=tiles.inner,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **tiles.options,
     )  # fmt: skip
 
-
-def multiprocessors(device: torch.device) -> int:
-    """How many programs run at once; in the interpreter few enough that each takes several tiles."""
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -7,7 +7,7 @@ from torch import Tensor
 from kernels.fused.device import FLOATS, architecture, check_rows
 from kernels.fused.vocabulary_kernels import merge_kernel, scan_kernel
 from kernels.plain.vocabulary import TOP_TOKENS
-from kernels.tiles import MERGE_WARPS, VocabularyTiles, vocabulary_tiles
+from kernels.tiles import MERGE_WARPS, launch_options, VocabularyTiles, vocabulary_tiles
 
 NO_TOKEN = 2**31 - 1
 
@@ -45,12 +45,12 @@ def run_best_tokens(
         queries, kept, count, table, values, candidates, largest, totals, rows, len(table), inner, queries.stride(0),
         no_token=NO_TOKEN, top=TOP_TOKENS, splits=tiles.splits, even_inner=inner % tiles.inner == 0,
         block_rows=tiles.rows, block_tokens=tiles.tokens, block_inner=tiles.inner,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **tiles.options,
     )  # fmt: skip
     merge_kernel[(rows,)](
         kept, count, table, residual, values, candidates, largest, totals, tokens, probabilities, embeddings,
         rows, inner, residual.stride(0),
         no_token=NO_TOKEN, top=TOP_TOKENS, splits=tiles.splits, block_splits=triton.next_power_of_2(tiles.splits),
-        block_inner=triton.next_power_of_2(inner), num_warps=MERGE_WARPS,
+        block_inner=triton.next_power_of_2(inner), **launch_options(MERGE_WARPS),
     )  # fmt: skip
     return tokens, probabilities, embeddings
