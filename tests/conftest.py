@@ -1,6 +1,11 @@
 """Settings of the whole suite."""
 
+import os
+
 from hypothesis import settings
+
+# Triton decides at its import, for good: its kernels run in the interpreter, on CPU tensors.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # No example fails for being slow on a busy machine, and every run sees the same examples.
 settings.register_profile("suite", deadline=None, derandomize=True)

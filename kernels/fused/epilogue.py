@@ -17,7 +17,8 @@ def add_statistics(x, shift, columns_left, block_inner: tl.constexpr, even_inner
 def normalise(product, shift, total, squares, sums, inner, epsilon: tl.constexpr):
     """LN(x) W of the product x W' [rows, columns]; `sums` [columns] are the column sums of W'."""
     shifted_mean = total / inner
-    reciprocal = tl.rsqrt(squares / inner - shifted_mean * shifted_mean + epsilon)
+    # With a value of the row itself as shift, what cancels here is at most `inner` times the variance.
+    reciprocal = tl.rsqrt(tl.maximum(squares / inner - shifted_mean * shifted_mean, 0.0) + epsilon)
     return reciprocal[:, None] * (product - (shift + shifted_mean)[:, None] * sums[None, :])
 
 

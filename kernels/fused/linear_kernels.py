@@ -138,7 +138,8 @@ def persistent_linear_kernel(
         column = first_column + tl.arange(0, block_columns).to(tl.int64)
         product = tl.zeros((block_rows, block_columns), tl.float32)
         if sums_pointer is not None:
-            shift = tl.load(x_pointer + tl.minimum(row, rows - 1) * x_stride).to(tl.float32)
+            # Rows past the end are read as zeros.
+            shift = tl.load(x_pointer + row * x_stride, mask=row < rows, other=0.0).to(tl.float32)
             total = tl.zeros((block_rows,), tl.float32)
             squares = tl.zeros((block_rows,), tl.float32)
         for start in range(0, inner, block_inner):

@@ -21,7 +21,8 @@ def linear(
     weight = layer.weight.to(x.dtype).float()
     y = rows @ weight.T
     if layer.column_sums is not None:
-        variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
+        mean = rows.mean(1, keepdim=True)
+        variance = (rows - mean).square().mean(1, keepdim=True)
         y = torch.rsqrt(variance + LAYER_NORM_EPSILON) * (y * scale_of(layer) - mean * layer.column_sums)
     else:
         y = y * scale_of(layer)
