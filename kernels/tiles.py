@@ -88,6 +88,13 @@ MANY = {
     90: LinearTiles(warps=8, stages=3, rows=128, columns=128, inner=64, persistent=True),
     100: LinearTiles(warps=8, stages=3, rows=128, columns=128, inner=64, persistent=True),
 }
+# A narrow result falls into too few large tiles to keep every multiprocessor busy.
+NARROW_COLUMNS = 1024
+MANY_NARROW = {
+    80: LinearTiles(warps=8, stages=4, rows=128, columns=64, inner=32),
+    90: LinearTiles(warps=8, stages=4, rows=128, columns=64, inner=64, persistent=True),
+    100: LinearTiles(warps=8, stages=4, rows=128, columns=64, inner=64, persistent=True),
+}
 REDUCE_ROWS, REDUCE_COLUMNS, REDUCE_WARPS = 4, 128, 4
 
 ATTENTION = {
@@ -113,7 +120,7 @@ KEEP_BLOCK, KEEP_WARPS = 1024, 4
 def linear_tiles(architecture: int, rows: int, columns: int, inner: int, has_norm: bool) -> LinearTiles:
     """Tiles for x [rows, inner] into `columns`; rows as the buffer has them, so that a captured graph has one choice."""
     if rows >= MANY_ROWS:
-        return MANY[architecture]
+        return MANY_NARROW[architecture] if columns <= NARROW_COLUMNS else MANY[architecture]
     if has_norm:
         return WITH_NORM[architecture]
     if columns > SPLIT_COLUMNS:

@@ -40,7 +40,7 @@ def load_turned(pointer, place, inside, half: tl.constexpr, half_block: tl.const
     return (first_f * cosines - second_f * sines).to(first.dtype), (second_f * cosines + first_f * sines).to(first.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["utterances"])
 def attention_kernel(
     qkv_pointer,  # [rows, 3 * width] fp16 or bf16
     boundaries_pointer,  # [utterances + 1] int32

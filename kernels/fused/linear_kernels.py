@@ -1,4 +1,7 @@
-"""The products on the device: a tile a program, the same cut along the inner dimension, and persistent over TMA."""
+"""The products on the device: a tile a program, the same cut along the inner dimension, and persistent over TMA.
+
+The number of rows is kept out of Triton's specialisation, here and in the other kernels: a bucket more is no kernel more.
+"""
 
 import triton
 import triton.language as tl
@@ -6,7 +9,7 @@ import triton.language as tl
 from kernels.fused.epilogue import add_statistics, finish, normalise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x_pointer,  # [rows, inner] fp16 or bf16
     weight_pointer,  # [columns, inner] fp16, bf16 or fp8
@@ -71,7 +74,7 @@ def linear_kernel(
         tl.store(out_tile, y.to(out_pointer.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def reduce_kernel(
     partial_pointer,  # [splits, rows, columns] fp32
     bias_pointer,  # [columns] fp32
@@ -105,7 +108,7 @@ def reduce_kernel(
     tl.store(out_pointer + row[:, None] * out_stride + column[None, :], y.to(out_pointer.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def persistent_linear_kernel(
     x_descriptor,  # [rows, inner] in blocks [block_rows, block_inner]
     weight_descriptor,  # [columns, inner] in blocks [block_columns, block_inner]

@@ -26,7 +26,7 @@ def insert_candidates(logits, column, first_token, values, tokens):
     return values, tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def scan_kernel(
     queries_pointer,  # [rows, inner] fp16 or bf16
     kept_pointer,  # [rows] int32
@@ -91,7 +91,7 @@ def scan_kernel(
     tl.store(totals_pointer + target, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def merge_kernel(
     kept_pointer,  # [rows] int32
     count_pointer,  # [1] int32
