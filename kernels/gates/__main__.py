@@ -1,7 +1,7 @@
 """`python -m kernels.gates`: compile every kernel for every architecture and hold it to the gates; no GPU is needed.
 
-`--write` makes what was found the new baseline (if the gates that need none hold). `--unaligned` compiles one kernel as if its
-rows were not aligned, to see the gates fail. Exits with 1 where a gate fails.
+`--write` makes what was found the new baseline first. `--unaligned` compiles one kernel as if its rows were not aligned, to
+see the gates fail. Exits with 1 where a gate fails.
 """
 
 import argparse

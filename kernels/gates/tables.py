@@ -6,6 +6,7 @@ from math import ceil
 
 from kernels.cards import CARDS, Card, programs_at_once
 from kernels.gates.check import Measured
+from kernels.markdown import table
 
 LAUNCH_S = 1.5e-6
 
@@ -41,11 +42,6 @@ def predict(card: Card, measured: Measured) -> Prediction:
     )
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
 def gate_table(measured: Sequence[Measured]) -> str:
     rows = []
     for each in measured:
@@ -63,7 +59,7 @@ def gate_table(measured: Sequence[Measured]) -> str:
         "target", "operator", "kernel", "programs", "warps", "registers", "spills", "shared KiB", "tensor cores", "async copies",
         "instructions", "programs a multiprocessor",
     ]  # fmt: skip
-    return markdown(heading, rows)
+    return table(heading, rows)
 
 
 def roofline_table(measured: Sequence[Measured], architecture: int) -> str:
@@ -92,4 +88,4 @@ def roofline_table(measured: Sequence[Measured], architecture: int) -> str:
             f"{memory:.1f}", f"{compute:.1f}", f"{launch:.1f}", f"**{total:.1f}**", "",
         ])  # fmt: skip
     heading = ["operator", "times", "GFLOP", "MB", "memory µs", "arithmetic µs", "launch µs", "predicted µs", "bound by"]
-    return markdown(heading, rows)
+    return table(heading, rows)
