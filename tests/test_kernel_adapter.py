@@ -1,4 +1,4 @@
-"""The chain of operators is the trained adapter: in plain torch to the last digits, fused within its dtype, by graph as without."""
+"""The chain of operators gives what the trained adapter gives: in plain torch, as kernels, and through captured buckets."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,8 @@ def batch(states: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, lis
 def trained_results(adapter: Adapter, states: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P(blank) [frames], logits [frames, vocabulary] and residual [frames, embedding_size] of one utterance in float32."""
     hidden, _ = adapter(states[None], torch.tensor([len(states) // 4]))
-    return torch.sigmoid(adapter.blank(hidden))[0, :, 0], (adapter.token_queries(hidden) @ table.T)[0], adapter.residual(hidden)[0]
+    logits = adapter.token_queries(hidden)[0] @ table.T
+    return torch.sigmoid(adapter.blank(hidden))[0, :, 0], logits, adapter.residual(hidden)[0]
 
 
 def check(

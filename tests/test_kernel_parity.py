@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import fused, plain
 from kernels.adapter.weights import rotary_tables
 from kernels.fused.linear import run_linear
-from kernels.parity.cases import SCAN, TOLERANCES, Case, all_cases, error
+from kernels.parity.cases import TOLERANCES, Case, all_cases, error
 from kernels.parity.interpreter import interpreted
 from kernels.plain.weights import pack_linear
 from kernels.tiles import DEEP_SPLIT, MANY, WITH_NORM, LinearTiles
@@ -95,11 +95,10 @@ def test_what_a_kernel_cannot_do_is_refused() -> None:
         fused.linear(x[:, :32], layer, live, torch.float16)
     with pytest.raises(ValueError, match="residual"):
         fused.linear(x, layer, live, torch.float16, residual=torch.zeros(8, 24).half())
+    normed = pack_linear(torch.randn(16, 64), torch.zeros(16), torch.float16, (torch.ones(64), torch.zeros(64)))
     with pytest.raises(ValueError, match="cannot be split"):
-        normed = pack_linear(torch.randn(16, 64), torch.zeros(16), torch.float16, (torch.ones(64), torch.zeros(64)))
         run_linear(x, normed, live, torch.float16, None, False, DEEP_SPLIT[90])
     with pytest.raises(ValueError, match="at least 8 rows"):
         fused.best_tokens(x, live, live, torch.zeros(7, 64).half(), torch.zeros(8, 64))
     with pytest.raises(ValueError, match="rotary tables"):
         fused.attention(torch.zeros(8, 96).half(), live, 1, torch.zeros(7, 16), torch.zeros(7, 16))
-

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +73,7 @@ class AdapterFrames:
         tokens = self.tokens[:count].cpu().numpy().astype(np.int64)
         probabilities, embeddings = self.probabilities[:count].cpu().numpy(), self.embeddings[:count].cpu().numpy()
         utterances = []
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             first, last = np.searchsorted(kept, (start, end))
             utterances.append(
                 UtteranceFrames(

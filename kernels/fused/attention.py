@@ -99,9 +99,7 @@ def attention(qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sine
     return run_attention(qkv, boundaries, heads, cosines, sines, ATTENTION[architecture(qkv.device)])
 
 
-def run_attention(
-    qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sines: Tensor, tiles: AttentionTiles
-) -> Tensor:
+def run_attention(qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sines: Tensor, tiles: AttentionTiles) -> Tensor:
     """`attention` with tiles of one's own choice."""
     check_rows("qkv", qkv)
     rows, width, utterances = len(qkv), qkv.shape[1] // 3, len(boundaries) - 1

@@ -24,7 +24,7 @@ def architecture(device: torch.device) -> int:
         return INTERPRETED_AS
     target = triton.runtime.driver.active.get_current_target()
     if target.arch not in ARCHITECTURES:
-        raise ValueError(f"no tiles are known for {target.backend} {target.arch}, only for {ARCHITECTURES}: use kernels.plain on this device")
+        raise ValueError(f"no tiles for {target.backend} {target.arch}, only for {ARCHITECTURES}: use kernels.plain there")
     return int(target.arch)
 
 
@@ -40,6 +40,6 @@ def check_rows(name: str, tensor: Tensor) -> None:
     """Refuse a matrix whose rows are not each contiguous and aligned: the gated kernels are compiled for aligned ones."""
     size = tensor.element_size()
     if tensor.dim() != 2 or (tensor.shape[1] > 1 and tensor.stride(1) != 1):
-        raise ValueError(f"{name} must be a matrix with contiguous rows, not {tuple(tensor.shape)} with strides {tensor.stride()}")
+        raise ValueError(f"{name} must be a matrix of contiguous rows, not {tuple(tensor.shape)} by {tensor.stride()}")
     if tensor.data_ptr() % ALIGNMENT_BYTES or tensor.stride(0) * size % ALIGNMENT_BYTES:
-        raise ValueError(f"each row of {name} must begin at a multiple of {ALIGNMENT_BYTES} bytes: pad its width of {tensor.shape[1]}")
+        raise ValueError(f"each row of {name} must begin at a multiple of {ALIGNMENT_BYTES} bytes: pad it ({tensor.stride()})")

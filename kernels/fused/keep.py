@@ -42,6 +42,7 @@ def keep(blank_logits: Tensor, live: Tensor, threshold: float) -> tuple[Tensor, 
     kept = torch.empty(len(blank_logits), dtype=torch.int32, device=blank_logits.device)
     count = torch.empty(1, dtype=torch.int32, device=blank_logits.device)
     keep_kernel[(1,)](
-        blank_logits, live, probability, kept, count, blank_logits.stride(0), threshold, block=KEEP_BLOCK, **launch_options(KEEP_WARPS)
-    )
+        blank_logits, live, probability, kept, count, blank_logits.stride(0), threshold,
+        block=KEEP_BLOCK, **launch_options(KEEP_WARPS),
+    )  # fmt: skip
     return probability, kept, count

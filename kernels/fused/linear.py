@@ -20,7 +20,7 @@ def linear(
 
     Rows of x, weight and residual must be contiguous and begin at multiples of 16 bytes.
     """
-    tiles = linear_tiles(architecture(x.device), len(x), *layer.weight.shape, layer.column_sums is not None)
+    tiles = linear_tiles(architecture(x.device), len(x), layer.columns, layer.inner, layer.column_sums is not None)
     return run_linear(x, layer, live, out_dtype, residual, gelu, tiles)
 
 
@@ -103,4 +103,3 @@ def run_persistent(
         block_rows=tiles.rows, block_columns=tiles.columns, block_inner=tiles.inner,
         **tiles.options,
     )  # fmt: skip
-

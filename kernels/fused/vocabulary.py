@@ -7,14 +7,12 @@ from torch import Tensor
 from kernels.fused.device import FLOATS, architecture, check_rows
 from kernels.fused.vocabulary_kernels import merge_kernel, scan_kernel
 from kernels.plain.vocabulary import TOP_TOKENS
-from kernels.tiles import MERGE_WARPS, launch_options, VocabularyTiles, vocabulary_tiles
+from kernels.tiles import MERGE_WARPS, VocabularyTiles, launch_options, vocabulary_tiles
 
 NO_TOKEN = 2**31 - 1
 
 
-def best_tokens(
-    queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def best_tokens(queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, probabilities and embeddings of the kept frames: the contract of `kernels.plain.best_tokens`.
 
     Logits must be finite. The workspace is 72 bytes a frame and part of the vocabulary, whatever its size.

@@ -133,14 +133,14 @@ def other_types(architecture: int) -> list[GateCase]:
     """fp16, and where the tensor cores can fp8 weights."""
     few, many = ONE_UTTERANCE, ONE_UTTERANCE * UTTERANCES
     cases = [
-        linear_case(architecture, "qkv in fp16", few, 3 * WIDTH, WIDTH, norm=True, dtype=FP16),
-        attention_case(few, 1, FP16, "attention in fp16"),
+        linear_case(architecture, "qkv, fp16", few, 3 * WIDTH, WIDTH, norm=True, dtype=FP16),
+        attention_case(few, 1, FP16, "attention, fp16"),
     ]
     if architecture >= FP8_ARCHITECTURE:
         cases += [
-            linear_case(architecture, "qkv of fp8 weights", few, 3 * WIDTH, WIDTH, norm=True, weight_dtype=FP8),
-            linear_case(architecture, "feed-forward out of fp8 weights", few, WIDTH, FEED_FORWARD, residual=True, weight_dtype=FP8),
-            linear_case(architecture, "qkv of fp8 weights", many, 3 * WIDTH, WIDTH, norm=True, weight_dtype=FP8),
+            linear_case(architecture, "qkv, fp8 weights", few, 3 * WIDTH, WIDTH, norm=True, weight_dtype=FP8),
+            linear_case(architecture, "feed-forward out, fp8 weights", few, WIDTH, FEED_FORWARD, residual=True, weight_dtype=FP8),
+            linear_case(architecture, "qkv, fp8 weights", many, 3 * WIDTH, WIDTH, norm=True, weight_dtype=FP8),
         ]
     return cases
 

@@ -34,7 +34,7 @@ class Measured:
     tiles: int | None
     kernels: tuple[Compiled, ...]
 
-    def keys(self) -> Iterator[tuple[str, Compiled]]:
+    def by_key(self) -> Iterator[tuple[str, Compiled]]:
         """Each kernel with its name in the baseline."""
         for kernel in self.kernels:
             yield f"sm_{self.architecture}, {self.case}: {kernel.kernel}", kernel
@@ -58,7 +58,7 @@ def measure(workers: int) -> list[Measured]:
 def measure_unaligned() -> list[Measured]:
     # By its name the package gives the operator, not the module.
     module = import_module("kernels.fused.linear")
-    with mock.patch.object(module, "check_rows", lambda _name, _tensor: None):
+    with mock.patch.object(module, "check_rows"):
         return [
             Measured(architecture, case.name, case.flops, case.bytes_moved, 0, None, tuple(compiled_by(case.call, architecture)))
             for architecture in ARCHITECTURES
@@ -73,7 +73,7 @@ def numbers(kernel: Compiled) -> dict[str, int]:
 
 
 def write_baseline(measured: Sequence[Measured]) -> None:
-    kernels = {key: numbers(kernel) for each in measured for key, kernel in each.keys()}  # noqa: SIM118
+    kernels = {key: numbers(kernel) for each in measured for key, kernel in each.by_key()}
     BASELINE.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
 
 
@@ -93,7 +93,7 @@ def violations(measured: Sequence[Measured], baseline: Mapping[str, Mapping[str,
     return [
         f"{key}: {complaint}"
         for each in measured
-        for key, kernel in each.keys()  # noqa: SIM118
+        for key, kernel in each.by_key()
         for complaint in complaints(each.architecture, kernel, baseline.get(key))
     ]
 

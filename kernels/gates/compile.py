@@ -99,9 +99,7 @@ def examine(grid: tuple[int, ...], kernel: Any) -> Compiled:
     for size in grid:
         programs *= size
     opcodes = Counter(INSTRUCTION.findall(listing))
-    return Compiled(
-        kernel.name, programs, kernel.metadata.num_warps, registers, stack, kernel.metadata.shared, opcodes
-    )
+    return Compiled(kernel.name, programs, kernel.metadata.num_warps, registers, stack, kernel.metadata.shared, opcodes)
 
 
 def output_of(tool: str, *arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,13 +87,13 @@ def compare_linear(
     residual = torch.randn(shape.rows, shape.columns).to(dtype)
     live = torch.tensor([shape.live], dtype=torch.int32)
     pairs = []
-    for options in ((torch.float32, None, False), (dtype, residual, True)):
-        results = run_linear(x, layer, live, *options, tiles), plain.linear(x, layer, live, *options)
-        pairs.append((results[0][: shape.live], results[1][: shape.live]))
+    for out_dtype, added, gelu in ((torch.float32, None, False), (dtype, residual, True)):
+        mine = run_linear(x, layer, live, out_dtype, added, gelu, tiles)
+        pairs.append((mine[: shape.live], plain.linear(x, layer, live, out_dtype, added, gelu)[: shape.live]))
     return pairs
 
 
-ATTENTION_SHAPES = {
+ATTENTION_SHAPES: dict[str, tuple[list[int], int, int]] = {
     "aligned": ([64], 2, 64),
     "odd, with empty and one-frame utterances": ([0, 1, 69, 0, 64, 33, 0], 3, 16),
     "head of 80, not a power of two": ([70], 2, 80),
@@ -139,27 +140,28 @@ def compare_vocabulary(rows: int, count: int, vocabulary: int, inner: int, dtype
     queries, table = torch.randn(rows, inner).to(dtype), torch.randn(vocabulary, inner).to(dtype)
     table[vocabulary // 2 :] = table[: vocabulary - vocabulary // 2].clone()
     residual = torch.randn(rows, inner + 8)[:, :inner]
-    kept = torch.randperm(rows)[:rows].sort().values.int()
+    kept = torch.full((rows,), 2**30, dtype=torch.int32)
     kept[:count] = torch.randperm(rows)[:count].sort().values.int()
-    arguments = queries, kept, torch.tensor([count], dtype=torch.int32), table, residual
-    results = run_best_tokens(*arguments, SCAN), plain.best_tokens(*arguments)
+    live = torch.tensor([count], dtype=torch.int32)
+    results = run_best_tokens(queries, kept, live, table, residual, SCAN), plain.best_tokens(queries, kept, live, table, residual)
     return [(mine[:count], expected[:count]) for mine, expected in zip(*results, strict=True)]
 
 
 def all_cases() -> list[Case]:
-    cases = [Case("keep", "fp32", name, lambda shape=shape: compare_keep(*shape)) for name, shape in KEEP_SHAPES.items()]
+    cases = [Case("keep", "fp32", name, partial(compare_keep, *shape)) for name, shape in KEEP_SHAPES.items()]
     for label, dtype in FLOAT_TYPES.items():
         for weight_label, weight_dtype in ((label, dtype), (f"{label}, fp8 weights", torch.float8_e4m3fn)):
-            for kernel, (tiles, has_norm) in LINEAR_VARIANTS.items():
-                for name, linear_shape in LINEAR_SHAPES.items():
-                    arguments = linear_shape, tiles, has_norm, dtype, weight_dtype
-                    cases.append(Case(kernel, weight_label, name, lambda arguments=arguments: compare_linear(*arguments)))
-        for name, attention_shape in ATTENTION_SHAPES.items():
-            cases.append(
-                Case("attention", label, name, lambda shape=attention_shape, dtype=dtype: compare_attention(*shape, dtype))
-            )
-        for name, vocabulary_shape in VOCABULARY_SHAPES.items():
-            cases.append(
-                Case("best tokens", label, name, lambda shape=vocabulary_shape, dtype=dtype: compare_vocabulary(*shape, dtype))
-            )
+            cases += [
+                Case(kernel, weight_label, name, partial(compare_linear, shape, tiles, has_norm, dtype, weight_dtype))
+                for kernel, (tiles, has_norm) in LINEAR_VARIANTS.items()
+                for name, shape in LINEAR_SHAPES.items()
+            ]
+        cases += [
+            Case("attention", label, name, partial(compare_attention, frames, heads, head_size, dtype))
+            for name, (frames, heads, head_size) in ATTENTION_SHAPES.items()
+        ]
+        cases += [
+            Case("best tokens", label, name, partial(compare_vocabulary, *sizes, dtype))
+            for name, sizes in VOCABULARY_SHAPES.items()
+        ]
     return cases

@@ -1,5 +1,7 @@
 """Twin of `kernels.fused.attention`."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +18,7 @@ def attention(qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sine
     width = qkv.shape[1] // 3
     out = torch.empty(len(qkv), width, dtype=qkv.dtype, device=qkv.device)
     edges = boundaries.tolist()
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         q, k, v = qkv[start:end].unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
         turned = (rotate(part.float(), cosines[: end - start], sines[: end - start]).to(v.dtype) for part in (q, k))
         y = functional.scaled_dot_product_attention(*(part.float() for part in (*turned, v)))

@@ -6,9 +6,7 @@ from torch import Tensor
 TOP_TOKENS = 8
 
 
-def best_tokens(
-    queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def best_tokens(queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The CTC head: each kept frame's 8 best tokens, their probabilities, and what the LLM reads of the frame.
 
     queries [rows, embedding_size] are scored against the embedding `table` [vocabulary, embedding_size] of the same dtype,
