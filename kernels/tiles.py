@@ -113,7 +113,7 @@ MANY_KEPT = {
     90: VocabularyTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
     100: VocabularyTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
 }
-MERGE_WARPS = 4
+MERGE_WARPS = 8
 KEEP_BLOCK, KEEP_WARPS = 1024, 4
 
 
