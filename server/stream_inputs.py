@@ -21,18 +21,23 @@ class SessionInputs:
     """
 
     def __init__(self, engine: Engine, session_id: str, timer: SessionTimer) -> None:
-        self.pushed_s = 0.0
         self._engine = engine
         self._id = session_id
         self._timer = timer
+        self._rate_hz = engine.sample_rate_hz
+        self._pushed = 0
         self._waiting: list[Samples] = []
-        self._waiting_s = 0.0
         self._change: ChangeInstruction | None = None
 
+    @property
+    def pushed_s(self) -> float:
+        """Seconds of audio that the engine was given."""
+        return self._pushed / self._rate_hz
+
     def hear(self, samples: Samples) -> None:
-        self._waiting.append(samples)
-        self._waiting_s += len(samples) / self._engine.sample_rate_hz
-        if self._waiting_s >= LEAST_AUDIO_S:
+        if len(samples):
+            self._waiting.append(samples)
+        if sum(map(len, self._waiting)) >= LEAST_AUDIO_S * self._rate_hz:
             self._push_waiting()
 
     def change(self, change: ChangeInstruction) -> None:
@@ -52,9 +57,7 @@ class SessionInputs:
             self._change = None
         samples = np.concatenate(self._waiting) if self._waiting else np.empty(0, np.float32)
         self._waiting = []
-        self._waiting_s = 0.0
         if len(samples):
-            duration_s = len(samples) / self._engine.sample_rate_hz
-            self.pushed_s += duration_s
-            self._timer.audio_came(duration_s, self.pushed_s, time.perf_counter())
+            self._pushed += len(samples)
+            self._timer.audio_came(len(samples) / self._rate_hz, self.pushed_s, time.perf_counter())
             self._engine.push(self._id, Audio(samples))

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from server.errors import NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
 from server.live import Basis, Ended, Flushed, LiveEvent, Partial, Problem, SpeechStarted, UtteranceDone
 from server.live_metrics import Outcome
-from server.protocol import ErrorReply, InstructReply, SpeculationReply, UsageReply, instruct_reply
-from server.request import Delta, FinishReason, Word
+from server.protocol import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply, instruct_reply
+from server.request import Delta, Done, FinishReason
 
 MAX_FRAME_BYTES = 256 * 1024
 NORMAL, POLICY, SERVER_ERROR, RESTART, TRY_AGAIN = 1000, 1008, 1011, 1012, 1013
@@ -74,12 +74,6 @@ class PartialEvent(_Event):
     tail: str
     start_s: float
     stable_end_s: float
-    end_s: float
-
-
-class WordReply(BaseModel):
-    word: str
-    start_s: float
     end_s: float
 
 
@@ -156,6 +150,11 @@ def seconds(value_s: float) -> float:
     return round(value_s, 3)
 
 
+def _reply(id: str, done: Done, audio_s: float) -> InstructReply:
+    # There are words where they were asked for.
+    return instruct_reply(id, done, audio_s, timestamps="words")
+
+
 def _partial(event: Partial) -> PartialEvent:
     return PartialEvent(
         utterance=event.utterance,
@@ -168,24 +167,20 @@ def _partial(event: Partial) -> PartialEvent:
 
 
 def _final(event: UtteranceDone) -> FinalEvent:
-    reply = instruct_reply(event.request_id, event.done, event.end_s - event.start_s)
+    reply = _reply(event.request_id, event.done, event.end_s - event.start_s)
     return FinalEvent(
         utterance=event.utterance,
         text=reply.text,
         finish_reason=reply.finish_reason,
         start_s=seconds(event.start_s),
         end_s=seconds(event.end_s),
-        words=None if event.done.words is None else [_word(word) for word in event.done.words],
+        words=reply.words,
         usage=reply.usage,
         times_ms=reply.times_ms,
         speculation=reply.speculation,
     )
 
 
-def _word(word: Word) -> WordReply:
-    return WordReply(word=word.text, start_s=seconds(word.start_s), end_s=seconds(word.end_s))
-
-
 def _ended(event: Ended) -> EndedEvent:
-    answer = None if event.answer is None else instruct_reply(event.request_id, event.answer, event.audio_s)
+    answer = None if event.answer is None else _reply(event.request_id, event.answer, event.audio_s)
     return EndedEvent(audio_s=seconds(event.audio_s), basis=event.basis, sections=event.sections, answer=answer)
