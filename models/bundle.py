@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.prompt import plain_words
+
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -57,11 +59,6 @@ TokenIds = tuple[NonNegativeInt, ...]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-def plain_words(instruction: str) -> str:
-    """An instruction without case, punctuation and spacing."""
-    return " ".join(re.findall(r"\w+", instruction.casefold()))
 
 
 class EncoderSection(Section):

@@ -11,12 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
 from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector
-from models.bundle import Bundle, plain_words
+from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
 from models.follower import Grammars
 from models.llm_onnx import OnnxLLM
-from models.prompt import PromptTemplate, Tokeniser
+from models.prompt import PromptTemplate, Tokeniser, plain_words
 from models.voice_onnx import OnnxVoiceDetector
 from models.word_times import WordTimer
 

@@ -89,6 +89,11 @@ class Tokeniser:
         )
 
 
+def plain_words(instruction: str) -> str:
+    """An instruction without case, punctuation and spacing."""
+    return " ".join(re.findall(r"\w+", instruction.casefold()))
+
+
 def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:
     """The bytes of every token id. Raises `ValueError` where a token is not written in the byte-level alphabet."""
     alphabet = byte_alphabet()

@@ -19,6 +19,10 @@ class _Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the child back, whatever it is still at."""
         self._lease.close()
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
-from models.bundle import plain_words
 from models.chain import Models
+from models.prompt import plain_words
 from server.caches import AudioKey, ByteCache, PrefixKey, audio_key, output_bytes
 from server.errors import PromptTooLong
 from server.generation import Generation

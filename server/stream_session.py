@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from server.decode_stream import OpusStream
 from server.edge import RETRY_AFTER_S, Edge
 from server.errors import InvalidRequest, NotReady, ServeError, SessionIdle, SessionTooLong
 from server.live import ChangeInstruction, Ended, EndOfAudio, Flush, Flushed, Listened, LiveEvent
@@ -51,6 +52,7 @@ class StreamSession:
         self._id = f"stream-{uuid.uuid4().hex}"
         self._engine = edge.engine
         self._settings = edge.settings
+        self._decode_pool = edge.decode_pool
         self._grammar_trial = edge.grammar_trial
         self._metrics = edge.metrics.live
         self._socket = socket
@@ -121,9 +123,7 @@ class StreamSession:
 
     async def _message(self) -> str | bytes:
         """The next message. Where the engine or the client cannot follow, it stays in the network until they can."""
-        while self._congested:
-            self._room.clear()
-            await self._room.wait()
+        await self._room_for_more()
         # Small messages that came all at once must not hold up the others.
         await asyncio.sleep(0)
         message = await self._socket.receive()
@@ -133,6 +133,11 @@ class StreamSession:
         content: str | bytes = message["bytes"] if message.get("text") is None else message["text"]
         return content
 
+    async def _room_for_more(self) -> None:
+        while self._congested:
+            self._room.clear()
+            await self._room.wait()
+
     async def _start(self, message: str | bytes) -> SampleStream:
         if isinstance(message, bytes):
             raise InvalidRequest("The first message has to be a start, before any audio.")
@@ -140,12 +145,15 @@ class StreamSession:
         start = self._reader.read(message, self._id, client)
         if not isinstance(start, Start):
             raise InvalidRequest("The first message has to be a start.", param="type")
-        if start.encoding != "pcm16":
-            raise InvalidRequest("This server takes no Opus streams.", param="encoding")
         if start.request.sampling.constraint is not None:
             await self._grammar_trial.check(start.request.sampling.constraint)
-        self._engine.open_live(start.request, self._deliver)
-        self._audio = PcmStream(start.sample_rate_hz, self._engine.sample_rate_hz)
+        audio = await self._decoder(start)
+        try:
+            self._engine.open_live(start.request, self._deliver)
+        except ServeError:
+            audio.close()
+            raise
+        self._audio = audio
         limits = SessionLimits(
             idle_timeout_s=self._settings.live_idle_timeout_s,
             max_session_s=self._settings.live_max_session_s,
@@ -154,13 +162,21 @@ class StreamSession:
         self._outbox.put(
             ReadyEvent(session_id=self._id, sample_rate_hz=start.sample_rate_hz, encoding=start.encoding, limits=limits)
         )
-        return self._audio
+        return audio
+
+    async def _decoder(self, start: Start) -> SampleStream:
+        if start.encoding == "pcm16":
+            return PcmStream(start.sample_rate_hz, self._engine.sample_rate_hz)
+        return await OpusStream.open(self._decode_pool, self._settings.live_max_session_s)
 
     async def _take(self, message: str | bytes, audio: SampleStream) -> None:
         if self._all_pushed:
             raise InvalidRequest("Nothing can follow the end.")
         if isinstance(message, bytes):
-            self._inputs.hear(await audio.decode(message))
+            async for samples in audio.write(message):
+                self._inputs.hear(samples)
+                # A frame may hold minutes.
+                await self._room_for_more()
             return
         match self._reader.read(message, self._id, ""):
             case Start():
@@ -176,7 +192,8 @@ class StreamSession:
     async def _end_audio(self) -> None:
         self._all_pushed = True
         if self._audio is not None:
-            self._inputs.hear(await self._audio.finish())
+            async for samples in self._audio.finish():
+                self._inputs.hear(samples)
             self._inputs.end()
 
     @property

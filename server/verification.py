@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.backends import BackendError, Float32
-from models.bundle import plain_words
 from models.chain import Models
 from models.grammar import GrammarError
+from models.prompt import plain_words
 from server.engine_protocol import DRAFT_POSITIONS
 from server.errors import InvalidConstraint
 from server.generation import Generation
