@@ -26,13 +26,18 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
+def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PING_S", PING_S)
+
+
+@pytest.fixture
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
     with live_server(engine, live_backlog_s=1.0) as live:
         wait_until(lambda: engine.stats().ready)
         yield live
 
 
+@pytest.mark.usefixtures("quick_pings")
 def test_a_pong_behind_unread_audio_is_waited_for(server: LiveServer, engine: FakeEngine) -> None:
     with streaming(server) as client:
         client.start(partials=False)
@@ -48,15 +53,16 @@ def test_a_pong_behind_unread_audio_is_waited_for(server: LiveServer, engine: Fa
     assert (events[-1]["type"], events[-1]["audio_s"], close.code) == ("ended", 4.0, 1000)
 
 
-def server_side() -> WebSocketConnection:
-    """The only connection that there is."""
-    (connection,) = (thing for thing in gc.get_objects() if type(thing) is WebSocketConnection and not thing.disconnected)
+def server_side(server: LiveServer) -> WebSocketConnection:
+    """The only connection that this server has."""
+    connections = [thing for thing in gc.get_objects() if type(thing) is WebSocketConnection]
+    (connection,) = (each for each in connections if each.server is not None and each.server[1] == server.port)
     return connection
 
 
 def test_the_kernel_keeps_little_of_what_is_not_read(server: LiveServer) -> None:
     with raw_socket(server):
-        kept_bytes = server_side().transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        kept_bytes = server_side(server).transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     # Linux counts its own book-keeping too.
     assert kept_bytes <= 2 * RECEIVE_BUFFER_BYTES
 
@@ -66,12 +72,13 @@ def test_few_messages_wait_however_small_they_are(server: LiveServer, engine: Fa
         peer.sendall(START)
         engine.listens = False
         peer.sendall(frame(BINARY, pcm(2.0)) + frame(BINARY, b"") * 100_000)
-        connection = server_side()
+        connection = server_side(server)
         wait_until(lambda: not connection.queue.empty())
         time.sleep(0.1)
         assert connection.queue.qsize() <= PIECE_BYTES / len(frame(BINARY, b""))
 
 
+@pytest.mark.usefixtures("quick_pings")
 def test_who_talks_need_not_answer_pings(server: LiveServer, engine: FakeEngine) -> None:
     with raw_socket(server) as peer:
         peer.sendall(START)
@@ -82,6 +89,7 @@ def test_who_talks_need_not_answer_pings(server: LiveServer, engine: FakeEngine)
         assert engine.aborted == []
 
 
+@pytest.mark.usefixtures("quick_pings")
 def test_who_neither_talks_nor_answers_pings_is_gone(server: LiveServer, engine: FakeEngine) -> None:
     with raw_socket(server) as peer:
         peer.sendall(START)
