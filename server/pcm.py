@@ -1,5 +1,6 @@
 """Audio that arrives in pieces -> mono float32 at the model's rate, piece by piece."""
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 import numpy as np
@@ -14,12 +15,12 @@ SAMPLE_BYTES = 2
 class SampleStream(Protocol):
     """Bytes in, samples at the model's rate out. How the bytes are cut into pieces changes nothing of the samples joined."""
 
-    async def decode(self, data: bytes) -> Samples:
-        """What can be told already, any number of samples. Raises a `ServeError` for bytes that are no audio."""
+    def decode(self, data: bytes) -> AsyncIterator[Samples]:
+        """Take more bytes, and give what can be told already. Raises a `ServeError` for bytes that are no audio."""
         ...
 
-    async def finish(self) -> Samples:
-        """The last samples."""
+    def finish(self) -> AsyncIterator[Samples]:
+        """The last samples. Raises as `decode` does."""
         ...
 
     def close(self) -> None:
@@ -39,16 +40,16 @@ class PcmStream:
         if source_rate_hz != sample_rate_hz:
             self._resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
 
-    async def decode(self, data: bytes) -> Samples:
+    async def decode(self, data: bytes) -> AsyncIterator[Samples]:
         data = self._odd + data
         count = len(data) // SAMPLE_BYTES
         self._odd = data[count * SAMPLE_BYTES :]
         samples = np.frombuffer(data, "<i2", count).astype(np.float32)
         samples /= 32768
-        return self._resampled(samples)
+        yield self._resampled(samples)
 
-    async def finish(self) -> Samples:
-        return self._resampled(np.empty(0, np.float32), last=True)
+    async def finish(self) -> AsyncIterator[Samples]:
+        yield self._resampled(np.empty(0, np.float32), last=True)
 
     def close(self) -> None:
         self._resampler = None

@@ -179,12 +179,6 @@ def test_constraints_that_mean_nothing(server: LiveServer, engine: FakeEngine, k
     assert len(engine.past_sessions) == sessions
 
 
-def test_opus_is_not_taken_yet(server: LiveServer) -> None:
-    with streaming(server) as client:
-        client.tell("start", instruction="Transcribe.", encoding="ogg_opus")
-        assert client.fatal() == ("invalid_request", 1008)
-
-
 BAD_MESSAGES = {
     "second start": (START, "invalid_request"),
     "flush without id": ({"type": "flush"}, "invalid_request"),
