@@ -27,10 +27,12 @@ class TimeLimit:
         self._timeout_s = timeout_s
         self._deadline_at_s = float("inf")
         self._ends_at_s = self._loop.time() + timeout_s
+        self._moved_back: asyncio.Future[None] = self._loop.create_future()
 
-    @property
-    def left_s(self) -> float:
-        return min(self._ends_at_s, self._deadline_at_s) - self._loop.time()
+    async def reached(self) -> None:
+        """Return then, wherever it has moved meanwhile."""
+        while (left_s := min(self._ends_at_s, self._deadline_at_s) - self._loop.time()) > 0:
+            await asyncio.wait([self._moved_back], timeout=left_s)
 
     def extend(self) -> None:
         """It has got on."""
@@ -39,6 +41,8 @@ class TimeLimit:
     def set_deadline(self, deadline_s: float) -> None:
         """In so many seconds it ends, whether it gets on or not."""
         self._deadline_at_s = self._loop.time() + deadline_s
+        self._moved_back.set_result(None)
+        self._moved_back = self._loop.create_future()
 
     def error(self) -> RequestTimedOut:
         """What the client is told at the end."""
@@ -88,31 +92,26 @@ async def while_client_stays(request: Request, limit: TimeLimit) -> AsyncIterato
     The request's body has been read before.
     """
     leaving = asyncio.create_task(_client_leaves(request))
-    watching = asyncio.create_task(_watch(leaving, limit))
-    broken_off = asyncio.timeout(None)
+    ending = asyncio.create_task(limit.reached())
+    block = asyncio.timeout(None)
 
     def break_off(_task: object) -> None:
         # It may be over already.
         with contextlib.suppress(RuntimeError):
-            broken_off.reschedule(0)
+            block.reschedule(0)
 
     try:
-        async with broken_off:
-            watching.add_done_callback(break_off)
+        async with block:
+            leaving.add_done_callback(break_off)
+            ending.add_done_callback(break_off)
             yield
     except TimeoutError:
         if leaving.done():
             raise ClientDisconnect from None
         raise limit.error() from None
     finally:
-        watching.cancel()
         leaving.cancel()
-
-
-async def _watch(leaving: asyncio.Task[None], limit: TimeLimit) -> None:
-    """Until the client leaves or the limit, which may move meanwhile, is reached."""
-    while not leaving.done() and (left_s := limit.left_s) > 0:
-        await asyncio.wait([leaving], timeout=left_s)
+        ending.cancel()
 
 
 async def _client_leaves(request: Request) -> None:

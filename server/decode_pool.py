@@ -170,13 +170,25 @@ class Lease:
             raise
         self._kept = True
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the caller of a `read` has left. The next one gets its samples."""
+        return self._reading is not None
+
     async def read(self, count: int) -> tuple[int, Samples]:
         """As `DecodeChild.read`, but what breaks the child is undecodable audio, and after the end there is nothing more."""
-        if self.over:
-            return END, np.zeros(0, np.float32)
-        # A client that leaves must not cost a child: this is short and bounded, and goes on to its end.
-        self._reading = self._pool.track(self._read(count))
-        return await asyncio.shield(self._reading)
+        if self._reading is None:
+            if self.over:
+                return END, np.zeros(0, np.float32)
+            # A client that leaves must not cost a child: this is short and bounded, and goes on to its end.
+            self._reading = self._pool.track(self._read(count))
+        try:
+            answer = await asyncio.shield(self._reading)
+        except ServeError:
+            self._reading = None
+            raise
+        self._reading = None
+        return answer
 
     async def _read(self, count: int) -> tuple[int, Samples]:
         try:

@@ -8,6 +8,9 @@ from server.audio import AudioLimits, Samples
 from server.decode_pool import DecodePool, Lease
 from server.decode_worker import END, MORE
 
+# How long a live stream may be is for its session to say.
+ENDLESS_S = 1e9
+
 
 class _Stream:
     """Something that is open in a child, until its end or the end of a `with` block around it."""
@@ -18,12 +21,11 @@ class _Stream:
     def __enter__(self) -> Self:
         return self
 
+    def close(self) -> None:
+        self._lease.close()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Give the child back, whatever it is still at."""
-        self._lease.close()
 
 
 class AudioStream(_Stream):
@@ -54,37 +56,44 @@ class AudioStream(_Stream):
 
 
 class OpusStream(_Stream):
-    """An Ogg Opus stream that is still arriving, decoded as its pages do."""
+    """`SampleStream` of Ogg Opus, decoded as its pages arrive.
+
+    The samples are those of the whole file. They are told up to the end of the last whole page, but for less than 0.12 s that
+    the resampler holds back, and nearly nothing at the model's own rate.
+    """
 
     def __init__(self, lease: Lease, block_samples: int) -> None:
         super().__init__(lease)
         self._block_samples = block_samples
 
     @classmethod
-    async def open(cls, pool: DecodePool, max_audio_s: float) -> Self:
-        """One of at most so many seconds. Raises `Overloaded`, or `NotReady` with no child."""
+    async def open(cls, pool: DecodePool) -> Self:
+        """Raises `Overloaded`, or `NotReady` with no child."""
         lease = await pool.lease()
         lease.keep()
-        lease.child.open_stream(AudioLimits(pool.limits.sample_rate_hz, 0.0, max_audio_s))
-        return cls(lease, pool.limits.sample_rate_hz)
+        rate_hz = pool.limits.sample_rate_hz
+        lease.child.open_stream(AudioLimits(rate_hz, 0.0, ENDLESS_S))
+        return cls(lease, rate_hz)
 
-    async def write(self, data: bytes) -> AsyncIterator[Samples]:
-        """Take the next bytes, cut anywhere, and give what can be decoded now: mono blocks at the pool's rate of up to a second.
+    async def decode(self, data: bytes) -> AsyncIterator[Samples]:
+        """Take more bytes, cut anywhere, and give what can be told already, in blocks of up to a second.
 
-        All blocks of all calls are the samples of the whole file. They end where the last whole page does, but for less than
-        0.12 s that the resampler holds back, and nearly nothing at the model's own rate. A block that is not taken comes with
-        the next call. Raises `UndecodableAudio`, `AudioTooLong` or `InvalidAudio`, after which nothing more can be decoded.
+        What was not taken of it comes with the next call. Raises `UndecodableAudio` or `InvalidAudio`, and then nothing more
+        can be decoded.
         """
         if data:
             async for samples in self._decode(data):
                 yield samples
 
     async def finish(self) -> AsyncIterator[Samples]:
-        """The rest, where nothing more arrives; call it once. Raises as `write` does."""
+        """The rest, where nothing more arrives. Raises as `decode` does."""
         async for samples in self._decode(b""):
             yield samples
 
     async def _decode(self, data: bytes) -> AsyncIterator[Samples]:
+        if self._lease.is_reading:
+            _, samples = await self._lease.read(self._block_samples)
+            yield samples
         if not self._lease.over:
             self._lease.child.write(data)
         status = MORE

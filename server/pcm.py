@@ -15,12 +15,12 @@ SAMPLE_BYTES = 2
 class SampleStream(Protocol):
     """Bytes in, samples at the model's rate out. How the bytes are cut into pieces changes nothing of the samples joined."""
 
-    def write(self, data: bytes) -> AsyncIterator[Samples]:
-        """Take the next bytes and give what can be told already, in blocks. Raises a `ServeError` for bytes that are no audio."""
+    def decode(self, data: bytes) -> AsyncIterator[Samples]:
+        """Take more bytes, and give what can be told already. Raises a `ServeError` for bytes that are no audio."""
         ...
 
     def finish(self) -> AsyncIterator[Samples]:
-        """The last samples; call it once."""
+        """The last samples. Raises as `decode` does."""
         ...
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class PcmStream:
         if source_rate_hz != sample_rate_hz:
             self._resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
 
-    async def write(self, data: bytes) -> AsyncIterator[Samples]:
+    async def decode(self, data: bytes) -> AsyncIterator[Samples]:
         data = self._odd + data
         count = len(data) // SAMPLE_BYTES
         self._odd = data[count * SAMPLE_BYTES :]

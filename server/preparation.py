@@ -21,8 +21,8 @@ async def prepare(
 ) -> Work:
     """The work, ready to be started; `held` has to be closed after it.
 
-    Raises what is wrong with the constraint or the audio, in so far as it is decoded here: a short file is, and the beginning of a
-    long one. The work on that moves `limit` on as it goes.
+    Raises what is wrong with the constraint, or with the audio as far as it is decoded here: a short file to its end, a long one
+    not. The work on that moves `limit` on as it goes.
     """
     engine = edge.engine
     if form.sampling.constraint is not None:

@@ -4,13 +4,23 @@ import time
 
 import numpy as np
 
+from server.decode_pool import DecodePool
+from server.decode_stream import OpusStream
 from server.engine_protocol import Engine
 from server.live import Audio, ChangeInstruction, EndOfAudio, Flush
 from server.live_metrics import SessionTimer
-from server.pcm import Samples
+from server.pcm import PcmStream, Samples, SampleStream
+from server.stream_requests import Start
 
 # Less audio than this waits for more.
 LEAST_AUDIO_S = 0.01
+
+
+async def sample_stream(start: Start, pool: DecodePool) -> SampleStream:
+    """What decodes the audio of a session that starts so. Raises `Overloaded` or `NotReady`."""
+    if start.encoding == "ogg_opus":
+        return await OpusStream.open(pool)
+    return PcmStream(start.sample_rate_hz, pool.limits.sample_rate_hz)
 
 
 class SessionInputs:

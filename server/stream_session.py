@@ -5,18 +5,18 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server.decode_stream import OpusStream
 from server.edge import RETRY_AFTER_S, Edge
 from server.errors import InvalidRequest, NotReady, ServeError, SessionIdle, SessionTooLong
 from server.live import ChangeInstruction, Ended, EndOfAudio, Flush, Flushed, Listened, LiveEvent
 from server.live_metrics import SessionTimer
-from server.pcm import PcmStream, SampleStream
+from server.pcm import Samples, SampleStream
 from server.request import Failed
-from server.stream_inputs import SessionInputs
+from server.stream_inputs import SessionInputs, sample_stream
 from server.stream_messages import (
     MAX_FRAME_BYTES,
     NORMAL,
@@ -70,7 +70,7 @@ class StreamSession:
         self._active_s = self._loop.time()
         self._listened_s = 0.0
         self._unanswered_flushes = 0
-        self._all_pushed = self._over = False
+        self._all_pushed = self._is_open = False
         self._room = asyncio.Event()
 
     async def run(self) -> None:
@@ -96,8 +96,8 @@ class StreamSession:
         finally:
             if self._audio is not None:
                 self._audio.close()
-                if not self._over:
-                    self._engine.abort(self._id)
+            if self._is_open:
+                self._engine.abort(self._id)
 
     async def _say(self, farewell: Farewell) -> None:
         if farewell.close_code is None:
@@ -123,7 +123,7 @@ class StreamSession:
 
     async def _message(self) -> str | bytes:
         """The next message. Where the engine or the client cannot follow, it stays in the network until they can."""
-        await self._room_for_more()
+        await self._wait_for_room()
         # Small messages that came all at once must not hold up the others.
         await asyncio.sleep(0)
         message = await self._socket.receive()
@@ -132,11 +132,6 @@ class StreamSession:
         self._active_s = self._loop.time()
         content: str | bytes = message["bytes"] if message.get("text") is None else message["text"]
         return content
-
-    async def _room_for_more(self) -> None:
-        while self._congested:
-            self._room.clear()
-            await self._room.wait()
 
     async def _start(self, message: str | bytes) -> SampleStream:
         if isinstance(message, bytes):
@@ -147,13 +142,9 @@ class StreamSession:
             raise InvalidRequest("The first message has to be a start.", param="type")
         if start.request.sampling.constraint is not None:
             await self._grammar_trial.check(start.request.sampling.constraint)
-        audio = await self._decoder(start)
-        try:
-            self._engine.open_live(start.request, self._deliver)
-        except ServeError:
-            audio.close()
-            raise
-        self._audio = audio
+        self._audio = await sample_stream(start, self._decode_pool)
+        self._engine.open_live(start.request, self._deliver)
+        self._is_open = True
         limits = SessionLimits(
             idle_timeout_s=self._settings.live_idle_timeout_s,
             max_session_s=self._settings.live_max_session_s,
@@ -162,21 +153,13 @@ class StreamSession:
         self._outbox.put(
             ReadyEvent(session_id=self._id, sample_rate_hz=start.sample_rate_hz, encoding=start.encoding, limits=limits)
         )
-        return audio
-
-    async def _decoder(self, start: Start) -> SampleStream:
-        if start.encoding == "pcm16":
-            return PcmStream(start.sample_rate_hz, self._engine.sample_rate_hz)
-        return await OpusStream.open(self._decode_pool, self._settings.live_max_session_s)
+        return self._audio
 
     async def _take(self, message: str | bytes, audio: SampleStream) -> None:
         if self._all_pushed:
             raise InvalidRequest("Nothing can follow the end.")
         if isinstance(message, bytes):
-            async for samples in audio.write(message):
-                self._inputs.hear(samples)
-                # A frame may hold minutes.
-                await self._room_for_more()
+            await self._hear_audio(audio.decode(message))
             return
         match self._reader.read(message, self._id, ""):
             case Start():
@@ -192,9 +175,19 @@ class StreamSession:
     async def _end_audio(self) -> None:
         self._all_pushed = True
         if self._audio is not None:
-            async for samples in self._audio.finish():
-                self._inputs.hear(samples)
+            await self._hear_audio(self._audio.finish())
             self._inputs.end()
+
+    async def _hear_audio(self, blocks: AsyncIterator[Samples]) -> None:
+        """Little that was sent may be much to listen to."""
+        async for samples in blocks:
+            self._inputs.hear(samples)
+            await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while self._congested:
+            self._room.clear()
+            await self._room.wait()
 
     @property
     def _congested(self) -> bool:
@@ -214,13 +207,13 @@ class StreamSession:
                 self._room.set()
                 return
             case Failed(error=error):
-                self._over = True
+                self._is_open = False
                 farewell = farewell_of(error)
                 # The engine took the session before, so that it is now on its way out.
                 self._outbox.put(replace(farewell, close_code=RESTART) if isinstance(error, NotReady) else farewell)
                 return
             case Ended():
-                self._over = True
+                self._is_open = False
             case Flushed():
                 self._unanswered_flushes -= 1
         self._outbox.put(event)
@@ -291,4 +284,8 @@ class StreamSession:
         await asyncio.wait([self._hearing])
         if self._audio is None:
             self._outbox.put(farewell)
-        await self._end_audio()
+        try:
+            await self._end_audio()
+        except ServeError:
+            # The end of the audio is broken off anyway.
+            self._outbox.put(farewell)

@@ -20,6 +20,7 @@ from server.live import (
     LiveInput,
     LiveRequest,
     Partial,
+    Problem,
     SpeechStarted,
     UtteranceDone,
 )
@@ -44,7 +45,8 @@ class FakeSession:
 class FakeLive:
     """`open_live`, `push` and the end of sessions. Utterance n is answered with `f"{instruction} {n}"` within `push`.
 
-    While `listens` is false, audio is taken and nothing comes of it: no `Listened` either.
+    While `listens` is false, audio is taken and nothing comes of it: no `Listened` either. So it is in a session once it has got
+    beyond `listens_until_s`. Where it `is_silent`, there are no utterances; those with a number in `problems` have a `Problem`.
     """
 
     sample_rate_hz: int
@@ -53,6 +55,9 @@ class FakeLive:
         self.live_limit = 4
         self.live_refusal: ServeError | None = None
         self.listens = True
+        self.listens_until_s = float("inf")
+        self.is_silent = False
+        self.problems: dict[int, ServeError] = {}
         self.sessions: dict[str, FakeSession] = {}
         self.past_sessions: list[FakeSession] = []
         self._live_lock = threading.RLock()
@@ -88,6 +93,13 @@ class FakeLive:
                     self._answer_remainder(session)
                     self._end_live(session)
 
+    def go_on_listening(self) -> None:
+        """From now on, and to what was pushed before."""
+        with self._live_lock:
+            self.listens, self.listens_until_s = True, float("inf")
+            for session in list(self.sessions.values()):
+                self._listen(session)
+
     def end_all_audio(self) -> None:
         """As at a drain."""
         with self._live_lock:
@@ -117,11 +129,11 @@ class FakeLive:
             self.end_session(session.request.id)
 
     def _listen(self, session: FakeSession) -> None:
-        if not self.listens:
+        if not self.listens or session.audio_s > self.listens_until_s:
             return
-        while session.answered + UTTERANCE_S <= session.audio_s:
+        while not self.is_silent and session.answered + UTTERANCE_S <= session.audio_s:
             self._answer_utterance(session, session.answered + UTTERANCE_S)
-        if session.audio_s > session.answered:
+        if not self.is_silent and session.audio_s > session.answered:
             self._start(session)
             id, start_s = session.request.id, float(session.answered)
             if session.request.partials:
@@ -134,14 +146,17 @@ class FakeLive:
             self._tell_client(session, SpeechStarted(session.request.id, session.answered, float(session.answered)))
 
     def _answer_remainder(self, session: FakeSession) -> None:
-        if session.audio_s > session.answered:
+        if not self.is_silent and session.audio_s > session.answered:
             self._answer_utterance(session, session.audio_s)
 
     def _answer_utterance(self, session: FakeSession, end_s: float) -> None:
         self._start(session)
         start_s = float(session.answered)
         done = fake_done(session.request.id, f"{session.instruction} {session.answered}", (start_s, end_s))
-        self._tell_client(session, UtteranceDone(session.request.id, session.answered, start_s, end_s, done))
+        id, number = session.request.id, session.answered
+        error = self.problems.get(number)
+        done_or_not = UtteranceDone(id, number, start_s, end_s, done) if error is None else Problem(id, error, number)
+        self._tell_client(session, done_or_not)
         session.answered += 1
         session.started = False
 

@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,11 +44,15 @@ def arriving(pieces: list[bytes], limits: AudioLimits = LIMITS) -> Samples:
 
 
 async def write(stream: OpusStream, data: bytes) -> list[Samples]:
-    return [block async for block in stream.write(data)]
+    return [block async for block in stream.decode(data)]
 
 
 async def finish(stream: OpusStream) -> list[Samples]:
     return [block async for block in stream.finish()]
+
+
+async def write_all(stream: OpusStream, data: bytes) -> list[Samples]:
+    return await write(stream, data) + await finish(stream)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -69,7 +74,7 @@ SKIPPED_SAMPLES = 104
 @given(cuts=st.lists(st.integers(1, len(DATA) - 1), max_size=12, unique=True))
 def test_it_may_be_cut_anywhere(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(DATA)]
-    pieces = [DATA[start:end] for start, end in zip(places[:-1], places[1:], strict=True)]
+    pieces = [DATA[start:end] for start, end in pairwise(places)]
     np.testing.assert_array_equal(arriving(pieces), decode_audio(DATA, LIMITS))
 
 
@@ -98,7 +103,7 @@ def test_audio_comes_as_soon_as_its_page_is_there(rate_hz: int) -> None:
     async def use(pool: DecodePool) -> None:
         skipped = 0
         samples = 0
-        with await OpusStream.open(pool, 30.0) as stream:
+        with await OpusStream.open(pool) as stream:
             for page, end in pages_of(opus(rate_hz)):
                 if page[28:].startswith(b"OpusHead"):
                     (skipped,) = struct.unpack_from("<H", page, 28 + 10)
@@ -115,8 +120,8 @@ def test_a_page_that_holds_much_comes_in_blocks() -> None:
     silence = audio_file(np.zeros(16_000 * 28, np.float32), 16_000, "OGG", "OPUS")
 
     async def use(pool: DecodePool) -> None:
-        with await OpusStream.open(pool, 30.0) as stream:
-            blocks = await write(stream, silence) + await finish(stream)
+        with await OpusStream.open(pool) as stream:
+            blocks = await write_all(stream, silence)
         assert max(map(len, blocks)) <= 16_000
         assert sum(map(len, blocks)) == 28 * 16_000
 
@@ -127,12 +132,28 @@ def test_a_block_that_is_not_taken_comes_later() -> None:
     data = opus(16_000)
 
     async def use(pool: DecodePool) -> None:
-        with await OpusStream.open(pool, 30.0) as stream:
+        with await OpusStream.open(pool) as stream:
             blocks = []
-            async for block in stream.write(data[: len(data) // 2]):
+            async for block in stream.decode(data[: len(data) // 2]):
                 blocks.append(block)
                 break
-            blocks += await write(stream, data[len(data) // 2 :]) + await finish(stream)
+            blocks += await write_all(stream, data[len(data) // 2 :])
+        np.testing.assert_array_equal(np.concatenate(blocks), decode_audio(data, LIMITS))
+
+    run_with_pool(use)
+
+
+def test_a_caller_that_leaves_loses_nothing() -> None:
+    data = opus(48_000)
+
+    async def use(pool: DecodePool) -> None:
+        with await OpusStream.open(pool) as stream:
+            writing = asyncio.create_task(write(stream, data[:1_000]))
+            await asyncio.sleep(0)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            blocks = await write_all(stream, data[1_000:])
         np.testing.assert_array_equal(np.concatenate(blocks), decode_audio(data, LIMITS))
 
     run_with_pool(use)
@@ -140,7 +161,7 @@ def test_a_block_that_is_not_taken_comes_later() -> None:
 
 def test_nothing_is_no_audio_and_no_error() -> None:
     async def use(pool: DecodePool) -> None:
-        with await OpusStream.open(pool, 30.0) as stream:
+        with await OpusStream.open(pool) as stream:
             assert await write(stream, b"") == await finish(stream) == []
 
     run_with_pool(use)
@@ -169,21 +190,22 @@ def test_a_vorbis_stream_is_refused() -> None:
         arriving([audio_file(NOISE[:16_000, 0], 16_000, "OGG", "VORBIS")])
 
 
-@pytest.mark.parametrize(("name", "data"), [case for case in hostile_files() if b"OpusHead" not in case[1]])
-def test_hostile_bytes_are_refused(name: str, data: bytes) -> None:
-    if data:
-        with pytest.raises(UndecodableAudio):
-            arriving([data[:1], data[1:30], data[30:]])
+HOSTILE = {name: data for name, data in hostile_files() if data and b"OpusHead" not in data}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableAudio):
+        arriving([data[:1], data[1:30], data[30:]])
 
 
 def test_hostile_bytes_cost_no_child_and_a_stream_left_open_neither() -> None:
     async def use(pool: DecodePool) -> None:
         for data in (b"OggS" + bytes(400), CLIP, DATA[:60] + bytes(10_000)):
-            with await OpusStream.open(pool, 30.0) as stream, pytest.raises(UndecodableAudio):
-                await write(stream, data)
-                await finish(stream)
+            with await OpusStream.open(pool) as stream, pytest.raises(UndecodableAudio):
+                await write_all(stream, data)
         for length in (0, 20, 1_000, len(DATA)):
-            with await OpusStream.open(pool, 30.0) as stream:
+            with await OpusStream.open(pool) as stream:
                 await write(stream, DATA[:length])
         assert len(await decode(pool, CLIP)) == 16_000
         assert pool.restarts == 0
@@ -193,9 +215,9 @@ def test_hostile_bytes_cost_no_child_and_a_stream_left_open_neither() -> None:
 
 def test_streams_are_counted_with_the_files_that_are_kept() -> None:
     async def use(pool: DecodePool) -> None:
-        with await OpusStream.open(pool, 30.0):
+        with await OpusStream.open(pool):
             with pytest.raises(Overloaded):
-                await OpusStream.open(pool, 30.0)
+                await OpusStream.open(pool)
             assert len(await decode(pool, CLIP)) == 16_000
             await asyncio.sleep(0)
 

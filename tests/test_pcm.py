@@ -21,7 +21,7 @@ def noise(samples: int, seed: int = 0) -> bytes:
 def decoded(pieces: list[bytes], rate_hz: int) -> Samples:
     async def decode() -> Samples:
         stream = PcmStream(rate_hz, MODEL_RATE_HZ)
-        samples = [block for piece in pieces async for block in stream.write(piece)]
+        samples = [block for piece in pieces async for block in stream.decode(piece)]
         samples += [block async for block in stream.finish()]
         stream.close()
         return np.concatenate(samples)

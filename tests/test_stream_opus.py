@@ -1,78 +1,103 @@
-"""Ogg Opus over the live WebSocket: the samples are those of the file, however its bytes come; other bytes end the session."""
+"""Ogg Opus over the WebSocket: heard as its pages come, refused as soon as it is none, and nothing of it is left behind."""
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import soundfile
 
 from server.audio import AudioLimits, decode_audio
-from server.live import Audio
 from tests.fake_engine import FakeEngine
-from tests.live_server import LiveServer, live_server, wait_until
-from tests.stream_client import streaming
+from tests.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
+from tests.stream_client import StreamClient, metric, streaming
+from tests.test_audio_arriving import pages_of
+from tests.test_stream import heard, past_session, types
 
-RATE_HZ = 16_000
+OPUS = audio_file(tone(3.5, 48_000), 48_000, "OGG", "OPUS")
+LIMITS = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.0, max_audio_s=3_600.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(engine: FakeEngine) -> Iterator[LiveServer]:
     with live_server(engine) as live:
         wait_until(lambda: engine.stats().ready)
         yield live
 
 
-def opus(duration_s: float) -> bytes:
-    file = io.BytesIO()
-    audio = np.random.default_rng(0).normal(0, 0.1, int(duration_s * RATE_HZ))
-    soundfile.write(file, audio, RATE_HZ, format="OGG", subtype="OPUS")
-    return file.getvalue()
+def start(client: StreamClient) -> None:
+    ready = client.start(encoding="ogg_opus", partials=False)
+    assert (ready["type"], ready["encoding"]) == ("ready", "ogg_opus")
 
 
-@pytest.mark.parametrize("piece_bytes", [100, 4096, 10**6])
-def test_samples_are_those_of_the_file(server: LiveServer, engine: FakeEngine, piece_bytes: int) -> None:
-    data = opus(2.5)
-    sessions = len(engine.past_sessions)
+@pytest.mark.parametrize("size", [100, 4_001, len(OPUS)])
+def test_the_engine_hears_the_samples_of_the_file(server: LiveServer, engine: FakeEngine, size: int) -> None:
     with streaming(server) as client:
-        client.start(encoding="ogg_opus")
-        for start in range(0, len(data), piece_bytes):
-            client.say(data[start : start + piece_bytes])
+        start(client)
+        for at in range(0, len(OPUS), size):
+            client.say(OPUS[at : at + size])
         client.tell("end")
         events, close = client.events()
-    assert (events[-1]["type"], close.code) == ("ended", 1000)
-    wait_until(lambda: len(engine.past_sessions) > sessions)
-    heard = np.concatenate([item.samples for item in engine.past_sessions[-1].inputs if isinstance(item, Audio)])
-    np.testing.assert_allclose(heard, decode_audio(data, AudioLimits(RATE_HZ, 0.08, 30.0)), atol=1e-6)
+    assert types(events) == [*["speech_started", "final"] * 4, "ended"]
+    assert (events[-1]["audio_s"], close.code) == (3.5, 1000)
+    np.testing.assert_array_equal(heard(past_session(engine)), decode_audio(OPUS, LIMITS))
 
 
-def test_text_comes_before_the_stream_ends(server: LiveServer) -> None:
+def test_an_utterance_is_answered_while_the_next_is_spoken(server: LiveServer) -> None:
     with streaming(server) as client:
-        client.start(encoding="ogg_opus")
-        client.say(opus(5.0))
-        client.until("final")
-        client.tell("end")
-        client.until("ended")
+        start(client)
+        pages = [page for page, _ in pages_of(OPUS)]
+        for page in pages[:4]:
+            client.say(page)
+        assert client.until("final")[-1]["text"] == "Transcribe. 0"
+        client.say(pages[4])
+        assert client.until("final")[-1]["text"] == "Transcribe. 1"
 
 
-@pytest.mark.parametrize("data", [b"RIFF" + bytes(200), bytes(200), opus(1.0)[:200] + bytes(4000)], ids=["wav", "zeros", "torn"])
-def test_what_is_no_opus_ends_the_session(server: LiveServer, data: bytes) -> None:
+@pytest.mark.parametrize("said", [b"RIFF\0\0\0\0WAVEfmt ", b"\x1aE\xdf\xa3" + bytes(100), OPUS[:500] + bytes(1_000) + OPUS])
+def test_what_is_no_opus_ends_the_session(server: LiveServer, engine: FakeEngine, said: bytes) -> None:
     with streaming(server) as client:
-        client.start(encoding="ogg_opus")
-        client.say(data)
+        start(client)
+        client.say(said)
         client.tell("end")
-        code, close = client.fatal()
-    assert (code, close) == ("undecodable_audio", 1008)
+        assert client.fatal() == ("undecodable_audio", 1008)
+    assert engine.aborted == [past_session(engine).request.id]
 
 
-def test_children_come_back(server: LiveServer) -> None:
-    """More sessions than there are children, one after the other and left in the middle."""
-    for _ in range(6):
-        with streaming(server) as client:
-            client.start(encoding="ogg_opus")
-            client.say(opus(1.0)[:1000])
+def test_three_minutes_in_a_moment_are_listened_to_bit_by_bit(engine: FakeEngine) -> None:
+    """Silence is so small that all of it is in one message."""
+    silence = audio_file(np.zeros(8_000 * 180, np.float32), 8_000, "OGG", "OPUS")
+    assert len(silence) < 262_144
+    engine.listens = False
+    with live_server(engine, live_backlog_s=5.0) as server, streaming(server) as client:
+        wait_until(lambda: engine.stats().ready)
+        start(client)
+        client.say(silence)
+        (session,) = engine.sessions.values()
+        wait_until(lambda: session.audio_s > 5)
+        client.tell("end")
+        assert session.audio_s < 7
+        engine.go_on_listening()
+        events, _ = client.events()
+        assert events[-1]["audio_s"] == 180.0
+        assert [event["utterance"] for event in events if event["type"] == "final"] == list(range(180))
+
+
+def test_sessions_beyond_the_decoders_are_refused_and_those_that_left_are_not_counted(engine: FakeEngine) -> None:
+    with live_server(engine, decode_streams=1) as server:
+        wait_until(lambda: engine.stats().ready)
+        for _ in range(3):
+            with streaming(server) as first:
+                start(first)
+                first.say(OPUS[:2_000])
+                with streaming(server) as second:
+                    second.tell("start", instruction="Transcribe.", encoding="ogg_opus")
+                    assert second.fatal() == ("overloaded", 1013)
+                with streaming(server) as other:
+                    assert other.start()["encoding"] == "pcm16"
+            wait_until(lambda: metric(server, "stream_sockets") == 0)
+        assert instruct(server, OPUS).status_code == 200
+        assert metric(server, "decode_worker_restarts_total") == 0
