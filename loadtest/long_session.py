@@ -23,10 +23,10 @@ class Stretch:
 
 
 def stretches(run: StreamRun, readings: Sequence[Reading], window_s: float = WINDOW_S) -> list[Stretch]:
-    """One for each window of the audio, the last one shorter; by the readings that were taken while the session ran.
+    """One for each window of the audio, by the readings that were taken while the session ran.
 
     How far the server had listened at a moment is known from the events that had come, so the edges of a stretch are as exact
-    as those are frequent. Windows with fewer than two readings are left out.
+    as those are frequent. Windows of which less than half was watched are left out.
     """
     moments = [run.origin_s + arrival.at_s for arrival in run.arrivals]
     listened_s = [0.0]
@@ -36,7 +36,7 @@ def stretches(run: StreamRun, readings: Sequence[Reading], window_s: float = WIN
     found, start_s = [], 0.0
     while start_s < run.script.audio_s:
         within = [(audio_s, reading) for audio_s, reading in placed if start_s <= audio_s < start_s + window_s]
-        if within and within[-1][0] > within[0][0]:
+        if within and within[-1][0] - within[0][0] >= window_s / 2:
             (first_s, first), (last_s, last) = within[0], within[-1]
             found.append(
                 Stretch(
