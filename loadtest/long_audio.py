@@ -75,7 +75,7 @@ def post_file(server: BenchServer, path: Path) -> dict[str, Any]:
 def ask_alone(server: BenchServer, speeches: Sequence[Speech], folder: Path) -> SeamReport:
     """Each recording on its own."""
     reports = []
-    for speech in tqdm(speeches, desc="one by one", unit="clip"):
+    for speech in tqdm(speeches, desc="one by one", unit="clip", mininterval=2):
         clip = write_clip(folder, speech.recording.name, speech.recording.samples)
         reports.append(compare([speech.recording.text], server.answer(make_body(clip.audio))["text"]))
     return add_up(reports)

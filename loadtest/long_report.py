@@ -50,22 +50,28 @@ def markdown(result: dict[str, Any]) -> str:
         "the fewest errors; the model loses some of each recording alone as well, which is what to compare with. Doubled: words "
         "too many at a seam that stand next to it already.",
         "",
+        *(_files(result["files"]) if result["files"] else []),
+        *(_live(result["live"]) if result["live"] else []),
+        "![memory](long_audio.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _files(files: Sequence[dict[str, Any]]) -> list[str]:
+    return [
         "## Files: time and memory",
         "",
         *table(
             ["audio", "file MiB", "time s", "times real time", "CPU s per audio s", "MiB before", "peak MiB", "MiB after"],
-            [[f"{row['minutes']:g} min", *(row[name] for name in FILE_FIGURES)] for row in result["files"]],
+            [[f"{row['minutes']:g} min", *(row[name] for name in FILE_FIGURES)] for row in files],
         ),
         "",
         "Resident memory of all processes of the server; pages that several share count in each, and the file as it came is part "
         "of it. At the peak, by process:",
         "",
-        *(f"- {row['minutes']:g} min: {_by_process(row['peak_by_process_mib'])}" for row in result["files"]),
+        *(f"- {row['minutes']:g} min: {_by_process(row['peak_by_process_mib'])}" for row in files),
         "",
-        *(_live(result["live"]) if result["live"] else []),
-        "![memory](long_audio.png)",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _words(name: str, row: dict[str, Any]) -> list[Any]:
@@ -88,11 +94,12 @@ def _by_process(held_mib: Mapping[str, float]) -> str:
 
 
 def _live(live: dict[str, Any]) -> list[str]:
+    names = list(live["stretches"][-1]["resident_mib"]) if live["stretches"] else []
     rows = [
         [
             f"{each['start_s'] / 60:.1f} to {each['end_s'] / 60:.1f}",
             round(each["cpu_s_per_audio_s"], 4),
-            round(each["resident_mib"], 1),
+            *(round(each["resident_mib"].get(name, 0.0), 1) for name in names),
         ]
         for each in live["stretches"]
     ]
@@ -103,6 +110,6 @@ def _live(live: dict[str, Any]) -> list[str]:
         f"{live['minutes']:g} minutes of audio in {live['wall_s']} s ({live['rtfx']} times real time), as fast as the server "
         f"took it: {live['utterances']} utterances, {live['partials']} partials, peak {live['peak_mib']} MiB.",
         "",
-        *table(["minutes of the audio", "CPU s per audio s", "MiB on average"], rows),
+        *table(["minutes of the audio", "CPU s per audio s", *(f"{name}, MiB" for name in names)], rows),
         "",
     ]

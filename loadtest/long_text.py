@@ -45,11 +45,8 @@ def compare(parts: Sequence[str], text: str) -> SeamReport:
     for chunk in aligned.alignments[0]:
         if chunk.type == "delete":
             lost.update(range(chunk.ref_start_idx, chunk.ref_end_idx))
-        elif chunk.type == "insert":
-            count = _repeated(given, chunk.hyp_start_idx, chunk.hyp_end_idx)
-            # Which of two equal pieces is the one too many, the alignment cannot know.
-            if seams & {chunk.ref_start_idx - count, chunk.ref_start_idx, chunk.ref_start_idx + count}:
-                doubled += count
+        elif chunk.type == "insert" and seams & _places(given, chunk.hyp_start_idx, chunk.hyp_end_idx, chunk.ref_start_idx):
+            doubled += chunk.hyp_end_idx - chunk.hyp_start_idx
     inside = len(reference) - len(edges)
     return SeamReport(
         words=len(reference),
@@ -72,11 +69,15 @@ def _seams(spoken: Sequence[Sequence[str]]) -> tuple[set[int], set[int]]:
     return seams - {at}, edges
 
 
-def _repeated(words: Sequence[str], start: int, end: int) -> int:
-    """How many of the words from `start` to `end` are just what comes right before or right after them."""
-    count = end - start
-    piece = list(words[start:end])
-    return count if piece in (list(words[max(0, start - count) : start]), list(words[end : end + count])) else 0
+def _places(words: Sequence[str], start: int, end: int, place: int) -> set[int]:
+    """Before which words of the reference the words from `start` to `end` may be the ones too many: of two equal pieces in a row
+    an alignment takes either. None, where they repeat nothing."""
+    count, piece = end - start, list(words[start:end])
+    follows = piece == list(words[max(0, start - count) : start])
+    precedes = piece == list(words[end : end + count])
+    return (
+        {place, *([place - count] if follows else []), *([place + count] if precedes else [])} if follows or precedes else set()
+    )
 
 
 def add_up(reports: Sequence[SeamReport]) -> SeamReport:

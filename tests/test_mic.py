@@ -14,7 +14,8 @@ import pytest
 
 from server import cli
 from server.mic_view import DIM, PLAIN, fit
-from tests.live_server import audio_file, tone
+from tests.fake_engine import FakeEngine
+from tests.live_server import audio_file, live_server, tone, wait_until
 from tests.scripted_stream import Event, ScriptedServer, scripted_server
 
 ROOT = Path(__file__).parent.parent
@@ -158,3 +159,13 @@ def test_partial_text_fits_on_one_line() -> None:
     assert fit("so far", " and on", 10) == f"…ar{DIM} and on{PLAIN}"
     assert fit("so far", " and on", 4) == f"…{DIM} an{PLAIN}"
     assert fit("a\x1b[31mb\n", "", 20) == f"a[31mb{DIM}{PLAIN}"
+
+
+def test_the_real_edge_understands_it(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scripted engine behind it makes an utterance of every second."""
+    engine = FakeEngine()
+    with live_server(engine) as server:
+        wait_until(lambda: engine.stats().ready)
+        assert cli.main(["mic", clip, "--url", server.url, "-i", "Say it.", "--speed", "0"]) == 0
+    texts = [line.split("  [")[0].split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert texts == ["Say it. 0", "Say it. 1", "Say it. 2", "Say it. 3"]

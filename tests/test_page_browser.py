@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests import browser
-from tests.live_server import audio_file, tone
+from tests.fake_engine import FakeEngine
+from tests.live_server import audio_file, live_server, tone, wait_until
 from tests.scripted_stream import Event, ScriptedServer, scripted_server
 
 RATE_HZ = 16_000
@@ -122,3 +123,17 @@ def test_a_microphone_that_is_refused(server: ScriptedServer, tmp_path: Path) ->
         page.wait_for("document.querySelector('#note').innerText === 'The browser does not let this page use the microphone.'")
         assert page.run(IDLE)
     assert server.starts == []
+
+
+def test_the_real_edge_understands_the_page(page: browser.Page) -> None:
+    """The scripted engine behind it makes an utterance of every second."""
+    engine = FakeEngine()
+    with live_server(engine) as live:
+        wait_until(lambda: engine.stats().ready)
+        page.open(live.url)
+        page.click("#speak")
+        page.wait_for("document.querySelectorAll('#said li').length === 2")
+        assert page.text("#said").splitlines()[::2] == ["Transcribe the speech to text. 0", "Transcribe the speech to text. 1"]
+        page.click("#speak")
+        page.wait_for(IDLE)
+        assert (page.text("#note"), page.log) == ("", [])
