@@ -81,6 +81,15 @@ def test_an_answer_is_its_deltas_and_has_usage_and_times(engine: Engine) -> None
     assert sum(stages_s) == pytest.approx(total_s)
 
 
+def test_words_have_times_where_they_are_asked_for(engine: Engine) -> None:
+    assert Call(engine, request("a")).done().words is None
+    asked = replace(request("b"), word_times=True)
+    done = Call(engine, asked).done()
+    assert done.words
+    assert " ".join(word.text for word in done.words) == " ".join(done.text.split())
+    assert all(0 <= word.start_s <= word.end_s <= len(asked.audio) / SAMPLE_RATE_HZ for word in done.words)
+
+
 def test_a_place_is_free_as_soon_as_the_answer_is_out(engine: Engine) -> None:
     occupied_at_end: list[int] = []
 
