@@ -30,10 +30,7 @@ from models.prompt import plain_words
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 2**20
-HOW_TO_FIX = (
-    "Rebuild the default bundle with `python -m export.default_bundle --rebuild`; "
-    "get any other bundle again from where it came from."
-)
+HOW_TO_FIX = "Rebuild the default bundle with `python -m export.default_bundle --rebuild`; get others from where they came from."
 
 
 class BundleError(ValueError):
