@@ -106,6 +106,10 @@ class Generation:
         started_s = time.perf_counter()
         self.tokens.append(token)
         self.delta += self.detokeniser.push(token)
+        drafted = self.draft.next
+        # Where a constraint does not let the draft's word stand, the answer has not got to it yet.
+        if drafted is None or self.draft.expects(token) or self.follower.allowed((drafted,)):
+            self.draft.advance(token)
         self.follower.advance(token)
         self.times.detokenise_s += time.perf_counter() - started_s
         if self.detokeniser.stopped or self.follower.complete:

@@ -44,13 +44,17 @@ class Draft:
         """What probably comes next, at most `room` tokens."""
         return self._tokens[self._position : self._position + max(0, min(self._limit, room))]
 
-    def advance(self, token: int) -> None:
-        """The answer went on with `token`.
+    def expects(self, token: int) -> bool:
+        """Whether it is among the next ones."""
+        return token in self._window
 
-        Where it is among the next ones of the draft, the draft goes on behind it, else it counts as a substitution.
-        """
-        window = self._tokens[self._position : self._position + REALIGN_WINDOW]
-        self._position += (window.index(token) if token in window else 0) + 1
+    def advance(self, token: int) -> None:
+        """The answer went on with `token`: an expected one, behind which the draft goes on, or one in place of the next."""
+        self._position += (self._window.index(token) if self.expects(token) else 0) + 1
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        return self._tokens[self._position : self._position + REALIGN_WINDOW]
 
     def learn(self, proposed: int, accepted: int) -> None:
         """Propose more or less from now on: of `proposed` tokens `accepted` stood."""

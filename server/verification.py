@@ -61,11 +61,7 @@ class Verifier:
             token = self._choose_token(generation, row)
             if token is None:
                 break
-            stands = index < len(proposal) and token == proposal[index]
-            # What a constraint puts around the words is in no draft.
-            if not (stands and generation.forced):
-                generation.draft.advance(token)
-            if not stands:
+            if index == len(proposal) or token != proposal[index]:
                 break
             accepted += 1
             generation.position += 1

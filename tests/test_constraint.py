@@ -21,6 +21,7 @@ from server.generation import Generation, new_generation
 from server.live import Ended, LiveRequest, Scope
 from server.request import Constraint, InstructRequest, SamplingOptions
 from server.runner import Runner
+from server.speculation import Draft
 from tests.constraints import constraints, satisfies
 from tests.engine_client import Client, instruct, serving
 from tests.fake_models import (
@@ -142,6 +143,18 @@ def test_a_transcript_in_json_is_drafted_too() -> None:
     generation, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False}), audio_s=3.0))
     assert len(json.loads(answered.text)["text"]) == 30
     assert generation.accepted > 5
+
+
+def test_a_draft_waits_until_the_constraint_lets_its_words_stand() -> None:
+    generation = new_generation(models(), asked("regex", "[xyz]{3}[89]{9}"), lambda _event: None)
+    generation.draft = Draft(USUAL_TOKENS * 5)
+    for token in tiny_tokeniser().encode("xyz"):
+        generation.append(token)
+        assert generation.draft.propose(3) == (USUAL_TOKENS * 5)[:3]
+    for count, token in enumerate((USUAL_TOKENS * 5)[:9], start=1):
+        generation.append(token)
+        assert generation.draft.propose(3) == (USUAL_TOKENS * 5)[count : count + 3]
+    assert generation.finish_reason == "stop"
 
 
 def test_an_answer_ends_with_what_it_has_to_be() -> None:

@@ -1,0 +1,237 @@
+"""Spoken drink orders as JSON: whether every answer is valid under its schema, and how often it says what was ordered.
+
+    python -m loadtest.drink_orders --url http://127.0.0.1:8000 --manifest DATA/train.jsonl --out loadtest/results
+
+The schema has what was said, and then the slots of all orders in the manifest, each with the values that occur, and all of them
+optional. The instruction shows a few orders that are none of the clips. Ten orders are told one by one and a hundred are
+counted, chosen by a fixed seed; `--skip` takes others, to try out wordings on. A slot counts as heard where its value's words
+stand in what the answer says was said. Beside the server's answers stands a guesser that has heard no clip and always says of
+a slot what is commonest. An answer that is not valid makes the exit status 1. Writes `drink_orders.json` and `drink_orders.md`.
+"""
+
+import argparse
+import json
+import re
+import sys
+import zlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import jsonschema
+from tqdm import tqdm
+
+Slots = dict[str, str]
+
+SET = "coffee_orders_unlabelled"
+SAID = "said"
+# In the order in which they are mostly said.
+SLOTS = ("numberOfShots", "size", "roast", "coffeeDrink", "milkAmount", "sugarAmount")
+EXAMPLES: dict[str, Slots] = {
+    "Get me a latte.": {"coffeeDrink": "latte"},
+    "Make me a double shot dark roast espresso.": {
+        "numberOfShots": "double shot",
+        "roast": "dark roast",
+        "coffeeDrink": "espresso",
+    },
+    "Can I have a sixteen ounce iced mocha with some cream and a lot of brown sugar?": {
+        "size": "sixteen ounce",
+        "coffeeDrink": "iced mocha",
+        "milkAmount": "some cream",
+        "sugarAmount": "a lot of brown sugar",
+    },
+    "I'd like a small americano with almond milk.": {
+        "size": "small",
+        "coffeeDrink": "americano",
+        "milkAmount": "almond milk",
+    },
+    "Could I get a triple shot cappuccino with sweetener?": {
+        "numberOfShots": "triple shot",
+        "coffeeDrink": "cappuccino",
+        "sugarAmount": "sweetener",
+    },
+}
+SEED = 4
+TOLD = 10
+# The adapter's training left out one clip of so many.
+HELD_OUT_SHARE = 25
+
+
+@dataclass(frozen=True)
+class Order:
+    """A clip and what is ordered in it."""
+
+    path: Path
+    slots: Slots
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the adapter's training left the clip out (`training/data.py` says which)."""
+        return zlib.crc32(self.path.stem.encode()) % HELD_OUT_SHARE == 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the server made of an order: what was `said`, and what was `answered`. `problem` says why it is not valid."""
+
+    clip: str
+    ordered: Slots
+    text: str
+    answered: Slots
+    said: str
+    held_out: bool
+    output_tokens: int
+    llm_passes: int
+    total_ms: float
+    problem: str | None = None
+
+
+def read_orders(manifest: Path) -> list[Order]:
+    """The orders of a JSON-lines manifest, whose files lie beside it."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [
+        Order(manifest.parent / row["file"], {name: value.strip() for name, value in row["intent"]["slots"].items()})
+        for row in rows
+        if row["set"] == SET
+    ]
+
+
+def schema_of(orders: list[Order]) -> dict[str, Any]:
+    """A JSON schema of every order that can be made of the values that occur."""
+    properties: dict[str, Any] = {SAID: {"type": "string", "maxLength": 200}}
+    for name in SLOTS:
+        if values := {order.slots[name] for order in orders if name in order.slots}:
+            properties[name] = {"enum": sorted(values)}
+    return {"type": "object", "properties": properties, "required": [SAID], "additionalProperties": False}
+
+
+def instruction_of(examples: dict[str, Slots]) -> str:
+    """Shows how what is said becomes an order."""
+    lines = ["Write each order as JSON."]
+    for said, slots in examples.items():
+        lines += [said, json.dumps({SAID: said, **slots}, separators=(",", ":"))]
+    return "\n".join(lines)
+
+
+def commonest(orders: list[Order]) -> Slots:
+    """What to guess of every slot, where nothing means that it is left out."""
+    guesses = {name: Counter(order.slots.get(name) for order in orders).most_common(1)[0][0] for name in SLOTS}
+    return {name: value for name, value in guesses.items() if value is not None}
+
+
+def ask(client: httpx.Client, order: Order, instruction: str, schema: dict[str, Any]) -> Result:
+    """Raises `httpx.HTTPError` where there is no answer."""
+    fields = {"instruction": instruction, "json_schema": json.dumps(schema), "max_tokens": "200"}
+    response = client.post("/v1/instruct", files={"audio": order.path.read_bytes()}, data=fields)
+    response.raise_for_status()
+    reply = response.json()
+    answered: dict[str, str] = {}
+    problem = None
+    try:
+        answered = json.loads(reply["text"])
+        jsonschema.validate(answered, schema)
+    except (ValueError, jsonschema.ValidationError) as error:
+        answered, problem = {}, str(error).splitlines()[0]
+    return Result(
+        clip=order.path.name,
+        ordered=order.slots,
+        text=reply["text"],
+        answered={name: answered[name] for name in SLOTS if name in answered},
+        said=answered.get(SAID, ""),
+        held_out=order.held_out,
+        output_tokens=reply["usage"]["output_tokens"],
+        llm_passes=reply["speculation"]["llm_passes"],
+        total_ms=reply["times_ms"]["total_ms"],
+        problem=problem,
+    )
+
+
+def is_heard(value: str, said: str) -> bool:
+    """Whether its words stand in what was said, in this order and together."""
+    return f" {' '.join(_words(value))} " in f" {' '.join(_words(said))} "
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def summarise(results: list[Result], guess: Slots) -> dict[str, int]:
+    """Counts over the results: of slots that were said, of slots that were not, and of whole orders."""
+    said = [(result, name) for result in results for name in SLOTS if name in result.ordered]
+    unsaid = [(result, name) for result in results for name in SLOTS if name not in result.ordered]
+    return {
+        "orders": len(results),
+        "valid": sum(result.problem is None for result in results),
+        "said": len(said),
+        "heard": sum(is_heard(result.ordered[name], result.said) for result, name in said),
+        "said_right": sum(result.answered.get(name) == result.ordered[name] for result, name in said),
+        "said_right_by_guessing": sum(guess.get(name) == result.ordered[name] for result, name in said),
+        "unsaid": len(unsaid),
+        "unsaid_left_out": sum(name not in result.answered for result, name in unsaid),
+        "unsaid_left_out_by_guessing": sum(name not in guess for _, name in unsaid),
+        "orders_right": sum(result.answered == result.ordered for result in results),
+        "tokens": sum(result.output_tokens for result in results),
+        "llm_passes": sum(result.llm_passes for result in results),
+    }
+
+
+def table(groups: dict[str, dict[str, int]]) -> str:
+    """The summaries in Markdown."""
+    lines = [
+        "| orders | valid under the schema | said slots right | by guessing | heard | unsaid slots left out | by guessing |"
+        " whole orders right | tokens per LLM pass |",
+        "|---" * 9 + "|",
+    ]
+    for name, counts in groups.items():
+        said, unsaid = max(1, counts["said"]), max(1, counts["unsaid"])
+        shares = [
+            *(f"{100 * counts[key] / said:.0f} %" for key in ("said_right", "said_right_by_guessing", "heard")),
+            *(f"{100 * counts[key] / unsaid:.0f} %" for key in ("unsaid_left_out", "unsaid_left_out_by_guessing")),
+        ]
+        passes = f"{counts['tokens'] / max(1, counts['llm_passes']):.1f}"
+        valid = f"{counts['valid']} of {counts['orders']}"
+        lines.append(f"| {name} | {valid} | {' | '.join(shares)} | {counts['orders_right']} of {counts['orders']} | {passes} |")
+    return "\n".join(lines) + "\n"
+
+
+def listing(results: list[Result]) -> str:
+    """Orders and answers in Markdown."""
+    rows = [f"| {json.dumps(result.ordered)} | {result.text} |" for result in results]
+    return "\n".join(["| ordered | answered |", "|---|---|", *rows]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines with file, set and intent")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of the shuffled orders")
+    parser.add_argument("--out", type=Path, help="where the results go; without it they are printed only")
+    arguments = parser.parse_args()
+    orders = read_orders(arguments.manifest)
+    schema, instruction = schema_of(orders), instruction_of(EXAMPLES)
+    shuffled = Random(SEED).sample(orders, len(orders))
+    chosen = shuffled[arguments.skip :][: arguments.count]
+    with httpx.Client(base_url=arguments.url, timeout=120, trust_env=False) as client:
+        results = [ask(client, order, instruction, schema) for order in tqdm(chosen, unit="order")]
+    guess = commonest(orders)
+    held_out = [result for result in results if result.held_out]
+    groups = {f"the first {TOLD}": summarise(results[:TOLD], guess), f"all {len(results)}": summarise(results, guess)}
+    if held_out:
+        groups[f"those of all that the adapter was not trained on: {len(held_out)}"] = summarise(held_out, guess)
+    print(listing(results[:TOLD]))
+    print(table(groups))
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        report = {"instruction": instruction, "schema": schema, "groups": groups, "results": [asdict(r) for r in results]}
+        (arguments.out / "drink_orders.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        text = f"{table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{instruction}\n```\n"
+        (arguments.out / "drink_orders.md").write_text(text, encoding="utf-8")
+    return 0 if all(result.problem is None for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
