@@ -75,8 +75,8 @@ def markdown(result: dict[str, Any]) -> str:
         *void_note(result["void"]),
         *_details(result),
         f"Paced streams of {how['seconds']:g} s, made of the {how['clear_recordings']} recordings of {how['recordings']} that "
-        "are short and have clear bounds of speech, with pauses of 1.5 to 2.5 s; each level once. Times in ms as the speaker sees "
-        "them, audio sent in pieces of 40 ms. REST: beside the streams, one client posts a file of some 5 s over and over.",
+        "are short and have clear bounds of speech, with pauses of 1.5 to 2.5 s; each level once. Times in ms as the speaker "
+        "sees them, audio sent in pieces of 40 ms. REST: beside the streams, one client posts a file of some 5 s over and over.",
         "",
         "## What was expected",
         "",
