@@ -4,7 +4,7 @@
 
 The schema has what was said, and then the slots of all orders in the manifest, each with the values that occur, and all of them
 optional. The instruction shows a few orders that are none of the clips. Ten orders are told one by one and a hundred are
-counted, chosen by a fixed seed; `--skip` takes others, to try out wordings on. A slot counts as heard where its value's words
+counted, chosen by a fixed seed, and those that the adapter was not trained on. A slot counts as heard where its value's words
 stand in what the answer says was said. Beside the server's answers stands a guesser that has heard no clip and always says of
 a slot what is commonest. An answer that is not valid makes the exit status 1. Writes `drink_orders.json` and `drink_orders.md`.
 """
@@ -208,20 +208,20 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines with file, set and intent")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--skip", type=int, default=0, help="leave out so many of the shuffled orders")
     parser.add_argument("--out", type=Path, help="where the results go; without it they are printed only")
     arguments = parser.parse_args()
     orders = read_orders(arguments.manifest)
     schema, instruction = schema_of(orders), instruction_of(EXAMPLES)
     shuffled = Random(SEED).sample(orders, len(orders))
-    chosen = shuffled[arguments.skip :][: arguments.count]
+    asked = [*shuffled[: arguments.count], *(order for order in shuffled[arguments.count :] if order.held_out)]
     with httpx.Client(base_url=arguments.url, timeout=120, trust_env=False) as client:
-        results = [ask(client, order, instruction, schema) for order in tqdm(chosen, unit="order")]
-    guess = commonest(orders)
-    held_out = [result for result in results if result.held_out]
-    groups = {f"the first {TOLD}": summarise(results[:TOLD], guess), f"all {len(results)}": summarise(results, guess)}
-    if held_out:
-        groups[f"those of all that the adapter was not trained on: {len(held_out)}"] = summarise(held_out, guess)
+        results = [ask(client, order, instruction, schema) for order in tqdm(asked, unit="order")]
+    chosen = {
+        f"{TOLD} at random": results[:TOLD],
+        f"{arguments.count} at random": results[: arguments.count],
+        "not trained on": [result for result in results if result.held_out],
+    }
+    groups = {name: summarise(group, commonest(orders)) for name, group in chosen.items()}
     print(listing(results[:TOLD]))
     print(table(groups))
     if arguments.out is not None:

@@ -91,5 +91,5 @@ def test_an_answer_that_is_not_valid_is_told(tmp_path: Path, text: str, status: 
         run = subprocess.run([*command, "--url", server.url], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == status, run.stderr
     report = json.loads((tmp_path / "drink_orders.json").read_text())
-    assert report["groups"]["all 1"]["orders_right"] == 1 - status
-    assert "| all 1 |" in (tmp_path / "drink_orders.md").read_text()
+    assert report["groups"]["100 at random"]["orders_right"] == 1 - status
+    assert "| 100 at random |" in (tmp_path / "drink_orders.md").read_text()
