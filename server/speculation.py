@@ -80,7 +80,7 @@ class DraftGate:
     """
 
     def __init__(
-        self, min_acceptance: float = MIN_ACCEPTANCE, min_drafted: int = 32, probe_every: int = 32, instructions: int = 1024
+        self, min_acceptance: float = MIN_ACCEPTANCE, min_drafted: int = 128, probe_every: int = 32, instructions: int = 1024
     ) -> None:
         self._min_acceptance = min_acceptance
         self._min_drafted = min_drafted
