@@ -18,8 +18,9 @@ def spoken_words(draw: st.DrawFn) -> list[Word]:
     """Words as an answer has them: in order, none of negative length."""
     words, time_s = [], 0.0
     for text, (gap_s, length_s) in draw(st.lists(st.tuples(TEXTS, STEPS_S), max_size=40)):
-        words.append(Word(text, time_s + gap_s, time_s + gap_s + length_s))
-        time_s += gap_s + length_s
+        start_s = time_s + gap_s
+        time_s = start_s + length_s
+        words.append(Word(text, start_s, time_s))
     return words
 
 
