@@ -52,7 +52,7 @@ class Tuning:
 
     onset_s: float = 0.05
     hysteresis: float = 0.15
-    pause_s: float = 0.1
+    pause_s: float = 0.06
     pause_width_s: float = 0.2
 
 

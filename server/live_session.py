@@ -171,7 +171,8 @@ class LiveSession:
     def _begin_utterance(self, start: int) -> None:
         models, start_s = self._models, start / self._rate_hz
         text = StableText(start_s, models.tokeniser.decode)
-        self._current = Utterance(self._utterances, start, self._instruction, text, partial_due=self._detected)
+        partial_due = start + round((self.request.voice.prefix_padding_s + FIRST_PARTIAL_INTERVAL_S) * self._rate_hz)
+        self._current = Utterance(self._utterances, start, self._instruction, text, partial_due)
         self._utterances += 1
         self._counters.utterances += 1
         self._host.emit(SpeechStarted(self.request.id, self._current.number, start_s))
@@ -257,7 +258,7 @@ class LiveSession:
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
         heard = heard_tokens(partial_generation.heard.best_token.tolist(), start_s, self._models.frame_s)
         changed = utterance.text.update(heard, end_s)
-        interval_s = PARTIAL_INTERVAL_S if heard else FIRST_PARTIAL_INTERVAL_S
+        interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, partial_generation.elapsed_s / PARTIAL_SHARE)
         utterance.partial_due = end + round(pause_s * self._rate_hz)
         if changed:

@@ -234,15 +234,22 @@ class Scheduler:
         del self.running[packed - 1]
 
     def _next_encode_batch(self, now_s: float) -> list[str]:
-        """Those next in turn, as far as slots and the padded cost (longest times count) allow; one is always taken."""
+        """Those next in turn, as far as slots and the padded cost (longest times count) allow; one is always taken.
+
+        Whoever somebody waits for live is encoded without the others: his prefill is only in the next step.
+        """
         batch: list[str] = []
         longest = 0
+        urgent = False
         if self._is_gathering(now_s):
             return batch
         while (job := self._next_to_encode()) and self._has_room(job):
             longest = max(longest, job.mel_frames)
             if batch and longest * (len(batch) + 1) > self._encode_budget_mel_frames:
                 break
+            if urgent and job.priority > Priority.LIVE:
+                break
+            urgent = urgent or job.priority == Priority.LIVE
             del self._queued[job.id]
             self._queues[job.level].take(job)
             job.taken = next(self._numbers)

@@ -11,6 +11,8 @@ from itertools import dropwhile
 
 # How much audio has to follow a word before it may stand.
 SETTLED_S = 0.5
+# Of what is cut off within a word, the last frames are guesses.
+GUESSED_S = 0.16
 # How far apart two hypotheses of overlapping audio may put the same token.
 SAME_TOKEN_S = 0.24
 
@@ -56,9 +58,12 @@ class StableText:
         return self._text([*self._stable, *self._tail])[len(self.stable) :]
 
     def update(self, heard: Sequence[HeardToken], end_s: float) -> bool:
-        """Take a hypothesis of the audio up to `end_s`, from `stable_end_s` at the latest; whether the text changed."""
+        """Take a hypothesis of the audio up to `end_s`, from `stable_end_s` at the latest; whether the text changed.
+
+        What it has of the last `GUESSED_S` is left out.
+        """
         before = len(self._stable), [each.token for each in self._tail]
-        tail = self._beyond_stable(heard)
+        tail = self._beyond_stable([each for each in heard if each.end_s <= end_s - GUESSED_S])
         agreed = self._agreed(tail, end_s)
         self._stable += tail[:agreed]
         self._tail = tail[agreed:]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.stable_text import SETTLED_S, HeardToken, StableText, heard_tokens
+from server.stable_text import GUESSED_S, SETTLED_S, HeardToken, StableText, heard_tokens
 
 FRAME_S = 0.08
 
@@ -25,9 +25,9 @@ def spoken(*tokens: int, every_s: float = 0.2, start_s: float = 0.0) -> list[Hea
 
 def test_words_stand_when_two_hypotheses_agree_and_time_has_passed() -> None:
     text = text_of()
-    text.update(spoken(2, 3, 4), 0.7)
+    text.update(spoken(2, 3, 4), 0.8)
     assert (text.stable, text.tail) == ("", "2, 4")
-    text.update(spoken(2, 3, 4, 6), 0.4 + SETTLED_S)
+    text.update(spoken(2, 3, 4, 6), 0.4 + SETTLED_S + 0.1)
     assert (text.stable, text.tail) == ("2,", " 4 6")
     assert text.stable_end_s == 0.4
 
@@ -77,8 +77,14 @@ def test_another_idea_of_a_word_that_stands_is_not_glued_to_it() -> None:
 
 def test_no_change_is_told() -> None:
     text = text_of()
-    assert text.update(spoken(2, 4), 0.5)
-    assert not text.update(spoken(2, 4), 0.5)
+    assert text.update(spoken(2, 4), 0.6)
+    assert not text.update(spoken(2, 4), 0.6)
+
+
+def test_the_last_frames_are_guesses() -> None:
+    text = text_of()
+    text.update(spoken(2, 4), 0.4 + GUESSED_S / 2)
+    assert text.tail == "2"
 
 
 def test_runs_of_one_token_are_one_and_blanks_are_none() -> None:
