@@ -45,7 +45,8 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """For the operator."""
-        yield f"{len(self.waits)} utterances in {self.audio_s:.1f} s of audio"
+        count = len(self.waits)
+        yield f"{count} utterance{'' if count == 1 else 's'} in {self.audio_s:.1f} s of audio"
         waited = {
             "end of speech to answer": [waits.final_s for waits in self.waits],
             "onset of speech to first text": [waits.first_text_s for waits in self.waits if waits.first_text_s is not None],
