@@ -18,7 +18,8 @@ def test_work_of_sessions_has_no_place_in_the_queue() -> None:
     scheduler = Scheduler(slots=1, queue_limit=1)
     for number in range(5):
         scheduler.add(f"session {number}", 100, 0.0, priority=BATCH, of_session=True)
-    assert not scheduler.full
+    full_of_sessions = scheduler.full
+    assert not full_of_sessions
     assert scheduler.displaced_by("client", LIVE) is None
     for number in range(2):
         scheduler.add(f"request {number}", 100, 0.0, priority=BATCH)
