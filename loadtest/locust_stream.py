@@ -64,7 +64,8 @@ class Microphone(User):
         try:
             run = run_stream(self.host or "", script)
         except Refused as refusal:
-            self._report(f"refused ({refusal.status})", 1000 * (time.perf_counter() - started_s))
+            error = None if refusal.status == 429 else refusal
+            self._report(f"refused ({refusal.status})", 1000 * (time.perf_counter() - started_s), error)
             gevent.sleep(refusal.retry_after_s)
             return
         self.slips.add(run.slips_s)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from loadtest.answers import TRANSCRIBE
@@ -29,7 +29,7 @@ MAX_EVENT_BYTES = 2**24
 
 
 class Refused(RuntimeError):
-    """No session: the server answered the upgrade with an HTTP status."""
+    """No session: the upgrade was answered with an HTTP status, or (status 0) not at all."""
 
     def __init__(self, status: int, code: str, retry_after_s: float) -> None:
         super().__init__(f"status {status}: {code}")
@@ -102,6 +102,8 @@ def open_stream(url: str) -> ClientConnection:
         raise Refused(
             response.status_code, _code_of(bytes(response.body or b"")), float(response.headers.get("Retry-After", 1))
         ) from None
+    except (InvalidHandshake, OSError) as error:
+        raise Refused(0, repr(error), 1.0) from None
 
 
 def start_message(script: Script) -> str:

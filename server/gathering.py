@@ -3,10 +3,43 @@
 import dataclasses
 from typing import Any, TypeVar
 
+from server.errors import InvalidRequest
 from server.live import Basis, Ended, Listened, LiveEvent, LiveRequest, Problem, UtteranceDone
-from server.request import Delta, Done, Event, Failed, FinishReason, Speculation, StageTimes, TokenLogprob, Usage, Word
+from server.request import (
+    Delta,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    InstructRequest,
+    Speculation,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+    Word,
+)
 
 Sums = TypeVar("Sums", Usage, StageTimes, Speculation)
+
+
+def session_for(request: InstructRequest, transcribes: bool) -> LiveRequest:
+    """The session that answers a request whose audio is too long for one piece; `transcribes` is said of its instruction.
+
+    Raises `InvalidRequest` where it wants the times of words that nobody says.
+    """
+    if request.word_times and not transcribes:
+        raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
+    return LiveRequest(
+        id=request.id,
+        instruction=request.instruction,
+        sampling=request.sampling,
+        client=request.client,
+        priority=request.priority,
+        draft=request.draft,
+        scope="utterance" if transcribes else "recording",
+        partials=False,
+        word_times=request.word_times,
+    )
 
 
 class Gathering:

@@ -4,13 +4,11 @@ import contextlib
 import time
 import uuid
 
-from server.audio import Samples
 from server.call import TimeLimit
 from server.decode_stream import AudioStream
 from server.edge import Edge
-from server.errors import InvalidRequest
+from server.gathering import session_for
 from server.instruct_form import InstructForm
-from server.live import LiveRequest
 from server.recording import BLOCK_S, Recording
 from server.request import InstructRequest
 from server.work import Clip, Work
@@ -36,18 +34,9 @@ async def prepare(
     decoded_s = time.perf_counter()
     audio_decode_s = decoded_s - decode_started_s
     deadline_s = None if form.deadline_s is None else max(0.0, form.deadline_s - (decoded_s - started_s))
-    if in_one_piece and audio.ended:
-        return Clip(engine, _request(form, client, head, deadline_s), audio_decode_s)
-    session = _session(form, client, engine.transcribes(form.instruction))
-    if deadline_s is not None:
-        limit.set_deadline(deadline_s)
-    return Recording(engine, session, head, audio, audio_decode_s, limit.extend)
-
-
-def _request(form: InstructForm, client: str, audio: Samples, deadline_s: float | None) -> InstructRequest:
-    return InstructRequest(
-        id=_new_id(),
-        audio=audio,
+    request = InstructRequest(
+        id=f"instruct-{uuid.uuid4().hex}",
+        audio=head,
         instruction=form.instruction,
         sampling=form.sampling,
         client=client,
@@ -56,24 +45,9 @@ def _request(form: InstructForm, client: str, audio: Samples, deadline_s: float 
         draft=form.draft,
         word_times=form.word_times,
     )
-
-
-def _session(form: InstructForm, client: str, transcribes: bool) -> LiveRequest:
-    if form.word_times and not transcribes:
-        # Those that the engine would tell are the transcript's.
-        raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
-    return LiveRequest(
-        id=_new_id(),
-        instruction=form.instruction,
-        sampling=form.sampling,
-        client=client,
-        priority=form.priority,
-        draft=form.draft,
-        scope="utterance" if transcribes else "recording",
-        partials=False,
-        word_times=form.word_times,
-    )
-
-
-def _new_id() -> str:
-    return f"instruct-{uuid.uuid4().hex}"
+    if in_one_piece and audio.ended:
+        return Clip(engine, request, audio_decode_s)
+    session = session_for(request, engine.transcribes(request.instruction))
+    if deadline_s is not None:
+        limit.set_deadline(deadline_s)
+    return Recording(engine, session, head, audio, audio_decode_s, limit.extend)

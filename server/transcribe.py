@@ -10,11 +10,11 @@ import numpy as np
 
 from server.audio import AudioLimits, Samples, decode_blocks
 from server.engine_protocol import Engine
-from server.gathering import Gathering
+from server.gathering import Gathering, session_for
 from server.live import Audio, EndOfAudio, LiveEvent, LiveRequest
 from server.protocol import InstructReply, instruct_reply
 from server.recording import AHEAD_S
-from server.request import Delta, Done, Event, Failed, InstructRequest, Priority, SamplingOptions, Word
+from server.request import Delta, Done, Event, Failed, InstructRequest, SamplingOptions, Word
 
 
 def instruct_file(
@@ -28,30 +28,21 @@ def instruct_file(
 ) -> tuple[InstructReply, tuple[Word, ...]]:
     """The reply to a file, which is decoded here, and the words where they are asked for. Raises `ServeError`."""
     started_s = time.perf_counter()
-    id = uuid.uuid4().hex
     blocks = _Stopwatch(decode_blocks(data, limits))
     whole_samples = engine.max_audio_s * engine.sample_rate_hz
     head = _beginning(blocks, whole_samples)
-    if sum(map(len, head)) <= whole_samples:
-        clip = np.concatenate(head)
-        audio_s, basis, sections = len(clip) / engine.sample_rate_hz, None, None
-        done = _answer_clip(engine, InstructRequest(id, clip, instruction, sampling, word_times=word_times))
+    request = InstructRequest(uuid.uuid4().hex, np.concatenate(head), instruction, sampling, word_times=word_times)
+    if len(request.audio) <= whole_samples:
+        done = _answer_clip(engine, request)
+        audio_s, basis, sections = len(request.audio) / engine.sample_rate_hz, None, None
     else:
-        request = LiveRequest(
-            id=id,
-            instruction=instruction,
-            sampling=sampling,
-            priority=Priority.INTERACTIVE,
-            scope="utterance" if engine.transcribes(instruction) else "recording",
-            partials=False,
-            word_times=word_times,
-        )
-        gathering = Gathering(request)
-        done = _answer_recording(engine, request, chain(head, blocks), gathering)
+        session = session_for(request, engine.transcribes(instruction))
+        gathering = Gathering(session)
+        done = _answer_recording(engine, session, chain(head, blocks), gathering)
         audio_s, basis, sections = gathering.audio_s, gathering.basis, gathering.sections
     done.times.audio_decode_s = blocks.passed_s
     done.times.total_s = time.perf_counter() - started_s
-    return instruct_reply(id, done, audio_s, basis=basis, sections=sections), done.words or ()
+    return instruct_reply(done.request_id, done, audio_s, basis=basis, sections=sections), done.words or ()
 
 
 class _Stopwatch:

@@ -40,6 +40,18 @@ def test_by_default_the_models_are_loaded_in_a_child(bundle: Path) -> None:
     engine.drain(0)
 
 
+def test_the_server_knows_which_instructions_transcribe(tmp_path: Path) -> None:
+    adapter = DESCRIPTION.adapter.model_copy(update={"boundary_instructions": ("Transcribe the speech to text.",)})
+    write_tiny_bundle(tmp_path / "tiny", DESCRIPTION.model_copy(update={"adapter": adapter}))
+    engine = build_engine(tmp_path / "tiny", Settings())
+    assert engine.transcribes("transcribe the SPEECH to text")
+    assert not engine.transcribes("Summarise the speech.")
+
+
+def test_a_bundle_that_names_none_takes_all_for_such(bundle: Path) -> None:
+    assert build_engine(bundle, Settings()).transcribes("Anything?")
+
+
 def test_as_a_thread_they_are_loaded_here(bundle: Path) -> None:
     with pytest.raises(Exception, match=NOT_A_MODEL):
         build_engine(bundle, Settings(engine="thread"))

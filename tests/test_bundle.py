@@ -66,12 +66,12 @@ DESCRIPTION = BundleDescription(
 )
 
 
-def write_tiny_bundle(folder: Path) -> None:
+def write_tiny_bundle(folder: Path, description: BundleDescription = DESCRIPTION) -> None:
     """A bundle that is whole, with graphs that are none."""
     for name, content in CONTENTS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    write_bundle(folder, DESCRIPTION)
+    write_bundle(folder, description)
 
 
 @pytest.fixture

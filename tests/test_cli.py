@@ -15,9 +15,10 @@ import pytest
 
 from server import cli
 from server.errors import EngineFailed
-from server.self_check import CLIP, curl_line
+from server.self_check import CLIP, INSTRUCTION, curl_line
 from tests.fake_engine import FakeEngine
 from tests.live_server import audio_file, tone
+from tests.recorded import recording, transcript
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -146,6 +147,34 @@ def test_transcribe_writes_subtitles(engine: FakeEngine, clip: Path, capsys: pyt
     assert cli.main(["transcribe", "--format", "srt", str(clip)]) == 0
     assert capsys.readouterr().out == "1\n00:00:00,000 --> 00:00:01,000\nhello world\n\n"
     assert engine.submitted[0].word_times
+
+
+def test_transcribe_cuts_long_files_at_their_pauses(
+    engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, damaged = tmp_path / "long.flac", tmp_path / "damaged.flac"
+    long.write_bytes(recording(45))
+    damaged.write_bytes(long.read_bytes()[:-10_000])
+    assert cli.main(["transcribe", str(damaged), str(long)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{long}: {transcript(45, INSTRUCTION)}\n"
+    assert captured.err == f"{damaged}: The FLAC file is damaged or cut off.\n"
+    assert len(engine.aborted) == 1
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("format", ["json", "srt"])
+def test_transcribe_asks_about_all_of_a_long_file(format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = tmp_path / "long.flac"
+    long.write_bytes(recording(45))
+    status = cli.main(["transcribe", "--format", format, str(long), "-i", "Summarise it."])
+    captured = capsys.readouterr()
+    if format == "json":
+        reply = json.loads(captured.out)
+        assert (status, reply["text"], reply["basis"], reply["audio_s"]) == (0, "about all", "transcript", 45.0)
+    else:
+        assert (status, captured.out) == (1, "")
+        assert "transcription only" in captured.err
 
 
 def test_transcribe_reports_what_the_engine_says(engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

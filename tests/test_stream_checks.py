@@ -161,6 +161,8 @@ def test_a_server_that_has_no_place() -> None:
     ):
         run_stream(server.url, Script(TWO))
     assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 3.0)
+    with pytest.raises(Refused, match="status 0: ConnectionRefusedError"):
+        run_stream(server.url, Script(TWO))
 
 
 def test_latencies_count_from_the_truth_of_the_audio() -> None:
