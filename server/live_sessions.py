@@ -46,7 +46,7 @@ class LiveSessions:
     @property
     def busy(self) -> int:
         """How many have something to listen to."""
-        return sum(served.session.busy for served in self._sessions.values())
+        return sum(served.busy for served in self._sessions.values())
 
     def open(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         """Begin a session. Raises the `ServeError` of one that cannot be served."""
@@ -54,7 +54,7 @@ class LiveSessions:
             raise InvalidRequest("A session with this id is being served.")
         if len(self._sessions) >= self.limit:
             raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-        served = _Served(self, deliver)
+        served = _Served(self, request.id, deliver)
         served.session = LiveSession(
             request, self._models, self._sample_rate_hz, Host(served.emit, served.begin, served.drop), self.counters
         )
@@ -62,22 +62,20 @@ class LiveSessions:
 
     def push(self, id: str, item: LiveInput) -> None:
         """Give a session an input, if it is still there."""
-        if served := self._sessions.get(id):
+        if (served := self._sessions.get(id)) and served.session:
             served.session.push(item)
             self.changed.notify_all()
 
     def end(self, id: str) -> None:
         """Forget a session, if it is still there, and all its work."""
         if served := self._sessions.pop(id, None):
-            served.ended = True
-            for work in served.work:
-                self.drop(work)
+            served.end()
             self.changed.notify_all()
 
     def end_all_audio(self) -> None:
         """Have every session answer what was said so far, and then end."""
-        for served in self._sessions.values():
-            served.session.push(EndOfAudio())
+        for id in self._sessions:
+            self.push(id, EndOfAudio())
         self.changed.notify_all()
 
     def fail_all(self, error: ServeError) -> None:
@@ -87,22 +85,37 @@ class LiveSessions:
     def listen(self) -> None:
         """For the engine's thread: go through what was pushed. A session at which that fails, fails alone."""
         with self.changed:
-            busy = [served for served in self._sessions.values() if served.session.busy]
-        for served in busy:
+            busy = [(served, served.session) for served in self._sessions.values() if served.busy]
+        for served, session in busy:
             with served.guard():
-                served.session.listen()
+                if session is not None:
+                    session.listen()
 
 
 class _Served:
-    """A session with its client and the ids of its work; nothing comes of it once it has `ended`."""
+    """A session with its client and its work; nothing comes of it once it has `ended`.
 
-    session: LiveSession
+    What ends is cut loose from what it refers to: in circles it would keep its audio until Python looks for them.
+    """
 
-    def __init__(self, sessions: LiveSessions, deliver: Callable[[LiveEvent], None]) -> None:
-        self.work: set[str] = set()
+    def __init__(self, sessions: LiveSessions, id: str, deliver: Callable[[LiveEvent], None]) -> None:
+        self.session: LiveSession | None = None
         self.ended = False
         self._sessions = sessions
+        self._id = id
         self._deliver = deliver
+        self._work: dict[str, Generation] = {}
+
+    @property
+    def busy(self) -> bool:
+        return self.session is not None and self.session.busy
+
+    def end(self) -> None:
+        """Forget it and its work."""
+        self.ended = True
+        self.session = None
+        for generation in list(self._work.values()):
+            self.drop(generation)
 
     def emit(self, event: LiveEvent) -> None:
         with self._sessions.changed:
@@ -112,27 +125,27 @@ class _Served:
             try:
                 self._deliver(event)
             except Exception:
-                logger.exception("session %s: its client cannot be told; giving it up", event.request_id)
+                logger.exception("session %s: its client cannot be told; giving it up", self._id)
                 ended = True
             if ended:
-                self._sessions.end(event.request_id)
+                self._sessions.end(self._id)
 
     def begin(self, generation: Generation) -> None:
         with self._sessions.changed:
             if self.ended:
                 return
             generation.of_session = True
-            generation.deliver = partial(self._take, generation.request.id, generation.deliver)
-            self.work.add(generation.request.id)
+            generation.deliver = partial(self._take, generation, generation.deliver)
+            self._work[generation.request.id] = generation
             self._sessions.begin(generation)
 
     def drop(self, generation: Generation) -> None:
         with self._sessions.changed:
-            self.work.discard(generation.request.id)
+            self._release(generation)
             self._sessions.drop(generation.request.id)
 
     def fail(self, error: ServeError) -> None:
-        self.emit(Failed(self.session.request.id, error))
+        self.emit(Failed(self._id, error))
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -140,11 +153,18 @@ class _Served:
         try:
             yield
         except Exception:
-            logger.exception("session %s failed", self.session.request.id)
+            logger.exception("session %s failed", self._id)
             self.fail(EngineFailed("The engine failed on this session."))
 
-    def _take(self, id: str, take: Callable[[Event], None], event: Event) -> None:
+    def _take(self, generation: Generation, take: Callable[[Event], None], event: Event) -> None:
         if not isinstance(event, Delta):
-            self.work.discard(id)
+            self._release(generation)
         with self.guard():
             take(event)
+
+    def _release(self, generation: Generation) -> None:
+        self._work.pop(generation.request.id, None)
+        generation.deliver = _to_nobody
+
+
+def _to_nobody(_event: Event) -> None: ...
