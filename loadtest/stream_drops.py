@@ -24,6 +24,7 @@ from loadtest.bench_clips import RATE_HZ
 from loadtest.live_audio import StreamAudio
 from loadtest.stream_client import stream_url
 
+FIRST_PAGE_BYTES = 8192
 PIECE_BYTES = 3200
 FAST = 8.0
 """How many times faster than real time the audio is sent."""
@@ -181,7 +182,9 @@ def _speak(client: DropClient, drop: Drop, data: bytes) -> None:
     client.wait_for("ready")
     if drop.point == Point.READY:
         return
-    for piece in _pieces(data[: int(drop.share * len(data))]):
+    # Of Opus at least the first page of audio: what is cut off before that is no stream.
+    least = FIRST_PAGE_BYTES if drop.encoding == "ogg_opus" else 0
+    for piece in _pieces(data[: max(least, int(drop.share * len(data)))]):
         client.send(piece)
         time.sleep(PIECE_BYTES / (2 * RATE_HZ) / FAST)
     if drop.point == Point.FLUSH:
