@@ -88,8 +88,14 @@ def flite_voice(name: str) -> int:
     return int(register(None))
 
 
+def repeat_noise() -> None:
+    """Both synthesisers make noise of C's random numbers: the same for the same text."""
+    ctypes.CDLL(None).srand(0)
+
+
 def speak_with_flite(text: str, voice: str) -> TimedClip:
     library = flite()
+    repeat_noise()
     utterance = library.flite_synth_text(text.encode(), flite_voice(voice))
     wave = library.utt_wave(utterance).contents
     audio = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / 32768
@@ -151,6 +157,7 @@ class Espeak:
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice}")
         data = text.encode("ascii")
+        repeat_noise()
         self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, ESPEAK_UTF8, None, None)
         audio = np.concatenate(self._samples).astype(np.float32) / 32768
         words: list[Spoken] = []
