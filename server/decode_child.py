@@ -65,6 +65,9 @@ class DecodeChild:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
+        # Its pipes too, unless somebody is still reading: a loop that ends leaves none of them open.
+        with contextlib.suppress(RuntimeError):
+            await self._process.communicate()
 
     def open_file(self, data: bytes, limits: AudioLimits) -> None:
         self._open(FILE, data, limits)
