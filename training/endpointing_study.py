@@ -4,13 +4,14 @@
 
 Clips of the train manifest, those held out from training first, are joined with 0.3 to 1 s of faint noise between them, cut by
 the voice detector and the endpointer, and transcribed utterance by utterance with the bundle. One setting at a time is moved away
-from the defaults. Writes `endpointing.json` and `endpointing.md`.
+from the defaults. How long an utterance may well be shows in clips of one set by their length. Writes `endpointing.json` and
+`endpointing.md`.
 """
 
 import argparse
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,12 +32,15 @@ from training.word_errors import word_error_rate
 
 RATE_HZ = 16_000
 MINUTES = {"libri_clean": 6.0, "nonnative": 3.0}
+LENGTHS_S = range(4, 18, 2)
+CLIPS_PER_LENGTH = 30
 GAP_S = (0.3, 1.0)
 NOISE_DB = -65.0
 FRAME_SAMPLES = 160
 QUIET_DB = -30.0
 """Speech ends, as far as lag is concerned, with the last 10 ms that are no further below a clip's loudest."""
 
+KINDS = ("LLM", "draft")
 DEFAULT = VoiceOptions()
 
 
@@ -51,9 +55,9 @@ def settings() -> list[Setting]:
     """The defaults, and one thing after the other changed; where an utterance may be long, it also has to be let."""
     chosen = [Setting("default")]
     chosen += [Setting(f"silence {value} s", replace(DEFAULT, silence_s=value)) for value in (0.2, 0.3, 0.8)]
-    chosen += [Setting(f"pause {value} s", tuning=replace(DEFAULT_TUNING, pause_s=value)) for value in (0.06, 0.13, 0.2, 0.3)]
-    chosen += [Setting(f"at most {value:.0f} s", replace(DEFAULT, max_utterance_s=value)) for value in (8.0, 25.0)]
-    long = [replace(DEFAULT, silence_s=0.8, max_utterance_s=value) for value in (8.0, 25.0)]
+    chosen += [Setting(f"pause {value} s", tuning=replace(DEFAULT_TUNING, pause_s=value)) for value in (0.03, 0.1, 0.2, 0.3)]
+    chosen += [Setting(f"at most {value:.0f} s", replace(DEFAULT, max_utterance_s=value)) for value in (8.0, 12.0, 25.0)]
+    long = [replace(DEFAULT, silence_s=0.8, max_utterance_s=value) for value in (8.0, 12.0, 25.0)]
     chosen += [Setting(f"silence 0.8 s, at most {each.max_utterance_s:.0f} s", each) for each in long]
     chosen += [Setting(f"padding {value} s", replace(DEFAULT, prefix_padding_s=value)) for value in (0.1, 0.2, 0.5)]
     chosen += [Setting(f"threshold {value}", replace(DEFAULT, threshold=value)) for value in (0.3, 0.7)]
@@ -83,20 +87,28 @@ def loudness(audio: Float32) -> Any:
     return level_db > level_db.max() + QUIET_DB
 
 
-def read_track(data: Path, name: str, chain: Chain) -> Track:
-    def order(row: dict[str, Any]) -> int:
-        return zlib.crc32(Path(row["file"]).stem.encode()) % DEV_SHARE
-
+def read_rows(data: Path, name: str) -> list[dict[str, Any]]:
+    """A set's clips, those held out from training first."""
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    rows = sorted((row for row in rows if row["set"] == name), key=order)
+    return sorted(
+        (row for row in rows if row["set"] == name), key=lambda row: zlib.crc32(Path(row["file"]).stem.encode()) % DEV_SHARE
+    )
+
+
+def read_audio(path: Path) -> Float32:
+    audio, rate_hz = soundfile.read(path, dtype="float32")
+    if rate_hz != RATE_HZ:
+        raise ValueError(f"{path} is not at {RATE_HZ} Hz")
+    return np.asarray(audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES], np.float32)
+
+
+def read_track(data: Path, name: str, chain: Chain) -> Track:
+    rows = read_rows(data, name)
     random = np.random.default_rng(0)
     clips, texts, parts, loud = list[Float32](), list[str](), list[Float32](), []
     while sum(map(len, parts)) < MINUTES[name] * 60 * RATE_HZ:
         row = rows[len(clips)]
-        audio, rate_hz = soundfile.read(data / row["file"], dtype="float32")
-        if rate_hz != RATE_HZ:
-            raise ValueError(f"{row['file']} is not at {RATE_HZ} Hz")
-        audio = audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES]
+        audio = read_audio(data / row["file"])
         gap = int(random.uniform(*GAP_S) * 100) * FRAME_SAMPLES
         noise = random.normal(0, 10 ** (NOISE_DB / 20), gap).astype(np.float32)
         clips.append(audio)
@@ -163,9 +175,27 @@ class Transcriber:
 
 def error_rates(tracks: list[Track], texts: dict[str, list[tuple[str, str]]]) -> Iterator[tuple[str, float]]:
     for track in tracks:
-        for which, kind in enumerate(("LLM", "draft")):
+        for which, kind in enumerate(KINDS):
             joined = " ".join(pair[which] for pair in texts[track.name])
             yield f"{track.name} {kind}", round(word_error_rate([track.text], [joined]), 4)
+
+
+def ran_on(pairs: Iterable[tuple[str, str]]) -> int:
+    """How many of the LLM's texts are so much longer than the draft that it must have repeated itself."""
+    return sum(len(text.split()) > 1.5 * len(draft.split()) + 5 for text, draft in pairs)
+
+
+def by_length(data: Path, name: str, transcriber: Transcriber) -> list[dict[str, Any]]:
+    """Clips of a set, by the LLM and by the draft, where each length in seconds is a row."""
+    rows = []
+    every = read_rows(data, name)
+    for length_s in LENGTHS_S:
+        chosen = [row for row in every if length_s <= row["duration_s"] < length_s + LENGTHS_S.step][:CLIPS_PER_LENGTH]
+        pairs = [transcriber.clip(read_audio(data / row["file"])) for row in tqdm(chosen, desc=f"{length_s} s")]
+        references = [row["text"] for row in chosen]
+        rates = {kind: round(word_error_rate(references, [pair[which] for pair in pairs]), 4) for which, kind in enumerate(KINDS)}
+        rows.append({"from_s": length_s, "clips": len(chosen), "word_error_rate": rates, "ran_on": ran_on(pairs)})
+    return rows
 
 
 def measure(tracks: list[Track], setting: Setting, transcriber: Transcriber, window: int) -> dict[str, Any]:
@@ -180,6 +210,7 @@ def measure(tracks: list[Track], setting: Setting, transcriber: Transcriber, win
     return {
         "setting": setting.name,
         "word_error_rate": dict(error_rates(tracks, texts)),
+        "ran_on": sum(map(ran_on, texts.values())),
         "utterances_per_minute": round(len(lengths_s) / minutes, 1),
         "mean_length_s": round(float(np.mean(lengths_s)), 2),
         "longest_s": round(max(lengths_s), 2),
@@ -194,23 +225,39 @@ def percentiles_ms(lags_s: list[float]) -> dict[str, int] | None:
     return {f"p{each}": round(1000 * float(np.percentile(lags_s, each))) for each in (50, 95)} if lags_s else None
 
 
-def table(alone: dict[str, float], rows: list[dict[str, Any]]) -> str:
-    rates = list(alone)
-    heads = ["setting", *rates, "per minute", "mean s", "resumed", "paused after ms", "over after ms"]
+def table(heads: list[str], rows: list[list[Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
 
-    def percent(values: dict[str, float]) -> list[str]:
-        return [f"{100 * values[rate]:.1f} %" for rate in rates]
+
+def report(result: dict[str, Any]) -> str:
+    alone = result["clips_alone"]
+    heads = [
+        "setting",
+        *alone["word_error_rate"],
+        "ran on",
+        "per minute",
+        "mean s",
+        "resumed",
+        "paused after ms",
+        "over after ms",
+    ]
+
+    def percent(row: dict[str, Any]) -> list[str]:
+        return [f"{100 * rate:.1f} %" for rate in row["word_error_rate"].values()]
 
     def lag(values: dict[str, int] | None) -> str:
         return f"{values['p50']} ({values['p95']})" if values else ""
 
-    lines.append("| " + " | ".join(["clips alone, uncut", *percent(alone), "", "", "", "", ""]) + " |")
-    for row in rows:
-        cells = [row["setting"], *percent(row["word_error_rate"]), row["utterances_per_minute"], row["mean_length_s"]]
-        cells += [row["resumed_per_utterance"], lag(row["pause_lag_ms"]), lag(row["over_lag_ms"])]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [["clips alone, uncut", *percent(alone), alone["ran_on"], "", "", "", "", ""]]
+    for row in result["settings"]:
+        cells = [row["setting"], *percent(row), row["ran_on"], row["utterances_per_minute"], row["mean_length_s"]]
+        rows.append([*cells, row["resumed_per_utterance"], lag(row["pause_lag_ms"]), lag(row["over_lag_ms"])])
+    lengths = [
+        [f"{row['from_s']} to {row['from_s'] + LENGTHS_S.step} s", row["clips"], *percent(row), row["ran_on"]]
+        for row in result["by_length"]
+    ]
+    return table(heads, rows) + "\n" + table(["libri_clean", "clips", *KINDS, "ran on"], lengths)
 
 
 def main() -> None:
@@ -224,13 +271,16 @@ def main() -> None:
     tracks = [read_track(arguments.data, name, chain) for name in MINUTES]
     transcriber = Transcriber(chain, tracks)
     texts = {track.name: [transcriber.clip(clip) for clip in tqdm(track.clips, desc=track.name)] for track in tracks}
-    alone = dict(error_rates(tracks, texts))
-    rows = [measure(tracks, setting, transcriber, chain.models.voice.window_samples) for setting in settings()]
+    result = {
+        "bundle": arguments.bundle.name,
+        "clips_alone": {"word_error_rate": dict(error_rates(tracks, texts)), "ran_on": sum(map(ran_on, texts.values()))},
+        "settings": [measure(tracks, setting, transcriber, chain.models.voice.window_samples) for setting in settings()],
+        "by_length": by_length(arguments.data, "libri_clean", transcriber),
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {"bundle": arguments.bundle.name, "clips_alone": alone, "settings": rows}
     (arguments.out / "endpointing.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "endpointing.md").write_text(table(alone, rows))
-    print(table(alone, rows))
+    (arguments.out / "endpointing.md").write_text(report(result))
+    print(report(result))
 
 
 if __name__ == "__main__":
