@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 
 from export.tensorrt_attention import attention_nodes, patch_attention
-from export.tensorrt_library import TensorRT, TensorRTError
 from export.tensorrt_progress import make_monitor
 from models.backends import BackendError
+from models.cuda.tensorrt_library import TensorRT, TensorRTError
 from models.gpu import find_gpu
 from models.machine import available_memory_bytes
 

@@ -15,11 +15,11 @@ from export.gguf_weights import Llama, read_llama
 from export.graph import BFLOAT16, GraphBuilder
 from export.llama_decoder import build_decoder, transposed_linear
 from export.tensorrt_build import Profile
-from export.tensorrt_library import TensorRTError
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
 from models.bundle import Bundle
+from models.cuda.tensorrt_library import TensorRTError
 
 PARTS = ("encoder", "adapter", "llm")
 

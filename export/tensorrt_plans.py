@@ -19,12 +19,12 @@ from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, Ingredients
 from export.fetch import FetchError, fetch_wheel, pip_download
 from export.tensorrt_build import BuiltPlan, build_plan, graph_bytes, require_room, require_target
 from export.tensorrt_inspect import inspect_plan
-from export.tensorrt_library import BUILDERS, TensorRT, TensorRTError, load_tensorrt
 from export.tensorrt_parts import PARTS, Part, Weights, adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import WEIGHT_FORMATS
 from models.backends import BackendError
 from models.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.cuda.tensorrt_library import BUILDERS, TensorRT, TensorRTError, load_tensorrt
 from models.gpu import find_gpu
 from models.plans import add_plan
 

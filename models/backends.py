@@ -1,8 +1,8 @@
 """What a model backend must offer: the contracts between the engine and whatever runs the models.
 
 The chain of one request is `Encoder` -> `Adapter` -> `LLM.prefill` -> `LLM.decode`; in audio that is not one request, a
-`VoiceDetector` finds the utterances first. Everything that crosses is numpy. A backend raises `BackendError` for a failure that
-is its own; any other exception is a bug.
+`VoiceDetector` finds the utterances first. Everything that crosses is numpy, but for what only the next model reads
+(`EncoderStates`). A backend raises `BackendError` for a failure that is its own; any other exception is a bug.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,11 @@ def collapse(best_token: Int64) -> tuple[int, ...]:
             tokens.append(token)
         previous = token
     return tuple(tokens)
+
+
+EncoderStates = Any
+"""One utterance as the encoder gives it to the adapter of the same chain: float32 [states, width] on a CPU; what is computed on a
+GPU stays in its memory."""
 
 
 class BackendError(RuntimeError):
@@ -102,7 +107,7 @@ class VoiceDetector(Protocol):
 class Encoder(Protocol):
     """The frozen speech encoder."""
 
-    def encode(self, features: Sequence[Float32]) -> list[Float32]:
+    def encode(self, features: Sequence[Float32]) -> list[EncoderStates]:
         """Log-mel features [mel_bins, mel_frames] per utterance -> states [mel_frames // 2 (rounded up), width] each."""
         ...
 
@@ -113,7 +118,7 @@ class Adapter(Protocol):
     boundary_before: Float32
     boundary_after: Float32
 
-    def adapt(self, states: Sequence[Float32]) -> list[AdapterOutput]: ...
+    def adapt(self, states: Sequence[EncoderStates]) -> list[AdapterOutput]: ...
 
 
 class LLM(Protocol):

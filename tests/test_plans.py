@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from export.tensorrt_library import load_tensorrt
 from export.tensorrt_parts import llm_part
 from export.tensorrt_plans import build_into_bundle, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.cuda.tensorrt_library import load_tensorrt
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
 from tests.test_bundle import write_tiny_bundle
 from tests.tiny_llama import tiny_llama

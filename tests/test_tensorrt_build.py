@@ -21,7 +21,6 @@ from export.random_models import QWEN2_500M, SMOLLM2_135M, T5_SMALL, random_llam
 from export.t5 import build_t5_decoder, build_t5_encoder
 from export.tensorrt_build import Profile, build_plan, require_room
 from export.tensorrt_inspect import PlanReport, ProfileReport, inspect_plan
-from export.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
 from export.tensorrt_parts import Part, llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import (
@@ -35,6 +34,7 @@ from export.tensorrt_profiles import (
 from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
+from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
 from tests.tiny_llama import tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export.tensorrt_library import load_tensorrt
+from models.cuda.tensorrt_library import load_tensorrt
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
 

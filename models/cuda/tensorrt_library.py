@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-Builder = Literal["tensorrt", "tensorrt_rtx"]
+Builder = Literal["tensorrt", "tensorrt_rtx", "simulated"]
 BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
 
 RTX_WHEEL = "onnxruntime_ep_nv_tensorrt_rtx"
