@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 import torch
@@ -66,6 +67,10 @@ class Device(Protocol):
     execution_provider: str
     """ONNX Runtime's name of it, and `binding_device` how its memory is named to ONNX Runtime: (type, number)."""
     binding_device: tuple[str, int]
+
+    def current(self) -> AbstractContextManager[None]:
+        """Within it, what this thread asks of CUDA goes to this GPU."""
+        ...
 
     def free_memory_bytes(self) -> int: ...
 
