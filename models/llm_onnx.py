@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from models.backends import BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState
+from models.embedding_table import EmbeddingTable
 from models.encoder_onnx import open_session
 
 # Rows are prefilled together where that computes at most this many times their positions.
@@ -27,10 +28,6 @@ class OnnxLLM:
 
     def __init__(self, graph: Path, embeddings: Path, *, slots: int = 8, threads: int = 2) -> None:
         self._session = open_session(graph, threads)
-        try:
-            self._embeddings = np.load(embeddings, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise BackendError(f"{embeddings.name} could not be loaded: {error}") from error
         shapes = {value.name: value.shape for value in [*self._session.get_inputs(), *self._session.get_outputs()]}
         self._slot_names = [name for name in shapes if name.startswith(("key_", "value_")) and "_out_" not in name]
         self._takes_span = "span" in shapes
@@ -39,8 +36,7 @@ class OnnxLLM:
         self.max_positions: int = slot_shape[-2]
         self.embedding_size: int = shapes["embeddings"][-1]
         self.vocabulary_size: int = shapes["logits"][-1]
-        if self._embeddings.shape != (self.vocabulary_size, self.embedding_size):
-            raise BackendError(f"{embeddings.name} has the shape {self._embeddings.shape}, which does not fit {graph.name}")
+        self._embeddings = EmbeddingTable(embeddings, self.vocabulary_size, self.embedding_size)
         # Keys and values of all layers, [names, slots, ..., max_positions, width]. Zeros, because attention multiplies what
         # it masks by 0, and 0 * NaN is NaN.
         self._memory = np.zeros((len(self._slot_names), slots, *slot_shape), np.float32)
@@ -48,8 +44,7 @@ class OnnxLLM:
 
     def embed(self, tokens: Sequence[int]) -> Float32:
         """Embeddings [tokens, embedding_size] of token ids."""
-        rows: Float32 = self._embeddings[np.asarray(tokens, np.int64)].astype(np.float32)
-        return rows
+        return self._embeddings.rows(tokens)
 
     def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
         """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions."""

@@ -165,7 +165,7 @@ def test_files_that_do_not_load_or_fit_are_backend_errors(tmp_path: Path) -> Non
     model, _ = tiny_llama()
     build_decoder(model).save(tmp_path / "llm.onnx")
     np.save(tmp_path / "embeddings.npy", np.zeros((96, 32), np.float32))
-    with pytest.raises(BackendError, match="does not fit"):
+    with pytest.raises(BackendError, match="and the LLM takes"):
         OnnxLLM(tmp_path / "llm.onnx", tmp_path / "embeddings.npy")
     with pytest.raises(BackendError, match="could not be loaded"):
         OnnxLLM(tmp_path / "missing.onnx", tmp_path / "embeddings.npy")
