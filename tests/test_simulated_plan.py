@@ -1,5 +1,7 @@
 """A plan for the simulated GPU, run by TensorRT's own calls, computes what its graph computes, into the slots it is given."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -210,13 +212,13 @@ def with_version(content: bytes, version: str) -> bytes:
         (lambda content: content, 2**18, r"simulated GPU 0 has 0\.3 of 0\.3 MB free"),
     ],
 )
-def test_what_is_no_plan_or_has_no_room_is_not_taken(content: bytes, damage: object, memory_bytes: int, message: str) -> None:
+def test_what_is_no_plan_or_has_no_room_is_not_taken(
+    content: bytes, damage: Callable[[bytes], bytes], memory_bytes: int, message: str
+) -> None:
     device = SimulatedDevice(memory_bytes)
-    assert callable(damage)
     with device.current():
         assert device.tensorrt.module.Runtime(device.tensorrt.logger).deserialize_cuda_engine(damage(content)) is None
-    with pytest.raises(ValueError, match=message):
-        raise ValueError(device.tensorrt.messages.errors())
+    assert re.search(message, device.tensorrt.messages.errors())
     assert device.free_memory_bytes() == memory_bytes
 
 

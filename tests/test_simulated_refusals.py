@@ -1,7 +1,7 @@
 """What TensorRT refuses or leaves undefined is refused by the simulated GPU, with the reason."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,12 +80,17 @@ def rebind_three_slots(bound: Bound) -> None:
     assert bound.context.set_input_shape("key_0", (3, *SLOT_SHAPE))
 
 
+def start_at_the_last_slot(bound: Bound) -> None:
+    for name in ("key_0", "key_out_0"):
+        assert bound.context.set_tensor_address(name, bound.slots["key_0"][2].data_ptr())
+
+
 def set_profile(bound: Bound) -> None:
     with bound.device.current():
         assert bound.context.set_optimization_profile_async(PREFILL_PROFILE, bound.stream.handle)
 
 
-SPOILT: Mapping[str, tuple[Callable[[Bound], None], str]] = {
+SPOILT: dict[str, tuple[Callable[[Bound], None], str]] = {
     "no address": (spoil_address("logits", lambda _: 0), "no address is set of logits"),
     "unaligned": (
         spoil_address("embeddings", lambda bound: bound.memory["embeddings"].data_ptr() + 4),
@@ -101,10 +106,7 @@ SPOILT: Mapping[str, tuple[Callable[[Bound], None], str]] = {
         "logits takes 768 bytes, and 512 are left at its address",
     ),
     "past the slots": (
-        lambda bound: (
-            [spoil_address(name, lambda bound: bound.slots["key_0"][2].data_ptr())(bound) for name in ("key_0", "key_out_0")]
-            and None
-        ),
+        start_at_the_last_slot,
         "key_0 takes 32768 bytes, and 16384 are left at its address",
     ),
     "slots apart": (
@@ -126,8 +128,7 @@ def test_a_run_that_is_not_rightly_bound_is_refused(bound: Bound, spoilt: str) -
     spoil, message = SPOILT[spoilt]
     spoil(bound)
     assert not bound.run()
-    with pytest.raises(DeviceError, match=message):
-        raise DeviceError(bound.plan.errors())
+    assert re.search(message, bound.plan.errors())
     bound.stream.synchronize()
 
 
@@ -196,12 +197,11 @@ def test_a_context_that_manages_its_memory_takes_it_and_no_other(bound: Bound) -
     assert keep.numel()
 
 
-def test_memory_that_is_freed_before_the_run_or_taken_by_another_is_found_out(bound: Bound) -> None:
+def test_memory_that_is_freed_before_the_run_is_found_out(bound: Bound) -> None:
     assert bound.run()
-    address = bound.memory.pop("logits").data_ptr()
+    del bound.memory["logits"]
     with pytest.raises(DeviceError, match="was given back before the plan ran"):
         bound.stream.synchronize()
-    assert address
 
 
 def test_a_context_that_is_gone_before_its_work_is_done_is_found_out(bound: Bound) -> None:
@@ -263,5 +263,5 @@ def test_contexts_that_share_a_workspace_have_to_run_one_after_the_other(bound: 
 def test_what_fails_in_the_graph_fails_the_stream(bound: Bound) -> None:
     bound.memory["wanted"].fill_(7)
     assert bound.run()
-    with pytest.raises(DeviceError, match="the plan failed: .*GatherND"):
+    with pytest.raises(DeviceError, match=r"the plan failed: .*GatherND"):
         bound.stream.synchronize()

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import torch
 
@@ -164,11 +165,10 @@ class IExecutionContext:
         except (Refused, DeviceError) as refusal:
             return self._refuse(refusal)
         # Neither the queue nor a graph keeps a context alive on a GPU.
-        context = weakref.ref(self)
-        stream.enqueue(lambda: _run(context, step, stream_handle))
+        stream.enqueue(partial(_run, weakref.ref(self), step, stream_handle))
         return True
 
-    def run(self, step: Step, stream_handle: int) -> None:
+    def _run(self, step: Step, stream_handle: int) -> None:
         """What the GPU does when it comes to it. Raises `DeviceError`."""
         machine = self._machine
         if step.revision not in (None, self._revision):
@@ -252,8 +252,8 @@ class IExecutionContext:
         return False
 
 
-def _run(reference: "weakref.ref[IExecutionContext]", step: Step, stream_handle: int) -> None:
+def _run(reference: weakref.ref[IExecutionContext], step: Step, stream_handle: int) -> None:
     context = reference()
     if context is None:
         raise DeviceError("an execution context was destroyed before its work was done")
-    context.run(step, stream_handle)
+    context._run(step, stream_handle)
