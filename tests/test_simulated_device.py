@@ -63,13 +63,23 @@ def test_memory_is_bounded_and_comes_back_with_the_last_view(device: Device) -> 
 
 
 def test_what_a_finished_queue_held_is_let_go(device: Device) -> None:
-    stream = device.stream()
-    tensor = device.empty((10,), torch.float32)
+    stream, tensor = device.stream(), torch.ones(3)
+    gone = weakref.ref(tensor)
     launch(device, stream, tensor.zero_)
     del tensor
-    assert device.free_memory_bytes() < 2**20
+    assert gone() is not None
     stream.synchronize()
-    assert device.free_memory_bytes() == 2**20
+    assert gone() is None
+
+
+def test_memory_has_to_be_kept_until_the_work_that_uses_it_is_done(device: Device) -> None:
+    stream, kept, view = device.stream(), device.empty((2, 10), torch.float32), device.empty((9,), torch.float32)[3:]
+    launch(device, stream, kept[1].zero_)
+    stream.synchronize()
+    launch(device, stream, view.zero_)
+    del view
+    with pytest.raises(DeviceError, match="let go before the work that uses it was done: keep it until then"):
+        stream.synchronize()
 
 
 def test_a_stream_that_is_let_go_takes_its_queue_along(device: Device) -> None:
@@ -191,6 +201,17 @@ def test_captured_work_without_launches_is_repeated_into_the_first_results(devic
     assert all(map(is_poison, results))
     stream.synchronize()
     assert [each.tolist() for each in results] == [[10, 10, 10], [15]]
+
+
+def test_captured_work_that_launches_and_computes_beside_it_is_refused(device: Device) -> None:
+    stream, total = device.stream(), torch.ones(3)
+
+    def work() -> list[Tensor]:
+        launch(device, stream, total[1:].view(1, 2).zero_)
+        return [total * 2]
+
+    with pytest.raises(DeviceError, match=r"has to be launched, or nothing: aten\.mul\.Tensor would not be"):
+        device.capture(work, stream)
 
 
 def test_a_stream_of_another_gpu_is_refused(device: Device) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from models.cuda.device import DeviceError, Stream
+from models.cuda.simulated_memory import DeviceMemory
 
 Work = Callable[[], None]
 Clock = dict[int, int]
@@ -32,7 +33,8 @@ class CurrentDevice(threading.local):
 class Streams:
     """All of a GPU's. One piece of work runs at a time, on the thread that waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
         self.running = threading.RLock()
         self._by_handle: WeakValueDictionary[int, SimulatedStream] = WeakValueDictionary()
 
@@ -129,6 +131,13 @@ class SimulatedStream:
                     work()
                 except Exception as error:
                     self._failure = error
+            # A GPU's queue does not keep memory: it could be somebody else's before the work is done.
+            with self._streams.memory.watch() as let_go:
+                del work
+                if let_go and self._failure is None:
+                    self._failure = DeviceError(
+                        "device memory was let go before the work that uses it was done: keep it until then"
+                    )
         if isinstance(self._failure, DeviceError):
             raise self._failure
         if self._failure is not None:
