@@ -64,6 +64,7 @@ def test_the_shortest_slots_that_are_long_enough_are_found(folder: Path) -> None
         PlanKey("tensorrt", "11.4.0.106", "sm_100"),
         PlanKey("tensorrt", "11.5.0.1", "sm_90"),
         PlanKey("tensorrt_rtx", "11.4.0.106", "sm_90"),
+        PlanKey("simulated", "1", "sm_00"),
     ],
     ids=str,
 )

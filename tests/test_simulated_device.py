@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.cuda.device import ALIGNMENT_BYTES, Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
 from models.cuda.simulated import SimulatedDevice
+from models.cuda.simulated_memory import DeviceMemory
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -60,6 +61,25 @@ def test_memory_is_bounded_and_comes_back_with_the_last_view(device: Device) -> 
     assert device.free_memory_bytes() == 2**19
     del view
     assert device.free_memory_bytes() == 2**20
+
+
+@given(st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=12))
+def test_an_address_is_found_in_what_is_held_and_nowhere_else(sizes: list[tuple[int, bool]]) -> None:
+    memory = DeviceMemory(2**20, "GPU")
+    tensors = [(memory.empty((size,), torch.uint8), is_kept) for size, is_kept in sizes]
+    places = [(tensor.data_ptr(), len(tensor), is_kept) for tensor, is_kept in tensors]
+    kept = [tensor for tensor, is_kept in tensors if is_kept]
+    del tensors
+    for start, size, is_kept in places:
+        for offset in {0, size // 2, size - 1, size} if size else set():
+            found = memory.find(start + offset)
+            if is_kept and offset < size:
+                assert found is not None
+                assert (found[0].address, found[1]) == (start, size - offset)
+                assert memory.is_live(found[0])
+            else:
+                assert found is None
+    assert memory.free_bytes() == 2**20 - sum(-(-len(each) // 256) * 256 for each in kept)
 
 
 def test_what_a_finished_queue_held_is_let_go(device: Device) -> None:

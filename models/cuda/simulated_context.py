@@ -84,6 +84,8 @@ class IExecutionContext:
         self._is_managed = is_managed
         self._profile = -1
         self._shapes = self._fixed_shapes()
+        self._output_shapes: dict[str, Shape] | None = None
+        """Inferred from `_shapes`, where that was done since they changed."""
         self._addresses: dict[str, int] = {}
         self._own_workspace: torch.Tensor | None = None
         self._workspace = (0, 0)
@@ -108,7 +110,7 @@ class IExecutionContext:
             return self._refuse(f"the plan has {len(self._plan.profiles)} profiles, and {profile_index} is none of them")
         if profile_index != self._profile:
             self._profile = profile_index
-            self._shapes = self._fixed_shapes()
+            self._shapes, self._output_shapes = self._fixed_shapes(), None
             self._revision += 1
         return True
 
@@ -123,7 +125,7 @@ class IExecutionContext:
         ):
             return self._refuse(f"profile {self._profile} takes {name} from {smallest} to {largest}, not {tuple(shape)}")
         if self._shapes.get(name) != tuple(shape):
-            self._shapes[name] = tuple(shape)
+            self._shapes[name], self._output_shapes = tuple(shape), None
             self._revision += 1
         return True
 
@@ -230,13 +232,18 @@ class IExecutionContext:
 
     def _all_shapes(self) -> dict[str, Shape]:
         """Of inputs, which all have one, and outputs."""
+        if self._output_shapes is None:
+            self._output_shapes = self._infer_outputs()
+        return {**self._shapes, **self._output_shapes}
+
+    def _infer_outputs(self) -> dict[str, Shape]:
         sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
             for dimension, size in zip(self._plan.inputs[name].dimensions, shape, strict=True):
                 if isinstance(dimension, str) and sizes.setdefault(dimension, size) != size:
                     raise Refused(f"{dimension} is {sizes[dimension]} in one input and {size} in {name}")
         try:
-            return {**self._shapes, **self._plan.output_shapes(sizes)}
+            return self._plan.output_shapes(sizes)
         except ValueError as error:
             raise Refused(str(error)) from error
 
