@@ -91,8 +91,10 @@ def test_every_class_and_member_in_use_is_in_tensorrt_11(tensorrt_11: dict[str, 
     assert {"Builder", "OnnxParser", "IAttentionInputLayer", "CausalMaskKind"} <= classes
     assert classes <= tensorrt_11.keys()
     for name, members in tensorrt_11.items():
-        ours = set(dir(getattr(rtx, name, object))) - set(dir(object))
-        assert used & ours <= set(members), name
+        if hasattr(rtx, name):
+            ours = set(dir(getattr(rtx, name))) - set(dir(object))
+            assert used & ours <= set(members), name
+            assert used & set(members) - set(dir(object)) <= ours, name
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,18 @@ def test_the_simulated_gpus_enumerations_are_tensorrts(tensorrt_11: dict[str, li
         name: int(each) for name, each in theirs.items()
     }.items()
     assert stand_in.__members__.keys() <= set(tensorrt_11[stand_in.__name__])
+
+
+def test_what_runs_a_plan_calls_what_tensorrts_objects_have(tensorrt_11: dict[str, list[str]]) -> None:
+    held = {"_runtime": "Runtime", "engine": "ICudaEngine", "_context": "IExecutionContext"}
+    called: dict[str, set[str]] = {name: set() for name in held.values()}
+    for node in ast.walk(ast.parse((ROOT / "models" / "cuda" / "plan.py").read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr in held:
+            called[held[node.value.attr]].add(node.attr)
+    rtx = load_tensorrt("tensorrt_rtx").module
+    for name, members in called.items():
+        assert members, name
+        assert members <= set(tensorrt_11[name]) & set(dir(getattr(rtx, name)))
 
 
 def test_the_simulated_module_is_what_runtimes_use_of_tensorrts(tensorrt_11: dict[str, list[str]]) -> None:
