@@ -11,7 +11,7 @@ from torch import Tensor
 from models.backends import Float32
 from models.cuda.device import Device, DeviceError, Stream
 from models.cuda.session import open_device_session
-from models.cuda.utterances import UtteranceLanes
+from models.cuda.utterances import FRAMES_PER_STATE, UtteranceLanes
 
 
 class OnnxDeviceEncoder:
@@ -37,7 +37,7 @@ class OnnxDeviceEncoder:
         return self._lanes.run(features, self._enqueue)
 
     def _enqueue(self, features: Tensor) -> Tensor:
-        states = self._device.empty((-(-features.shape[1] // 2), self._width), torch.float32)
+        states = self._device.empty((-(-features.shape[1] // FRAMES_PER_STATE), self._width), torch.float32)
         binding = self._session.io_binding()
         place = self._device.binding_device
         binding.bind_input("features", *place, np.float32, tuple(features.shape), features.data_ptr())

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.backends import Float32
 from models.cuda.device import Stream
 from models.cuda.plan import Plan, PlanContext
-from models.cuda.utterances import UtteranceLanes
+from models.cuda.utterances import FRAMES_PER_STATE, UtteranceLanes
 
 
 class TensorRtEncoder:
@@ -36,7 +36,7 @@ class TensorRtEncoder:
         return self._lanes.run(features, self._enqueue)
 
     def _enqueue(self, features: Tensor) -> Tensor:
-        states = self._device.empty((-(-features.shape[1] // 2), self._width), torch.float32)
+        states = self._device.empty((-(-features.shape[1] // FRAMES_PER_STATE), self._width), torch.float32)
         self._context.bind({"features": features, "states": states})
         self._context.enqueue()
         return states

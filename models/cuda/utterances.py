@@ -9,6 +9,8 @@ from torch import Tensor
 from models.backends import Float32
 from models.cuda.device import Device, DeviceError, Stream, copy
 
+FRAMES_PER_STATE = 2
+"""Mel frames that become one state."""
 LANES = 4
 """Utterances in flight: while the device encodes one, the host lays out the next."""
 
