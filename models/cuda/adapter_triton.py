@@ -1,5 +1,6 @@
 """The adapter on our own kernels: batches of utterances without padding, each batch a captured graph."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,18 +19,19 @@ from models.posterior_bridge import adapter_output
 from models.trained_adapter import TrainedAdapter
 
 BUCKET_FRAMES = (64, 128, 256)
-"""Buckets for one utterance below the longest; padding costs little, but the kernels are chosen by the bucket's frames."""
-BATCH_FACTOR = 4
-"""How many of the longest utterances the largest bucket takes."""
+"""Buckets below the one for the longest utterance. Padding costs little, but a bucket's frames decide how the kernels tile."""
+TILE_FRAMES = 64
+BATCH_FACTORS = (1, 2, 4)
+"""How many of the longest utterances the other buckets take."""
 FRAMES_PER_UTTERANCE = 16
-"""Buckets have room for so many utterances that they are full of ones of this length."""
+"""A bucket has room for so many utterances that ones of this length fill it."""
 
 
 def buckets_up_to(longest_frames: int) -> list[Bucket]:
-    """Buckets of which the largest takes a batch, and all but that one utterance of `longest_frames`."""
-    sizes = [frames for frames in BUCKET_FRAMES if frames < longest_frames]
-    sizes += [factor * longest_frames for factor in (1, BATCH_FACTOR // 2, BATCH_FACTOR)]
-    return [Bucket(frames, max(1, frames // FRAMES_PER_UTTERANCE)) for frames in sizes]
+    """Buckets for batches of utterances none of which is longer than `longest_frames`."""
+    longest = math.ceil(longest_frames / TILE_FRAMES) * TILE_FRAMES
+    sizes = [frames for frames in BUCKET_FRAMES if frames < longest] + [factor * longest for factor in BATCH_FACTORS]
+    return [Bucket(frames, frames // FRAMES_PER_UTTERANCE) for frames in sizes]
 
 
 class TritonAdapter:
