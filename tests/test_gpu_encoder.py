@@ -17,8 +17,8 @@ from models.backends import BackendError, Encoder
 from models.cuda.device import DeviceError
 from models.cuda.encoder_onnx import OnnxDeviceEncoder
 from models.cuda.encoder_tensorrt import TensorRtEncoder
+from models.cuda.onnx_session import CUDA_PROVIDER, cuda_options, open_device_session, require_provider
 from models.cuda.plan import Plan
-from models.cuda.session import CUDA_PROVIDER, cuda_options, open_device_session, require_provider
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.simulated_plan import ARCHITECTURE
 from models.cuda.utterances import LANES

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.backends import Float32
 from models.cuda.device import Device, DeviceError, Stream
-from models.cuda.session import open_device_session
+from models.cuda.onnx_session import open_device_session
 from models.cuda.utterances import FRAMES_PER_STATE, UtteranceLanes
 
 
