@@ -1,6 +1,7 @@
 """All models of a bundle, loaded for a GPU."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -58,12 +59,13 @@ def load_models_on(
     # The plan that takes longest to build is asked for first.
     llm = _load_plan(device, bundle, "llm", manifest.llm.max_positions)
     stream = device.stream()
-    return chain_models(
+    models = chain_models(
         bundle,
         encoder=_load_encoder(device, stream, bundle, encoder_runtime, threads),
         adapter=_load_adapter(device, stream, bundle, adapter_runtime),
         llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
     )
+    return replace(models, encodes_beside=True)
 
 
 def _open_device(kind: DeviceKind, gpu: int, threads: int, tensorrt_library: RealBuilder) -> Device:
