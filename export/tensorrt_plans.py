@@ -37,7 +37,7 @@ def build_part(library: TensorRT, part: Part, gpu: str, scratch: Path, timing_ca
     return build_plan(library, graph, part.profiles, gpu=gpu, timing_cache=timing_cache)
 
 
-def describe_plan(library: TensorRT, part: Part, gpu: str) -> PlanSection:
+def describe_plan(library: TensorRT, part: Part, gpu: str, activation_bytes: int = 0) -> PlanSection:
     """What `bundle.json` says about the part's plan."""
     slots = f"-{part.max_positions}" if part.max_positions else ""
     return PlanSection(
@@ -48,6 +48,7 @@ def describe_plan(library: TensorRT, part: Part, gpu: str) -> PlanSection:
         gpu=gpu,
         precision=part.precision,
         max_positions=part.max_positions,
+        activation_bytes=activation_bytes,
         profiles=tuple(dict(profile) for profile in part.profiles),
     )
 
@@ -59,7 +60,7 @@ def build_into_bundle(library: TensorRT, part: Part, gpu: str, folder: Path, tim
         scratch = Path(name)
         built = build_part(library, part, gpu, scratch, timing_cache)
         (scratch / "plan").write_bytes(built.content)
-        add_plan(folder, describe_plan(library, part, gpu), scratch / "plan")
+        add_plan(folder, describe_plan(library, part, gpu, built.activation_bytes), scratch / "plan")
     return built
 
 
