@@ -77,8 +77,13 @@ def test_anything_else_is_no_list_of_gpus(gpus: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("gpus", "0,1"), ("gpus", "1"), ("encoder_runtime", "tensorrt"), ("adapter_runtime", "tensorrt")]
-    + [("tensorrt_library", "tensorrt_rtx")],
+    [
+        ("gpus", "0,1"),
+        ("gpus", "1"),
+        ("encoder_runtime", "tensorrt"),
+        ("adapter_runtime", "tensorrt"),
+        ("tensorrt_library", "tensorrt_rtx"),
+    ],
 )
 def test_settings_for_gpus_are_refused_on_a_cpu(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"The {name} setting .* device cuda"):
