@@ -131,6 +131,14 @@ def require_room(weight_bytes: int, folder: Path) -> None:
         raise TensorRTError(f"{folder} has {free_disk / 1e9:.1f} GB free and the plan needs {disk / 1e9:.1f} GB: free some")
 
 
+def require_ranges(model: onnx.ModelProto, profile: Profile) -> None:
+    """Raises `TensorRTError` where a free dimension of an input has no range in the profile."""
+    sizes = [each for value in model.graph.input for each in value.type.tensor_type.shape.dim]
+    missing = {each.dim_param for each in sizes if each.dim_param} - profile.keys()
+    if missing:
+        raise TensorRTError(f"the profile gives no range for {', '.join(sorted(missing))}")
+
+
 def graph_bytes(graph: Path) -> int:
     """Size of an ONNX file with its external data."""
     return sum(path.stat().st_size for path in (graph, graph.with_name(graph.name + ".data")) if path.exists())
@@ -139,9 +147,7 @@ def graph_bytes(graph: Path) -> int:
 def _write_profile(builder: Any, network: Any, model: onnx.ModelProto, profile: Profile) -> Any:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     free = {name: [each.dim_param or each.dim_value for each in shape] for name, shape in shapes.items()}
-    missing = {name for shape in free.values() for name in shape if isinstance(name, str)} - profile.keys()
-    if missing:
-        raise TensorRTError(f"the profile gives no range for {', '.join(sorted(missing))}")
+    require_ranges(model, profile)
     written = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         name = network.get_input(index).name

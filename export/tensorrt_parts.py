@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from export.adapter_graph import read_adapter
 from export.ctranslate2_weights import read_ctranslate2
@@ -17,11 +18,12 @@ from export.llama_decoder import build_decoder, transposed_linear
 from export.tensorrt_build import Profile
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
-from export.tensorrt_weights import WEIGHT_FORMATS
+from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
 from models.bundle import Bundle
 from models.cuda.tensorrt_library import TensorRTError
 
 PARTS = ("encoder", "adapter", "llm")
+FLOAT_TYPE_NAMES = {BFLOAT16: "bf16", np.dtype(np.float32): "fp32"}
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,30 @@ class Weights:
     gguf: Path
 
 
-def encoder_part(weights: Weights, limits: Limits) -> Part:
-    """The speech encoder in bfloat16."""
+def encoder_part(weights: Weights, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
+    """The speech encoder in bfloat16 or float32."""
     return Part(
         name="encoder",
-        precision="bf16",
+        precision=FLOAT_TYPE_NAMES[np.dtype(float_type)],
         max_positions=0,
         profiles=speech_encoder_profiles(limits),
-        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), BFLOAT16),
+        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), float_type),
     )
 
 
-def adapter_part(bundle: Bundle, limits: Limits) -> Part:
-    """The bundle's adapter in bfloat16, with its scores against the whole vocabulary."""
+def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
+    """The bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
     adapter, llm = bundle.manifest.adapter, bundle.manifest.llm
 
     def write() -> GraphBuilder:
         embedding = np.load(bundle.path(llm.embedding)).astype(np.float32)
-        return build_dense_adapter(read_adapter(bundle.path(adapter.weights)), embedding, BFLOAT16)
+        return build_dense_adapter(read_adapter(bundle.path(adapter.weights)), embedding, float_type)
 
-    return Part("adapter", "bf16", 0, adapter_profiles(limits, adapter.subsampling), write)
+    return Part("adapter", FLOAT_TYPE_NAMES[np.dtype(float_type)], 0, adapter_profiles(limits, adapter.subsampling), write)
 
 
 def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, limits: Limits, *, on_device: bool = False) -> Part:
-    """The LLM with products in `precision` of `export.tensorrt_weights` and the rest in bfloat16."""
+    """The LLM with products in `precision` of `export.tensorrt_weights` and the rest in its float type."""
 
     def write() -> GraphBuilder:
         return build_decoder(
@@ -74,7 +76,7 @@ def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, lim
             max_positions=max_positions,
             body=WEIGHT_FORMATS[precision],
             head=transposed_linear,
-            float_type=BFLOAT16,
+            float_type=float_type_of(precision),
             on_device=on_device,
         )
 

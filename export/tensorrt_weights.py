@@ -5,8 +5,9 @@ TensorRT merges no products behind a `DequantizeLinear`: query, key and value, a
 """
 
 import numpy as np
+import numpy.typing as npt
 
-from export.graph import FLOAT8, INT4, GraphBuilder
+from export.graph import BFLOAT16, FLOAT8, INT4, GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
 
 BLOCK = 64
@@ -51,5 +52,11 @@ WEIGHT_FORMATS: dict[str, Linear] = {
     "int8": int8_linear,
     "int4": int4_linear,
     "fp8": float8_linear,
+    "fp32": float32_linear,
 }
-"""The layers' products by the precision's name; everything else is computed in bfloat16."""
+"""The layers' products by the precision's name."""
+
+
+def float_type_of(precision: str) -> npt.DTypeLike:
+    """What everything else is computed in."""
+    return np.float32 if precision == "fp32" else BFLOAT16

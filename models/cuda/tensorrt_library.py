@@ -12,7 +12,8 @@ from functools import cache
 from typing import Any, Literal
 
 Builder = Literal["tensorrt", "tensorrt_rtx", "simulated"]
-BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
+RealBuilder = Literal["tensorrt", "tensorrt_rtx"]
+BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx", "simulated")
 
 RTX_WHEEL = "onnxruntime_ep_nv_tensorrt_rtx"
 """Holds TensorRT-RTX's libraries and loads them when it is imported."""
@@ -62,7 +63,7 @@ class TensorRT:
 
 
 @cache
-def load_tensorrt(builder: Builder) -> TensorRT:
+def load_tensorrt(builder: RealBuilder) -> TensorRT:
     """The library, imported once per process. Raises `TensorRTError` where it is missing or too old."""
     try:
         module = importlib.import_module("tensorrt") if builder == "tensorrt" else _import_rtx()
@@ -74,7 +75,7 @@ def load_tensorrt(builder: Builder) -> TensorRT:
             f"{HOW_TO_INSTALL[builder]}"
         )
     messages = Messages()
-    return TensorRT(builder, module, messages, _make_logger(module, messages))
+    return TensorRT(builder, module, messages, make_logger(module, messages))
 
 
 def _import_rtx() -> Any:
@@ -87,7 +88,8 @@ def _import_rtx() -> Any:
         return importlib.import_module("tensorrt_rtx_bindings")
 
 
-def _make_logger(module: Any, messages: Messages) -> Any:
+def make_logger(module: Any, messages: Messages) -> Any:
+    """What the library logs with, into `messages`."""
     base: Any = module.ILogger
 
     class Logger(base):  # type: ignore[misc]

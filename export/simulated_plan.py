@@ -1,0 +1,61 @@
+"""Build a plan for the simulated GPU from one ONNX graph (`models.cuda.simulated_plan` reads it): nothing is compiled."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from types import SimpleNamespace
+
+import onnx
+
+from export.tensorrt_build import BuiltPlan, Profile, graph_bytes, require_ranges
+from models.cuda.simulated_plan import ARCHITECTURE, FORMAT_VERSION, PlanFormatError, SimulatedPlan
+from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError
+
+MAX_BYTES = 2**31 - 1
+"""What protobuf takes in one file."""
+
+
+def simulated_builder() -> TensorRT:
+    """Names builder and version of such plans; it has no module that runs them, which `SimulatedDevice` has."""
+    return TensorRT("simulated", SimpleNamespace(__version__=FORMAT_VERSION), Messages(), None)
+
+
+def build_simulated_plan(graph: Path, profiles: Sequence[Profile], *, gpu: str) -> BuiltPlan:
+    """One file of `graph` and its weights. Raises `TensorRTError` where it is too large for one, or ONNX Runtime refuses it."""
+    require_simulated_target(gpu)
+    started, started_processor = time.monotonic(), time.process_time()
+    if graph_bytes(graph) > MAX_BYTES:
+        raise TensorRTError(f"{graph.name} and its weights are {graph_bytes(graph) / 1e9:.1f} GB, and such a plan holds 2 GB")
+    model = onnx.load(graph)
+    for profile in profiles:
+        require_ranges(model, profile)
+    onnx.helper.set_model_props(
+        model,
+        {"format_version": FORMAT_VERSION, "profiles": json.dumps(profiles), "aliases": json.dumps(_aliases(model))},
+    )
+    content = model.SerializeToString(deterministic=True)
+    try:
+        SimulatedPlan(content, threads=1)
+    except PlanFormatError as error:
+        raise TensorRTError(f"{graph.name} is no plan that runs on a CPU: {error}") from error
+    return BuiltPlan(
+        content=content,
+        build_s=time.monotonic() - started,
+        processor_s=time.process_time() - started_processor,
+        peak_memory_bytes=getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def require_simulated_target(gpu: str) -> None:
+    """Raises `TensorRTError` for any GPU but the simulated one."""
+    if gpu != ARCHITECTURE:
+        raise TensorRTError(f"simulated plans are for the simulated GPU, {ARCHITECTURE}, not for {gpu}: name another builder")
+
+
+def _aliases(model: onnx.ModelProto) -> dict[str, str]:
+    """Outputs that are an input with a part written anew, by name: a runtime binds both to the same memory."""
+    inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
+    scatters = [node for node in model.graph.node if node.op_type == "TensorScatter"]
+    return {node.output[0]: node.input[0] for node in scatters if node.output[0] in outputs and node.input[0] in inputs}

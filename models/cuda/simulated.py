@@ -1,0 +1,91 @@
+"""A GPU acted on a CPU, so strictly that runtimes which work on it have little left to get wrong on a real one.
+
+Work is done when somebody waits for it and not before. Memory is bounded, aligned and poisoned. Plans are those of the builder
+`simulated`. What it does not show: rounding in 16 bits, and time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernels import plain
+from kernels.adapter.forward import Operators
+from models.cuda.device import Result, Stream
+from models.cuda.simulated_context import Machine
+from models.cuda.simulated_memory import DeviceMemory, poison
+from models.cuda.simulated_plan import ARCHITECTURE
+from models.cuda.simulated_stream import CurrentDevice, SimulatedGraph, SimulatedStream, Streams
+from models.cuda.simulated_tensorrt import tensorrt_module
+from models.cuda.tensorrt_library import Messages, TensorRT, make_logger
+from models.gpu import Gpu
+
+
+class SimulatedDevice:
+    """Implements `models.cuda.device.Device`. `threads` is what ONNX Runtime computes each plan with."""
+
+    operators: Operators = plain
+    float_type = torch.float32
+    execution_provider = "CPUExecutionProvider"
+    binding_device = ("cpu", 0)
+
+    def __init__(self, memory_bytes: int = 8 * 2**30, ordinal: int = 0, threads: int = 2) -> None:
+        name = f"simulated GPU {ordinal}"
+        self.gpu = Gpu("simulated GPU", ARCHITECTURE, memory_bytes)
+        self._memory = DeviceMemory(memory_bytes, name)
+        self._streams = Streams()
+        self._current = CurrentDevice(name)
+        module = tensorrt_module(Machine(self._memory, self._streams, self._current, threads))
+        messages = Messages()
+        self.tensorrt = TensorRT("simulated", module, messages, make_logger(module, messages))
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._current.depth += 1
+        try:
+            yield
+        finally:
+            self._current.depth -= 1
+
+    def free_memory_bytes(self) -> int:
+        return self._memory.free_bytes()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self._memory.empty(shape, dtype)
+
+    def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        tensor = torch.empty(tuple(shape), dtype=dtype)
+        poison(tensor)
+        return tensor
+
+    def stream(self) -> SimulatedStream:
+        return self._streams.create()
+
+    def launch(self, work: Callable[[], None], stream: Stream) -> None:
+        self._ours(stream).enqueue(work)
+
+    def capture(self, work: Callable[[], Result], stream: Stream) -> tuple[Result, SimulatedGraph]:
+        """What `work` does by itself cannot be recorded. So where it enqueues nothing, a replay calls it again, and copies its
+        results to where the first ones are; where it enqueues something, that has to be all."""
+        capturing = self._ours(stream)
+        capturing.begin_capture()
+        try:
+            with self.current():
+                results = work()
+        finally:
+            recorded = capturing.end_capture()
+        if not recorded:
+            for each in results:
+                poison(each)
+            recorded = [partial(_repeat, work, results)]
+        return results, SimulatedGraph(capturing, recorded)
+
+    def _ours(self, stream: Stream) -> SimulatedStream:
+        return self._streams.get(stream.handle)
+
+
+def _repeat(work: Callable[[], Sequence[Tensor]], results: Sequence[Tensor]) -> None:
+    for target, result in zip(results, work(), strict=True):
+        target.copy_(result)
