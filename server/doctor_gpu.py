@@ -5,6 +5,7 @@ import importlib.metadata
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from server.finding import Finding
 from server.runner import PREFIX_CACHE_BYTES
 from server.settings import Settings
 
+if TYPE_CHECKING:
+    from models.cuda.simulated import SimulatedDevice
+
 CUDA = 13
 """The major version that torch, onnxruntime-gpu and TensorRT 11 are built with."""
 DRIVER_OF_CUDA = 580
@@ -30,6 +34,7 @@ ONE_ONNXRUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps -c constraints.txt onnxruntime-gpu: "
     "both unpack into the same folder"
 )
+PUT_RIGHT = "put that right first"
 Check = Callable[[], Finding | None]
 
 
@@ -37,17 +42,18 @@ def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Ch
     """The checks that the settings' device asks for, by name. `bundle` raises `BundleError`; None is nothing to say."""
     if settings.device == "cpu":
         return {"GPU": check_unused_gpu}
-    if settings.device == "simulated":
-        return {"torch": check_torch_is_there}
-    checks: dict[str, Check] = {
-        "driver": check_driver,
-        "torch": check_torch,
-        "onnxruntime on the GPU": partial(check_onnxruntime_gpu, settings),
-        "TensorRT": partial(check_tensorrt, settings),
-    }
+    checks: dict[str, Check] = {"torch": check_torch_is_there}
+    if settings.device == "cuda":
+        checks = {
+            "driver": check_driver,
+            "torch": check_torch,
+            "onnxruntime on the GPU": partial(check_onnxruntime_gpu, settings),
+            "TensorRT": partial(check_tensorrt, settings),
+        }
     for number in settings.gpu_numbers:
-        checks[f"GPU {number}"] = partial(check_gpu, number)
-        checks[f"kernels on GPU {number}"] = partial(check_kernels, settings, number)
+        checks[f"GPU {number}"] = partial(check_gpu, settings, number)
+        if settings.device == "cuda" and settings.adapter_runtime == "triton":
+            checks[f"kernels on GPU {number}"] = partial(check_kernels, number)
         checks[f"plans for GPU {number}"] = partial(check_plans, settings, number, bundle)
         checks[f"memory of GPU {number}"] = partial(check_gpu_memory, settings, number, bundle)
     return checks
@@ -72,10 +78,10 @@ def check_driver() -> Finding:
     return Finding("driver", f"serves CUDA {major}.{minor}", advice if major < CUDA else "")
 
 
-def check_gpu(number: int) -> Finding:
+def check_gpu(settings: Settings, number: int) -> Finding:
     """Whether the GPU is there."""
     try:
-        gpu = find_gpu(number)
+        gpu = _gpu(settings, number)
     except BackendError as error:
         return Finding(f"GPU {number}", str(error), "see `nvidia-smi -L`, and choose with --gpus")
     return Finding(f"GPU {number}", f"{gpu.name}, {gpu.architecture}, {gigabytes(gpu.memory_bytes)}")
@@ -171,10 +177,8 @@ def check_tensorrt(settings: Settings) -> Finding:
     return Finding("TensorRT", f"{library.builder} {library.version}")
 
 
-def check_kernels(settings: Settings, number: int) -> Finding | None:
+def check_kernels(number: int) -> Finding:
     """Whether the adapter's kernels can be compiled for the GPU."""
-    if settings.adapter_runtime != "triton":
-        return None
     name, other = f"kernels on GPU {number}", "or --adapter-runtime tensorrt"
     try:
         triton = importlib.import_module("triton")
@@ -197,43 +201,65 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
     """Whether the bundle has the plans that the settings need, for this GPU and this TensorRT."""
     name = f"plans for GPU {number}"
     try:
-        opened, key = bundle(), _plan_key(settings, find_gpu(number))
+        opened, key = bundle(), _plan_key(settings, number)
     except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be looked for: {error}", "put that right first")
+        return Finding(name, f"cannot be looked for: {error}", PUT_RIGHT)
     plans, problems = _find_plans(opened, key, settings)
     if problems:
         return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
-    return Finding(name, f"{', '.join(f'{part} ({plan.precision})' for part, plan in plans.items())} for {key}")
+    return Finding(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
 
 
 def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
     """Whether the models and the slots fit into the GPU."""
     name = f"memory of GPU {number}"
     try:
-        opened, gpu = bundle(), find_gpu(number)
-        plans, problems = _find_plans(opened, _plan_key(settings, gpu), settings)
+        opened, memory_bytes = bundle(), _gpu(settings, number).memory_bytes
+        plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
     except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be reckoned: {error}", "put that right first")
+        return Finding(name, f"cannot be reckoned: {error}", PUT_RIGHT)
     if problems:
-        return Finding(name, "cannot be reckoned without the plans", "build them first")
-    budget = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
-    fitting = budget.fitting_slots(gpu.memory_bytes)
-    detail = f"{gigabytes(gpu.memory_bytes)}, of which a server takes {budget}; {fitting} slots would fit"
+        return Finding(name, "cannot be reckoned without the plans", PUT_RIGHT)
+    # The simulated GPU computes in float32, and so it keeps keys and values.
+    size = 4 if settings.device == "simulated" else 2
+    budget = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES, bytes_per_number=size)
+    fitting = budget.fitting_slots(memory_bytes)
+    detail = f"{gigabytes(memory_bytes)}, of which a server takes {budget}; {fitting} slots would fit"
     if fitting < settings.slots:
-        shorter = "a plan with shorter slots (export.tensorrt_plans --positions)"
+        shorter = "a plan with shorter slots (python -m export.tensorrt_plans --positions)"
         return Finding(name, detail, f"--slots {fitting} at most, or {shorter}" if fitting else f"a larger GPU, or {shorter}")
     return Finding(name, detail)
 
 
-def _plan_key(settings: Settings, gpu: Gpu) -> PlanKey:
-    """Raises `BackendError` where TensorRT is not there."""
+def _gpu(settings: Settings, number: int) -> Gpu:
+    """Raises `BackendError` where there is none."""
+    if settings.device == "cuda":
+        return find_gpu(number)
+    return _simulated(number).gpu
+
+
+def _plan_key(settings: Settings, number: int) -> PlanKey:
+    """Raises `BackendError` where the GPU or TensorRT is not there."""
+    if settings.device == "simulated":
+        from models.cuda.device import plan_key
+
+        return plan_key(_simulated(number))
     from models.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
+    gpu = find_gpu(number)
     try:
         library = load_tensorrt(settings.tensorrt_library)
     except TensorRTError as error:
         raise BackendError(str(error)) from error
     return PlanKey(library.builder, library.version, gpu.architecture)
+
+
+def _simulated(number: int) -> "SimulatedDevice":
+    try:
+        from models.cuda.simulated import SimulatedDevice
+    except ModuleNotFoundError as error:
+        raise BackendError(f"the simulated GPU needs {error.name}") from error
+    return SimulatedDevice(ordinal=number)
 
 
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
