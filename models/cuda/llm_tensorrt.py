@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from models.backends import DecodeRow, Float32, Int64, PrefillRow, SlotState
-from models.cuda.device import Device, Graph
+from models.cuda.device import Device
 from models.cuda.plan import Plan, PlanContext
 from models.cuda.slots import SlotMemory
-from models.cuda.steps import INPUTS, Step, StepInputs, StepMemory, StepShape
+from models.cuda.steps import INPUTS, CapturedStep, Step, StepInputs, StepMemory, StepShape
 from models.embedding_table import EmbeddingTable
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError
 
@@ -57,8 +57,8 @@ class TensorRtLLM:
             device, self._stream, self.embedding_size, self.vocabulary_size, [self._largest, *decode, *self._draft_shapes()]
         )
         self._workspace = plan.workspace()
-        self._decode_graphs = {shape.rows: self._capture(DECODE_PROFILE, shape) for shape in decode}
-        self._draft_graphs = {shape: self._capture(PREFILL_PROFILE, shape) for shape in self._draft_shapes()}
+        self._decode_steps = {shape.rows: self._capture(DECODE_PROFILE, shape) for shape in decode}
+        self._draft_steps = {shape: self._capture(PREFILL_PROFILE, shape) for shape in self._draft_shapes()}
         self._prefill_context = self._context(PREFILL_PROFILE)
         # What the captures' first runs left in the slots.
         self._slots.clear()
@@ -84,7 +84,7 @@ class TensorRtLLM:
             return []
         if not all(0 <= row.position < self.max_positions for row in rows):
             raise ValueError(f"positions {[row.position for row in rows]} are not all within the slots' {self.max_positions}")
-        bucket = next(bucket for bucket in self._decode_graphs if bucket >= len(rows))
+        bucket = next(bucket for bucket in self._decode_steps if bucket >= len(rows))
         idle = bucket - len(rows)
         # A row without a request looks at one position, and writes to the one that no request ever uses.
         positions = np.array([row.position for row in rows] + [0] * idle, np.int64)
@@ -96,7 +96,7 @@ class TensorRtLLM:
             kv_length=positions + 1,
             wanted=np.stack([np.arange(bucket), np.zeros(bucket, np.int64)], axis=1),
         )
-        logits = list(self._replay(self._decode_graphs[bucket], inputs)[: len(rows), None])
+        logits = list(self._replay(self._decode_steps[bucket], inputs)[: len(rows), None])
         self._clear_poisoned(0, inputs.embeddings[: len(rows)], logits)
         return logits
 
@@ -158,7 +158,7 @@ class TensorRtLLM:
     def _run(self, rows: Sequence[PrefillRow]) -> list[Float32]:
         """One step over neighbouring slots; logits [wanted, V] per row."""
         counts = [len(row.embeddings) for row in rows]
-        graph, tokens = self._draft_graph(rows)
+        captured, tokens = self._draft_step(rows)
         # Padded with its own last position: what padding leaves in the slots must be finite.
         indices = [np.minimum(np.arange(tokens), count - 1) for count in counts]
         positions = np.array([row.position for row in rows], np.int64)
@@ -168,10 +168,10 @@ class TensorRtLLM:
             positions=positions[:, None] + np.arange(tokens),
             write_index=positions,
             kv_length=positions + tokens,
-            wanted=_all_places(len(rows), tokens) if graph else np.array(places or [(0, 0)], np.int64),
+            wanted=_all_places(len(rows), tokens) if captured else np.array(places or [(0, 0)], np.int64),
         )
-        if graph:
-            logits = self._replay(graph, inputs)
+        if captured:
+            logits = self._replay(captured, inputs)
             logits = logits[[row * tokens + token for row, token in places]]
         else:
             self._memory.stage(inputs)
@@ -183,14 +183,14 @@ class TensorRtLLM:
         self._clear_poisoned(rows[0].slot, inputs.embeddings, split)
         return split
 
-    def _draft_graph(self, rows: Sequence[PrefillRow]) -> tuple[Graph | None, int]:
+    def _draft_step(self, rows: Sequence[PrefillRow]) -> tuple[CapturedStep | None, int]:
         """The captured step for these rows, if there is one, and how many tokens it has; else as many as they need."""
         longest = max(len(row.embeddings) for row in rows)
         if rows[0].slot == 0 and all(row.wanted > 1 or len(row.embeddings) == 1 for row in rows):
-            for shape, graph in self._draft_graphs.items():
+            for shape, captured in self._draft_steps.items():
                 fits = all(row.position + shape.tokens <= self.max_positions for row in rows)
                 if shape.rows == len(rows) and shape.tokens >= longest and fits:
-                    return graph, shape.tokens
+                    return captured, shape.tokens
         return None, longest
 
     def _draft_shapes(self) -> list[StepShape]:
@@ -211,16 +211,16 @@ class TensorRtLLM:
     def _context(self, profile: int) -> PlanContext:
         return PlanContext(self._plan, profile, self._stream, self._workspace)
 
-    def _capture(self, profile: int, shape: StepShape) -> Graph:
+    def _capture(self, profile: int, shape: StepShape) -> CapturedStep:
         zeros = np.zeros((shape.rows, shape.tokens, self.embedding_size), np.float32)
         numbers, places = np.zeros(shape.rows, np.int64), _all_places(shape.rows, shape.tokens)
         positions = np.broadcast_to(np.arange(shape.tokens), (shape.rows, shape.tokens))
         self._memory.stage(StepInputs(zeros, positions, numbers, numbers + shape.tokens, places))
         return Step(self._context(profile), self._memory, self._slots, shape, first_slot=0).capture()
 
-    def _replay(self, graph: Graph, inputs: StepInputs) -> Float32:
+    def _replay(self, captured: CapturedStep, inputs: StepInputs) -> Float32:
         self._memory.stage(inputs)
-        graph.replay()
+        captured.graph.replay()
         self._stream.synchronize()
         return self._memory.take_logits(inputs.shape)
 

@@ -127,7 +127,7 @@ class Step:
         self._context.enqueue()
         self._memory.download(self._shape)
 
-    def capture(self) -> Graph:
+    def capture(self) -> "CapturedStep":
         """A graph of it. It runs once for that: what TensorRT and CUDA set up in a first run they may not in a captured one."""
         self.enqueue()
         self._memory.stream.synchronize()
@@ -136,4 +136,13 @@ class Step:
             self.enqueue()
             return []
 
-        return self._memory.device.capture(work, self._memory.stream)[1]
+        _, graph = self._memory.device.capture(work, self._memory.stream)
+        return CapturedStep(self, graph)
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """A step's graph. The step's context has to live as long as the graph is replayed."""
+
+    step: Step
+    graph: Graph
