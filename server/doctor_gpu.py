@@ -15,7 +15,7 @@ from models.backends import BackendError
 from models.bundle import Bundle, BundleError, PlanSection
 from models.gpu import Gpu, cuda_version, find_gpu, load_driver
 from models.gpu_memory import gigabytes, reckon
-from models.plans import PlanError, PlanKey, find_plan
+from models.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
 from server.finding import Finding
 from server.runner import PREFIX_CACHE_BYTES
 from server.settings import Settings
@@ -106,7 +106,7 @@ def check_torch() -> Finding:
         return Finding(
             "torch",
             f"{torch.__version__} is a build for CPUs",
-            "pip install --force-reinstall --no-deps torch==2.13.0 and its CUDA libraries: docs/gpu.md, Install",
+            "pip install --force-reinstall torch==2.13.0 without an extra index, which takes the build for CUDA",
         )
     detail = f"{torch.__version__} for CUDA {torch.version.cuda}"
     if int(torch.version.cuda.split(".")[0]) != CUDA:
@@ -207,6 +207,10 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
     plans, problems = _find_plans(opened, key, settings)
     if problems:
         return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
+    rows = plans["llm"].profiles[DECODE_PROFILE]["rows"][-1]
+    if rows < settings.slots:
+        detail = f"the LLM's decodes {rows} requests at a time, and there are {settings.slots} slots"
+        return Finding(name, detail, f"--slots {rows} at most, or build it with `--part llm --decode-rows {settings.slots}`")
     return Finding(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
 
 

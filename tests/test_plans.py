@@ -110,6 +110,7 @@ def test_a_built_plan_is_in_the_bundle_with_its_profiles(folder: Path) -> None:
     bundle = open_bundle(folder)
     plan = find_plan(bundle, "llm", PlanKey("tensorrt_rtx", library.version, "sm_80"), positions=100)
     assert bundle.path(plan.file).read_bytes() == built.content
+    assert plan.activation_bytes == built.activation_bytes > 0
     assert plan.profiles[DECODE_PROFILE] == {"rows": (1, 4, 4), "tokens": (1, 1, 1), "wanted": (1, 4, 4)}
     assert plan.profiles[PREFILL_PROFILE]["tokens"] == (1, 16, 16)
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
