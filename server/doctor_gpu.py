@@ -28,6 +28,7 @@ CUDA = 13
 DRIVER_OF_CUDA = 580
 TRITON = "3.7.1"
 """What torch 2.13.0 for CUDA demands, and what the kernels' gates were passed with."""
+CPU_ONLY_PRECISION = "int8"
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install -c constraints.txt -e '.[gpu]'"
 ONE_ONNXRUNTIME = (
@@ -207,6 +208,13 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
     plans, problems = _find_plans(opened, key, settings)
     if problems:
         return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
+    encoder = opened.manifest.encoder
+    if settings.device == "cuda" and settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
+        return Finding(
+            name,
+            f"the bundle's encoder is in {encoder.precision}, which ONNX Runtime multiplies on CPUs only",
+            "--encoder-runtime tensorrt, or a bundle of `python -m export.default_bundle --precision fp32`",
+        )
     rows = plans["llm"].profiles[DECODE_PROFILE]["rows"][-1]
     if rows < settings.slots:
         detail = f"the LLM's decodes {rows} requests at a time, and there are {settings.slots} slots"
@@ -229,10 +237,8 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
     budget = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES, bytes_per_number=size)
     fitting = budget.fitting_slots(memory_bytes)
     detail = f"{gigabytes(memory_bytes)}, of which a server takes {budget}; {fitting} slots would fit"
-    if fitting < settings.slots:
-        shorter = "a plan with shorter slots (python -m export.tensorrt_plans --positions)"
-        return Finding(name, detail, f"--slots {fitting} at most, or {shorter}" if fitting else f"a larger GPU, or {shorter}")
-    return Finding(name, detail)
+    advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
+    return Finding(name, detail, advice if fitting < settings.slots else "")
 
 
 def _gpu(settings: Settings, number: int) -> Gpu:
@@ -267,12 +273,12 @@ def _simulated(number: int) -> "SimulatedDevice":
 
 
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
-    """The plans by part, and what is wrong with those that are missing."""
+    """The plans by part, and what is wrong with what is missing."""
     runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
     plans, problems = {}, []
     for part in (part for part, runtime in runtimes.items() if runtime == "tensorrt"):
         try:
-            plans[part] = find_plan(bundle, part, key)
+            plans[part] = find_plan(bundle, part, key, positions=bundle.manifest.llm.max_positions if part == "llm" else 0)
         except PlanError as error:
             problems.append(str(error))
     return plans, problems

@@ -48,7 +48,7 @@ def add(folder: Path, part: str, builder: Any, version: str, architecture: str) 
         builder_version=version,
         gpu=architecture,
         precision="bf16",
-        max_positions=1024 if part == "llm" else 0,
+        max_positions=2048 if part == "llm" else 0,
         activation_bytes=30_000_000,
         profiles=(PROFILE,),
     )
@@ -79,7 +79,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
         "plans for GPU 0": "llm in bf16, for tensorrt 11.4.0.106 on sm_90",
     }
     memory = found["memory of GPU 0"].detail
-    assert re.match(r"85\.90 GB, of which a server takes \d\.\d+ GB: \d+ slots of 23\.6 MB \d+\.\d MB, LLM ", memory)
+    assert re.match(r"85\.90 GB, of which a server takes \d\.\d+ GB: \d+ slots of 47\.2 MB \d+\.\d MB, LLM ", memory)
     assert "its activations 30.0 MB" in memory
     assert re.search(r"; \d{4} slots would fit$", memory)
 
@@ -106,7 +106,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
             "python -m export.tensorrt_plans .*sm_100",
         ),
         ({"driver": Driver(memory_bytes=2_300_000_000)}, "memory of GPU 0", r"(\d+) slots would fit", r"--slots \d+ at most"),
-        ({"driver": Driver(memory_bytes=10**9)}, "memory of GPU 0", "; 0 slots would fit", "a larger GPU"),
+        ({"driver": Driver(memory_bytes=10**9)}, "memory of GPU 0", "; 0 slots would fit", "use a larger GPU"),
         ({"missing": ["torch"]}, "torch", "cannot be imported", r"pip install .*\[gpu\]"),
         ({"cuda": None}, "torch", "2.13.0 is a build for CPUs", "--force-reinstall torch==2.13.0"),
         ({"cuda": "12.8"}, "torch", "for CUDA 12.8", "build for CUDA 13"),
@@ -171,6 +171,20 @@ def test_more_slots_than_the_plan_decodes_are_refused(machine: GpuMachine, folde
     assert not findings(folder, cuda(slots=32))["plans for GPU 0"].advice
 
 
+def test_an_encoder_in_eight_bits_is_for_cpus(machine: GpuMachine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.install(monkeypatch)
+    bundle = open_bundle(folder)
+    encoder = bundle.manifest.encoder.model_copy(update={"precision": "int8"})
+    monkeypatch.setattr(
+        "server.doctor.open_bundle",
+        lambda _folder: Bundle(bundle.folder, bundle.manifest.model_copy(update={"encoder": encoder})),
+    )
+    finding = findings(folder, cuda())["plans for GPU 0"]
+    assert "encoder is in int8" in finding.detail
+    assert "--precision fp32" in finding.advice
+    assert not findings(folder, cuda(encoder_runtime="tensorrt"))["plans for GPU 0"].advice
+
+
 def test_every_gpu_is_looked_at(machine: GpuMachine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.driver = Driver(count=3)
     machine.install(monkeypatch)
@@ -206,7 +220,7 @@ def test_the_simulated_gpu_needs_its_plans_and_no_gpu(folder: Path) -> None:
     assert set(found) == {"torch", "GPU 0", "plans for GPU 0", "memory of GPU 0"}
     assert "for simulated 1 on sm_00" in found["plans for GPU 0"].detail
     # In float32, twice what it is on a GPU.
-    assert "slots of 47.2 MB" in found["memory of GPU 0"].detail
+    assert "slots of 94.4 MB" in found["memory of GPU 0"].detail
 
 
 def test_an_unused_gpu_is_mentioned_and_its_absence_is_not(

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from export.default_bundle import bundle_folder, default_cache_dir
+from export.fetch import FetchError
 from export.tensorrt_parts import llm_part
 from export.tensorrt_plans import build_into_bundle, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle import Bundle, BundleError, PlanSection, open_bundle
 from models.cuda.tensorrt_library import load_tensorrt
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
+from server.cli import find_bundle
+from server.settings import load_settings
 from tests.test_bundle import write_tiny_bundle
 from tests.tiny_llama import tiny_llama
 
@@ -114,6 +118,20 @@ def test_a_built_plan_is_in_the_bundle_with_its_profiles(folder: Path) -> None:
     assert plan.profiles[DECODE_PROFILE] == {"rows": (1, 4, 4), "tokens": (1, 1, 1), "wanted": (1, 4, 4)}
     assert plan.profiles[PREFILL_PROFILE]["tokens"] == (1, 16, 16)
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("device", ["cuda", "simulated"])
+def test_plans_go_by_default_to_the_bundle_that_a_gpu_serves(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    chosen: list[Path] = []
+
+    def choose(precision: str) -> Path:
+        chosen.append(bundle_folder(default_cache_dir(), precision))
+        raise FetchError("no wheels here")
+
+    monkeypatch.setattr("export.tensorrt_plans.ensure_default_bundle", choose)
+    with pytest.raises(SystemExit, match="no wheels here"):
+        main(["--builder", "simulated"])
+    assert chosen == [find_bundle(load_settings(device=device))]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
