@@ -5,37 +5,30 @@ import importlib.metadata
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kernels.cards import CARDS
 from kernels.tiles import ARCHITECTURES
 from models.backends import BackendError
-from models.bundle import Bundle, BundleError, PlanSection
-from models.gpu import Gpu, cuda_version, find_gpu, load_driver
-from models.gpu_memory import gigabytes, reckon
-from models.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from models.bundle import Bundle
+from models.gpu import cuda_version, find_gpu, load_driver
+from models.gpu_memory import gigabytes
+from server.doctor_models import check_gpu_memory, check_plans, gpu_of
 from server.finding import Finding
-from server.runner import PREFIX_CACHE_BYTES
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from models.cuda.simulated import SimulatedDevice
 
 CUDA = 13
 """The major version that torch, onnxruntime-gpu and TensorRT 11 are built with."""
 DRIVER_OF_CUDA = 580
 TRITON = "3.7.1"
 """What torch 2.13.0 for CUDA demands, and what the kernels' gates were passed with."""
-CPU_ONLY_PRECISION = "int8"
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install -c constraints.txt -e '.[gpu]'"
 ONE_ONNXRUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps -c constraints.txt onnxruntime-gpu: "
     "both unpack into the same folder"
 )
-PUT_RIGHT = "put that right first"
 Check = Callable[[], Finding | None]
 
 
@@ -82,7 +75,7 @@ def check_driver() -> Finding:
 def check_gpu(settings: Settings, number: int) -> Finding:
     """Whether the GPU is there."""
     try:
-        gpu = _gpu(settings, number)
+        gpu = gpu_of(settings, number)
     except BackendError as error:
         return Finding(f"GPU {number}", str(error), "see `nvidia-smi -L`, and choose with --gpus")
     return Finding(f"GPU {number}", f"{gpu.name}, {gpu.architecture}, {gigabytes(gpu.memory_bytes)}")
@@ -194,94 +187,16 @@ def check_kernels(number: int) -> Finding:
     if int(architecture.removeprefix("sm_")) not in ARCHITECTURES:
         known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
         return Finding(name, f"Triton {TRITON}, but no tiles for {architecture}, only for {known}", "--adapter-runtime tensorrt")
+    try:
+        # Triton compiles what it reaches the driver by, once.
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        compiler = (
+            "install gcc and Python's headers, with which Triton builds its launcher (apt-get install gcc libc6-dev python3-dev)"
+        )
+        return Finding(name, f"Triton {TRITON} does not reach the GPU: {error}", f"{compiler}, {other}")
     card = CARDS[int(architecture.removeprefix("sm_"))]
     return Finding(name, f"Triton {TRITON}, tiles for {architecture}, which were chosen for a {card.name}")
-
-
-def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
-    """Whether the bundle has the plans that the settings need, for this GPU and this TensorRT."""
-    name = f"plans for GPU {number}"
-    try:
-        opened, key = bundle(), _plan_key(settings, number)
-    except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be looked for: {error}", PUT_RIGHT)
-    plans, problems = _find_plans(opened, key, settings)
-    if problems:
-        return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
-    encoder = opened.manifest.encoder
-    if settings.device == "cuda" and settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
-        return Finding(
-            name,
-            f"the bundle's encoder is in {encoder.precision}, which ONNX Runtime multiplies on CPUs only",
-            "--encoder-runtime tensorrt, or a bundle of `python -m export.default_bundle --precision fp32`",
-        )
-    rows = plans["llm"].profiles[DECODE_PROFILE]["rows"][-1]
-    if rows < settings.slots:
-        detail = f"the LLM's decodes {rows} requests at a time, and there are {settings.slots} slots"
-        return Finding(name, detail, f"--slots {rows} at most, or build it with `--part llm --decode-rows {settings.slots}`")
-    return Finding(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
-
-
-def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
-    """Whether the models and the slots fit into the GPU."""
-    name = f"memory of GPU {number}"
-    try:
-        opened, memory_bytes = bundle(), _gpu(settings, number).memory_bytes
-        plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
-    except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be reckoned: {error}", PUT_RIGHT)
-    if problems:
-        return Finding(name, "cannot be reckoned without the plans", PUT_RIGHT)
-    # The simulated GPU computes in float32, and so it keeps keys and values.
-    size = 4 if settings.device == "simulated" else 2
-    budget = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES, bytes_per_number=size)
-    fitting = budget.fitting_slots(memory_bytes)
-    detail = f"{gigabytes(memory_bytes)}, of which a server takes {budget}; {fitting} slots would fit"
-    advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
-    return Finding(name, detail, advice if fitting < settings.slots else "")
-
-
-def _gpu(settings: Settings, number: int) -> Gpu:
-    """Raises `BackendError` where there is none."""
-    if settings.device == "cuda":
-        return find_gpu(number)
-    return _simulated(number).gpu
-
-
-def _plan_key(settings: Settings, number: int) -> PlanKey:
-    """Raises `BackendError` where the GPU or TensorRT is not there."""
-    if settings.device == "simulated":
-        from models.cuda.device import plan_key
-
-        return plan_key(_simulated(number))
-    from models.cuda.tensorrt_library import TensorRTError, load_tensorrt
-
-    gpu = find_gpu(number)
-    try:
-        library = load_tensorrt(settings.tensorrt_library)
-    except TensorRTError as error:
-        raise BackendError(str(error)) from error
-    return PlanKey(library.builder, library.version, gpu.architecture)
-
-
-def _simulated(number: int) -> "SimulatedDevice":
-    try:
-        from models.cuda.simulated import SimulatedDevice
-    except ModuleNotFoundError as error:
-        raise BackendError(f"the simulated GPU needs {error.name}") from error
-    return SimulatedDevice(ordinal=number)
-
-
-def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
-    """The plans by part, and what is wrong with what is missing."""
-    runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
-    plans, problems = {}, []
-    for part in (part for part, runtime in runtimes.items() if runtime == "tensorrt"):
-        try:
-            plans[part] = find_plan(bundle, part, key, positions=bundle.manifest.llm.max_positions if part == "llm" else 0)
-        except PlanError as error:
-            problems.append(str(error))
-    return plans, problems
 
 
 def _version(project: str) -> str | None:

@@ -78,6 +78,7 @@ class GpuMachine:
     error: Exception | None = None
     factor: float = 1.0
     triton: str = "3.7.1"
+    triton_error: Exception | None = None
     missing: Sequence[str] = ()
     attention: type = Attention
 
@@ -94,11 +95,16 @@ class GpuMachine:
             # None in its place makes an import fail.
             monkeypatch.setitem(sys.modules, name, None if name in self.missing else module)
 
+    def get_current_target(self) -> None:
+        """Triton's active driver's."""
+        if self.triton_error:
+            raise self.triton_error
+
     def _modules(self) -> dict[str, Any]:
         seen = SimpleNamespace(is_available=lambda: self.torch_sees > 0, device_count=lambda: self.torch_sees)
         return {
             "torch": SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda=self.cuda), cuda=seen),
-            "triton": SimpleNamespace(__version__=self.triton),
+            "triton": SimpleNamespace(__version__=self.triton, runtime=SimpleNamespace(driver=SimpleNamespace(active=self))),
             "tensorrt": SimpleNamespace(__version__="11.4.0.106", IAttention=self.attention, ILogger=object),
             "onnxruntime": SimpleNamespace(
                 __version__="1.31.1",

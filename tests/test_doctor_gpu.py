@@ -132,6 +132,12 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
         ({"missing": ["tensorrt"]}, "memory of GPU 0", "cannot be reckoned: tensorrt cannot be imported", "first"),
         ({"attention": object}, "TensorRT", "tensorrt cannot be used", "it takes TensorRT 11"),
         ({"missing": ["triton"]}, "kernels on GPU 0", "Triton cannot be imported", "--adapter-runtime tensorrt"),
+        (
+            {"triton_error": RuntimeError("no C compiler")},
+            "kernels on GPU 0",
+            "does not reach the GPU: no C compiler",
+            "install gcc",
+        ),
         ({"triton": "3.9.0"}, "kernels on GPU 0", "Triton 3.9.0, not tried", "pip install triton==3.7.1"),
     ],
 )
