@@ -65,19 +65,26 @@ class MemoryBudget:
         items = {
             f"{self.slots} slots of {gigabytes(self.slot_bytes)}": self.slots * self.slot_bytes,
             "LLM": self.llm,
-            "its activations" if self.activations else "its activations, which the plan does not tell,": self.activations,
+            "its activations": self.activations,
             "a step's inputs and logits": self.step,
             "encoder": self.encoder,
             "adapter": self.adapter,
             "kept prefixes": self.prefixes,
-            "CUDA and libraries, a guess,": self.context,
+            "CUDA and libraries (a guess)": self.context,
         }
-        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in items.items())
-        return f"{gigabytes(self.total_bytes)}: {parts}"
+        parts = [f"{name} {gigabytes(size)}" for name, size in items.items() if size]
+        unknown = [] if self.activations else ["the LLM's activations, which its plan does not tell"]
+        return f"{gigabytes(self.total_bytes)}: {', '.join([*parts, *unknown])}"
 
 
 def reckon(
-    bundle: Bundle, plans: Mapping[str, PlanSection], *, slots: int, prefix_bytes: int, bytes_per_number: int = 2
+    bundle: Bundle,
+    plans: Mapping[str, PlanSection],
+    *,
+    slots: int,
+    prefix_bytes: int,
+    bytes_per_number: int = 2,
+    context_bytes: int = CONTEXT_BYTES,
 ) -> MemoryBudget:
     """What a server with these plans, by part, takes of a GPU.
 
@@ -99,6 +106,7 @@ def reckon(
         encoder=with_plan.get("encoder", without_plan["encoder"]),
         adapter=with_plan.get("adapter", without_plan["adapter"]),
         prefixes=prefix_bytes,
+        context=context_bytes,
     )
 
 

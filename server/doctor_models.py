@@ -1,6 +1,7 @@
 """Checks of a bundle's plans for a GPU, and of its memory."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from models.backends import BackendError
@@ -53,11 +54,11 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
         return Finding(name, f"cannot be reckoned: {error}", PUT_RIGHT)
     if problems:
         return Finding(name, "cannot be reckoned without the plans", PUT_RIGHT)
-    # The simulated GPU computes in float32, and so it keeps keys and values.
-    size = 4 if settings.device == "simulated" else 2
-    budget = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES, bytes_per_number=size)
-    fitting = budget.fitting_slots(memory_bytes)
-    detail = f"{gigabytes(memory_bytes)}, of which a server takes {budget}; {fitting} slots would fit"
+    budget = partial(reckon, opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
+    # The simulated GPU computes, and keeps keys and values, in float32; and it has no libraries.
+    reckoned = budget(bytes_per_number=4, context_bytes=0) if settings.device == "simulated" else budget()
+    fitting = reckoned.fitting_slots(memory_bytes)
+    detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
     advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
     return Finding(name, detail, advice if fitting < settings.slots else "")
 

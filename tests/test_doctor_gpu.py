@@ -226,7 +226,9 @@ def test_the_simulated_gpu_needs_its_plans_and_no_gpu(folder: Path) -> None:
     assert set(found) == {"torch", "GPU 0", "plans for GPU 0", "memory of GPU 0"}
     assert "for simulated 1 on sm_00" in found["plans for GPU 0"].detail
     # In float32, twice what it is on a GPU.
-    assert "slots of 94.4 MB" in found["memory of GPU 0"].detail
+    memory = found["memory of GPU 0"].detail
+    assert "slots of 94.4 MB" in memory
+    assert "CUDA" not in memory
 
 
 def test_an_unused_gpu_is_mentioned_and_its_absence_is_not(
@@ -245,6 +247,8 @@ def test_onnx_runtime_multiplies_by_the_provider_that_it_is_asked_for(monkeypatc
     """The real one, whose provider of CPUs takes no GPU's number."""
     monkeypatch.setattr(doctor_gpu, "PROVIDER", "CPUExecutionProvider")
     assert doctor_gpu._try_provider(0) == ""
+    monkeypatch.setattr(doctor_gpu, "PROVIDER", "NoExecutionProvider")
+    assert doctor_gpu._try_provider(0).startswith("has no NoExecutionProvider, only ")
 
 
 def test_the_command_fails_where_a_gpu_is_missing(

@@ -103,9 +103,9 @@ def test_so_many_slots_fit_and_no_more(memory_bytes: int, beside: int, one: int)
 def test_the_line_for_the_operator_names_every_item() -> None:
     budget = MemoryBudget(8, 23_600_000, 269_000_000, 0, 55_000_000, 80_000_000, 160_000_000, 67_000_000, 2_000_000_000)
     assert str(budget) == (
-        "2.82 GB: 8 slots of 23.6 MB 188.8 MB, LLM 269.0 MB, its activations, which the plan does not tell, 0.0 MB, "
-        "a step's inputs and logits 55.0 MB, encoder 80.0 MB, adapter 160.0 MB, kept prefixes 67.0 MB, "
-        "CUDA and libraries, a guess, 2.00 GB"
+        "2.82 GB: 8 slots of 23.6 MB 188.8 MB, LLM 269.0 MB, a step's inputs and logits 55.0 MB, encoder 80.0 MB, "
+        "adapter 160.0 MB, kept prefixes 67.0 MB, CUDA and libraries (a guess) 2.00 GB, "
+        "the LLM's activations, which its plan does not tell"
     )
 
 
