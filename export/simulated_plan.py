@@ -37,7 +37,7 @@ def build_simulated_plan(graph: Path, profiles: Sequence[Profile], *, gpu: str) 
     )
     content = model.SerializeToString(deterministic=True)
     try:
-        SimulatedPlan(content, threads=1)
+        plan = SimulatedPlan(content, threads=1)
     except PlanFormatError as error:
         raise TensorRTError(f"{graph.name} is no plan that runs on a CPU: {error}") from error
     return BuiltPlan(
@@ -45,6 +45,7 @@ def build_simulated_plan(graph: Path, profiles: Sequence[Profile], *, gpu: str) 
         build_s=time.monotonic() - started,
         processor_s=time.process_time() - started_processor,
         peak_memory_bytes=getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+        activation_bytes=max(map(plan.activation_bytes, range(len(profiles)))),
     )
 
 

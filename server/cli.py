@@ -247,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_setting_flags(models, "bundle", "cache_dir")
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
-    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "device", "gpus")
+    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "slots", "device", "gpus")
+    _add_setting_flags(doctor, "encoder_runtime", "adapter_runtime", "tensorrt_library")
 
     _add_command(commands, "version", "print the version", version_command)
     return parser

@@ -7,16 +7,18 @@ import platform
 import socket
 import wave
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from models.bundle import BundleError, open_bundle
+from models.bundle import Bundle, BundleError, open_bundle
 from models.machine import available_memory_bytes
 from server.audio import AudioLimits
 from server.decode_child import WorkerError
 from server.decode_pool import DecodePool
 from server.decode_stream import AudioStream
+from server.doctor_gpu import gpu_checks
 from server.errors import ServeError
+from server.finding import Finding
 from server.settings import Settings
 
 MIN_MEMORY_BYTES = 1536 * 2**20
@@ -24,34 +26,29 @@ MIN_MEMORY_BYTES = 1536 * 2**20
 CPU_FLAGS = {"x86_64": ("avx2", ("avx512_vnni", "avx_vnni")), "aarch64": ("asimd", ("asimddp", "i8mm"))}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check's result. `advice` is empty where nothing has to be done."""
-
-    name: str
-    detail: str
-    advice: str = ""
-
-    def line(self) -> str:
-        mark = "FAIL" if self.advice else "ok  "
-        return f"{mark} {self.name}: {self.detail}" + (f" -> {self.advice}" if self.advice else "")
-
-
 def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[Finding]:
     """Run every check. A check that breaks is a finding, not an error."""
-    checks: dict[str, Callable[[], Finding]] = {
+
+    # Its files are hashed once, for all checks that look into it.
+    @cache
+    def bundle() -> Bundle:
+        return open_bundle(find_bundle())
+
+    checks: dict[str, Callable[[], Finding | None]] = {
         "processor": lambda: check_processor(platform.machine(), _cpu_flags()),
         "memory": check_memory,
         "onnxruntime": check_onnxruntime,
         "audio codecs": check_codecs,
         "audio decoder": lambda: check_decoder(settings),
-        "bundle": lambda: check_bundle(find_bundle()),
+        "bundle": lambda: check_bundle(find_bundle(), bundle),
         "port": lambda: check_port(settings.host, settings.port),
+        **gpu_checks(settings, bundle),
     }
-    return [_guarded(name, check) for name, check in checks.items()]
+    findings = [_guarded(name, check) for name, check in checks.items()]
+    return [finding for finding in findings if finding is not None]
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _guarded(name: str, check: Callable[[], Finding | None]) -> Finding | None:
     try:
         return check()
     except Exception as error:
@@ -134,14 +131,14 @@ async def _decode_silence(settings: Settings) -> int:
         await pool.close()
 
 
-def check_bundle(folder: Path) -> Finding:
-    """Whether the model bundle is there, whole and unchanged."""
+def check_bundle(folder: Path, read: Callable[[], Bundle]) -> Finding:
+    """Whether the model bundle is there, whole and unchanged; `read` opens it."""
     if not folder.exists():
         return Finding(
             "bundle", f"{folder} does not exist", "`thinbridge serve` builds the default bundle; --bundle names another"
         )
     try:
-        manifest = open_bundle(folder).manifest
+        manifest = read().manifest
     except BundleError as error:
         return Finding("bundle", str(error), "delete the folder and run `thinbridge serve`")
     size = sum(entry.bytes for entry in manifest.files.values())

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from export.default_recipe import DEFAULT_PRECISION, GPU_PRECISION
 from server.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
@@ -97,12 +98,12 @@ def test_prometheus_scrapes_the_server() -> None:
     for service in ("server", "server-gpu"):
         assert host in SERVICES[service]["networks"]["default"]["aliases"]
         assert f"127.0.0.1:{port}:{port}" in SERVICES[service]["ports"]
-    assert all_environment()["THINBRIDGE_PORT"] == port
+    assert {environment_of(target)["THINBRIDGE_PORT"] for target in ("cpu", "gpu")} == {port}
 
 
-def all_environment() -> dict[str, str]:
-    """What the image's ENV steps set."""
-    pairs = [pair for _, name, arguments in STEPS if name == "ENV" for pair in shlex.split(arguments)]
+def environment_of(target: str) -> dict[str, str]:
+    """What the ENV steps of an image set."""
+    pairs = [pair for name, arguments in steps_of(target) if name == "ENV" for pair in shlex.split(arguments)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -142,10 +143,36 @@ def test_image_runs_as_a_user_without_rights(target: str) -> None:
     assert [arguments for name, arguments in steps if name == "CMD"] == ['["thinbridge", "serve"]']
 
 
-def test_image_sets_only_known_settings() -> None:
-    own = {name for name in all_environment() if name.startswith("THINBRIDGE_")}
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_image_sets_only_known_settings(target: str) -> None:
+    own = {name for name in environment_of(target) if name.startswith("THINBRIDGE_")}
     assert own
     assert own <= SETTINGS
+
+
+@pytest.mark.parametrize(("target", "precision"), [("cpu", DEFAULT_PRECISION), ("gpu", GPU_PRECISION)])
+def test_image_has_the_bundle_that_its_device_serves_where_it_is_looked_for(target: str, precision: str) -> None:
+    environment = environment_of(target)
+    assert environment.get("THINBRIDGE_DEVICE", "cpu") == {"cpu": "cpu", "gpu": "cuda"}[target]
+    copied = [arguments.split() for name, arguments in steps_of(target) if name == "COPY" and "--from" in arguments]
+    assert [each[-1] for each in copied] == [environment["THINBRIDGE_CACHE_DIR"]]
+    stage, folder = copied[0][0].removeprefix("--from="), copied[0][-2]
+    (build,) = [arguments for each, name, arguments in STEPS if each == stage and name == "RUN"]
+    options = shlex.split(build.split("&&")[0])[3:]
+    assert options[options.index("--cache-dir") + 1] == folder
+    assert ("--precision" in options) == (precision != DEFAULT_PRECISION)
+    assert precision in (*options, DEFAULT_PRECISION)
+
+
+def test_what_is_made_on_the_gpu_goes_to_a_volume() -> None:
+    """Plans, their timings and Triton's kernels: the rest of the file system is read-only."""
+    environment = environment_of("gpu")
+    (volume,) = SERVICES["server-gpu"]["volumes"]
+    name, folder = volume.split(":")
+    assert name in COMPOSE["volumes"]
+    assert folder == environment["THINBRIDGE_CACHE_DIR"] == f"{environment['XDG_CACHE_HOME']}/thinbridge"
+    assert environment["TRITON_CACHE_DIR"].startswith(f"{folder}/")
+    assert SERVICES["server-gpu"]["read_only"]
 
 
 def test_copied_files_exist_and_are_not_ignored() -> None:

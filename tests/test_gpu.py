@@ -1,34 +1,11 @@
 """Which GPU is in the machine, as a driver tells it."""
 
-import ctypes
-from typing import Any
-
 import pytest
 
 from models import gpu
 from models.backends import BackendError
-from models.gpu import Gpu, find_gpu, read_gpu
-
-
-class Driver:
-    """Answers as the driver of an H100 does; `fails` is the function that returns an error."""
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails = fails
-
-    def __getattr__(self, name: str) -> Any:
-        def function(*arguments: Any) -> int:
-            match name, arguments:
-                case "cuDeviceGetName", (buffer, size, _):
-                    assert size == ctypes.sizeof(buffer)
-                    buffer.value = b"NVIDIA H100 80GB HBM3"
-                case "cuDeviceTotalMem_v2", (memory, _):
-                    memory._obj.value = 80 * 2**30
-                case "cuDeviceGetAttribute", (attribute, number, _):
-                    attribute._obj.value = {75: 9, 76: 0}[number]
-            return 100 if name == self.fails else 0
-
-        return function
+from models.gpu import Gpu, cuda_version, find_gpu, gpu_count, read_gpu
+from tests.fake_gpu_machine import Driver
 
 
 def test_name_architecture_and_memory_are_read() -> None:
@@ -38,6 +15,18 @@ def test_name_architecture_and_memory_are_read() -> None:
 def test_a_driver_that_refuses_is_an_error_with_its_status() -> None:
     with pytest.raises(BackendError, match="cuInit failed with status 100"):
         read_gpu(Driver(fails="cuInit"), 0)
+
+
+def test_a_gpu_that_is_not_there_is_named_with_how_many_are() -> None:
+    assert gpu_count(Driver(count=2)) == 2
+    assert read_gpu(Driver(count=2), 1).architecture == "sm_90"
+    with pytest.raises(BackendError, match="no GPU 2: the NVIDIA driver shows 2, numbered from 0"):
+        read_gpu(Driver(count=2), 2)
+
+
+@pytest.mark.parametrize(("number", "version"), [(13000, (13, 0)), (13010, (13, 1)), (12080, (12, 8))])
+def test_the_driver_says_which_cuda_it_serves(number: int, version: tuple[int, int]) -> None:
+    assert cuda_version(Driver(version=number)) == version
 
 
 def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

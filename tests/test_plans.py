@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.default_bundle import bundle_folder, default_cache_dir
+from export.fetch import FetchError
 from export.graph import BFLOAT16
 from export.tensorrt_parts import Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_into_bundle, load_builder, main, parse
@@ -17,6 +19,8 @@ from models.cuda.device import plan_key
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.tensorrt_library import load_tensorrt
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
+from server.cli import find_bundle
+from server.settings import load_settings
 from tests.test_bundle import write_tiny_bundle
 from tests.tiny_llama import tiny_llama
 
@@ -115,6 +119,7 @@ def test_a_built_plan_is_in_the_bundle_with_its_profiles(folder: Path) -> None:
     bundle = open_bundle(folder)
     plan = find_plan(bundle, "llm", PlanKey("tensorrt_rtx", library.version, "sm_80"), positions=100)
     assert bundle.path(plan.file).read_bytes() == built.content
+    assert plan.activation_bytes == built.activation_bytes > 0
     assert plan.profiles[DECODE_PROFILE] == {"rows": (1, 4, 4), "tokens": (1, 1, 1), "wanted": (1, 4, 4)}
     assert plan.profiles[PREFILL_PROFILE]["tokens"] == (1, 16, 16)
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
@@ -165,6 +170,20 @@ def test_the_simulated_builder_builds_for_its_gpu_and_no_other(folder: Path) -> 
     ):
         with pytest.raises(SystemExit, match=message):
             main(["--builder", "simulated", "--bundle", str(folder), *arguments])
+
+
+@pytest.mark.parametrize("device", ["cuda", "simulated"])
+def test_plans_go_by_default_to_the_bundle_that_a_gpu_serves(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    chosen: list[Path] = []
+
+    def choose(precision: str) -> Path:
+        chosen.append(bundle_folder(default_cache_dir(), precision))
+        raise FetchError("no wheels here")
+
+    monkeypatch.setattr("export.tensorrt_plans.ensure_default_bundle", choose)
+    with pytest.raises(SystemExit, match="no wheels here"):
+        main(["--builder", "simulated"])
+    assert chosen == [find_bundle(load_settings(device=device))]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")

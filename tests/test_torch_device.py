@@ -19,7 +19,7 @@ from models.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
 from models.cuda.tensorrt_library import Messages, RealBuilder, TensorRT, TensorRTError, load_tensorrt
 from models.cuda.torch_device import TorchDevice, require_cuda, translated_errors
 from models.gpu import Gpu
-from tests.test_gpu import Driver
+from tests.fake_gpu_machine import Driver
 
 SOURCE = Path(torch_device.__file__)
 

@@ -1,0 +1,16 @@
+"""What a check of this machine found."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result. `advice` is empty where nothing has to be done."""
+
+    name: str
+    detail: str
+    advice: str = ""
+
+    def line(self) -> str:
+        mark = "FAIL" if self.advice else "ok  "
+        return f"{mark} {self.name}: {self.detail}" + (f" -> {self.advice}" if self.advice else "")
