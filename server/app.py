@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from models.backends import BackendError
 from server.audio import AudioLimits
 from server.decode_pool import DecodePool
 from server.edge import Edge
@@ -22,6 +23,7 @@ from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
 from server.grammar_trial import GrammarTrial
 from server.metrics import Metrics
 from server.middleware import RequestContext, error_response, request_id_of
+from server.process_engine import StartError
 from server.protocol import ErrorReply
 from server.rest import instruct_router
 from server.settings import Settings
@@ -66,7 +68,7 @@ def _put_together(engine: Engine, settings: Settings) -> Edge:
         AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
         timeout_s=settings.decode_timeout_s,
         memory_bytes=settings.decode_memory_bytes,
-        max_waiting=settings.slots + settings.queue_limit,
+        max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
         max_streams=settings.decode_streams,
     )
     return Edge(engine, settings, decode_pool, GrammarTrial(), Metrics(engine.stats, lambda: decode_pool.restarts))
@@ -91,6 +93,10 @@ def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
 def _start_engine(edge: Edge) -> None:
     try:
         edge.engine.start()
+    except (StartError, BackendError) as error:
+        # They say all that there is to know.
+        logger.error("The engine could not be started: %s", error)
+        edge.start_failed = True
     except Exception:
         logger.exception("The engine could not be started.")
         edge.start_failed = True

@@ -1,21 +1,37 @@
 """From a bundle to an engine that serves it."""
 
+import os
 from pathlib import Path
 
 from models.bundle import Bundle, Manifest, open_bundle
 from server.engine_protocol import Engine
+from server.fleet import Fleet
 from server.process_engine import ProcessEngine
 from server.settings import Settings
 
 
 def build_engine(bundle_path: Path, settings: Settings) -> Engine:
-    """An engine, yet to be started, over a bundle's models. Raises `BundleError` where the bundle cannot be used.
+    """An engine, yet to be started, over a bundle's models. Raises `BundleError` where the bundle cannot be used, and
+    `BackendError` where models that run in this process cannot be loaded.
 
     The bundle is verified here, once, and not again when a child process is replaced.
     """
     bundle = open_bundle(bundle_path)
     if settings.engine == "thread":
         return local_engine(bundle, settings)
+    engines = {f"GPU {number}": _process_engine(bundle, one_gpu(settings, number)) for number in settings.gpu_numbers}
+    return Fleet(engines) if len(engines) > 1 else next(iter(engines.values()))
+
+
+def one_gpu(settings: Settings, number: int) -> Settings:
+    """The settings of the engine that has this one of the GPUs, and its share of the CPU's cores."""
+    if settings.device == "cpu":
+        return settings
+    share = max(1, len(os.sched_getaffinity(0)) // len(settings.gpu_numbers))
+    return settings.model_copy(update={"gpus": str(number), "threads": settings.threads or share})
+
+
+def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
     manifest = bundle.manifest
     return ProcessEngine(
         f"{__name__}:{engine_in_child.__name__}",
@@ -36,12 +52,11 @@ def engine_in_child(folder: str, manifest: str, settings: str) -> Engine:
 def local_engine(bundle: Bundle, settings: Settings) -> Engine:
     """An engine, yet to be started, that runs the models in this process. Raises `BackendError` where they cannot be loaded."""
     # A server whose models run in its child loads no runtime itself.
-    from models.chain import load_models
     from server.engine import LocalEngine
+    from server.load import load_on_device
 
-    models = load_models(bundle, settings.slots, settings.threads or 0)
     return LocalEngine(
-        models,
+        load_on_device(bundle, settings),
         bundle.manifest.sample_rate_hz,
         bundle.manifest.max_audio_s,
         settings.queue_limit,

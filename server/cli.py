@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.backends import BackendError
 from models.bundle import BundleError, Manifest, open_bundle
 from server.engine_protocol import Engine
 from server.errors import ServeError
@@ -29,6 +30,11 @@ SETTING_FLAGS = (
     "slots",
     "queue_limit",
     "engine",
+    "device",
+    "gpus",
+    "encoder_runtime",
+    "adapter_runtime",
+    "tensorrt_library",
     "stall_timeout_s",
     "log_level",
 )
@@ -45,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
         configure_logging(settings.log_level.upper())
         status: int = options.command(options, settings)
-    except (SettingsError, CommandError, BundleError) as error:
+    except (SettingsError, CommandError, BundleError, BackendError) as error:
         print(f"thinbridge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -70,8 +76,9 @@ def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
 
 
 def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
-    """Run the engine in this process on some files; the text goes to stdout."""
-    engine = load_engine(get_bundle(settings), settings.model_copy(update={"engine": "thread"}))
+    """Run the engine in this process on some files; the text goes to stdout. Of several GPUs it takes the first."""
+    one_engine = {"engine": "thread", "gpus": str(settings.gpu_numbers[0])}
+    engine = load_engine(get_bundle(settings), settings.model_copy(update=one_engine))
     engine.start()
     sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
     failures = 0
@@ -152,10 +159,9 @@ def find_bundle(settings: Settings) -> Path:
     if settings.bundle is not None:
         return settings.bundle
     from export.default_bundle import bundle_folder
-    from export.default_recipe import DEFAULT_PRECISION
 
     try:
-        return bundle_folder(settings.cache_dir, DEFAULT_PRECISION)
+        return bundle_folder(settings.cache_dir, _default_precision(settings))
     except FileNotFoundError as error:
         raise CommandError(f"The default bundle cannot be built from this installation: {error.filename} is missing.") from None
 
@@ -169,9 +175,15 @@ def get_bundle(settings: Settings) -> Path:
 
     try:
         find_bundle(settings)
-        return ensure_default_bundle(settings.cache_dir)
+        return ensure_default_bundle(settings.cache_dir, _default_precision(settings))
     except FetchError as error:
         raise CommandError(str(error)) from None
+
+
+def _default_precision(settings: Settings) -> str:
+    from export.default_recipe import DEFAULT_PRECISION, GPU_PRECISION
+
+    return DEFAULT_PRECISION if settings.device == "cpu" else GPU_PRECISION
 
 
 def load_engine(folder: Path, settings: Settings) -> Engine:
@@ -221,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument(
         "--format", choices=tuple(MEDIA_TYPES), default="text", help="what to print: text, a JSON object per file, or subtitles"
     )
-    _add_setting_flags(transcribe, "bundle", "cache_dir", "threads")
+    _add_setting_flags(transcribe, "bundle", "cache_dir", "threads", "device")
 
     mic = _add_command(commands, "mic", "play audio into a running server as it is spoken, and show what it hears", mic_command)
     mic.add_argument("file", metavar="FILE", help="audio file; - reads stdin, an audio file or raw mono 16-bit PCM")
@@ -235,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_setting_flags(models, "bundle", "cache_dir")
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
-    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir")
+    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "device", "gpus")
 
     _add_command(commands, "version", "print the version", version_command)
     return parser

@@ -1,8 +1,8 @@
 """The door to the models, and what can be seen of what goes on behind it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
 from server.live import LiveEvent, LiveInput, LiveRequest
 from server.request import Event, InstructRequest
@@ -34,6 +34,9 @@ class EngineCounters:
     partials: int = 0
     restarts: int = 0
 
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{each.name: _add(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)})
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -55,6 +58,10 @@ class EngineStats:
     live_limit: int = 0
     live_jobs: int = 0
     counters: EngineCounters = EngineCounters()
+
+
+def _add(left: Any, right: Any) -> Any:
+    return tuple(map(_add, left, right)) if isinstance(left, tuple) else left + right
 
 
 class Engine(Protocol):

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+from models.backends import BackendError
 from server.channel import Channel, pack
 from server.engine_protocol import Engine
 from server.errors import EngineFailed, ServeError
@@ -47,6 +48,10 @@ def main(descriptor: int) -> None:
     try:
         engine = build_from_path(factory, arguments)
         engine.start()
+    except BackendError as error:
+        # It says all that there is to know, and to whom it may concern.
+        _send(channel, str(error))
+        return
     except Exception as error:
         logger.exception("the engine could not be started")
         _send(channel, f"{type(error).__name__}: {error}")

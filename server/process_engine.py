@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server.channel import pack
@@ -106,7 +106,7 @@ class ProcessEngine:
         with self._changed:
             self._changed.wait_for(lambda: self._child is not None or self._start_error is not None or self._draining)
             if self._start_error is not None:
-                raise StartError(f"The engine's process could not be started: {self._start_error}.")
+                raise StartError(f"The engine's process could not be started: {self._start_error.removesuffix('.')}.")
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         self._hand_over(request, deliver)
@@ -136,7 +136,7 @@ class ProcessEngine:
                 waiting=requests - running,
                 running=running,
                 live_sessions=self._live_sessions,
-                counters=replace(_sum(self._past_counters, self._report.counters), restarts=max(0, self._starts - 1)),
+                counters=replace(self._past_counters + self._report.counters, restarts=max(0, self._starts - 1)),
             )
 
     def drain(self, timeout_s: float) -> None:
@@ -277,7 +277,7 @@ class ProcessEngine:
         with self._changed:
             was_ready = self._child is not None
             self._child = None
-            self._past_counters = _sum(self._past_counters, self._report.counters)
+            self._past_counters = self._past_counters + self._report.counters
             self._report = replace(self._report, ready=False, step_age_s=0.0, predicted_wait_s=0.0, counters=EngineCounters())
             self._fail_all(EngineFailed("The engine failed; it is being restarted."))
             self._changed.notify_all()
@@ -290,11 +290,3 @@ class ProcessEngine:
                 request.deliver(Failed(id, error))
             except Exception:
                 logger.exception("request %s: its client cannot be told", id)
-
-
-def _sum(left: EngineCounters, right: EngineCounters) -> EngineCounters:
-    return EngineCounters(**{field.name: _add(getattr(left, field.name), getattr(right, field.name)) for field in fields(left)})
-
-
-def _add(left: Any, right: Any) -> Any:
-    return tuple(map(_add, left, right)) if isinstance(left, tuple) else left + right

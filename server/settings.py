@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "THINBRIDGE_"
+GPU_NUMBERS = r"^\d{1,3}(,\d{1,3})*$"
 
 
 class SettingsError(ValueError):
@@ -48,6 +49,22 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
+    )
+
+    device: Literal["cpu", "cuda", "simulated"] = Field(
+        default="cpu", description="Where the models compute; simulated runs the GPU's code on a CPU, for tests."
+    )
+    gpus: str = Field(
+        default="0",
+        pattern=GPU_NUMBERS,
+        description="Numbers of the GPUs, such as 0,1,3: one engine process each, with slots, queue and sessions of its own.",
+    )
+    encoder_runtime: Literal["onnxruntime", "tensorrt"] = Field(
+        default="onnxruntime", description="What runs the encoder on a GPU."
+    )
+    adapter_runtime: Literal["triton", "tensorrt"] = Field(default="triton", description="What runs the adapter on a GPU.")
+    tensorrt_library: Literal["tensorrt", "tensorrt_rtx"] = Field(
+        default="tensorrt", description="The TensorRT library that runs the plans on a GPU."
     )
 
     max_queue_wait_s: float | None = Field(
@@ -150,7 +167,23 @@ class Settings(BaseSettings):
             raise ValueError("The default_max_tokens must not exceed max_tokens_limit")
         if self.max_audio_s < self.min_audio_s:
             raise ValueError("The max_audio_s must not be below min_audio_s")
+        self._check_device()
         return self
+
+    def _check_device(self) -> None:
+        if len(set(self.gpu_numbers)) < len(self.gpu_numbers):
+            raise ValueError(f"The gpus {self.gpus} name one GPU twice")
+        if self.device == "cpu":
+            for name in ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"The {name} setting is about GPUs: it needs the device cuda (THINBRIDGE_DEVICE=cuda)")
+        if self.engine == "thread" and len(self.gpu_numbers) > 1:
+            raise ValueError("A thread has one GPU: several gpus need the engine process (THINBRIDGE_ENGINE=process)")
+
+    @property
+    def gpu_numbers(self) -> tuple[int, ...]:
+        """Those of `gpus`, one per engine."""
+        return tuple(map(int, self.gpus.split(",")))
 
 
 def is_loopback(host: str) -> bool:

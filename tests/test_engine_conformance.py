@@ -1,4 +1,4 @@
-"""What every engine promises, in this process or in a child, with models or scripted."""
+"""What every engine promises, in this process, in a child or in two of them, with models or scripted."""
 
 import contextlib
 import threading
@@ -10,6 +10,7 @@ import pytest
 
 from server.engine_protocol import Engine
 from server.errors import InvalidConstraint, InvalidRequest, NotReady, Overloaded, PromptTooLong
+from server.fleet import Fleet
 from server.process_engine import ProcessEngine
 from server.request import Constraint, Delta, Event, SamplingOptions
 from tests import engine_children
@@ -18,17 +19,21 @@ from tests.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileG
 from tests.fake_models import SAMPLE_RATE_HZ
 
 FACTORIES = {"local": engine_children.local, "scripted": engine_children.scripted}
+KINDS = ["local", "local in a child", "local in a fleet", "scripted", "scripted in a child", "scripted in a fleet"]
+FLEET = 2
 
 
 def make_engine(kind: str, gate: str) -> Engine:
     models, _, place = kind.partition(" in a ")
+    if place == "fleet":
+        return Fleet({f"member {number}": make_engine(f"{models} in a child", gate) for number in range(FLEET)})
     if place == "child":
         factory = f"{engine_children.__name__}:{models}"
         return ProcessEngine(factory, (gate,), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=TIMEOUT_S)
     return FACTORIES[models](gate)
 
 
-@pytest.fixture(scope="module", params=["local", "local in a child", "scripted", "scripted in a child"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -144,11 +149,13 @@ def test_an_abort_of_an_unknown_request_does_nothing(engine: Engine) -> None:
     Call(engine, request("a")).done()
 
 
-def test_a_full_engine_refuses_at_once_and_serves_what_it_took(engine: Engine, gate: FileGate) -> None:
+def test_a_full_engine_refuses_at_once_and_serves_what_it_took(engine: Engine, kind: str, gate: FileGate) -> None:
     gate.clear()
-    calls = [Call(engine, request(f"r{index}")) for index in range(SLOTS + QUEUE_LIMIT)]
+    engines = FLEET if kind.endswith("fleet") else 1
+    slots, queue_limit = engines * SLOTS, engines * QUEUE_LIMIT
+    calls = [Call(engine, request(f"r{index}")) for index in range(slots + queue_limit)]
     stats = engine.stats()
-    assert (stats.slots, stats.queue_limit, stats.waiting + stats.running) == (SLOTS, QUEUE_LIMIT, SLOTS + QUEUE_LIMIT)
+    assert (stats.slots, stats.queue_limit, stats.waiting + stats.running) == (slots, queue_limit, slots + queue_limit)
     with pytest.raises(Overloaded) as refusal:
         engine.submit(request("one too many"), calls[0].events.append)
     assert refusal.value.retry_after_s is not None

@@ -1,4 +1,4 @@
-"""What every engine promises of live sessions, in this process or in a child, with models or scripted."""
+"""What every engine promises of live sessions, in this process, in a child or in two of them, with models or scripted."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ from tests import fake_models
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate
 from tests.live_client import LiveClient
-from tests.test_engine_conformance import make_engine
+from tests.test_engine_conformance import KINDS, make_engine
 
 
-@pytest.fixture(scope="module", params=["local", "local in a child", "scripted", "scripted in a child"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

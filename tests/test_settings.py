@@ -63,6 +63,40 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
         load_settings(default_max_tokens=100, max_tokens_limit=10)
 
 
+@pytest.mark.parametrize(("gpus", "numbers"), [("0", (0,)), ("2", (2,)), ("0,1,3", (0, 1, 3)), ("12,7", (12, 7))])
+def test_gpus_are_numbers(monkeypatch: pytest.MonkeyPatch, gpus: str, numbers: tuple[int, ...]) -> None:
+    monkeypatch.setenv("THINBRIDGE_GPUS", gpus)
+    assert load_settings(device="cuda").gpu_numbers == numbers
+
+
+@pytest.mark.parametrize("gpus", ["", "all", "0,", ",1", "0 1", "-1", "0,1,0", "1,01", "1000"])
+def test_anything_else_is_no_list_of_gpus(gpus: str) -> None:
+    with pytest.raises(SettingsError, match="gpus"):
+        load_settings(device="cuda", gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gpus", "0,1"),
+        ("gpus", "1"),
+        ("encoder_runtime", "tensorrt"),
+        ("adapter_runtime", "tensorrt"),
+        ("tensorrt_library", "tensorrt_rtx"),
+    ],
+)
+def test_settings_for_gpus_are_refused_on_a_cpu(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"The {name} setting .* device cuda"):
+        load_settings(**{name: value})
+    assert getattr(load_settings(device="cuda", **{name: value}), name) == value
+
+
+def test_a_thread_has_one_gpu() -> None:
+    with pytest.raises(SettingsError, match="engine process"):
+        load_settings(device="cuda", engine="thread", gpus="0,1")
+    assert load_settings(device="cuda", engine="thread", gpus="1").gpu_numbers == (1,)
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_described(name: str) -> None:
     assert str(Settings.model_fields[name].description).endswith(".")

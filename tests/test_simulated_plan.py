@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.adapter_graph import TOP_TOKENS, read_adapter
+from export.adapter_graph import TOP_TOKENS
 from export.default_recipe import DEFAULT_RECIPE
 from export.graph import BFLOAT16
 from export.llama_decoder import build_decoder, embedding_table
@@ -25,6 +25,7 @@ from models.cuda.simulated import SimulatedDevice
 from models.cuda.tensorrt_library import TensorRTError
 from models.llm_onnx import OnnxLLM
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.trained_adapter import read_adapter
 from tests.raw_plan import LIMITS, PAIRS, SLOT_SHAPE, RawPlan, build, graph_part, step_inputs, tiny_llm_part
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from export.adapter_graph import build_adapter, read_adapter
+from export.adapter_graph import build_adapter
 from export.ctranslate2_weights import Arrays
 from export.gguf_weights import Llama
 from export.llama_attention import ExactAttention
@@ -35,6 +35,7 @@ from models.bundle import (
 )
 from models.cuda.simulated import SimulatedDevice
 from models.features import MEL_BINS, SAMPLE_RATE_HZ
+from models.trained_adapter import read_adapter
 from tests.fake_models import END_TOKEN, tokeniser_definition
 from tests.test_voice_onnx import WINDOW_SAMPLES, write_graph
 from tests.tiny_llama import tiny_llama
