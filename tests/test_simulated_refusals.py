@@ -260,6 +260,27 @@ def test_contexts_that_share_a_workspace_have_to_run_one_after_the_other(bound: 
         assert memory["logits"].isfinite().all()
 
 
+def test_a_workspace_that_streams_used_which_are_gone_is_free_again(bound: Bound) -> None:
+    for _ in range(3):
+        stream = bound.device.stream()
+        context, _ = bound.make(stream)
+        assert bound.plan.enqueue(context, stream)
+        stream.synchronize()
+        del stream
+    assert bound.run()
+    bound.stream.synchronize()
+
+
+def test_order_is_handed_on_from_stream_to_stream(bound: Bound) -> None:
+    between, last = bound.device.stream(), bound.device.stream()
+    context, _ = bound.make(last)
+    assert bound.run()
+    between.wait_for(bound.stream)
+    last.wait_for(between)
+    assert bound.plan.enqueue(context, last)
+    last.synchronize()
+
+
 def test_what_fails_in_the_graph_fails_the_stream(bound: Bound) -> None:
     bound.memory["wanted"].fill_(7)
     assert bound.run()

@@ -32,7 +32,11 @@ def test_a_machine_without_a_driver_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("is_built", "count", "message"),
-    [(False, 0, "is a build for CPUs: run `pip"), (True, 0, "finds no GPU, though there is"), (True, 2, "no GPU 2: .* has 2")],
+    [
+        (False, 0, r"is a build for CPUs: .* `pip install --force-reinstall torch==[0-9.]+`"),
+        (True, 0, "finds no GPU, though there is"),
+        (True, 2, "no GPU 2: .* has 2"),
+    ],
 )
 def test_what_keeps_torch_from_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch, is_built: bool, count: int, message: str) -> None:
     monkeypatch.setattr(torch_device, "find_gpu", lambda: gpu.read_gpu(Driver(), 0))

@@ -187,7 +187,7 @@ class IExecutionContext:
     def _claim_workspace(self, step: Step, stream_handle: int) -> None:
         """Raises `DeviceError` where another stream may be using it: nothing makes that come before."""
         stream = self._machine.streams.get(stream_handle)
-        use = Use(step.workspace_address, step.workspace_bytes, stream_handle, stream.done)
+        use = Use(step.workspace_address, step.workspace_bytes, stream_handle, stream.doing)
         earlier = [each for each in self._machine.uses if each.overlaps(use)]
         self._machine.uses[:] = [each for each in self._machine.uses if each not in earlier] + [use]
         if any(each.position > stream.before.get(each.stream, 0) for each in earlier):

@@ -116,8 +116,8 @@ def require_cuda(ordinal: int) -> None:
         ) from error
     if not torch.backends.cuda.is_built():
         raise DeviceError(
-            f"torch {torch.__version__} is a build for CPUs: run `pip install --force-reinstall torch==2.13.0` without an extra "
-            "index, which takes the build for CUDA"
+            f"torch {torch.__version__} is a build for CPUs: take the one for CUDA, by `pip install --force-reinstall "
+            f"torch=={torch.__version__.partition('+')[0]}` without an extra index"
         )
     count = torch.cuda.device_count()
     if not count:
