@@ -14,8 +14,8 @@ HOW_TO_INSTALL = (
     "`pip install --no-deps -c constraints.txt onnxruntime-gpu`: the CPU's ONNX Runtime lies in the same folder."
 )
 WHAT_IT_NEEDS = "It needs NVIDIA's driver, CUDA 13 and cuDNN 9, which come with torch for CUDA."
-HOST_OPERATORS = frozenset({"Shape"})
-"""What may run on the CPU beside a GPU: it reads no tensor's content."""
+HOST_OPERATORS = frozenset({"Shape", "Gather"})
+"""What may run on the CPU beside a GPU: ONNX Runtime takes a length out of a tensor's shape there."""
 
 
 class CudaOptions(TypedDict):
