@@ -63,6 +63,7 @@ def test_the_chain_is_the_bundles(bundle: Bundle, on_cpu: Models) -> None:
         assert len(mine)
         np.testing.assert_array_equal(mine, expected)
     assert models.llm.max_positions == MAX_POSITIONS - 1
+    assert models.encodes_beside
 
 
 @pytest.mark.parametrize("part", ["encoder", "adapter", "llm"])
