@@ -93,13 +93,16 @@ def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
 def _start_engine(edge: Edge) -> None:
     try:
         edge.engine.start()
-    except (StartError, BackendError) as error:
-        # They say all that there is to know.
+    except StartError as error:
+        # Its message, and a `BackendError`'s, is for the operator and complete; anything else is for a developer.
+        logger.error("%s", error)
+    except BackendError as error:
         logger.error("The engine could not be started: %s", error)
-        edge.start_failed = True
     except Exception:
         logger.exception("The engine could not be started.")
-        edge.start_failed = True
+    else:
+        return
+    edge.start_failed = True
 
 
 def _add_operations(app: FastAPI, edge: Edge) -> None:

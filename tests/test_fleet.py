@@ -232,6 +232,18 @@ def test_a_start_that_fails_names_the_member_and_leaves_no_process(tmp_path: Pat
     assert isinstance(Call(fleet, request("late")).error(), NotReady)
 
 
+def test_a_drain_does_not_wait_for_a_member_that_starts(tmp_path: Path) -> None:
+    engines = [child_engine(tmp_path / "closed", tmp_path / f"trouble {number}") for number in range(2)]
+    (tmp_path / "trouble 1").write_text("hang")
+    fleet = Fleet({f"GPU {number}": engine for number, engine in enumerate(engines)})
+    starting = threading.Thread(target=fleet.start)
+    starting.start()
+    wait_until(lambda: engines[0].stats().ready)
+    fleet.drain(0)
+    starting.join(TIMEOUT_S)
+    assert not starting.is_alive()
+
+
 def test_all_start_and_drain_at_the_same_time(members: list[FakeEngine], monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other would wait at the barrier for ever."""
 
