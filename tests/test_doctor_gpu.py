@@ -251,6 +251,10 @@ def test_onnx_runtime_computes_by_the_provider_that_it_is_asked_for(monkeypatch:
     assert doctor_gpu._try_provider(0).startswith("has no NoExecutionProvider, only ")
 
 
+def test_a_finding_is_one_line() -> None:
+    assert Finding("probe", "cannot run:\n  no cuDNN\n", "install it").line() == "FAIL probe: cannot run: no cuDNN -> install it"
+
+
 def test_the_command_fails_where_a_gpu_is_missing(
     machine: GpuMachine, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
