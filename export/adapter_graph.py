@@ -10,37 +10,16 @@
 The vocabulary is scored only where a frame is kept: blanks, most of all frames, never meet the embedding table.
 """
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
+from models.trained_adapter import TrainedAdapter
 
 TOP_TOKENS = 8
 LAYER_NORM_EPSILON = 1e-5
 MAX_FRAMES = 1024
-
-
-@dataclass(frozen=True)
-class TrainedAdapter:
-    """What training wrote: weights by name, and the configuration they were trained with."""
-
-    weights: dict[str, Float32]
-    config: dict[str, Any]
-
-
-def read_adapter(path: Path) -> TrainedAdapter:
-    """Read `adapter.safetensors`; fp16 weights become float32."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        config = json.loads(file.metadata()["config"])
-        return TrainedAdapter({name: file.get_tensor(name).astype(np.float32) for name in file.keys()}, config)  # noqa: SIM118
 
 
 class AdapterWriter:

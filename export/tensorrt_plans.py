@@ -116,7 +116,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, metavar="FOLDER", help="default: the one that is served on a GPU, in fp32")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="default: all of them")
     parser.add_argument("--builder", choices=BUILDERS, default="tensorrt", help="default: %(default)s")
-    parser.add_argument("--gpu", metavar="sm_NN", help="GPU architecture; default: that of the GPU in the machine")
+    parser.add_argument(
+        "--gpu", metavar="sm_NN", help="GPU architecture; default: that of the GPU in the machine, or sm_00, the simulated"
+    )
     parser.add_argument(
         "--precision",
         choices=WEIGHT_FORMATS,

@@ -7,11 +7,12 @@ every frame: shapes that depend on data cost a GPU more than scoring blanks does
 import numpy as np
 import numpy.typing as npt
 
-from export.adapter_graph import TOP_TOKENS, AdapterWriter, TrainedAdapter
+from export.adapter_graph import TOP_TOKENS, AdapterWriter
 from export.ctranslate2_weights import Arrays
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, float32_linear
 from export.whisper_encoder import WhisperEncoderWriter
+from models.trained_adapter import TrainedAdapter
 
 
 class ByHeadEncoderWriter(WhisperEncoderWriter):

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from models.adapter_onnx import OnnxAdapter
-from models.backends import LLM, Adapter, BackendError, Encoder, Float32, VoiceDetector
+from models.backends import LLM, Adapter, Encoder, Float32, VoiceDetector
 from models.bundle import Bundle
 from models.encoder_onnx import OnnxEncoder
 from models.features import log_mel
 from models.follower import Grammars
 from models.llm_onnx import OnnxLLM
 from models.prompt import PromptTemplate, Tokeniser, plain_words
+from models.trained_adapter import read_adapter
 from models.voice_onnx import OnnxVoiceDetector
 from models.word_times import WordTimer
 
@@ -29,6 +28,8 @@ class Models:
     """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]; an adapter frame is `frame_s`.
 
     Under `transcription_instruction` the answer is a transcript. There is no `word_timer` where the adapter gives no CTC draft.
+    With `encodes_beside`, encoder and adapter do not take the LLM's processor (on a GPU each has a stream of its own) and may
+    run in one thread while the LLM runs in another.
     """
 
     features: Callable[[Float32], Float32]
@@ -42,6 +43,7 @@ class Models:
     boundary_instructions: frozenset[str] | None = None
     frame_s: float = 0.08
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
+    encodes_beside: bool = False
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
         """The adapter's vectors before and after the speech; none under an instruction that they were not trained for.
@@ -63,31 +65,39 @@ class Models:
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
-    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`.
+    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`."""
+    manifest = bundle.manifest
+    embedding = bundle.path(manifest.llm.embedding)
+    trained = read_adapter(bundle.path(manifest.adapter.weights))
+    return chain_models(
+        bundle,
+        encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),
+        adapter=OnnxAdapter(
+            bundle.path(manifest.adapter.graph),
+            np.load(embedding, mmap_mode="r"),
+            boundary_before=trained.boundary_before,
+            boundary_after=trained.boundary_after,
+            threads=threads,
+        ),
+        llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
+    )
+
+
+def chain_models(bundle: Bundle, encoder: Encoder, adapter: Adapter, llm: LLM) -> Models:
+    """The chain of a bundle's models, wherever those run; all else in it runs on the CPU.
 
     numpy's linear algebra is left one thread in this process: its idle ones spin, and take a core from the models.
     """
     threadpool_limits(1, "blas")
     manifest = bundle.manifest
-    embedding = bundle.path(manifest.llm.embedding)
     instructions = manifest.adapter.boundary_instructions
-    try:
-        adapter_weights = load_file(bundle.path(manifest.adapter.weights))
-    except SafetensorError as error:
-        raise BackendError(f"{manifest.adapter.weights} could not be loaded: {error}") from error
     tokeniser = Tokeniser.from_file(bundle.path(manifest.llm.tokeniser))
     frame_s = manifest.adapter.subsampling / manifest.encoder.states_per_s
     return Models(
         features=log_mel,
-        encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),
-        adapter=OnnxAdapter(
-            bundle.path(manifest.adapter.graph),
-            np.load(embedding, mmap_mode="r"),
-            boundary_before=adapter_weights["boundary_before"].astype(np.float32),
-            boundary_after=adapter_weights["boundary_after"].astype(np.float32),
-            threads=threads,
-        ),
-        llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
+        encoder=encoder,
+        adapter=adapter,
+        llm=llm,
         tokeniser=tokeniser,
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
         voice=OnnxVoiceDetector(bundle.path(manifest.voice.graph), manifest.voice.window_samples),

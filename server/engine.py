@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from server.engine_protocol import EngineStats
 from server.engine_report import engine_stats
 from server.errors import EngineFailed, NotReady, ServeError
 from server.generation import Generation, follow, new_generation
+from server.hearing import SideThread
 from server.live import LiveEvent, LiveInput, LiveRequest
 from server.live_sessions import LiveSessions
 from server.request import Event, InstructRequest, SamplingOptions
@@ -66,6 +68,7 @@ class LocalEngine:
         self._stopping = False
         self._steps = 0
         self._step_started_s: float | None = None
+        self._side = SideThread("engine-hearing") if models.encodes_beside else None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -120,6 +123,8 @@ class LocalEngine:
             self._thread.join(STOP_GRACE_S)
 
     def _serve(self) -> None:
+        if self._side is not None:
+            self._side.start()
         try:
             while self._wait_for_work():
                 self._step()
@@ -131,6 +136,8 @@ class LocalEngine:
             self._fail_all(EngineFailed("The engine failed."))
             self._book.clear()
             self._changed.notify_all()
+        if self._side is not None:
+            self._side.stop()
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False once the engine is to stop."""
@@ -146,6 +153,7 @@ class LocalEngine:
         self._settle(self._book.over())
         self._preempt()
         decode, prefill, encode = self._book.schedule()
+        self._hear_beside(encode)
         self._decode(decode)
         self._prefill([(generation, positions) for generation, positions in prefill if not generation.ended])
         self._encode([generation for generation in encode if not generation.ended])
@@ -158,6 +166,12 @@ class LocalEngine:
             self._runner.preempt(generation)
         self._book.note_prefill(preempted)
         self._settle(preempted)
+
+    def _hear_beside(self, batch: list[Generation]) -> None:
+        """Begin what of encoding touches nothing that the other stages of the step do, where that has a processor of its own."""
+        if self._side is not None and batch:
+            self._runner.hearing.recall(batch)
+            self._side.begin(partial(self._runner.hearing.hear, batch))
 
     def _decode(self, batch: list[Generation]) -> None:
         with self._book.measuring(self._book.admission.decode_s, min(1, len(batch))):
@@ -172,8 +186,11 @@ class LocalEngine:
         self._settle(batch)
 
     def _encode(self, batch: list[Generation]) -> None:
+        """The rest of it, or all. Its cost is what it adds to a step: what was heard beside the other stages is free."""
         mel_frames = sum(self._book.mel_frames(generation.request) for generation in batch)
         with self._book.measuring(self._book.admission.encode_s, mel_frames):
+            if self._side is not None:
+                self._side.finish()
             self._runner.encode(batch)
         self._book.note_prefill(batch)
         self._settle(batch)

@@ -12,7 +12,7 @@ from models.chain import Models
 from models.follower import Follower
 from models.grammar import GrammarError
 from models.prompt import PromptIds, lay_out_prompt
-from server.caches import PrefixKey
+from server.caches import AudioKey, PrefixKey
 from server.detokenise import Detokeniser
 from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, PromptTooLong, ServeError
 from server.request import (
@@ -41,7 +41,7 @@ class Generation:
     `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
     before the answer goes on; the `proposal` is the last of them, and `forced` where it is the constraint's, not the draft's. A
     stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the client
-    left. What is `heard` of the audio may be given.
+    left. What is `heard` of the audio may be given; it is cached under `audio_key`.
     """
 
     request: InstructRequest
@@ -55,6 +55,7 @@ class Generation:
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
     heard: AdapterOutput | None = None
+    audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     audio_frames: int = 0
     prefix_key: PrefixKey = ((), False)

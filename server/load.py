@@ -3,7 +3,6 @@
 from models.backends import BackendError
 from models.bundle import Bundle
 from models.chain import Models, load_models
-from models.plans import PlanError
 from server.settings import Settings
 
 
@@ -13,11 +12,9 @@ def load_on_device(bundle: Bundle, settings: Settings) -> Models:
         return load_models(bundle, settings.slots, settings.threads or 0)
     (gpu,) = settings.gpu_numbers
     try:
+        # The default install has no torch, and so nothing of this.
         from models.cuda.chain import load_gpu_models
-        from models.cuda.tensorrt_library import TensorRTError
-    except ModuleNotFoundError as error:
-        raise BackendError(f"The device {settings.device} needs {error.name}: pip install -e '.[gpu]'.") from error
-    try:
+
         return load_gpu_models(
             bundle,
             device=settings.device,
@@ -28,5 +25,5 @@ def load_on_device(bundle: Bundle, settings: Settings) -> Models:
             adapter_runtime=settings.adapter_runtime,
             tensorrt_library=settings.tensorrt_library,
         )
-    except (PlanError, TensorRTError) as error:
-        raise BackendError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise BackendError(f"The device {settings.device} needs {error.name}: pip install -e '.[gpu]'.") from error

@@ -5,16 +5,17 @@ Every stage takes the generations that the scheduler chose for it and writes int
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
 from models.chain import Models
 from models.prompt import plain_words
-from server.caches import AudioKey, ByteCache, PrefixKey, audio_key, output_bytes
+from server.caches import AudioKey, ByteCache, PrefixKey, output_bytes
 from server.errors import PromptTooLong
 from server.generation import Generation
+from server.hearing import Hearing, attempt
 from server.speculation import Draft
 from server.verification import RunnerCounters, Verifier
 
@@ -42,14 +43,17 @@ class Runner:
         self._verifier = Verifier(models, self.counters, relaxed_probability)
         self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
         self.encoder_cache = ByteCache[AudioKey, AdapterOutput](encoder_cache_bytes, output_bytes)
+        self.hearing = Hearing(models, self.encoder_cache)
         self.models = models
 
     def encode(self, generations: Sequence[Generation]) -> None:
         """Audio to prompt embeddings and draft; audio without speech is answered with no text here.
 
-        Afterwards `to_prefill` says how many positions the prefill has to run.
+        Afterwards `to_prefill` says how many positions the prefill has to run. What was `heard` already is not heard again.
         """
-        attempt(self._encode, generations)
+        self.hearing.recall(generations)
+        self.hearing.hear(generations)
+        attempt(self._lay_out_heard, [generation for generation in generations if not generation.finished])
 
     def prefill(self, work: Sequence[tuple[Generation, int]]) -> None:
         """The next positions, so many each, into the slots; those of which none is left to prefill have their first tokens.
@@ -86,7 +90,8 @@ class Runner:
         generation.append(0)
         self.decode([generation])
         if generation.error is not None:
-            raise BackendError("The models could not run the warm-up request.") from generation.error
+            cause = generation.error.__cause__ or generation.error
+            raise BackendError(f"The models could not run the warm-up request: {cause}") from generation.error
 
     def move(self, generation: Generation, target: int) -> None:
         """Take a generation to another slot, with its K/V where it has any and still needs it."""
@@ -104,47 +109,17 @@ class Runner:
         self.counters.preemptions += 1
         self._plan_prefill(generation)
 
-    def _encode(self, batch: Sequence[Generation]) -> None:
-        keys = [self._audio_key(generation) for generation in batch]
-        for generation, key in zip(batch, keys, strict=True):
-            if key is not None:
-                generation.heard = self.encoder_cache.find(key)
-        unheard = [generation for generation in batch if generation.heard is None]
-        for generation, output in zip(unheard, self._run_encoder(unheard) if unheard else (), strict=True):
-            generation.heard = output
-        for generation, key in zip(batch, keys, strict=True):
+    def _lay_out_heard(self, batch: Sequence[Generation]) -> None:
+        for generation in batch:
             if generation.heard is None:
                 raise BackendError("The adapter returned nothing.")
-            if key is not None:
-                self.encoder_cache.keep(key, generation.heard)
+            self.hearing.keep(generation)
             if generation.drafts_only:
                 generation.finish("length")
             elif not holds_speech(generation.heard):
                 generation.finish("no_speech")
             else:
                 self._lay_out(generation, generation.heard.frames, self._draft(generation, generation.heard))
-
-    def _audio_key(self, generation: Generation) -> AudioKey | None:
-        """Where the cache has what an audio became; audio of sessions does not come again."""
-        if not self.encoder_cache.enabled or generation.of_session:
-            return None
-        return audio_key(generation.request.client, generation.request.audio)
-
-    def _run_encoder(self, batch: Sequence[Generation]) -> list[AdapterOutput]:
-        started_s = time.perf_counter()
-        features = [self.models.features(generation.request.audio) for generation in batch]
-        featured_s = time.perf_counter()
-        states = self.models.encoder.encode(features)
-        encoded_s = time.perf_counter()
-        outputs = self.models.adapter.adapt(states)
-        adapted_s = time.perf_counter()
-        if len(outputs) != len(batch):
-            raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
-        for generation in batch:
-            generation.times.features_s = featured_s - started_s
-            generation.times.encode_s = encoded_s - featured_s
-            generation.times.adapter_s = adapted_s - encoded_s
-        return outputs
 
     def _draft(self, generation: Generation, output: AdapterOutput) -> Draft:
         """The draft that the request asks for, empty where drafts do not pay; the relaxed policy reads it all the same."""
@@ -267,18 +242,3 @@ def holds_speech(output: AdapterOutput) -> bool:
     """False where nothing is left for the LLM, or the draft holds no token at all; an adapter without a draft cannot tell."""
     silent = len(output.best_token) > 0 and bool((output.best_token < 0).all())
     return len(output.frames) > 0 and not silent
-
-
-def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Generation]) -> None:
-    """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail."""
-    if not batch:
-        return
-    try:
-        stage(batch)
-    except Exception as error:
-        logger.exception("a batch of %d failed", len(batch))
-        if len(batch) == 1:
-            batch[0].fail(error)
-            return
-        for generation in batch:
-            attempt(stage, [generation])

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     gpus: str = Field(
         default="0",
         pattern=GPU_NUMBERS,
-        description="Numbers of the GPUs, such as 0,1,3: one engine process each, with slots, queue and live sessions of its own.",
+        description="Numbers of the GPUs, such as 0,1,3: one engine process each, with slots, queue and sessions of its own.",
     )
     encoder_runtime: Literal["onnxruntime", "tensorrt"] = Field(
         default="onnxruntime", description="What runs the encoder on a GPU."

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from models.backends import BackendError
 from server.engine_protocol import Engine
 from tests.fake_engine import FakeEngine
 
@@ -70,4 +71,6 @@ def troubled(gate: str, trouble: str) -> Engine:
             time.sleep(600)
         case "raise":
             raise ValueError("the models are broken")
+        case "refuse":
+            raise BackendError("There is no such GPU.")
     return scripted(gate)

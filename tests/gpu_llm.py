@@ -13,15 +13,15 @@ from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan
 from models.cuda.simulated import SimulatedDevice
 from models.llm_onnx import OnnxLLM
-from tests.tiny_llama import MAX_POSITIONS, tiny_llama
+from tests.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama
 
 SLOTS = 4
 LIMITS = Limits(decode_rows=SLOTS, prefill_rows=2, prefill_tokens=40, wanted=34)
 
 
-def build_llm_plan(folder: Path, limits: Limits = LIMITS, *, on_device: bool = False) -> bytes:
+def build_llm_plan(folder: Path, limits: Limits = LIMITS, *, vocabulary: int = VOCABULARY, on_device: bool = False) -> bytes:
     """The plan for the simulated GPU; `embedding.npy` is put beside it."""
-    model, _ = tiny_llama()
+    model, _ = tiny_llama(vocabulary=vocabulary)
     np.save(folder / "embedding.npy", embedding_table(model))
     part = llm_part(lambda: model, "fp32", MAX_POSITIONS, limits, on_device=on_device)
     return build_part(SimulatedDevice().tensorrt, part, "sm_00", folder).content
@@ -32,9 +32,9 @@ def on_simulated_gpu(plan: bytes, folder: Path, *, slots: int = SLOTS, device: S
     return TensorRtLLM(device, Plan(device, plan, "llm"), folder / "embedding.npy", slots=slots)
 
 
-def on_cpu(folder: Path, *, slots: int = SLOTS) -> OnnxLLM:
+def on_cpu(folder: Path, *, slots: int = SLOTS, vocabulary: int = VOCABULARY) -> OnnxLLM:
     """What the plan is written from, in the CPU's runtime."""
-    model, _ = tiny_llama()
+    model, _ = tiny_llama(vocabulary=vocabulary)
     build_decoder(model, max_positions=MAX_POSITIONS, attention=StandardAttention).save(folder / "standard.onnx")
     np.save(folder / "embedding.npy", embedding_table(model))
     return OnnxLLM(folder / "standard.onnx", folder / "embedding.npy", slots=slots, threads=1)

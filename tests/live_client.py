@@ -29,9 +29,7 @@ Kind = TypeVar("Kind")
 class LiveClient:
     """Opens a session and collects its events; every stable prefix is held to its word as it comes."""
 
-    def __init__(
-        self, engine: Engine, request: LiveRequest, on_event: Callable[[LiveEvent], None] = lambda _event: None
-    ) -> None:
+    def __init__(self, engine: Engine, request: LiveRequest, on_event: Callable[[LiveEvent], None] = lambda _event: None) -> None:
         self.request = request
         self.events: list[LiveEvent] = []
         self._engine = engine

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from export.adapter_graph import build_adapter, read_adapter
+from export.adapter_graph import build_adapter
 from export.tensorrt_speech import build_dense_adapter
-from models.adapter_onnx import NO_TOKEN, OUTPUTS, OnnxAdapter, run_starts
+from models.adapter_onnx import OUTPUTS, OnnxAdapter
 from models.backends import collapse
 from models.encoder_onnx import open_session
+from models.posterior_bridge import NO_TOKEN, run_starts
+from models.trained_adapter import read_adapter
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
 from training.ctc import greedy_tokens

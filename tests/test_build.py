@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from models.bundle import BundleError
-from server.build import build_engine
+from models.backends import BackendError
+from models.bundle import Bundle, BundleError
+from models.chain import Models
+from server.build import build_engine, one_gpu
+from server.fleet import Fleet
 from server.process_engine import ProcessEngine, StartError
 from server.settings import Settings
 from tests.test_bundle import DESCRIPTION, write_tiny_bundle
@@ -55,6 +59,68 @@ def test_a_bundle_that_names_none_takes_all_for_such(bundle: Path) -> None:
 def test_as_a_thread_they_are_loaded_here(bundle: Path) -> None:
     with pytest.raises(Exception, match=NOT_A_MODEL):
         build_engine(bundle, Settings(engine="thread"))
+
+
+class GpuChain(types.ModuleType):
+    """Stands in for `models.cuda.chain`: remembers what is asked of it, and then has no plan."""
+
+    def __init__(self) -> None:
+        super().__init__("models.cuda.chain")
+        self.asked: dict[str, object] = {}
+
+    def load_gpu_models(self, bundle: Bundle, **options: object) -> Models:
+        self.asked = {"name": bundle.manifest.name, **options}
+        raise BackendError("The bundle has no plan.")
+
+
+def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = GpuChain()
+    monkeypatch.setitem(sys.modules, "models.cuda.chain", chain)
+    settings = Settings(engine="thread", device="cuda", gpus="3", slots=7, threads=2, adapter_runtime="tensorrt")
+    with pytest.raises(BackendError, match="no plan"):
+        build_engine(bundle, settings)
+    assert chain.asked == {
+        "name": DESCRIPTION.name,
+        "device": "cuda",
+        "gpu": 3,
+        "slots": 7,
+        "threads": 2,
+        "encoder_runtime": "onnxruntime",
+        "adapter_runtime": "tensorrt",
+        "tensorrt_library": "tensorrt",
+    }
+
+
+def test_a_library_that_is_missing_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As an import of it would be answered.
+    monkeypatch.setitem(sys.modules, "models.cuda.chain", None)
+    with pytest.raises(BackendError, match=r"^The device cuda needs models\.cuda\.chain: pip install"):
+        build_engine(bundle, Settings(engine="thread", device="cuda"))
+
+
+def test_several_gpus_have_an_engine_process_each(bundle: Path) -> None:
+    assert isinstance(build_engine(bundle, Settings(device="cuda", gpus="1")), ProcessEngine)
+    fleet = build_engine(bundle, Settings(device="cuda", gpus="0,2"))
+    assert isinstance(fleet, Fleet)
+    assert (fleet.sample_rate_hz, fleet.max_audio_s) == (DESCRIPTION.sample_rate_hz, DESCRIPTION.max_audio_s)
+    assert fleet.transcribes("Anything?")
+    with pytest.raises(StartError, match=r"^GPU [02]: The engine's process could not be started"):
+        fleet.start()
+
+
+def test_engines_share_the_cores_unless_they_are_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(16)))
+    three = Settings(device="cuda", gpus="0,1,5")
+    assert [(one.gpus, one.threads) for one in (one_gpu(three, number) for number in three.gpu_numbers)] == [
+        ("0", 5),
+        ("1", 5),
+        ("5", 5),
+    ]
+    assert one_gpu(Settings(device="cuda", gpus="4"), 4).threads == 16
+    assert one_gpu(Settings(device="cuda", gpus="0,1", threads=3), 1).threads == 3
+    many = ",".join(map(str, range(40)))
+    assert one_gpu(Settings(device="cuda", gpus=many), 9).threads == 1
+    assert one_gpu(Settings(), 0) == Settings()
 
 
 def test_the_server_itself_loads_no_runtime() -> None:

@@ -13,17 +13,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.backends import BackendError
 from server import cli
+from server.engine_protocol import Engine
 from server.errors import EngineFailed
 from server.self_check import CLIP, INSTRUCTION, curl_line
+from server.settings import Settings, load_settings
 from tests.fake_engine import FakeEngine
 from tests.live_server import audio_file, tone
 from tests.recorded import recording, transcript
 
 ROOT = Path(__file__).parent.parent
+GPUS_ON_A_CPU = "The gpus setting is about GPUs: it needs the device cuda (THINBRIDGE_DEVICE=cuda).\n"
 PROGRAM = """
 import sys
 from pathlib import Path
+from models.backends import BackendError
 from server import cli
 from tests.fake_engine import FakeEngine
 
@@ -31,6 +36,9 @@ engine = FakeEngine()
 if "--broken" in sys.argv:
     sys.argv.remove("--broken")
     engine.start_error = RuntimeError("the models are broken")
+if "--refused" in sys.argv:
+    sys.argv.remove("--refused")
+    engine.start_error = BackendError("There is no such GPU.")
 cli.get_bundle = lambda settings: Path("the-bundle")
 cli.load_engine = lambda folder, settings: engine
 sys.exit(cli.main(sys.argv[1:]))
@@ -92,6 +100,50 @@ def test_serve_ends_where_the_engine_cannot_start() -> None:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "the models are broken" in errors
+        assert "Traceback" in errors
+
+
+def test_what_an_operator_can_do_something_about_is_one_sentence() -> None:
+    with program("serve", "--port", "0", "--refused") as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "The engine could not be started: There is no such GPU.\n" in errors
+        assert "Traceback" not in errors
+
+
+def test_transcribe_says_in_a_sentence_why_it_cannot_start(
+    engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.start_error = BackendError("There is no such GPU.")
+    assert cli.main(["transcribe", "--device", "cuda", str(clip)]) == 2
+    assert capsys.readouterr().err == "thinbridge: There is no such GPU.\n"
+
+
+def test_flags_name_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Settings] = []
+
+    def load_engine(_folder: Path, settings: Settings) -> Engine:
+        seen.append(settings)
+        raise BackendError("There is no such GPU.")
+
+    monkeypatch.setattr(cli, "load_engine", load_engine)
+    flags = ["--device", "cuda", "--gpus", "2,3", "--encoder-runtime", "tensorrt", "--adapter-runtime", "tensorrt"]
+    flags += ["--tensorrt-library", "tensorrt_rtx"]
+    assert cli.main(["serve", "--port", "0", "--bundle", str(tmp_path), *flags]) == 2
+    monkeypatch.setenv("THINBRIDGE_GPUS", "5,6")
+    assert cli.main(["transcribe", "--bundle", str(tmp_path), "--device", "cuda", "a.wav"]) == 2
+    served, transcribed = seen
+    assert (served.device, served.gpu_numbers) == ("cuda", (2, 3))
+    assert (served.encoder_runtime, served.adapter_runtime, served.tensorrt_library) == ("tensorrt", "tensorrt", "tensorrt_rtx")
+    # Its engine is a thread, which has one GPU.
+    assert (transcribed.engine, transcribed.gpu_numbers) == ("thread", (5,))
+    assert cli.main(["serve", "--gpus", "1"]) == 2
+    assert capsys.readouterr().err.endswith("thinbridge: " + GPUS_ON_A_CPU)
+
+
+def test_the_default_bundle_for_a_gpu_is_one_that_plans_are_built_from(tmp_path: Path) -> None:
+    folders = {cli.find_bundle(load_settings(cache_dir=tmp_path, device=device)) for device in ("cpu", "cuda", "simulated")}
+    assert sorted(folder.name.split("-")[-2] for folder in folders) == ["fp32", "int8"]
 
 
 def test_serve_says_that_a_port_is_taken(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

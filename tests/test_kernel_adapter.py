@@ -1,7 +1,7 @@
 """The chain of operators gives what the trained adapter gives: in plain torch, as kernels, and through captured buckets."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import fused, plain
 from kernels.adapter.forward import AdapterFrames, Operators, UtteranceFrames, adapt
-from kernels.adapter.graphs import Bucket, Captured, GraphAdapter
+from kernels.adapter.graphs import Bucket, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, pack_adapter
 from kernels.parity.interpreter import interpreted
 from training.adapter import Adapter, AdapterConfig
@@ -134,15 +134,35 @@ def test_committed_weights_give_what_the_module_gives(
         check(mine, adapter, each, table, tolerance, threshold=1.0)
 
 
-def replaying(run: Callable[[], AdapterFrames]) -> Captured:
-    """A capture without a GPU: the work is done again, and its results take the same memory."""
-    output = run()
+class Replay:
+    """A graph without a GPU: the work is done again, and its results take the same memory."""
 
-    def replay() -> None:
-        for old, new in zip(vars(output).values(), vars(run()).values(), strict=True):
+    def __init__(self, work: Callable[[], AdapterFrames]) -> None:
+        self.work = work
+        self.output = work()
+
+    def replay(self) -> None:
+        for old, new in zip(self.output, self.work(), strict=True):
             old.copy_(new)
 
-    return Captured(output, replay)
+
+def replaying(work: Callable[[], AdapterFrames]) -> tuple[AdapterFrames, Replay]:
+    graph = Replay(work)
+    return graph.output, graph
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=dtype)
+
+
+def run(graphs: GraphAdapter, states: list[Tensor]) -> list[UtteranceFrames]:
+    packed_states, boundaries, frames = batch(states, states[0].dtype)
+    slot = graphs.slot(sum(frames), len(frames))
+    slot.states[: len(packed_states)] = packed_states
+    slot.boundaries[:] = sum(frames)
+    slot.boundaries[: len(boundaries)] = boundaries
+    slot.graph.replay()
+    return slot.output.of_utterances(frames)
 
 
 BUCKETS = [Bucket(40, 4), Bucket(12, 2), Bucket(12, 4)]
@@ -155,10 +175,10 @@ def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(operators: Op
     adapter, table = random_adapter("stack"), torch.randn(VOCABULARY, 32)
     weights = packed(adapter, table, torch.float16, torch.float16)
     with interpreted():
-        graphs = GraphAdapter(weights, operators, BUCKETS, replaying)
+        graphs = GraphAdapter(weights, operators, BUCKETS, zeros, replaying)
         for frames in batches:
             states = utterances(adapter, frames)
-            for mine, each in zip(graphs([each.half() for each in states]), states, strict=True):
+            for mine, each in zip(run(graphs, [each.half() for each in states]), states, strict=True):
                 check(mine, adapter, each, table, 4e-3)
 
 
@@ -167,30 +187,29 @@ def test_an_utterance_in_a_batch_is_what_it_is_alone() -> None:
     weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.bfloat16, torch.bfloat16)
     states = [each.bfloat16() for each in utterances(adapter, [9, 20])]
     with interpreted():
-        graphs = GraphAdapter(weights, FUSED, [Bucket(40, 4)], replaying)
-        for together, each in zip(graphs(states), states, strict=True):
-            for mine, alone in zip(vars(together).values(), vars(graphs([each])[0]).values(), strict=True):
+        graphs = GraphAdapter(weights, FUSED, [Bucket(40, 4)], zeros, replaying)
+        for together, each in zip(run(graphs, states), states, strict=True):
+            for mine, alone in zip(vars(together).values(), vars(run(graphs, [each])[0]).values(), strict=True):
                 assert np.array_equal(mine, alone)
 
 
 def test_buckets_are_captured_largest_first_and_the_smallest_with_room_is_taken() -> None:
     adapter, captured = random_adapter("uniform"), []
 
-    def capture(run: Callable[[], AdapterFrames]) -> Captured:
-        result = replaying(run)
-        captured.append(len(result.output.kept))
-        return result
+    def capture(work: Callable[[], AdapterFrames]) -> tuple[AdapterFrames, Replay]:
+        output, graph = replaying(work)
+        captured.append(len(output.kept))
+        return output, graph
 
     weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.float16, torch.float16)
-    graphs = GraphAdapter(weights, PLAIN, BUCKETS, capture)
+    graphs = GraphAdapter(weights, PLAIN, BUCKETS, zeros, capture)
     assert captured == [40, 12, 12]
-    assert [graphs.bucket(12, 2), graphs.bucket(12, 3), graphs.bucket(13, 1)] == [Bucket(12, 2), Bucket(12, 4), Bucket(40, 4)]
+    chosen = [graphs.slot(frames, utterances).bucket for frames, utterances in ((12, 2), (12, 3), (13, 1))]
+    assert chosen == [Bucket(12, 2), Bucket(12, 4), Bucket(40, 4)]
     with pytest.raises(ValueError, match="no bucket for 41 frames"):
-        graphs.bucket(41, 1)
+        graphs.slot(41, 1)
     with pytest.raises(ValueError, match="no bucket for 1 frames in 5"):
-        graphs.bucket(1, 5)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        graphs([torch.zeros(7, 24).half()])
+        graphs.slot(1, 5)
 
 
 def test_a_call_beyond_the_rotary_tables_is_refused() -> None:

@@ -95,8 +95,9 @@ class Play:
         state = self.llm.read_slot(slot, self.done[slot])
         self.llm.move(other, slot, self.done[other])
         self.llm.write_slot(other, state)
-        for each in (self.texts, self.logits, self.done):
-            each[slot], each[other] = each[other], each[slot]  # type: ignore[index]
+        order = [{slot: other, other: slot}.get(each, each) for each in range(len(self.texts))]
+        self.texts, self.logits = [self.texts[each] for each in order], [self.logits[each] for each in order]
+        self.done = [self.done[each] for each in order]
 
 
 @settings(max_examples=40)

@@ -5,14 +5,18 @@ import platform
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.default_bundle import bundle_folder, default_cache_dir
 from export.fetch import FetchError
-from export.tensorrt_parts import llm_part
-from export.tensorrt_plans import build_into_bundle, main, parse
+from export.graph import BFLOAT16
+from export.tensorrt_parts import Weights, adapter_part, encoder_part, llm_part
+from export.tensorrt_plans import build_into_bundle, load_builder, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.cuda.device import plan_key
+from models.cuda.simulated import SimulatedDevice
 from models.cuda.tensorrt_library import load_tensorrt
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
 from server.cli import find_bundle
@@ -64,6 +68,7 @@ def test_the_shortest_slots_that_are_long_enough_are_found(folder: Path) -> None
         PlanKey("tensorrt", "11.4.0.106", "sm_100"),
         PlanKey("tensorrt", "11.5.0.1", "sm_90"),
         PlanKey("tensorrt_rtx", "11.4.0.106", "sm_90"),
+        PlanKey("simulated", "1", "sm_00"),
     ],
     ids=str,
 )
@@ -118,6 +123,53 @@ def test_a_built_plan_is_in_the_bundle_with_its_profiles(folder: Path) -> None:
     assert plan.profiles[DECODE_PROFILE] == {"rows": (1, 4, 4), "tokens": (1, 1, 1), "wanted": (1, 4, 4)}
     assert plan.profiles[PREFILL_PROFILE]["tokens"] == (1, 16, 16)
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_plan_for_the_simulated_gpu_is_found_by_its_key_and_by_no_other(folder: Path) -> None:
+    part = llm_part(lambda: tiny_llama()[0], "fp32", 128, Limits(decode_rows=4, prefill_tokens=16))
+    device = SimulatedDevice()
+    built = build_into_bundle(load_builder("simulated"), part, device.gpu.architecture, folder)
+    bundle = open_bundle(folder)
+    plan = find_plan(bundle, "llm", plan_key(device), positions=100)
+    assert bundle.path(plan.file).read_bytes() == built.content
+    assert (plan.precision, plan.max_positions) == ("fp32", 128)
+    assert plan.file == "plans/simulated-1-sm_00/llm-fp32-128.plan"
+    with pytest.raises(PlanError, match="there are plans for simulated 1 on sm_00"):
+        find_plan(bundle, "llm", H100)
+
+
+def test_what_encoder_and_adapter_compute_in_is_in_their_plans_names(folder: Path) -> None:
+    bundle, weights = open_bundle(folder), Weights(folder, folder)
+    for float_type, name in ((BFLOAT16, "bf16"), (np.float32, "fp32")):
+        assert encoder_part(weights, Limits(), float_type).precision == name
+        assert adapter_part(bundle, Limits(), float_type).precision == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precision"), [([], "bf16"), (["--builder", "tensorrt_rtx"], "bf16"), (["--builder", "simulated"], "fp32")]
+)
+def test_a_builder_has_a_precision_of_its_own(arguments: list[str], precision: str) -> None:
+    assert parse(arguments).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("builder", "precision"), [("simulated", "bf16"), ("simulated", "int8"), ("tensorrt", "fp32"), ("tensorrt_rtx", "fp32")]
+)
+def test_a_precision_that_the_builder_does_not_take_is_refused(
+    builder: str, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--builder", builder, "--precision", precision])
+    assert f"--builder {builder} does not take --precision {precision}" in capsys.readouterr().err
+
+
+def test_the_simulated_builder_builds_for_its_gpu_and_no_other(folder: Path) -> None:
+    for arguments, message in (
+        (["--gpu", "sm_90"], "for the simulated GPU, sm_00, not for sm_90: name another builder"),
+        ([], "name the weights that bundle tiny was made from"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["--builder", "simulated", "--bundle", str(folder), *arguments])
 
 
 @pytest.mark.parametrize("device", ["cuda", "simulated"])

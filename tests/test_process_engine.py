@@ -158,7 +158,7 @@ def test_counters_go_on_where_the_last_child_ended(make: Callable[..., ProcessEn
     wait_until(lambda: engine.stats().counters.steps == 4)
 
 
-@pytest.mark.parametrize("kind", ["die", "hang", "raise"])
+@pytest.mark.parametrize("kind", ["die", "hang", "raise", "refuse"])
 def test_a_first_child_that_does_not_get_ready_is_an_error(
     make: Callable[..., ProcessEngine], trouble: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,10 +167,11 @@ def test_a_first_child_that_does_not_get_ready_is_an_error(
     with pytest.raises(StartError) as error:
         engine.start()
     said = {"die": "signal 9", "hang": "it reported nothing for 1 s", "raise": "ValueError: the models are broken"}
+    said["refuse"] = "started: There is no such GPU."
     assert said[kind] in str(error.value)
     assert not engine.stats().ready
-    if kind == "raise":
-        assert "Traceback" in capfd.readouterr().err
+    # An operator can do something about a refusal, and a developer about the rest.
+    assert ("Traceback" in capfd.readouterr().err) == (kind == "raise")
 
 
 @pytest.mark.parametrize("kind", ["die", "hang", "raise"])

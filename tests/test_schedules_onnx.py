@@ -1,13 +1,8 @@
 """Random schedules on real ONNX sessions: in int8, too, load, drafts, chunks and preemption change no token.
 
-The LLM is a scaled-down one in the default bundle's precision and graph. Encoder and adapter are fakes whose draft is the
-answer itself with some tokens wrong, doubled or left out, which is what a draft is.
+The LLM is a scaled-down one in the default bundle's precision and graph.
 """
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -17,52 +12,14 @@ import pytest
 from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
-from models.backends import AdapterOutput, Float32
-from models.chain import Models
 from models.llm_onnx import OnnxLLM
-from server.engine import LocalEngine
-from server.request import Done, InstructRequest
-from server.runner import Runner
-from tests.engine_client import TIMEOUT_S, wait_until_idle
-from tests.fake_models import (
-    SAMPLE_RATE_HZ,
-    FakeAdapter,
-    fake_models,
-    sure_output,
-    tokeniser_definition,
-)
-from tests.random_schedules import Schedule, check, random_arrivals, random_requests, without_id
-from tests.runner_client import run
+from server.request import InstructRequest
+from tests.drafting import Alone, answer_alone, drafted_requests, play_schedules
+from tests.fake_models import tokeniser_definition
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 
 ENGINES = 10
 SCHEDULES_PER_ENGINE = 50
-WIDTH = 64
-
-
-class DraftingAdapter(FakeAdapter):
-    """Frames as wide as the LLM's embeddings; the draft is what it was told to be for these frames."""
-
-    boundary_before = np.full((2, WIDTH), 0.25, np.float32)
-    boundary_after = np.full((2, WIDTH), 0.75, np.float32)
-
-    def __init__(self) -> None:
-        self.drafts: dict[int, list[int]] = {}
-
-    def _adapt(self, states: Float32) -> AdapterOutput:
-        output = super()._adapt(states)
-        frames = np.tile(output.frames, (1, WIDTH // output.frames.shape[1])) / np.float32(4)
-        draft = self.drafts.get(zlib.crc32(frames.tobytes()), [])
-        # A blank between any two, so that a token may come twice.
-        best = np.array([each for token in draft for each in (token, -1)] or output.best_token, np.int64)
-        return sure_output(frames, best)
-
-
-def wrong_here_and_there(random: Random, tokens: list[int]) -> list[int]:
-    draft: list[int] = []
-    for token in tokens:
-        draft += random.choices([[token], [random.randrange(20, 300)], [token, token], []], [16, 2, 1, 1])[0]
-    return draft
 
 
 @pytest.fixture(scope="module")
@@ -76,79 +33,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_models(folder: Path, slots: int) -> tuple[Models, DraftingAdapter]:
-    llm = OnnxLLM(folder / "llm.onnx", folder / "embedding.npy", slots=slots, threads=1)
-    adapter = DraftingAdapter()
-    return replace(fake_models(llm), adapter=adapter), adapter
-
-
-@contextmanager
-def serving(models: Models, **options: float) -> Iterator[LocalEngine]:
-    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, 16, **options)  # type: ignore[arg-type]
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.drain(TIMEOUT_S)
+def load(folder: Path, slots: int) -> OnnxLLM:
+    return OnnxLLM(folder / "llm.onnx", folder / "embedding.npy", slots=slots, threads=1)
 
 
 @pytest.fixture(scope="module")
 def asked() -> list[InstructRequest]:
-    """Without the relaxed ones: their answers depend on the draft."""
-    requests = [replace(request, draft="exact") for request in random_requests()]
-    return [replace(each, sampling=replace(each.sampling, max_tokens=2 * each.sampling.max_tokens)) for each in requests]
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The answer of a request that ran alone and without a draft, and its tokens."""
-
-    done: Done
-    tokens: list[int]
+    return drafted_requests()
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, asked: list[InstructRequest]) -> list[Alone]:
-    models, _ = tiny_models(folder, slots=1)
-    answers = []
-    for request in asked:
-        generation, _ = run(Runner(models), replace(request, draft="off"))
-        done = generation.terminal_event()
-        assert isinstance(done, Done)
-        answers.append(Alone(done, generation.tokens))
-    return answers
-
-
-def draft_answers(
-    models: Models, adapter: DraftingAdapter, random: Random, asked: list[InstructRequest], alone: list[Alone]
-) -> None:
-    """Give the adapter a draft for every audio: the answer's tokens with errors."""
-    for request, answer in zip(asked, alone, strict=True):
-        frames = adapter.adapt(models.encoder.encode([models.features(request.audio)]))[0].frames
-        adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
+    return answer_alone(load(folder, slots=1), asked)
 
 
 @pytest.mark.parametrize("seed", range(ENGINES))
 def test_load_drafts_and_preemption_change_no_token(
     folder: Path, asked: list[InstructRequest], alone: list[Alone], seed: int
 ) -> None:
-    random = Random(seed)
-    models, adapter = tiny_models(folder, slots=random.randint(1, 3))
-    draft_answers(models, adapter, random, asked, alone)
-    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
-    answered = 0
-    with serving(models, **budgets) as engine:
-        for number in range(SCHEDULES_PER_ENGINE):
-            arrivals = random_arrivals(random, f"schedule {number}", asked, [])
-            schedule = Schedule(engine, arrivals)
-            schedule.run()
-            for arrival in arrivals:
-                outcome = schedule.outcomes[arrival.request.id]
-                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), without_id(alone[arrival.index].done))
-                answered += isinstance(outcome, Done)
-        wait_until_idle(engine)
-        stats = engine.stats()
-        assert (stats.waiting, stats.running) == (0, 0)
-    assert answered > SCHEDULES_PER_ENGINE
-    assert stats.counters.preemptions > 0
-    assert sum(stats.counters.accepted) > 0
+    llm = load(folder, slots=Random(seed).randint(1, 3))
+    counters = play_schedules(llm, asked, alone, seed, SCHEDULES_PER_ENGINE)
+    assert counters.preemptions > 0
+    assert sum(counters.accepted) > 0

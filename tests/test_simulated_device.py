@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.cuda.device import ALIGNMENT_BYTES, Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
 from models.cuda.simulated import SimulatedDevice
+from models.cuda.simulated_memory import DeviceMemory
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -62,14 +63,43 @@ def test_memory_is_bounded_and_comes_back_with_the_last_view(device: Device) -> 
     assert device.free_memory_bytes() == 2**20
 
 
+@given(st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=12))
+def test_an_address_is_found_in_what_is_held_and_nowhere_else(sizes: list[tuple[int, bool]]) -> None:
+    memory = DeviceMemory(2**20, "GPU")
+    tensors = [(memory.empty((size,), torch.uint8), is_kept) for size, is_kept in sizes]
+    places = [(tensor.data_ptr(), len(tensor), is_kept) for tensor, is_kept in tensors]
+    kept = [tensor for tensor, is_kept in tensors if is_kept]
+    del tensors
+    for start, size, is_kept in places:
+        for offset in {0, size // 2, size - 1, size} if size else set():
+            found = memory.find(start + offset)
+            if is_kept and offset < size:
+                assert found is not None
+                assert (found[0].address, found[1]) == (start, size - offset)
+                assert memory.is_live(found[0])
+            else:
+                assert found is None
+    assert memory.free_bytes() == 2**20 - sum(-(-len(each) // 256) * 256 for each in kept)
+
+
 def test_what_a_finished_queue_held_is_let_go(device: Device) -> None:
-    stream = device.stream()
-    tensor = device.empty((10,), torch.float32)
+    stream, tensor = device.stream(), torch.ones(3)
+    gone = weakref.ref(tensor)
     launch(device, stream, tensor.zero_)
     del tensor
-    assert device.free_memory_bytes() < 2**20
+    assert gone() is not None
     stream.synchronize()
-    assert device.free_memory_bytes() == 2**20
+    assert gone() is None
+
+
+def test_memory_has_to_be_kept_until_the_work_that_uses_it_is_done(device: Device) -> None:
+    stream, kept, view = device.stream(), device.empty((2, 10), torch.float32), device.empty((9,), torch.float32)[3:]
+    launch(device, stream, kept[1].zero_)
+    stream.synchronize()
+    launch(device, stream, view.zero_)
+    del view
+    with pytest.raises(DeviceError, match="let go before the work that uses it was done: keep it until then"):
+        stream.synchronize()
 
 
 def test_a_stream_that_is_let_go_takes_its_queue_along(device: Device) -> None:
@@ -191,6 +221,17 @@ def test_captured_work_without_launches_is_repeated_into_the_first_results(devic
     assert all(map(is_poison, results))
     stream.synchronize()
     assert [each.tolist() for each in results] == [[10, 10, 10], [15]]
+
+
+def test_captured_work_that_launches_and_computes_beside_it_is_refused(device: Device) -> None:
+    stream, total = device.stream(), torch.ones(3)
+
+    def work() -> list[Tensor]:
+        launch(device, stream, total[1:].view(1, 2).zero_)
+        return [total * 2]
+
+    with pytest.raises(DeviceError, match=r"has to be launched, or nothing: aten\.mul\.Tensor would not be"):
+        device.capture(work, stream)
 
 
 def test_a_stream_of_another_gpu_is_refused(device: Device) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from export import tensorrt_build
-from export.adapter_graph import read_adapter
 from export.default_recipe import DEFAULT_RECIPE
 from export.graph import BFLOAT16, GraphBuilder
 from export.llama_decoder import build_decoder
@@ -35,6 +34,7 @@ from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
 from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
+from models.trained_adapter import read_adapter
 from tests.tiny_llama import tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder
 

@@ -32,7 +32,11 @@ def test_a_machine_without_a_driver_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("is_built", "count", "message"),
-    [(False, 0, "is a build for CPUs: run `pip"), (True, 0, "finds no GPU, though there is"), (True, 2, "no GPU 2: .* has 2")],
+    [
+        (False, 0, r"is a build for CPUs: .* `pip install --force-reinstall torch==[0-9.]+`"),
+        (True, 0, "finds no GPU, though there is"),
+        (True, 2, "no GPU 2: .* has 2"),
+    ],
 )
 def test_what_keeps_torch_from_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch, is_built: bool, count: int, message: str) -> None:
     monkeypatch.setattr(torch_device, "find_gpu", lambda: gpu.read_gpu(Driver(), 0))
@@ -92,7 +96,7 @@ def test_torch_has_every_name_in_use_and_its_parameters() -> None:
             signature = inspect.signature(resolve(dotted(node.func)))
             signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords if keyword.arg})
             checked.add(dotted(node.func)[-1])
-    assert checked == {"Stream", "CUDAGraph", "graph", "graph_pool_handle", "device", "stream", "device_count", "mem_get_info"}
+    assert checked == {"Stream", "CUDAGraph", "graph", "device", "stream", "device_count", "mem_get_info"}
     assert callable(torch.cuda.CUDAGraph.replay)
     assert callable(torch.cuda.Stream.synchronize)
     assert callable(torch.cuda.Stream.wait_stream)
@@ -129,9 +133,9 @@ def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield
         calls.append(f"off {kind}")
 
-    def capture(graph: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Any:
+    def capture(graph: Graph, stream: Stream, capture_error_mode: str) -> Any:
         assert isinstance(graph, Graph)
-        return on(f"capture {stream.cuda_stream} {pool} {capture_error_mode}")
+        return on(f"capture {stream.cuda_stream} {capture_error_mode}")
 
     monkeypatch.setattr(torch_device, "find_gpu", lambda _ordinal=0: Gpu("NVIDIA H100", "sm_90", 80 * 2**30))
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
@@ -139,7 +143,6 @@ def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "device_count": lambda: 2,
         "Stream": Stream,
         "CUDAGraph": Graph,
-        "graph_pool_handle": lambda: "pool",
         "graph": capture,
         "stream": lambda stream: on(f"stream {stream.cuda_stream}"),
         "device": lambda ordinal: on(f"device {ordinal}"),
@@ -172,7 +175,7 @@ def test_work_goes_to_its_stream_and_graphs_are_captured_and_replayed_there(monk
 
     results, graph = device.capture(work, second)
     assert results == [target]
-    assert calls[2:5] == ["on capture 1002 pool thread_local", "work", "off capture 1002 pool thread_local"]
+    assert calls[2:5] == ["on capture 1002 thread_local", "work", "off capture 1002 thread_local"]
     calls.clear()
     graph.replay()
     first.wait_for(second)

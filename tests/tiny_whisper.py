@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 WIDTH, HEADS, LAYERS, MEL_BINS, POSITIONS = 32, 2, 2, 80, 60
 
 
-def random_encoder(seed: int) -> WhisperEncoder:
+def random_encoder(seed: int, positions: int = POSITIONS) -> WhisperEncoder:
     torch.manual_seed(seed)
     config = WhisperConfig(
         d_model=WIDTH,
@@ -23,7 +23,7 @@ def random_encoder(seed: int) -> WhisperEncoder:
         encoder_attention_heads=HEADS,
         encoder_ffn_dim=3 * WIDTH,
         num_mel_bins=MEL_BINS,
-        max_source_positions=POSITIONS,
+        max_source_positions=positions,
     )
     encoder: WhisperEncoder = WhisperEncoder(config).eval()
     for parameter in encoder.parameters():

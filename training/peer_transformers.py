@@ -18,10 +18,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from export.adapter_graph import read_adapter
 from export.conversion import AFTER_INSTRUCTION, END_TOKENS, PREFIX, SUFFIX
 from export.default_recipe import DEFAULT_RECIPE
 from models.features import SAMPLE_RATE_HZ, Float32, log_mel
+from models.trained_adapter import read_adapter
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs, with_boundaries
 from training.llm import FrozenLlm

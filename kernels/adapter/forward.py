@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,22 +51,21 @@ class UtteranceFrames:
     embeddings: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class AdapterFrames:
-    """The whole batch, on the device. Of kept [rows], tokens and probabilities [rows, 8] and embeddings [rows,
-    embedding_size] only the first `count` [1] rows are defined, of blank_probability [rows] those of utterances.
+class AdapterFrames(NamedTuple):
+    """The whole batch, on the device or copied from it. Of kept [rows], tokens and probabilities [rows, 8] and embeddings [rows,
+    embedding_size] only the first `kept_count` [1] rows are defined, of blank_probability [rows] those of utterances.
     """
 
     blank_probability: Tensor
     kept: Tensor
-    count: Tensor
+    kept_count: Tensor
     tokens: Tensor
     probabilities: Tensor
     embeddings: Tensor
 
     def of_utterances(self, frames: Sequence[int]) -> list[UtteranceFrames]:
         """Copies to the host, cut by the utterances' numbers of frames."""
-        count = int(self.count)
+        count = int(self.kept_count)
         edges = np.concatenate([[0], np.cumsum(frames)])
         blank = self.blank_probability[: int(edges[-1])].cpu().numpy()
         kept = self.kept[:count].cpu().numpy().astype(np.int64)

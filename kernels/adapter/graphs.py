@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.adapter.forward import AdapterFrames, Operators, UtteranceFrames, adapt
+from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights
 
 
@@ -19,78 +19,61 @@ class Bucket:
     utterances: int
 
 
-@dataclass(frozen=True)
-class Captured:
-    """`replay` runs the captured work again and leaves its results in `output`, the same memory each time."""
+class Graph(Protocol):
+    def replay(self) -> None:
+        """Enqueue the captured work again."""
+        ...
 
-    output: AdapterFrames
-    replay: Callable[[], None]
+
+class Zeros(Protocol):
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Zeros on the device of the weights."""
+        ...
 
 
 class Capture(Protocol):
-    def __call__(self, run: Callable[[], AdapterFrames]) -> Captured: ...
-
-
-def cuda_graph_capture(run: Callable[[], AdapterFrames]) -> Captured:
-    """Capture into a CUDA graph. Never run on a GPU yet.
-
-    The first call compiles the kernels and must not be captured; it goes to a stream of its own, as CUDA graphs demand.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = run()
-    return Captured(output, graph.replay)
+    def __call__(self, work: Callable[[], AdapterFrames]) -> tuple[AdapterFrames, Graph]:
+        """A graph of what `work` does; its results stay in the same memory, and each replay writes them anew."""
+        ...
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A bucket's own memory, and the work captured on it."""
+    """A bucket's own memory, and the work captured on it.
 
+    A replay reads `states` [bucket.frames * reduction, encoder_width] and `boundaries` [bucket.utterances + 1] as
+    `kernels.adapter.forward.adapt` does, and writes `output`.
+    """
+
+    bucket: Bucket
     states: Tensor
     boundaries: Tensor
-    captured: Captured
+    output: AdapterFrames
+    graph: Graph
 
 
 class GraphAdapter:
-    """Batches of utterances through captured graphs. One thread at a time: a bucket's memory is used again by the next call."""
+    """A slot for each bucket. Who fills one, replays it and reads its output does so on the stream that it was captured on."""
 
-    def __init__(self, weights: AdapterWeights, operators: Operators, buckets: Sequence[Bucket], capture: Capture) -> None:
+    def __init__(
+        self, weights: AdapterWeights, operators: Operators, buckets: Sequence[Bucket], zeros: Zeros, capture: Capture
+    ) -> None:
         """Captures every bucket, the largest first, so that the smaller ones find memory to reuse."""
-        self._weights = weights
-        self._buckets = sorted(buckets)
-        self._slots = {bucket: self._make_slot(bucket, operators, capture) for bucket in reversed(self._buckets)}
+        self._weights, self._operators = weights, operators
+        self.slots = sorted(
+            (self._make_slot(bucket, zeros, capture) for bucket in sorted(buckets, reverse=True)), key=lambda slot: slot.bucket
+        )
 
-    def __call__(self, states: Sequence[Tensor]) -> list[UtteranceFrames]:
-        """Encoder states [states, encoder_width] of each utterance, each a multiple of the reduction; empty ones too."""
-        reduction = self._weights.reduction
-        if any(len(each) % reduction for each in states):
-            raise ValueError(f"encoder states must come in multiples of {reduction}: {[len(each) for each in states]}")
-        frames = [len(each) // reduction for each in states]
-        slot = self._slots[self.bucket(sum(frames), len(frames))]
-        boundaries = torch.full((len(slot.boundaries),), sum(frames), dtype=torch.int32)
-        boundaries[0] = 0
-        boundaries[1 : len(frames) + 1] = torch.tensor(frames, dtype=torch.int32).cumsum(0)
-        slot.boundaries.copy_(boundaries)
-        if sum(frames):
-            torch.cat(list(states), out=slot.states[: sum(frames) * reduction])
-        slot.captured.replay()
-        return slot.captured.output.of_utterances(frames)
-
-    def bucket(self, frames: int, utterances: int) -> Bucket:
+    def slot(self, frames: int, utterances: int) -> Slot:
         """The smallest that has room; a batch without one is refused."""
-        for bucket in self._buckets:
-            if frames <= bucket.frames and utterances <= bucket.utterances:
-                return bucket
-        raise ValueError(f"no bucket for {frames} frames in {utterances} utterances; the largest is {self._buckets[-1]}")
+        for slot in self.slots:
+            if frames <= slot.bucket.frames and utterances <= slot.bucket.utterances:
+                return slot
+        raise ValueError(f"no bucket for {frames} frames in {utterances} utterances; the largest is {self.slots[-1].bucket}")
 
-    def _make_slot(self, bucket: Bucket, operators: Operators, capture: Capture) -> Slot:
-        weights, device = self._weights, self._weights.table.device
-        shape = bucket.frames * weights.reduction, weights.encoder_width
-        states = torch.zeros(shape, dtype=weights.dtype, device=device)
-        boundaries = torch.zeros(bucket.utterances + 1, dtype=torch.int32, device=device)
-        return Slot(states, boundaries, capture(lambda: adapt(weights, operators, states, boundaries)))
+    def _make_slot(self, bucket: Bucket, zeros: Zeros, capture: Capture) -> Slot:
+        weights, operators = self._weights, self._operators
+        states = zeros((bucket.frames * weights.reduction, weights.encoder_width), weights.dtype)
+        boundaries = zeros((bucket.utterances + 1,), torch.int32)
+        output, graph = capture(lambda: adapt(weights, operators, states, boundaries))
+        return Slot(bucket, states, boundaries, output, graph)

@@ -1,7 +1,7 @@
 """The adapter's weights, packed once for the operators."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -104,6 +104,22 @@ def pack_adapter(
         is_stacking=config["subsampling"] == "stack",
         blank_threshold=config["blank_threshold"],
     )
+
+
+def map_tensors(weights: AdapterWeights, function: Callable[[Tensor], Tensor]) -> AdapterWeights:
+    """The same weights with `function` of each tensor in its place."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(map(mapped, value))
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: mapped(getattr(value, field.name)) for field in fields(value)})
+        return value
+
+    result: AdapterWeights = mapped(weights)
+    return result
 
 
 def rotary_tables(frames: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,15 @@ Work is done when somebody waits for it and not before. Memory is bounded, align
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import plain
 from kernels.adapter.forward import Operators
-from models.cuda.device import Result, Stream
+from models.cuda.device import DeviceError, Result, Stream
 from models.cuda.simulated_context import Machine
 from models.cuda.simulated_memory import DeviceMemory, poison
 from models.cuda.simulated_plan import ARCHITECTURE
@@ -35,7 +37,7 @@ class SimulatedDevice:
         name = f"simulated GPU {ordinal}"
         self.gpu = Gpu("simulated GPU", ARCHITECTURE, memory_bytes)
         self._memory = DeviceMemory(memory_bytes, name)
-        self._streams = Streams()
+        self._streams = Streams(self._memory)
         self._current = CurrentDevice(name)
         module = tensorrt_module(Machine(self._memory, self._streams, self._current, threads))
         messages = Messages()
@@ -67,12 +69,12 @@ class SimulatedDevice:
         self._ours(stream).enqueue(work)
 
     def capture(self, work: Callable[[], Result], stream: Stream) -> tuple[Result, SimulatedGraph]:
-        """What `work` does by itself cannot be recorded. So where it enqueues nothing, a replay calls it again, and copies its
-        results to where the first ones are; where it enqueues something, that has to be all."""
+        """What torch does in `work` by itself cannot be recorded. So where that is all, a replay calls `work` again, and copies
+        its results to where the first ones are. Raises `DeviceError` where it enqueues something beside that."""
         capturing = self._ours(stream)
         capturing.begin_capture()
         try:
-            with self.current():
+            with self.current(), OperatorNames() as computed:
                 results = work()
         finally:
             recorded = capturing.end_capture()
@@ -80,10 +82,25 @@ class SimulatedDevice:
             for each in results:
                 poison(each)
             recorded = [partial(_repeat, work, results)]
+        elif computed.names:
+            raise DeviceError(f"all that is captured has to be launched, or nothing: {', '.join(computed.names)} would not be")
         return results, SimulatedGraph(capturing, recorded)
 
     def _ours(self, stream: Stream) -> SimulatedStream:
         return self._streams.get(stream.handle)
+
+
+class OperatorNames(TorchDispatchMode):
+    """The operators that torch runs within it, but for those that only look at memory or ask for some."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func is not torch.ops.aten.empty.memory_format:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def _repeat(work: Callable[[], Sequence[Tensor]], results: Sequence[Tensor]) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import torch
 
@@ -83,6 +84,8 @@ class IExecutionContext:
         self._is_managed = is_managed
         self._profile = -1
         self._shapes = self._fixed_shapes()
+        self._output_shapes: dict[str, Shape] | None = None
+        """Inferred from `_shapes`, where that was done since they changed."""
         self._addresses: dict[str, int] = {}
         self._own_workspace: torch.Tensor | None = None
         self._workspace = (0, 0)
@@ -107,7 +110,7 @@ class IExecutionContext:
             return self._refuse(f"the plan has {len(self._plan.profiles)} profiles, and {profile_index} is none of them")
         if profile_index != self._profile:
             self._profile = profile_index
-            self._shapes = self._fixed_shapes()
+            self._shapes, self._output_shapes = self._fixed_shapes(), None
             self._revision += 1
         return True
 
@@ -122,7 +125,7 @@ class IExecutionContext:
         ):
             return self._refuse(f"profile {self._profile} takes {name} from {smallest} to {largest}, not {tuple(shape)}")
         if self._shapes.get(name) != tuple(shape):
-            self._shapes[name] = tuple(shape)
+            self._shapes[name], self._output_shapes = tuple(shape), None
             self._revision += 1
         return True
 
@@ -164,11 +167,10 @@ class IExecutionContext:
         except (Refused, DeviceError) as refusal:
             return self._refuse(refusal)
         # Neither the queue nor a graph keeps a context alive on a GPU.
-        context = weakref.ref(self)
-        stream.enqueue(lambda: _run(context, step, stream_handle))
+        stream.enqueue(partial(_run, weakref.ref(self), step, stream_handle))
         return True
 
-    def run(self, step: Step, stream_handle: int) -> None:
+    def _run(self, step: Step, stream_handle: int) -> None:
         """What the GPU does when it comes to it. Raises `DeviceError`."""
         machine = self._machine
         if step.revision not in (None, self._revision):
@@ -185,7 +187,7 @@ class IExecutionContext:
     def _claim_workspace(self, step: Step, stream_handle: int) -> None:
         """Raises `DeviceError` where another stream may be using it: nothing makes that come before."""
         stream = self._machine.streams.get(stream_handle)
-        use = Use(step.workspace_address, step.workspace_bytes, stream_handle, stream.done)
+        use = Use(step.workspace_address, step.workspace_bytes, stream_handle, stream.doing)
         earlier = [each for each in self._machine.uses if each.overlaps(use)]
         self._machine.uses[:] = [each for each in self._machine.uses if each not in earlier] + [use]
         if any(each.position > stream.before.get(each.stream, 0) for each in earlier):
@@ -230,13 +232,18 @@ class IExecutionContext:
 
     def _all_shapes(self) -> dict[str, Shape]:
         """Of inputs, which all have one, and outputs."""
+        if self._output_shapes is None:
+            self._output_shapes = self._infer_outputs()
+        return {**self._shapes, **self._output_shapes}
+
+    def _infer_outputs(self) -> dict[str, Shape]:
         sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
             for dimension, size in zip(self._plan.inputs[name].dimensions, shape, strict=True):
                 if isinstance(dimension, str) and sizes.setdefault(dimension, size) != size:
                     raise Refused(f"{dimension} is {sizes[dimension]} in one input and {size} in {name}")
         try:
-            return {**self._shapes, **self._plan.output_shapes(sizes)}
+            return self._plan.output_shapes(sizes)
         except ValueError as error:
             raise Refused(str(error)) from error
 
@@ -252,8 +259,8 @@ class IExecutionContext:
         return False
 
 
-def _run(reference: "weakref.ref[IExecutionContext]", step: Step, stream_handle: int) -> None:
+def _run(reference: weakref.ref[IExecutionContext], step: Step, stream_handle: int) -> None:
     context = reference()
     if context is None:
         raise DeviceError("an execution context was destroyed before its work was done")
-    context.run(step, stream_handle)
+    context._run(step, stream_handle)

@@ -6,7 +6,8 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -43,6 +44,8 @@ class DeviceMemory:
         self._freed: deque[int] = deque()
         """A finaliser may run in the midst of anything, so it only leaves a number here."""
         self._lock = threading.Lock()
+        self._watcher = 0
+        self._watched: list[int] = []
 
     def free_bytes(self) -> int:
         with self._lock:
@@ -84,12 +87,27 @@ class DeviceMemory:
             self._forget_freed()
             return allocation.number in self._taken
 
+    @contextmanager
+    def watch(self) -> Iterator[list[int]]:
+        """What this thread lets go of meanwhile, by number. For one thread at a time."""
+        self._watcher = threading.get_ident()
+        try:
+            yield self._watched
+        finally:
+            self._watcher = 0
+            self._watched = []
+
+    def _note_freed(self, number: int) -> None:
+        if threading.get_ident() == self._watcher:
+            self._watched.append(number)
+        self._freed.append(number)
+
     def _take(self, holder: object, address: int, size_bytes: int) -> None:
         number = next(self._numbers)
         self._taken[number] = Allocation(number, address, size_bytes)
         if address:
             bisect.insort(self._starts, (address, number))
-        weakref.finalize(holder, self._freed.append, number).atexit = False
+        weakref.finalize(holder, self._note_freed, number).atexit = False
 
     def _require(self, size_bytes: int) -> None:
         free = self._free_bytes()

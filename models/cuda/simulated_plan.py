@@ -77,7 +77,6 @@ class SimulatedPlan:
         self.profiles: list[dict[str, Shape]] = [
             {name: tuple(sizes) for name, sizes in profile.items()} for profile in json.loads(metadata["profiles"])
         ]
-        self._shapes: dict[tuple[tuple[str, int], ...], dict[str, Shape]] = {}
 
     def profile_shapes(self, name: str, profile: int) -> list[Shape]:
         """Of an input: smallest, best and largest."""
@@ -91,21 +90,6 @@ class SimulatedPlan:
 
     def output_shapes(self, sizes: Mapping[str, int]) -> dict[str, Shape]:
         """With these sizes for the names of the inputs' dimensions. Raises `ValueError` where the graph does not allow them."""
-        key = tuple(sorted(sizes.items()))
-        if key not in self._shapes:
-            self._shapes[key] = self._infer(sizes)
-        return self._shapes[key]
-
-    def run(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        """Read the inputs where they lie and write the outputs where they belong. What ONNX Runtime raises passes."""
-        binding = self._session.io_binding()
-        for name, each in self.inputs.items():
-            binding.bind_input(name, "cpu", 0, each.dtype, shapes[name], addresses[name])
-        for name, each in self.outputs.items():
-            binding.bind_output(name, "cpu", 0, each.dtype, shapes[name], addresses[name])
-        self._session.run_with_iobinding(binding)
-
-    def _infer(self, sizes: Mapping[str, int]) -> dict[str, Shape]:
         model = onnx.ModelProto()
         model.CopyFrom(self._graph)
         for value in model.graph.input:
@@ -123,6 +107,15 @@ class SimulatedPlan:
         if unknown:
             raise ValueError(f"the shapes of {', '.join(unknown)} depend on data")
         return {name: each.shape for name, each in shapes.items()}
+
+    def run(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
+        """Read the inputs where they lie and write the outputs where they belong. What ONNX Runtime raises passes."""
+        binding = self._session.io_binding()
+        for name, each in self.inputs.items():
+            binding.bind_input(name, "cpu", 0, each.dtype, shapes[name], addresses[name])
+        for name, each in self.outputs.items():
+            binding.bind_output(name, "cpu", 0, each.dtype, shapes[name], addresses[name])
+        self._session.run_with_iobinding(binding)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

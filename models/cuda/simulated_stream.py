@@ -4,12 +4,14 @@ So the host reads poison, or what was there before, wherever it forgot to synchr
 wait for another.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from models.cuda.device import DeviceError, Stream
+from models.cuda.simulated_memory import DeviceMemory
 
 Work = Callable[[], None]
 Clock = dict[int, int]
@@ -32,12 +34,17 @@ class CurrentDevice(threading.local):
 class Streams:
     """All of a GPU's. One piece of work runs at a time, on the thread that waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
         self.running = threading.RLock()
+        self.done: Clock = {}
+        """How much of each stream's work is over, of those that are gone too."""
+        # No handle is used again, and none is another GPU's.
+        self._handles = itertools.count(id(self) << 16)
         self._by_handle: WeakValueDictionary[int, SimulatedStream] = WeakValueDictionary()
 
     def create(self) -> "SimulatedStream":
-        stream = SimulatedStream(self)
+        stream = SimulatedStream(self, next(self._handles))
         self._by_handle[stream.handle] = stream
         return stream
 
@@ -48,10 +55,6 @@ class Streams:
             raise DeviceError(f"{handle} is no stream of this GPU")
         return stream
 
-    def done(self) -> Clock:
-        """What the host may know to be done."""
-        return {stream.handle: stream.done for stream in list(self._by_handle.values())}
-
 
 class SimulatedStream:
     """For one thread, and for others that wait for its work.
@@ -60,12 +63,12 @@ class SimulatedStream:
     would succeed, the stream works again once `synchronize` has raised.
     """
 
-    def __init__(self, streams: Streams) -> None:
-        self.done = 0
-        """How many pieces of its work are over."""
+    def __init__(self, streams: Streams, handle: int) -> None:
+        self.handle = handle
         self.before: Clock = {}
         """What was sure to come before the work that is being done."""
         self._streams = streams
+        streams.done[handle] = 0
         self._queue: deque[tuple[Work, Clock]] = deque()
         self._queued = 0
         self._awaited: Clock = {}
@@ -73,8 +76,9 @@ class SimulatedStream:
         self._recorded: list[Work] | None = None
 
     @property
-    def handle(self) -> int:
-        return id(self)
+    def doing(self) -> int:
+        """The number of the piece of work that is being done, from 1."""
+        return self._streams.done[self.handle] + 1
 
     @property
     def is_capturing(self) -> bool:
@@ -117,18 +121,25 @@ class SimulatedStream:
 
     def _before_next(self) -> Clock:
         """All that is sure to come before what is queued next: what was waited for, by streams and by the host, and its own."""
-        return _later(_later(self._awaited, self._streams.done()), {self.handle: self._queued})
+        return _later(_later(self._awaited, self._streams.done), {self.handle: self._queued})
 
     def _run(self, count: int) -> None:
         """Do its work up to piece `count`."""
-        while self.done < count:
+        while self._streams.done[self.handle] < count:
             work, self.before = self._queue.popleft()
-            self.done += 1
             if self._failure is None:
                 try:
                     work()
                 except Exception as error:
                     self._failure = error
+            # A GPU's queue does not keep memory: it could be somebody else's before the work is done.
+            with self._streams.memory.watch() as let_go:
+                del work
+                if let_go and self._failure is None:
+                    self._failure = DeviceError(
+                        "device memory was let go before the work that uses it was done: keep it until then"
+                    )
+            self._streams.done[self.handle] += 1
         if isinstance(self._failure, DeviceError):
             raise self._failure
         if self._failure is not None:
@@ -148,4 +159,8 @@ class SimulatedGraph:
 
 
 def _later(first: Clock, second: Clock) -> Clock:
-    return {handle: max(first.get(handle, 0), second.get(handle, 0)) for handle in first.keys() | second.keys()}
+    # A copy first: another thread may make a stream meanwhile.
+    later = dict(first)
+    for handle, count in dict(second).items():
+        later[handle] = max(later.get(handle, 0), count)
+    return later

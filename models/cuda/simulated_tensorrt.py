@@ -1,5 +1,6 @@
 """TensorRT's runtime on a simulated GPU, with the names of TensorRT's classes, methods and enumerations."""
 
+import weakref
 from enum import Enum
 from functools import partial
 from types import SimpleNamespace
@@ -56,16 +57,20 @@ class Runtime:
         except (DeviceError, PlanFormatError) as error:
             self._logger.log(ILogger.Severity.ERROR, f"the plan is not taken: {error}")
             return None
-        return ICudaEngine(self._machine, self._logger, plan, weights)
+        return ICudaEngine(self._machine, self._logger, plan, weights, weakref.ref(self))
 
 
 class ICudaEngine:
-    def __init__(self, machine: Machine, logger: ILogger, plan: SimulatedPlan, weights: object) -> None:
+    def __init__(
+        self, machine: Machine, logger: ILogger, plan: SimulatedPlan, weights: object, runtime: weakref.ref[Runtime]
+    ) -> None:
+        """`weights` are kept, and the runtime is not."""
         self._machine = machine
         self._logger = logger
         self._plan = plan
         self._tensors = {**plan.inputs, **plan.outputs}
         self._weights = weights
+        self._runtime = runtime
 
     @property
     def num_io_tensors(self) -> int:
@@ -108,6 +113,8 @@ class ICudaEngine:
         managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         try:
             self._machine.current.require()
+            if self._runtime() is None:
+                raise DeviceError("the engine's runtime was destroyed")
             return IExecutionContext(self._machine, self._logger, self._plan, engine=self, is_managed=managed)
         except DeviceError as error:
             self._logger.log(ILogger.Severity.ERROR, f"no context is made: {error}")

@@ -19,13 +19,11 @@ CAPTURE_ERROR_MODE = "thread_local"
 
 
 class TorchStream:
-    """A CUDA stream. `graph_pool` is the memory of the graphs that are captured from it."""
+    """A CUDA stream."""
 
     def __init__(self, ordinal: int) -> None:
         with translated_errors():
             self.cuda = torch.cuda.Stream(device=ordinal)
-            # Graphs of one stream never run at once, so that their intermediate results may share memory.
-            self.graph_pool = torch.cuda.graph_pool_handle()
 
     @property
     def handle(self) -> int:
@@ -42,11 +40,11 @@ class TorchStream:
 
 @dataclass(frozen=True)
 class TorchGraph:
-    """A CUDA graph. It holds its results: memory that is let go would be given to the next graph of the stream."""
+    """A CUDA graph, whose memory is its own. It keeps what its work refers to, which CUDA would not."""
 
     graph: torch.cuda.CUDAGraph
     stream: TorchStream
-    results: Sequence[Tensor]
+    work: Callable[[], Sequence[Tensor]]
 
     def replay(self) -> None:
         with translated_errors(), torch.cuda.stream(self.stream.cuda):
@@ -102,10 +100,10 @@ class TorchDevice:
         # The stream is made the current one here already: a capture that fails at its end leaves it so.
         with translated_errors(), self._capturing, self.current(), torch.cuda.stream(ours.cuda):
             graph = torch.cuda.CUDAGraph()
-            capturing = torch.cuda.graph(graph, pool=ours.graph_pool, stream=ours.cuda, capture_error_mode=CAPTURE_ERROR_MODE)
+            capturing = torch.cuda.graph(graph, stream=ours.cuda, capture_error_mode=CAPTURE_ERROR_MODE)
             with capturing:
                 results = work()
-        return results, TorchGraph(graph, ours, results)
+        return results, TorchGraph(graph, ours, work)
 
 
 def require_cuda(ordinal: int) -> None:
@@ -118,8 +116,8 @@ def require_cuda(ordinal: int) -> None:
         ) from error
     if not torch.backends.cuda.is_built():
         raise DeviceError(
-            f"torch {torch.__version__} is a build for CPUs: run `pip install --force-reinstall torch==2.13.0` without an extra "
-            "index, which takes the build for CUDA"
+            f"torch {torch.__version__} is a build for CPUs: take the one for CUDA, by `pip install --force-reinstall "
+            f"torch=={torch.__version__.partition('+')[0]}` without an extra index"
         )
     count = torch.cuda.device_count()
     if not count:

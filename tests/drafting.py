@@ -1,0 +1,119 @@
+"""An engine over a tiny LLM whose drafts are its own answers with errors, which is what a draft is."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+
+from models.backends import LLM, AdapterOutput, Float32
+from models.chain import Models
+from server.engine import LocalEngine
+from server.engine_protocol import EngineCounters
+from server.request import Done, InstructRequest
+from server.runner import Runner
+from tests.engine_client import TIMEOUT_S, wait_until_idle
+from tests.fake_models import SAMPLE_RATE_HZ, FakeAdapter, fake_models, sure_output
+from tests.random_schedules import Schedule, check, random_arrivals, random_requests, without_id
+from tests.runner_client import run
+
+WIDTH = 64
+
+
+class DraftingAdapter(FakeAdapter):
+    """Frames as wide as the LLM's embeddings; the draft is what it was told to be for these frames."""
+
+    boundary_before = np.full((2, WIDTH), 0.25, np.float32)
+    boundary_after = np.full((2, WIDTH), 0.75, np.float32)
+
+    def __init__(self) -> None:
+        self.drafts: dict[int, list[int]] = {}
+
+    def _adapt(self, states: Float32) -> AdapterOutput:
+        output = super()._adapt(states)
+        frames = np.tile(output.frames, (1, WIDTH // output.frames.shape[1])) / np.float32(4)
+        draft = self.drafts.get(zlib.crc32(frames.tobytes()), [])
+        # A blank between any two, so that a token may come twice.
+        best = np.array([each for token in draft for each in (token, -1)] or output.best_token, np.int64)
+        return sure_output(frames, best)
+
+
+def wrong_here_and_there(random: Random, tokens: list[int]) -> list[int]:
+    draft: list[int] = []
+    for token in tokens:
+        draft += random.choices([[token], [random.randrange(20, 300)], [token, token], []], [16, 2, 1, 1])[0]
+    return draft
+
+
+@contextmanager
+def serving(models: Models, **options: float) -> Iterator[LocalEngine]:
+    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, 16, **options)  # type: ignore[arg-type]
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.drain(TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The answer of a request that ran alone and without a draft, and its tokens."""
+
+    done: Done
+    tokens: list[int]
+
+
+def drafting_models(llm: LLM) -> tuple[Models, DraftingAdapter]:
+    adapter = DraftingAdapter()
+    return replace(fake_models(llm), adapter=adapter), adapter
+
+
+def drafted_requests() -> list[InstructRequest]:
+    """Without the relaxed ones: their answers depend on the draft."""
+    requests = [replace(request, draft="exact") for request in random_requests()]
+    return [replace(each, sampling=replace(each.sampling, max_tokens=2 * each.sampling.max_tokens)) for each in requests]
+
+
+def answer_alone(llm: LLM, requests: list[InstructRequest]) -> list[Alone]:
+    models, _ = drafting_models(llm)
+    answers = []
+    for request in requests:
+        generation, _ = run(Runner(models), replace(request, draft="off"))
+        done = generation.terminal_event()
+        assert isinstance(done, Done)
+        answers.append(Alone(done, generation.tokens))
+    return answers
+
+
+def draft_answers(
+    models: Models, adapter: DraftingAdapter, random: Random, asked: list[InstructRequest], alone: list[Alone]
+) -> None:
+    """Give the adapter a draft for every audio: the answer's tokens with errors."""
+    for request, answer in zip(asked, alone, strict=True):
+        frames = adapter.adapt(models.encoder.encode([models.features(request.audio)]))[0].frames
+        adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
+
+
+def play_schedules(llm: LLM, requests: list[InstructRequest], alone: list[Alone], seed: int, schedules: int) -> EngineCounters:
+    """Random schedules of the requests on one engine; every answer has to be the one alone."""
+    random = Random(seed)
+    models, adapter = drafting_models(llm)
+    draft_answers(models, adapter, random, requests, alone)
+    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
+    answered = 0
+    with serving(models, **budgets) as engine:
+        for number in range(schedules):
+            arrivals = random_arrivals(random, f"schedule {number}", requests, [])
+            schedule = Schedule(engine, arrivals)
+            schedule.run()
+            for arrival in arrivals:
+                outcome = schedule.outcomes[arrival.request.id]
+                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), without_id(alone[arrival.index].done))
+                answered += isinstance(outcome, Done)
+        wait_until_idle(engine)
+        stats = engine.stats()
+    assert (stats.waiting, stats.running) == (0, 0)
+    assert answered > schedules
+    return stats.counters
