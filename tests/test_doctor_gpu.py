@@ -105,7 +105,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
             "1 of 1 are missing",
             "python -m export.tensorrt_plans .*sm_100",
         ),
-        ({"driver": Driver(memory_bytes=2_300_000_000)}, "memory of GPU 0", r"(\d+) slots would fit", r"--slots \d+ at most"),
+        ({"driver": Driver(memory_bytes=2_400_000_000)}, "memory of GPU 0", r"(\d+) slots would fit", r"--slots \d+ at most"),
         ({"driver": Driver(memory_bytes=10**9)}, "memory of GPU 0", "; 0 slots would fit", "use a larger GPU"),
         ({"missing": ["torch"]}, "torch", "cannot be imported", r"pip install .*\[gpu\]"),
         ({"cuda": None}, "torch", "2.13.0 is a build for CPUs", "--force-reinstall torch==2.13.0"),
