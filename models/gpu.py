@@ -68,4 +68,7 @@ def cuda_version(driver: Any) -> tuple[int, int]:
 def _call(driver: Any, name: str, *arguments: Any) -> None:
     status = getattr(driver, name)(*arguments)
     if status != 0:
-        raise BackendError(f"the NVIDIA driver's {name} failed with status {status}")
+        words = ctypes.c_char_p()
+        driver.cuGetErrorString(status, ctypes.byref(words))
+        told = (words.value or b"which it does not know").decode()
+        raise BackendError(f"the NVIDIA driver's {name} failed with status {status} ({told})")

@@ -94,7 +94,7 @@ def reckon(
     plan = plans["llm"]
     without_plan = {
         "encoder": _size(bundle, encoder.graph, f"{encoder.graph}.data"),
-        "adapter": _size(bundle, adapter.weights, llm.embedding),
+        "adapter": _size(bundle, adapter.weights) + llm.vocabulary_size * llm.embedding_size * bytes_per_number,
     }
     with_plan = {part: _size(bundle, each.file) + each.activation_bytes for part, each in plans.items()}
     return MemoryBudget(

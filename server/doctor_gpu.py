@@ -128,35 +128,45 @@ def check_onnxruntime_gpu(settings: Settings) -> Finding:
     with suppress(ImportError, OSError):
         importlib.import_module("torch")
     problem = _try_provider(settings.gpu_numbers[0])
-    libraries = f"install CUDA {CUDA}'s libraries and cuDNN 9, as docs/gpu.md says; the messages above name what is missing"
-    return Finding(name, f"{detail} {problem}" if problem else f"{detail} multiplied on it", libraries if problem else "")
+    libraries = (
+        f"install CUDA {CUDA}'s libraries and cuDNN 9, as docs/gpu.md says; the messages before this one name what is missing"
+    )
+    return Finding(name, f"{detail} {problem}" if problem else f"{detail} computes on it", libraries if problem else "")
 
 
 def _try_provider(number: int) -> str:
-    """What is wrong with a product of matrices on the GPU."""
+    """What is wrong with a convolution and a product on the GPU."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if PROVIDER not in available:
         return f"has no {PROVIDER}, only {', '.join(available)}"
-    factor = np.eye(4, dtype=np.float32) * 3
+    audio, filters = np.eye(4, dtype=np.float32)[None] * 3, np.ones((4, 4, 1), np.float32)
     try:
-        session = onnxruntime.InferenceSession(_product(), providers=[(PROVIDER, {"device_id": number})])
+        session = onnxruntime.InferenceSession(_small_encoder(), providers=[(PROVIDER, {"device_id": number})])
         # It lists what the session was given, and puts the CPU's in place of what it could not load.
         if session.get_providers()[0] != PROVIDER:
             return f"asked for {PROVIDER} took {session.get_providers()[0]}"
-        (result,) = session.run(None, {"x": factor})
+        (result,) = session.run(None, {"audio": audio, "filters": filters})
     except Exception as error:
         return f"cannot run on it: {error}"
-    return "" if np.array_equal(result, factor @ factor) else "multiplied wrongly on it"
+    convolved = filters[:, :, 0] @ audio
+    return "" if np.array_equal(result, convolved @ convolved) else "multiplied wrongly on it"
 
 
-def _product() -> bytes:
+def _small_encoder() -> bytes:
+    """A convolution, for which ONNX Runtime loads cuDNN only when it runs it, and a product."""
     from onnx import TensorProto, helper
 
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in ("x", "y"))
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "product", [x], [y])
-    content: bytes = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]).SerializeToString()
+    shapes = {"audio": [1, 4, 4], "filters": [4, 4, 1], "result": [1, 4, 4]}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["audio", "filters"], ["convolved"]),
+        helper.make_node("MatMul", ["convolved", "convolved"], ["result"]),
+    ]
+    graph = helper.make_graph(nodes, "small_encoder", [values["audio"], values["filters"]], [values["result"]])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    content: bytes = model.SerializeToString()
     return content
 
 

@@ -12,5 +12,6 @@ class Finding:
     advice: str = ""
 
     def line(self) -> str:
-        mark = "FAIL" if self.advice else "ok  "
-        return f"{mark} {self.name}: {self.detail}" + (f" -> {self.advice}" if self.advice else "")
+        """One line, also where a library's error in it has several."""
+        text = f"{self.name}: {self.detail}" + (f" -> {self.advice}" if self.advice else "")
+        return ("FAIL " if self.advice else "ok   ") + " ".join(text.split())

@@ -72,7 +72,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
     assert {name: finding.detail for name, finding in found.items() if name != "memory of GPU 0"} == {
         "driver": "serves CUDA 13.1",
         "torch": "2.13.0 for CUDA 13.0, sees 1 of the GPUs",
-        "onnxruntime on the GPU": "onnxruntime-gpu 1.31.1 multiplied on it",
+        "onnxruntime on the GPU": "onnxruntime-gpu 1.31.1 computes on it",
         "TensorRT": "tensorrt 11.4.0.106",
         "GPU 0": "NVIDIA H100 80GB HBM3, sm_90, 85.90 GB",
         "kernels on GPU 0": "Triton 3.7.1, tiles for sm_90, which were chosen for a H100 SXM",
@@ -105,7 +105,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
             "1 of 1 are missing",
             "python -m export.tensorrt_plans .*sm_100",
         ),
-        ({"driver": Driver(memory_bytes=2_300_000_000)}, "memory of GPU 0", r"(\d+) slots would fit", r"--slots \d+ at most"),
+        ({"driver": Driver(memory_bytes=2_400_000_000)}, "memory of GPU 0", r"(\d+) slots would fit", r"--slots \d+ at most"),
         ({"driver": Driver(memory_bytes=10**9)}, "memory of GPU 0", "; 0 slots would fit", "use a larger GPU"),
         ({"missing": ["torch"]}, "torch", "cannot be imported", r"pip install .*\[gpu\]"),
         ({"cuda": None}, "torch", "2.13.0 is a build for CPUs", "--force-reinstall torch==2.13.0"),
@@ -243,12 +243,16 @@ def test_an_unused_gpu_is_mentioned_and_its_absence_is_not(
     assert findings(folder, settings) == {}
 
 
-def test_onnx_runtime_multiplies_by_the_provider_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_computes_by_the_provider_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one, whose provider of CPUs takes no GPU's number."""
     monkeypatch.setattr(doctor_gpu, "PROVIDER", "CPUExecutionProvider")
     assert doctor_gpu._try_provider(0) == ""
     monkeypatch.setattr(doctor_gpu, "PROVIDER", "NoExecutionProvider")
     assert doctor_gpu._try_provider(0).startswith("has no NoExecutionProvider, only ")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert Finding("probe", "cannot run:\n  no cuDNN\n", "install it").line() == "FAIL probe: cannot run: no cuDNN -> install it"
 
 
 def test_the_command_fails_where_a_gpu_is_missing(

@@ -8,86 +8,71 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.gpu_memory_table import MODELS, memory_table
-from models.bundle import Bundle, FileEntry, LlmSection, PlanSection, open_bundle
-from models.cuda.device import ALIGNMENT_BYTES, OutOfDeviceMemoryError
+from export.tensorrt_parts import PARTS
+from models.bundle import Bundle, PlanSection
+from models.cuda.chain import load_models_on
+from models.cuda.device import ALIGNMENT_BYTES, OutOfDeviceMemoryError, plan_key
+from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.slots import SlotMemory
 from models.gpu_memory import MemoryBudget, reckon, slot_bytes
-from tests.gpu_llm import LIMITS, SLOTS, build_llm_plan, on_simulated_gpu
-from tests.test_bundle import write_tiny_bundle
-from tests.tiny_llama import MAX_POSITIONS, VOCABULARY
+from models.plans import find_plan
+from tests.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 2**28
+SLOTS = 4
 PREFIX_BYTES = 1000
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
-    folder = tmp_path_factory.mktemp("plan")
-    return build_llm_plan(folder), folder
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With plans of all parts for the simulated GPU."""
+    folder = tmp_path_factory.mktemp("memory") / "tiny"
+    return add_simulated_plans(folder, write_speaking_bundle(folder))
 
 
-def tiny_bundle(folder: Path, plan: bytes, device: SimulatedDevice) -> tuple[Bundle, PlanSection]:
-    """As a bundle with this plan of the tiny LLM would be."""
-    write_tiny_bundle(folder)
-    bundle = open_bundle(folder)
-    llm = bundle.manifest.llm.model_copy(
-        update={"layers": 2, "key_value_heads": 2, "head_size": 16, "embedding_size": 64, "vocabulary_size": VOCABULARY}
-    )
-    section = PlanSection(
-        part="llm",
-        file="plans/sm90.plan",
-        builder="simulated",
-        builder_version="1",
-        gpu="sm_00",
-        precision="fp32",
-        max_positions=MAX_POSITIONS,
-        activation_bytes=Plan(device, plan, "llm").workspace_bytes,
-        profiles=(
-            {"rows": (1, 4, LIMITS.decode_rows), "tokens": (1, 1, 1), "wanted": (1, 4, LIMITS.decode_rows)},
-            {
-                "rows": (1, 1, LIMITS.prefill_rows),
-                "tokens": (1, 40, LIMITS.prefill_tokens),
-                "wanted": (1, 1, LIMITS.wanted),
-            },
-        ),
-    )
-    files = {**bundle.manifest.files, section.file: FileEntry(sha256="0" * 64, bytes=len(plan))}
-    return Bundle(folder, bundle.manifest.model_copy(update={"llm": LlmSection(**dict(llm)), "files": files})), section
+def plans_of(bundle: Bundle, *parts: str) -> dict[str, PlanSection]:
+    return {part: find_plan(bundle, part, plan_key(SimulatedDevice())) for part in parts}
 
 
-def test_the_llm_takes_what_was_reckoned(plan: tuple[bytes, Path], tmp_path: Path) -> None:
-    content, folder = plan
-    bundle, section = tiny_bundle(tmp_path, content, SimulatedDevice())
-    budget = reckon(bundle, {"llm": section}, slots=SLOTS, prefix_bytes=PREFIX_BYTES, bytes_per_number=4)
+def load_plan(bundle: Bundle, device: SimulatedDevice) -> Plan:
+    file = plans_of(bundle, "llm")["llm"].file
+    return Plan(device, bundle.path(file).read_bytes(), file)
+
+
+def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
+    budget = reckon(bundle, plans_of(bundle, "llm"), slots=SLOTS, prefix_bytes=PREFIX_BYTES, bytes_per_number=4)
     device = SimulatedDevice(MEMORY_BYTES, threads=1)
-    llm = on_simulated_gpu(content, folder, device=device)
+    llm = TensorRtLLM(device, load_plan(bundle, device), bundle.path("embedding.npy"), slots=SLOTS)
     taken = MEMORY_BYTES - device.free_memory_bytes()
     reckoned = budget.llm + budget.activations + budget.step + llm.slots * budget.slot_bytes
     assert abs(taken - reckoned) < 8 * ALIGNMENT_BYTES
     assert budget.total_bytes - reckoned == budget.encoder + budget.adapter + PREFIX_BYTES + budget.context
-    sizes = {name: entry.bytes for name, entry in bundle.manifest.files.items()}
-    assert budget.encoder == sizes["encoder.onnx"]
-    assert budget.adapter == sizes["adapter.safetensors"] + sizes["embedding.npy"]
+    section, sizes = bundle.manifest.llm, {name: entry.bytes for name, entry in bundle.manifest.files.items()}
+    assert budget.encoder == sizes["encoder.onnx"] + sizes["encoder.onnx.data"]
+    assert budget.adapter == sizes["adapter.safetensors"] + 4 * section.vocabulary_size * section.embedding_size
 
 
-def test_what_runs_on_tensorrt_is_as_large_as_its_plan(plan: tuple[bytes, Path], tmp_path: Path) -> None:
-    content, _ = plan
-    bundle, section = tiny_bundle(tmp_path, content, SimulatedDevice())
-    budget = reckon(bundle, {"llm": section, "encoder": section, "adapter": section}, slots=1, prefix_bytes=0)
-    assert budget.encoder == budget.adapter == len(content) + section.activation_bytes
+def test_a_server_takes_what_was_reckoned_and_a_part_of_what_is_set_aside(bundle: Bundle) -> None:
+    budget = reckon(bundle, plans_of(bundle, *PARTS), slots=SLOTS, prefix_bytes=0, bytes_per_number=4)
+    device = SimulatedDevice(MEMORY_BYTES, threads=1)
+    # What nothing refers to is given back.
+    models = load_models_on(device, bundle, SLOTS, 1, "tensorrt", "tensorrt")
+    taken = MEMORY_BYTES - device.free_memory_bytes()
+    assert models.llm.slots == SLOTS
+    assert budget.total_bytes - budget.context < taken < budget.total_bytes
 
 
-def test_the_slots_themselves_say_that_as_many_fit(plan: tuple[bytes, Path]) -> None:
+def test_the_slots_themselves_say_that_as_many_fit(bundle: Bundle) -> None:
     device = SimulatedDevice(MEMORY_BYTES)
-    loaded = Plan(device, plan[0], "llm")
-    one = slot_bytes(layers=2, key_value_heads=2, head_size=16, positions=MAX_POSITIONS, bytes_per_number=4)
+    plan, llm = load_plan(bundle, device), bundle.manifest.llm
+    one = slot_bytes(llm.layers, llm.key_value_heads, llm.head_size, llm.max_positions, bytes_per_number=4)
     fitting = device.free_memory_bytes() // one
     with pytest.raises(OutOfDeviceMemoryError, match=rf"{fitting} would fit"):
-        SlotMemory(device, device.stream(), loaded, fitting + 1)
-    SlotMemory(device, device.stream(), loaded, fitting)
+        SlotMemory(device, device.stream(), plan, fitting + 1)
+    SlotMemory(device, device.stream(), plan, fitting)
 
 
 @given(memory_bytes=st.integers(0, 10**12), beside=st.integers(0, 10**11), one=st.integers(1, 10**10))
