@@ -1,1 +1,1 @@
-"""`python -m export.gpu_check`: everything to find out on the first GPU, in steps, as one report. Needs the `gpu` or `dev` extra."""
+"""`python -m export.gpu_check`: what there is to find out on the first GPU, as one report. Needs the `gpu` or `dev` extra."""

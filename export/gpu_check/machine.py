@@ -60,16 +60,15 @@ def _problems(is_simulated: bool, device: Device) -> Iterator[str]:
 def check_bundle(bench: Workbench) -> Findings:
     """Builds the default bundle in float32 where it is not there."""
     manifest = bench.bundle.manifest
-    rows = tuple(
-        (name, f"{entry.bytes / 1e6:.1f}") for name, entry in manifest.files.items() if not name.startswith("plans/")
-    )
+    rows = tuple((name, f"{entry.bytes / 1e6:.1f}") for name, entry in manifest.files.items() if not name.startswith("plans/"))
+    precisions = [f"{name} {getattr(manifest, name).precision}" for name in ("encoder", "adapter", "llm")]
     # Not the folder: the report is for others.
-    note = f"{manifest.name}, encoder {manifest.encoder.precision}, adapter {manifest.adapter.precision}, LLM {manifest.llm.precision}."
+    note = f"{manifest.name}: {', '.join(precisions)}."
     return Findings((Table("Files, without plans", ("file", "MB"), rows),), (note,))
 
 
 def check_plans(bench: Workbench) -> Findings:
-    """Builds the plans that are not there yet. A part that cannot be built is a failure, and the others are built all the same."""
+    """Builds the plans that are not there yet. Where a part cannot be built, the others are built all the same."""
     library, gpu = bench.device.tensorrt, bench.device.gpu.architecture
     timing_cache = bench.cache_dir / f"{library.builder}-{library.version}-{gpu}.timing"
     rows, failures = [], []

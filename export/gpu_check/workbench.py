@@ -166,7 +166,7 @@ class Workbench:
     @cached_property
     def embedding(self) -> Float32:
         """The LLM's table [vocabulary, embedding_size]."""
-        return np.load(self.bundle.path(self.bundle.manifest.llm.embedding)).astype(np.float32)
+        return np.asarray(np.load(self.bundle.path(self.bundle.manifest.llm.embedding)), np.float32)
 
     @cached_property
     def cpu_states(self) -> list[Float32]:

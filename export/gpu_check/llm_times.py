@@ -1,0 +1,82 @@
+"""What steps of the LLM take, and its memory."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from export.gpu_check.report import Findings, Table
+from export.gpu_check.step_rig import StepRig, random_inputs
+from export.gpu_check.timing import time_enqueued, time_host
+from export.gpu_check.workbench import Workbench
+from models.backends import LLM, DecodeRow, PrefillRow
+from models.cuda.llm_tensorrt import DRAFT_TOKENS
+from models.cuda.steps import StepShape
+
+CONTEXT = 200
+"""Positions that are in a slot before the step that is timed."""
+TIMES = "Median (shortest) ms"
+
+
+def check_llm_times(bench: Workbench) -> Findings:
+    """Decode steps by rows, prefills, drafts."""
+    llm, plan, repeats = bench.loaded_llm.llm, bench.loaded_llm.plan, bench.scale.repeats
+    context = min(CONTEXT, llm.max_positions // 2)
+    buckets = [2**power for power in range(bench.scale.slots.bit_length()) if 2**power <= bench.scale.slots]
+    rig = StepRig(bench.device, plan, bench.scale.slots, [StepShape(rows, 1, rows) for rows in buckets])
+    rows = []
+    for rigged in rig.rigged:
+        count = rigged.shape.rows
+        rig.stage(random_inputs(rigged.shape, rig.embedding_size, np.full(count, context), seed=0))
+        whole = time_host(partial(llm.decode, _decode_rows(count, context, 1)), repeats)
+        captured = time_enqueued(rigged.captured.graph.replay, rig.stream, repeats)
+        eager = time_enqueued(rigged.step.enqueue, rig.stream, repeats)
+        rows.append((str(count), str(whole), str(captured), str(eager)))
+    heading = (
+        "rows",
+        "decode, with embeddings and logits on the host",
+        "of it a replayed graph",
+        "the same step without a graph",
+    )
+    decode = Table(f"{TIMES} of a decode step at position {context}", heading, tuple(rows))
+    prefill = Table(f"{TIMES} of a prefill of one row", ("positions", "prefill"), tuple(_prefills(bench, llm)))
+    drafts = Table(
+        f"{TIMES} of a token with drafts behind it, one row at position {context}",
+        ("tokens", "decode"),
+        tuple(
+            (str(tokens), str(time_host(partial(llm.decode, _decode_rows(1, context, tokens)), repeats)))
+            for tokens in DRAFT_TOKENS
+        ),
+    )
+    return Findings((decode, prefill, drafts))
+
+
+def check_memory(bench: Workbench) -> Findings:
+    """What loading the LLM took of the device's memory, beside what its parts are said to take."""
+    loaded = bench.loaded_llm
+    before, after_plan, after_slots = loaded.free_bytes
+    slot = loaded.plan.inputs["key_0"]
+    layers = bench.bundle.manifest.llm.layers
+    slot_bytes = 2 * layers * slot.dtype.itemsize * int(np.prod(slot.shape[1:]))
+    rows = [
+        ("free before", before, None),
+        ("taken by the plan", before - after_plan, bench.bundle.manifest.files[loaded.plan.name].bytes),
+        (f"taken by {bench.scale.slots} slots, steps and graphs", after_plan - after_slots, None),
+        (f"of it {bench.scale.slots} slots", None, bench.scale.slots * slot_bytes),
+        ("of it between kernels", None, loaded.plan.workspace_bytes),
+        ("free after", after_slots, None),
+    ]
+    figures = tuple((name, *("" if each is None else f"{each / 1e6:.1f}" for each in pair)) for name, *pair in rows)
+    return Findings((Table("Memory of the device in MB", ("", "measured", "by its size"), figures),))
+
+
+def _prefills(bench: Workbench, llm: LLM) -> Iterator[tuple[str, str]]:
+    noise = np.random.default_rng(0).standard_normal((max(bench.scale.prefill_tokens), llm.embedding_size), np.float32)
+    for tokens in bench.scale.prefill_tokens:
+        if tokens <= llm.max_positions:
+            row = PrefillRow(0, 0, noise[:tokens] / np.float32(10))
+            yield str(tokens), str(time_host(partial(llm.prefill, [row]), bench.scale.repeats))
+
+
+def _decode_rows(count: int, position: int, tokens: int) -> list[DecodeRow]:
+    return [DecodeRow(slot, position, list(range(1, tokens + 1))) for slot in range(count)]

@@ -1,0 +1,78 @@
+"""Steps of the LLM's plan over slots of their own, each with and without a captured graph."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from models.backends import Float32, Int64
+from models.cuda.device import Device
+from models.cuda.plan import Plan, PlanContext
+from models.cuda.slots import SlotMemory
+from models.cuda.steps import CapturedStep, Step, StepInputs, StepMemory, StepShape
+from models.plans import DECODE_PROFILE, PREFILL_PROFILE
+
+
+@dataclass(frozen=True)
+class Rigged:
+    """One shape of step: what enqueues it, and a captured one of its kind."""
+
+    shape: StepShape
+    step: Step
+    captured: CapturedStep
+
+
+class StepRig:
+    """Holds a second set of slots beside those of `TensorRtLLM`. For one thread."""
+
+    def __init__(self, device: Device, plan: Plan, slots: int, shapes: Sequence[StepShape]) -> None:
+        """Captures a graph for each of the shapes; those with one position a row run under the decode profile."""
+        self.stream = device.stream()
+        self.embedding_size = plan.inputs["embeddings"].shape[-1]
+        self._plan = plan
+        self._slots = SlotMemory(device, self.stream, plan, slots)
+        self._memory = StepMemory(device, self.stream, self.embedding_size, plan.outputs["logits"].shape[-1], shapes)
+        self._workspace = plan.workspace()
+        self.rigged = [self._rig(shape) for shape in shapes]
+
+    def stage(self, inputs: StepInputs) -> None:
+        """What the next step computes."""
+        self._memory.stage(inputs)
+
+    def play(self, rigged: Rigged, all_inputs: Sequence[StepInputs], *, captured: bool) -> tuple[list[Float32], Tensor]:
+        """From empty slots on, one step for each of the inputs; logits [wanted, V] of each, and what is in the slots."""
+        self._slots.clear()
+        logits = []
+        for inputs in all_inputs:
+            self.stage(inputs)
+            if captured:
+                rigged.captured.graph.replay()
+            else:
+                rigged.step.enqueue()
+            self.stream.synchronize()
+            logits.append(self._memory.take_logits(rigged.shape))
+        return logits, self._slots.memory.cpu().clone()
+
+    def _rig(self, shape: StepShape) -> Rigged:
+        self.stage(random_inputs(shape, self.embedding_size, np.zeros(shape.rows, np.int64), seed=0))
+        # A context that was captured from is not bound again, so each has its own.
+        return Rigged(shape, self._step(shape), self._step(shape).capture())
+
+    def _step(self, shape: StepShape) -> Step:
+        profile = DECODE_PROFILE if shape.tokens == 1 else PREFILL_PROFILE
+        context = PlanContext(self._plan, profile, self.stream, self._workspace)
+        return Step(context, self._memory, self._slots, shape, first_slot=0)
+
+
+def random_inputs(shape: StepShape, embedding_size: int, starts: Int64, seed: int) -> StepInputs:
+    """Embeddings of noise for rows that begin at `starts` [rows]; logits of the first `shape.wanted` positions."""
+    noise = np.random.default_rng(seed).standard_normal((shape.rows, shape.tokens, embedding_size), np.float32)
+    places = np.stack(np.meshgrid(np.arange(shape.rows), np.arange(shape.tokens), indexing="ij"), axis=-1).reshape(-1, 2)
+    return StepInputs(
+        noise / np.float32(10),
+        positions=starts[:, None] + np.arange(shape.tokens),
+        write_index=starts,
+        kv_length=starts + shape.tokens,
+        wanted=places[: shape.wanted],
+    )
