@@ -34,7 +34,7 @@ def check_llm_times(bench: Workbench) -> Findings:
         rows.append((str(count), str(whole), str(captured), str(eager)))
     heading = (
         "rows",
-        "decode, with embeddings and logits on the host",
+        "decode, from and to the host",
         "of it a replayed graph",
         "the same step without a graph",
     )
