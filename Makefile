@@ -7,7 +7,11 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test lint bench clean
+# Where `gpu-check` computes: cuda, or simulated, which needs no GPU.
+DEVICE ?= cuda
+REPORT ?= gpu_check.md
+
+.PHONY: serve test lint bench gpu-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -22,6 +26,10 @@ lint: $(VENV)/dev.stamp
 # Measures on this machine and writes loadtest/results; nothing else should run beside it.
 bench: $(VENV)/bench.stamp
 	@$(VENV)/bin/python -m loadtest.bench
+
+# Builds plans, compares everything with the CPU, measures, and writes one report.
+gpu-check: $(VENV)/$(if $(filter simulated,$(DEVICE)),dev,gpu).stamp
+	@$(VENV)/bin/python -m export.gpu_check --device '$(DEVICE)' --out '$(REPORT)'
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -39,6 +47,14 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@touch $(VENV)/serve.stamp $@
+
+# The two ONNX Runtimes unpack into one folder, and pip does not know that they conflict: both go, and the GPU's comes back.
+$(VENV)/gpu.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[gpu,dev]'
+	$(PIP) uninstall --quiet -y onnxruntime onnxruntime-gpu
+	$(PIP) install --quiet --no-deps -c constraints.txt onnxruntime-gpu
+	@rm -f $(VENV)/dev.stamp
+	@touch $@
 
 $(VENV)/created.stamp:
 	@test -n '$(PYTHON)' || { echo 'Thinbridge needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python'; exit 1; }

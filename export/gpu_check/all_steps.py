@@ -17,7 +17,7 @@ STEPS: tuple[Step[Workbench], ...] = (
     Step("bundle", "The default bundle in float32, verified.", check_bundle),
     Step("plans", "Plans of encoder, adapter and LLM build for this device.", check_plans, ("machine", "bundle")),
     Step("kernels", "Each of the adapter's kernels gives what its plain twin gives.", check_kernels, ("machine",)),
-    Step("memory", "The LLM loads, and takes the memory that its parts are said to take.", check_memory, ("plans",)),
+    Step("memory", "The LLM loads; the memory that it takes, beside the sizes of its parts.", check_memory, ("plans",)),
     Step(
         "attention",
         "Queries see the positions of their slot that they should, however a row was cut, padded and placed.",

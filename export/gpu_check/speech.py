@@ -17,12 +17,13 @@ from models.cuda.encoder_onnx import OnnxDeviceEncoder
 from models.cuda.encoder_tensorrt import TensorRtEncoder
 from models.cuda.utterances import FRAMES_PER_STATE
 
-LARGEST_STATE_ERROR = 0.1
-"""On average, in deviations of the states. Chosen, not measured: a wrong state is off by one or more."""
-LARGEST_BLANK_ERROR = 0.02
-"""On average, of P(blank). Chosen, not measured."""
+LARGEST_STATE_ERROR = 0.05
+"""On average, in deviations of the states. In float16 throughout, ONNX Runtime on a CPU is off by 0.0007 on these clips; bfloat16
+is 8 times coarser, and a state that has nothing to do with the right one is off by more than one."""
+LARGEST_BLANK_ERROR = 0.005
+"""On average, of P(blank). The plain twins in bfloat16 are off by 0.0004 on these clips."""
 SMALLEST_SHARE_EQUAL = 0.95
-"""Of frames whose best token is the same. Chosen, not measured."""
+"""Of frames whose best token is the same, which in bfloat16 are all of them with the plain twins."""
 
 
 def check_encoder(bench: Workbench) -> Findings:

@@ -7,8 +7,8 @@ from statistics import median
 
 from models.cuda.device import Stream
 
-WARM_UP = 2
-"""Runs before those that count: kernels are compiled and loaded in the first."""
+WARM_UP_SHARE = 10
+"""One run in so many, and at least one, before those that count: kernels are compiled and loaded in the first."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Timing:
 
 def time_host(work: Callable[[], object], repeats: int) -> Timing:
     """Of work that comes back when it is done."""
-    for _ in range(WARM_UP):
+    for _ in range(max(1, repeats // WARM_UP_SHARE)):
         work()
     times_ms = []
     for _ in range(repeats):

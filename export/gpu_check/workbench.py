@@ -57,7 +57,7 @@ class Scale:
 
 SCALES: dict[DeviceKind, Scale] = {
     "cuda": Scale(50, 32, (32, 128, 512), ((125, 1), (125, 8), (125, 32)), 0, 20, 8),
-    "simulated": Scale(3, SLOTS, (32, 128, 512), ((8, 1), (8, 2)), 512, 1, 1),
+    "simulated": Scale(1, SLOTS, (32, 128, 512), ((8, 2),), 512, 1, 1),
 }
 """`slots` are what the LLM is loaded with, `rounds` how often the server is asked for each clip."""
 
