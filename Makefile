@@ -38,14 +38,17 @@ clean:
 # A stamp is newer than what it was installed from, so nothing is installed twice and a changed pyproject.toml is.
 $(VENV)/serve.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e .
+	@rm -f $(VENV)/gpu.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
 
 $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
 
 # The two ONNX Runtimes unpack into one folder, and pip does not know that they conflict: both go, and the GPU's comes back.
@@ -53,8 +56,7 @@ $(VENV)/gpu.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[gpu,dev]'
 	$(PIP) uninstall --quiet -y onnxruntime onnxruntime-gpu
 	$(PIP) install --quiet --no-deps -c constraints.txt onnxruntime-gpu
-	@rm -f $(VENV)/dev.stamp
-	@touch $@
+	@touch $(VENV)/serve.stamp $(VENV)/dev.stamp $@
 
 $(VENV)/created.stamp:
 	@test -n '$(PYTHON)' || { echo 'Thinbridge needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python'; exit 1; }
