@@ -19,8 +19,8 @@ from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from kernels.parity.interpreter import interpreted
 from models.cuda.device import Stream, copy
-from models.cuda.plan import PlanContext
 from models.cuda.onnx_session import open_device_session
+from models.cuda.plan import PlanContext
 
 FLOAT = torch.bfloat16
 LAST_CHARACTERS = 500

@@ -42,10 +42,11 @@ class Answer:
 
 
 class Server:
-    """A running server's client. For several threads."""
+    """Asks a running server. For several threads."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+    def __init__(self, client: httpx.Client) -> None:
+        """`client` is of the server's address."""
+        self._client = client
 
     def ask(self, question: Question) -> Answer:
         """Raises `ServerError` for any other status than 200."""
@@ -80,7 +81,9 @@ def serve(root: Path, bundle: Path, device: str, log: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "server", "serve", "--port", "0", "--bundle", str(bundle), "--device", device]
     with log.open("w") as output, subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
-            yield Server(_wait_until_ready(process, log))
+            url = _wait_until_ready(process, log)
+            with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
+                yield Server(client)
         finally:
             process.terminate()
             try:
