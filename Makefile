@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 # Where `gpu-check` computes: cuda, or simulated, which needs no GPU.
 DEVICE ?= cuda
-REPORT ?= gpu_check.md
+REPORT ?= docs/gpu_check.md
 
 .PHONY: serve test lint bench gpu-check clean
 

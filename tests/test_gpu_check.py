@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from export.gpu_check.alignment import (
 )
 from export.gpu_check.alignment_step import check_attention
 from export.gpu_check.end_to_end import INSTRUCTIONS, Run, exercise, server_findings
-from export.gpu_check.graphs import check_graphs
+from export.gpu_check.graphs import check_graphs, graph_findings
 from export.gpu_check.kernel_times import check_kernel_times
 from export.gpu_check.llm_times import check_llm_times, check_memory
 from export.gpu_check.machine import check_bundle, check_machine
@@ -36,6 +37,9 @@ from export.gpu_check.steps import Step, choose, run_steps
 from export.gpu_check.workbench import ROOT, Clip, Scale, Workbench
 from models.adapter_onnx import OnnxAdapter
 from models.backends import LLM, AdapterOutput, Float32
+from models.cuda.device import Result, Stream
+from models.cuda.simulated import SimulatedDevice
+from models.cuda.simulated_stream import SimulatedGraph
 from server.errors import InvalidRequest
 from tests.clip_files import CLIPS, clip_path
 from tests.fake_engine import FakeEngine
@@ -207,6 +211,27 @@ def test_every_contender_runs(bench: Workbench, monkeypatch: pytest.MonkeyPatch)
     assert [row[0] for row in operators.rows][:2] == ["input", "qkv"]
 
 
+class IdleGraph:
+    def replay(self) -> None: ...
+
+
+class Forgetful(SimulatedDevice):
+    """What it captures it does not do again."""
+
+    def capture(self, work: Callable[[], Result], stream: Stream) -> tuple[Result, SimulatedGraph]:
+        results, _ = super().capture(work, stream)
+        return results, cast(SimulatedGraph, IdleGraph())
+
+
+def test_a_graph_that_does_something_else_is_found(bench: Workbench) -> None:
+    device = Forgetful(2**28, threads=1)
+    other = Workbench("simulated", bench.folder, bench.scratch, threads=1)
+    other.device, other.bundle = device, bench.bundle
+    failures = graph_findings(device, other.plan("llm"), slots=2).failures
+    assert "2 rows of 1: logits of the first replays differ from the step without a graph" in failures
+    assert "2 rows of 1: slots of the first replays differ from the step without a graph" in failures
+
+
 def test_another_models_states_and_drafts_are_found(bench: Workbench) -> None:
     other = Workbench("simulated", bench.folder, bench.scratch, threads=1)
     other.clips, other.cpu_states = bench.clips, [np.roll(each, 1, axis=0) for each in bench.cpu_states]
@@ -241,15 +266,18 @@ def test_a_server_is_asked_alone_streamed_and_by_many_at_once() -> None:
             Server(running.client).ask(QUESTIONS[0])
     assert run.answers == dict.fromkeys(QUESTIONS, "hello world")
     assert (len(run.alone_s), len(run.first_text_s), len(run.crowded)) == (6, 6, 12)
-    assert server_findings(run, run, "cuda").failures == ()
+    assert server_findings(run, run, "cuda", likeness=1.0).failures == ()
 
 
 def test_a_transcript_that_is_not_the_cpus_or_changes_under_load_is_found() -> None:
-    cpu = Run(dict.fromkeys(QUESTIONS, "hello"), [0.1], [0.1], [(QUESTIONS[0], Answer("hello", 0.1))], 0.1)
-    gpu = replace(cpu, answers={**cpu.answers, QUESTIONS[1]: "hullo", QUESTIONS[2]: "English"})
-    # Only transcripts have to be the same: other answers may part where two tokens are all but equally likely.
-    assert server_findings(cpu, gpu, "cuda").failures == (f"{QUESTIONS[1].audio.stem}: the transcript is not the CPU's",)
-    crowded = replace(cpu, crowded=[(QUESTIONS[0], Answer("hollow", 0.1))])
-    assert server_findings(cpu, crowded, "cuda").failures == (
-        f"{QUESTIONS[0].audio.stem}: another transcript under load on cuda",
-    )
+    text, other = "in being comparatively modern", "in being comparatively moderate"
+    crowded = [(QUESTIONS[0], Answer(text, 0.1))]
+    cpu = Run(dict.fromkeys(QUESTIONS, text), [0.1], [0.1], crowded, 0.1)
+    # Other answers than transcripts may part where two tokens are all but equally likely.
+    gpu = replace(cpu, answers={**cpu.answers, QUESTIONS[1]: other, QUESTIONS[2]: "English"})
+    assert server_findings(cpu, gpu, "cuda", 1.0).failures == (f"{QUESTIONS[1].audio.stem}: the transcript is not the CPU's",)
+    assert server_findings(cpu, gpu, "cuda", 0.5).failures == ()
+    changed = replace(cpu, crowded=[(QUESTIONS[0], Answer("or is it", 0.1))])
+    failure = f"{QUESTIONS[0].audio.stem}: another transcript under load on"
+    assert server_findings(cpu, changed, "cuda", 0.5).failures == (f"{failure} cuda",)
+    assert server_findings(changed, cpu, "cuda", 0.5).failures == (f"{failure} cpu",)

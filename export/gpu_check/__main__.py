@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("gpu_check.md"),
+        default=Path("docs/gpu_check.md"),
         metavar="FILE",
         help="the report, and beside it .json; default: %(default)s",
     )

@@ -3,21 +3,16 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from export.gpu_check.report import Findings, Table
-from export.gpu_check.step_rig import Rigged, StepRig, random_inputs
+from export.gpu_check.step_rig import Played, Rigged, StepRig, random_inputs
 from export.gpu_check.workbench import Workbench
-from models.backends import Float32
 from models.cuda.device import Device
 from models.cuda.plan import Plan
 from models.cuda.steps import StepInputs, StepShape
 
 STEPS = 3
 DRAFT_TOKENS = 5
-
-Played = tuple[list[Float32], Tensor]
 
 
 def check_graphs(bench: Workbench) -> Findings:
@@ -42,7 +37,7 @@ def graph_findings(device: Device, plan: Plan, slots: int) -> Findings:
             differing = _differing(eager[each.shape], played)
             verdicts.append(f"{', '.join(differing)} differ" if differing else "same bits")
             failures += [f"{_name(each)}: {what} of {name} differ from the step without a graph" for what in differing]
-        if not np.isfinite(eager[each.shape][0]).all():
+        if not np.isfinite(eager[each.shape].logits).all():
             failures.append(f"{_name(each)}: the logits are not finite")
         table.append((_name(each), *verdicts))
     heading = ("step", "first replays", "replays after those of all others")
@@ -57,9 +52,8 @@ def _inputs(rig: StepRig, shape: StepShape) -> Iterator[StepInputs]:
 
 
 def _differing(expected: Played, played: Played) -> Sequence[str]:
-    logits = all(map(np.array_equal, expected[0], played[0]))
-    slots = torch.equal(expected[1].view(torch.uint8), played[1].view(torch.uint8))
-    return [name for name, same in (("logits", logits), ("slots", slots)) if not same]
+    same_logits = all(map(np.array_equal, expected.logits, played.logits))
+    return [name for name, same in (("logits", same_logits), ("slots", expected.slots == played.slots)) if not same]
 
 
 def _name(rigged: Rigged) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.gpu_check.operators import predictions, record_calls
+from export.gpu_check.operators import Call, predictions, record_calls
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.timing import Timing, time_enqueued
 from export.gpu_check.workbench import ROOT, Workbench
@@ -109,7 +109,7 @@ class AdapterLab:
     def operators(self, batch: Batch) -> Table:
         """Each operator by kernel and by twin, in graphs of several calls so that launches do not count."""
         rows = []
-        for call in record_calls(self._weights, batch.states, batch.boundaries):
+        for call in self._record(batch):
             kernel = self._by_kernels(partial(self._in_graph, call.by(fused)))()
             twin = self._launched(call.by(plain))
             predicted = self._predicted.get(f"{call.name}, {batch.rows} rows", "")
@@ -117,6 +117,13 @@ class AdapterLab:
         calls = self._bench.scale.calls_in_graph
         heading = ("operator", f"kernel µs, of {calls} in a graph", "twin µs, launched", "predicted µs on an H100")
         return Table(f"Operators, {batch.utterances} x {batch.frames} frames", heading, tuple(rows))
+
+    def _record(self, batch: Batch) -> list[Call]:
+        calls: list[Call] = []
+        # On the stream on which they are made again: none may come before what they read is there.
+        self._device.launch(lambda: calls.extend(record_calls(self._weights, batch.states, batch.boundaries)), self._stream)
+        self._stream.synchronize()
+        return calls
 
     def _by_kernels(self, measure: Callable[[], Timing]) -> Callable[[], Timing]:
         """With what the kernels need to run here: on a CPU Triton's interpreter, put right."""

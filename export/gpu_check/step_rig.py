@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from models.backends import Float32, Int64
 from models.cuda.device import Device
@@ -21,6 +22,14 @@ class Rigged:
     shape: StepShape
     step: Step
     captured: CapturedStep
+
+
+@dataclass(frozen=True)
+class Played:
+    """Logits [wanted, V] of each step, and a digest of all slots after the last."""
+
+    logits: list[Float32]
+    slots: str
 
 
 class StepRig:
@@ -40,8 +49,8 @@ class StepRig:
         """What the next step computes."""
         self._memory.stage(inputs)
 
-    def play(self, rigged: Rigged, all_inputs: Sequence[StepInputs], *, captured: bool) -> tuple[list[Float32], Tensor]:
-        """From empty slots on, one step for each of the inputs; logits [wanted, V] of each, and what is in the slots."""
+    def play(self, rigged: Rigged, all_inputs: Sequence[StepInputs], *, captured: bool) -> Played:
+        """From empty slots on, one step for each of the inputs."""
         self._slots.clear()
         logits = []
         for inputs in all_inputs:
@@ -52,7 +61,7 @@ class StepRig:
                 rigged.step.enqueue()
             self.stream.synchronize()
             logits.append(self._memory.take_logits(rigged.shape))
-        return logits, self._slots.memory.cpu().clone()
+        return Played(logits, sha256(self._slots.memory.cpu().view(torch.uint8).numpy().tobytes()).hexdigest())
 
     def _rig(self, shape: StepShape) -> Rigged:
         self.stage(random_inputs(shape, self.embedding_size, np.zeros(shape.rows, np.int64), seed=0))
