@@ -33,8 +33,8 @@ from export.gpu_check.operators import predictions
 from export.gpu_check.report import SIMULATED, Findings, Head, Table, exit_status, markdown, write_report
 from export.gpu_check.server_process import Answer, Question, Server, ServerError
 from export.gpu_check.speech import check_adapter, check_encoder
-from export.gpu_check.steps import Step, choose, run_steps
-from export.gpu_check.workbench import ROOT, Clip, Scale, Workbench
+from export.gpu_check.steps import ROOT, Step, choose, run_steps
+from export.gpu_check.workbench import Clip, Scale, Workbench
 from models.adapter_onnx import OnnxAdapter
 from models.backends import LLM, AdapterOutput, Float32
 from models.cuda.device import Result, Stream

@@ -9,7 +9,8 @@ import torch
 
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.server_process import Answer, Question, Server, serve
-from export.gpu_check.workbench import ROOT, Workbench
+from export.gpu_check.steps import ROOT
+from export.gpu_check.workbench import Workbench
 
 CLIENTS = 8
 INSTRUCTIONS = (

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from export.gpu_check.operators import Call, predictions, record_calls
 from export.gpu_check.report import Findings, Table
+from export.gpu_check.steps import ROOT
 from export.gpu_check.timing import Timing, time_enqueued
-from export.gpu_check.workbench import ROOT, Workbench
+from export.gpu_check.workbench import Workbench
 from kernels import fused, plain
 from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
@@ -63,7 +64,7 @@ def check_kernel_times(bench: Workbench) -> Findings:
             if bench.kind == "cuda":
                 notes.append(f"{utterances} x {frames} frames: {_verdict(found[TRITON], found[TENSORRT])}")
             tables.append(lab.operators(batch))
-    heading = ("utterances x frames", "by", "median (shortest) ms")
+    heading = ("utterances x frames", "by", f"median (shortest) ms of {bench.scale.repeats}")
     return Findings((Table("The whole adapter", heading, tuple(passes)), *tables), tuple(notes))
 
 

@@ -15,12 +15,12 @@ from models.cuda.steps import StepShape
 
 CONTEXT = 200
 """Positions that are in a slot before the step that is timed."""
-TIMES = "Median (shortest) ms"
 
 
 def check_llm_times(bench: Workbench) -> Findings:
     """Decode steps by rows, prefills, drafts."""
     llm, plan, repeats = bench.loaded_llm.llm, bench.loaded_llm.plan, bench.scale.repeats
+    times = f"Median (shortest) ms of {repeats}"
     context = min(CONTEXT, llm.max_positions // 2)
     buckets = [2**power for power in range(bench.scale.slots.bit_length()) if 2**power <= bench.scale.slots]
     rig = StepRig(bench.device, plan, bench.scale.slots, [StepShape(rows, 1, rows) for rows in buckets])
@@ -38,10 +38,10 @@ def check_llm_times(bench: Workbench) -> Findings:
         "of it a replayed graph",
         "the same step without a graph",
     )
-    decode = Table(f"{TIMES} of a decode step at position {context}", heading, tuple(rows))
-    prefill = Table(f"{TIMES} of a prefill of one row", ("positions", "prefill"), tuple(_prefills(bench, llm)))
+    decode = Table(f"{times}: a decode step at position {context}", heading, tuple(rows))
+    prefill = Table(f"{times}: a prefill of one row", ("positions", "prefill"), tuple(_prefills(bench, llm)))
     drafts = Table(
-        f"{TIMES} of a token with drafts behind it, one row at position {context}",
+        f"{times}: a token with drafts behind it, one row at position {context}",
         ("tokens", "decode"),
         tuple(
             (str(tokens), str(time_host(partial(llm.decode, _decode_rows(1, context, tokens)), repeats)))

@@ -5,11 +5,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from export.gpu_check.report import Findings, StepResult, Verdict
 
 Subject = TypeVar("Subject")
+ROOT = Path(__file__).parent.parent.parent
+"""Of the checkout."""
 LAST_LINES = 12
 """Of a traceback, in the report."""
 
@@ -58,7 +61,7 @@ def _run(step: Step[Subject], subject: Subject) -> StepResult:
         findings = step.run(subject)
     except Exception as error:  # whatever it is, the next steps are worth running
         *_, last = traceback.format_exception_only(error)
-        where = "".join(traceback.format_tb(error.__traceback__)).splitlines()[-LAST_LINES:]
+        where = "".join(traceback.format_tb(error.__traceback__)).replace(f"{ROOT}/", "").splitlines()[-LAST_LINES:]
         findings = Findings(notes=("\n".join(["```", *where, "```"]),), failures=(last.strip(),))
     verdict: Verdict = "failed" if findings.failures else "passed"
     seconds = time.monotonic() - started_s

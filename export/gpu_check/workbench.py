@@ -17,6 +17,7 @@ from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import GPU_PRECISION
 from export.gguf_weights import Llama, read_llama
 from export.gpu_check.alignment import SLOTS
+from export.gpu_check.steps import ROOT
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
 from export.tensorrt_parts import Weights
 from export.tensorrt_plans import default_weights
@@ -33,7 +34,6 @@ from models.prompt import Tokeniser
 from models.trained_adapter import TrainedAdapter, read_adapter
 
 DeviceKind = Literal["cuda", "simulated"]
-ROOT = Path(__file__).parent.parent.parent
 CLIPS = ROOT / "tests" / "clips"
 FOLDER = "gpu-check"
 """In the cache folder."""
