@@ -12,8 +12,8 @@ from kernels.markdown import table
 Verdict = Literal["passed", "failed", "not run"]
 
 SIMULATED = (
-    "**The device is simulated: everything below ran on a CPU, and what is called TensorRT is ONNX Runtime that acts it. It shows "
-    "that the code paths work, and what they compute in float32. Its times and its memory say nothing about a GPU.**"
+    "**The device is simulated: everything below ran on a CPU, and what is called TensorRT is ONNX Runtime that acts it. It "
+    "shows that the code paths work, and what they compute in float32. Its times and its memory say nothing about a GPU.**"
 )
 
 
