@@ -11,6 +11,8 @@ from server.request import Priority
 ENCODE_BUDGET_MEL_FRAMES = 3000
 # Two prompts of common utterances: running answers wait for them about as long as for one utterance to be encoded.
 STEP_TOKENS = 128
+# As many as a plan prefills in one run (`export.tensorrt_profiles`): a GPU takes about as long for few. Not measured on one.
+GPU_STEP_TOKENS = 512
 AGEING_S = 5.0
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.

@@ -123,7 +123,11 @@ class PlanContext:
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 raise self._error(f"does not take the memory of {name}")
             self._bound[name] = tensor
-        if missing := self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise self._error("does not take these shapes") from error
+        if missing:
             raise self._error(f"still needs {', '.join(missing)}")
         for name in self._plan.outputs:
             if name in self._bound and tuple(self._context.get_tensor_shape(name)) != tuple(self._bound[name].shape):
