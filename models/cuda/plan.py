@@ -77,6 +77,8 @@ class Plan:
         dtype = self.engine.get_tensor_dtype(tensor).name
         if dtype not in DTYPES:
             raise PlanError(f"The plan {self.name} has {tensor} as {dtype}, which this release does not know.")
+        if self.engine.get_tensor_location(tensor).name != "DEVICE":
+            raise PlanError(f"The plan {self.name} has {tensor} on the host: its graph computes shapes from it.")
         ranges = [self.engine.get_tensor_profile_shape(tensor, profile) for profile in range(profiles)]
         return TensorDescription(
             DTYPES[dtype],
