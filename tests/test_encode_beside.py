@@ -138,6 +138,24 @@ def test_a_running_answer_goes_on_while_another_request_is_encoded() -> None:
     assert meeting.has_been
 
 
+def test_a_running_answer_goes_on_for_as_long_as_another_request_is_heard() -> None:
+    encoder = FakeEncoder()
+    with serving(FakeLLM(max_positions=5000, mean_tokens=NEVER), encoder) as engine:
+        running = Client(engine, instruct("running", speech(1), max_tokens=4000))
+        wait_until(lambda: bool(running.events))
+        encoder.gate.clear()
+        clients = [Client(engine, instruct(f"other {number}", speech(number), max_tokens=3)) for number in range(3)]
+        wait_until(lambda: len(encoder.batches) == 3)
+        steps = engine.stats().counters.steps
+        wait_until(lambda: engine.stats().counters.steps > steps + 20)
+        # One batch at a time, whatever came meanwhile.
+        assert len(encoder.batches) == 3
+        encoder.gate.set()
+        for client in clients:
+            client.done()
+        engine.abort("running")
+
+
 def test_a_prompt_is_prefilled_while_another_request_is_encoded() -> None:
     meeting = Meeting("prefill", encoder_call=2)
     # One request per encoder batch.
