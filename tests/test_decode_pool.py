@@ -151,6 +151,22 @@ def test_close_leaves_no_child() -> None:
     assert not any(is_alive(child) for child in seen)
 
 
+def test_a_child_that_is_being_ended_when_the_pool_closes_is_ended_all_the_same() -> None:
+    broken: set[int] = set()
+
+    async def use(pool: DecodePool) -> None:
+        broken.update(pool.process_ids)
+        with await AudioStream.open(pool, CLIP) as stream:
+            await stream.read(1_000)
+            for child in broken:
+                os.kill(child, signal.SIGKILL)
+            with pytest.raises(UndecodableAudio):
+                await stream.read(1_000)
+
+    run_with_pool(use)
+    assert not any(map(is_alive, broken))
+
+
 def test_a_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hush")
 
