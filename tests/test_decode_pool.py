@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -151,8 +152,15 @@ def test_close_leaves_no_child() -> None:
     assert not any(is_alive(child) for child in seen)
 
 
-def test_a_child_that_is_being_ended_when_the_pool_closes_is_ended_all_the_same() -> None:
+def test_a_child_that_is_being_ended_when_the_pool_closes_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: set[int] = set()
+    wait = Process.wait
+
+    async def wait_long(process: Process) -> int:
+        await asyncio.sleep(0.2)
+        return await wait(process)
+
+    monkeypatch.setattr(Process, "wait", wait_long)
 
     async def use(pool: DecodePool) -> None:
         broken.update(pool.process_ids)
