@@ -14,7 +14,7 @@ from models.backends import DecodeRow, Float32, PrefillRow
 from server.engine import LocalEngine
 from server.errors import EngineFailed, NotReady
 from server.generation import Generation
-from server.request import Done, Event, InstructRequest
+from server.request import Event, InstructRequest
 from server.runner import Runner
 from tests.engine_client import (
     NEVER,
@@ -28,7 +28,7 @@ from tests.engine_client import (
     without_times,
 )
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, Trouble, fake_models, speech
-from tests.random_schedules import Schedule, check, random_arrivals
+from tests.random_schedules import play_schedules
 from tests.test_schedules import answers, asked
 
 SEEDS = 4
@@ -181,18 +181,8 @@ def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(s
     random = Random(seed)
     budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
     cache_bytes = random.choice([0, 100_000])
-    answered = 0
     with serving(FakeLLM(slots=random.randint(1, 4)), None, 16, encoder_cache_bytes=cache_bytes, **budgets) as engine:
-        for number in range(SCHEDULES_PER_SEED):
-            arrivals = random_arrivals(random, f"schedule {number}", asked(), list(Trouble))
-            schedule = Schedule(engine, arrivals)
-            schedule.run()
-            for arrival in arrivals:
-                outcome = schedule.outcomes[arrival.request.id]
-                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), answers()[arrival.index])
-                answered += isinstance(outcome, Done)
-        # Errors have tracebacks, too.
-        del schedule, outcome
+        answered = play_schedules(engine, random, SCHEDULES_PER_SEED, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
         # The threads are through with the last of them a moment after its client was told.
         wait_until(lambda: not generations_left())
