@@ -54,12 +54,14 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
     # A server whose models run in its child loads no runtime itself.
     from server.engine import LocalEngine
     from server.load import load_on_device
+    from server.scheduler import GPU_STEP_TOKENS, STEP_TOKENS
 
     return LocalEngine(
         load_on_device(bundle, settings),
         bundle.manifest.sample_rate_hz,
         bundle.manifest.max_audio_s,
         settings.queue_limit,
+        step_tokens=STEP_TOKENS if settings.device == "cpu" else GPU_STEP_TOKENS,
         encode_gather_s=settings.encode_gather_s,
         max_queue_wait_s=settings.max_queue_wait_s,
         encoder_cache_bytes=settings.encoder_cache_bytes,

@@ -35,6 +35,7 @@ SETTING_FLAGS = (
     "encoder_runtime",
     "adapter_runtime",
     "tensorrt_library",
+    "slot_positions",
     "stall_timeout_s",
     "log_level",
 )
@@ -248,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
     _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "slots", "device", "gpus")
-    _add_setting_flags(doctor, "encoder_runtime", "adapter_runtime", "tensorrt_library")
+    _add_setting_flags(doctor, "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions")
 
     _add_command(commands, "version", "print the version", version_command)
     return parser

@@ -48,6 +48,8 @@ class DecodePool:
         self._idle: asyncio.LifoQueue[DecodeChild] = asyncio.LifoQueue()
         self._children: set[DecodeChild] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Of those, the ones that `close` waits for and does not cancel: a child whose end is not awaited stays a zombie.
+        self._endings: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -66,7 +68,7 @@ class DecodePool:
     async def close(self) -> None:
         """Kill the children; nothing may be decoded afterwards."""
         self._closed = True
-        for task in self._tasks:
+        for task in self._tasks - self._endings:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(child.kill() for child in self._children))
@@ -100,8 +102,7 @@ class DecodePool:
         self._kept -= was_kept
         # Some more than are needed, so that streams that come and go need not each wait for a start.
         if len(self._children) - self._kept > 2 * self._workers:
-            self._children.discard(child)
-            self.track(child.kill())
+            self._end(child)
         else:
             self._idle.put_nowait(child)
 
@@ -109,8 +110,7 @@ class DecodePool:
         """Kill a child that cannot be used any more."""
         self.restarts += 1
         self._kept -= was_kept
-        self._children.discard(broken)
-        self.track(broken.kill())
+        self._end(broken)
         self._fill_up()
 
     def track(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
@@ -120,6 +120,12 @@ class DecodePool:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task
+
+    def _end(self, child: DecodeChild) -> None:
+        self._children.discard(child)
+        ending = self.track(child.kill())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

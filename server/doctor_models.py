@@ -97,10 +97,11 @@ def _simulated(number: int) -> "SimulatedDevice":
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
     """The plans by part, and what is wrong with what is missing."""
     runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
+    positions = {"llm": settings.slot_positions or bundle.manifest.llm.max_positions}
     plans, problems = {}, []
     for part in (part for part, runtime in runtimes.items() if runtime == "tensorrt"):
         try:
-            plans[part] = find_plan(bundle, part, key, positions=bundle.manifest.llm.max_positions if part == "llm" else 0)
+            plans[part] = find_plan(bundle, part, key, positions=positions.get(part, 0))
         except PlanError as error:
             problems.append(str(error))
     return plans, problems

@@ -69,6 +69,7 @@ class LocalEngine:
         self._steps = 0
         self._step_started_s: float | None = None
         self._side = SideThread("engine-hearing") if models.encodes_beside else None
+        self._heard: list[Generation] = []
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -153,10 +154,12 @@ class LocalEngine:
         self._settle(self._book.over())
         self._preempt()
         decode, prefill, encode = self._book.schedule()
-        self._hear_beside(encode)
+        if encode:
+            self._hear(encode)
         self._decode(decode)
         self._prefill([(generation, positions) for generation, positions in prefill if not generation.ended])
-        self._encode([generation for generation in encode if not generation.ended])
+        if self._side is None or self._side.idle or not (decode or prefill):
+            self._encode()
         with self._changed:
             self._steps += 1
 
@@ -167,11 +170,15 @@ class LocalEngine:
         self._book.note_prefill(preempted)
         self._settle(preempted)
 
-    def _hear_beside(self, batch: list[Generation]) -> None:
-        """Begin what of encoding touches nothing that the other stages of the step do, where that has a processor of its own."""
-        if self._side is not None and batch:
+    def _hear(self, batch: list[Generation]) -> None:
+        """Have a batch encoded. Where that has a processor of its own, what touches nothing of other stages begins now, and goes
+        on beside as many steps as it takes."""
+        if self._side is not None:
+            # Of a batch whose requests have all left.
+            self._side.finish()
             self._runner.hearing.recall(batch)
             self._side.begin(partial(self._runner.hearing.hear, batch))
+        self._heard = batch
 
     def _decode(self, batch: list[Generation]) -> None:
         with self._book.measuring(self._book.admission.decode_s, min(1, len(batch))):
@@ -185,8 +192,9 @@ class LocalEngine:
         self._book.note_prefill(batch)
         self._settle(batch)
 
-    def _encode(self, batch: list[Generation]) -> None:
+    def _encode(self) -> None:
         """The rest of it, or all. Its cost is what it adds to a step: what was heard beside the other stages is free."""
+        batch, self._heard = [generation for generation in self._heard if not generation.ended], []
         mel_frames = sum(self._book.mel_frames(generation.request) for generation in batch)
         with self._book.measuring(self._book.admission.encode_s, mel_frames):
             if self._side is not None:

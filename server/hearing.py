@@ -74,6 +74,11 @@ class SideThread:
         self._begun = Future()
         self._work.put((work, self._begun))
 
+    @property
+    def idle(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        return self._begun is None or self._begun.done()
+
     def finish(self) -> None:
         """Wait for what was begun, if anything; what that raised is raised here."""
         begun, self._begun = self._begun, None

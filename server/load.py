@@ -24,6 +24,7 @@ def load_on_device(bundle: Bundle, settings: Settings) -> Models:
             encoder_runtime=settings.encoder_runtime,
             adapter_runtime=settings.adapter_runtime,
             tensorrt_library=settings.tensorrt_library,
+            positions=settings.slot_positions,
         )
     except ModuleNotFoundError as error:
         raise BackendError(f"The device {settings.device} needs {error.name}: pip install -e '.[gpu]'.") from error

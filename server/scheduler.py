@@ -11,6 +11,8 @@ from server.request import Priority
 ENCODE_BUDGET_MEL_FRAMES = 3000
 # Two prompts of common utterances: running answers wait for them about as long as for one utterance to be encoded.
 STEP_TOKENS = 128
+# As many as a plan prefills in one run (`export.tensorrt_profiles`): a GPU takes about as long for few. Not measured on one.
+GPU_STEP_TOKENS = 512
 AGEING_S = 5.0
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.
@@ -27,9 +29,9 @@ class Scheduler:
     Requests in slots keep to the first ones: `running[i]` belongs in slot i. At most one of them is partly prefilled, the last.
     Holes are filled from the back; the caller copies K/V of those whose place changed, lower slots first.
 
-    The caller asks for `expired`, `preempt` and `schedule`, and runs the whole of a step before it does so again. It calls
-    `set_to_prefill` for what was preempted, prefilled and encoded, and `finish` as soon as a request has ended. Times are
-    seconds of any one clock.
+    The caller asks for `expired`, `preempt` and `schedule`, and runs the whole of a step before it does so again, but for what
+    is to be encoded, which may take it several: no other batch is begun meanwhile. It calls `set_to_prefill` for what was
+    preempted, prefilled and encoded, and `finish` as soon as a request has ended. Times are seconds of any one clock.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Scheduler:
         held = [job for job in self._held.values() if job.level <= priority]
         running = [job for job in map(self._jobs.__getitem__, self.running) if job.level <= priority]
         before = [job for job in self._queued.values() if job.level < priority]
-        encoding = [job for job in held if not job.to_prefill]
+        encoding = [job for job in self._encoding if job.level <= priority]
         return Backlog(
             mel_frames=mel_frames + sum(job.mel_frames for job in (*before, *encoding)),
             unencoded=queued + len(before) + len(encoding),
@@ -198,6 +200,11 @@ class Scheduler:
     def _prefill_budget(self) -> int:
         return max(1, self._step_tokens - self._decodable)
 
+    @property
+    def _encoding(self) -> list[Job]:
+        """Those whose prompt is not known yet, although they were taken to be encoded."""
+        return [job for job in self._held.values() if not job.to_prefill]
+
     def _wanting_slots(self) -> list[Job]:
         return sorted((job for job in self._held.values() if job.to_prefill), key=lambda job: (job.level, job.taken))
 
@@ -241,7 +248,7 @@ class Scheduler:
         batch: list[str] = []
         longest = 0
         urgent = False
-        if self._is_gathering(now_s):
+        if self._encoding or self._is_gathering(now_s):
             return batch
         while (job := self._next_to_encode()) and self._has_room(job):
             longest = max(longest, job.mel_frames)

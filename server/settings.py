@@ -66,6 +66,11 @@ class Settings(BaseSettings):
     tensorrt_library: Literal["tensorrt", "tensorrt_rtx"] = Field(
         default="tensorrt", description="The TensorRT library that runs the plans on a GPU."
     )
+    slot_positions: int | None = Field(
+        default=None,
+        ge=64,
+        description="Least positions of a K/V slot on a GPU, for which there is a plan; unset means the model's.",
+    )
 
     max_queue_wait_s: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Longest predicted wait for a slot; beyond it the answer is 429."
@@ -174,7 +179,7 @@ class Settings(BaseSettings):
         if len(set(self.gpu_numbers)) < len(self.gpu_numbers):
             raise ValueError(f"The gpus {self.gpus} name one GPU twice")
         if self.device == "cpu":
-            for name in ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library"):
+            for name in ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"The {name} setting is about GPUs: it needs the device cuda (THINBRIDGE_DEVICE=cuda)")
         if self.engine == "thread" and len(self.gpu_numbers) > 1:

@@ -16,7 +16,7 @@ from server.request import Done, InstructRequest
 from server.runner import Runner
 from tests.engine_client import TIMEOUT_S, wait_until_idle
 from tests.fake_models import SAMPLE_RATE_HZ, FakeAdapter, fake_models, sure_output
-from tests.random_schedules import Schedule, check, random_arrivals, random_requests, without_id
+from tests.random_schedules import play_schedules, random_requests, without_id
 from tests.runner_client import run
 
 WIDTH = 64
@@ -96,22 +96,14 @@ def draft_answers(
         adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
 
 
-def play_schedules(llm: LLM, requests: list[InstructRequest], alone: list[Alone], seed: int, schedules: int) -> EngineCounters:
+def play_on(llm: LLM, requests: list[InstructRequest], alone: list[Alone], seed: int, schedules: int) -> EngineCounters:
     """Random schedules of the requests on one engine; every answer has to be the one alone."""
     random = Random(seed)
     models, adapter = drafting_models(llm)
     draft_answers(models, adapter, random, requests, alone)
     budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
-    answered = 0
     with serving(models, **budgets) as engine:
-        for number in range(schedules):
-            arrivals = random_arrivals(random, f"schedule {number}", requests, [])
-            schedule = Schedule(engine, arrivals)
-            schedule.run()
-            for arrival in arrivals:
-                outcome = schedule.outcomes[arrival.request.id]
-                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), without_id(alone[arrival.index].done))
-                answered += isinstance(outcome, Done)
+        answered = play_schedules(engine, random, schedules, requests, [without_id(each.done) for each in alone])
         wait_until_idle(engine)
         stats = engine.stats()
     assert (stats.waiting, stats.running) == (0, 0)

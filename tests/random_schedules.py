@@ -153,3 +153,25 @@ def check(arrival: Arrival, outcome: Done | ServeError | str, text: str, alone: 
         assert arrival.trouble is not None or without_id(outcome) == alone
     else:
         assert arrival.leave_after is not None
+
+
+def play_schedules(
+    engine: LocalEngine,
+    random: Random,
+    schedules: int,
+    asked: Sequence[InstructRequest],
+    alone: Sequence[tuple[object, ...]],
+    troubles: Sequence[Trouble] = (),
+) -> int:
+    """Play random schedules of `asked` and check every outcome against `alone`, what `without_id` gives of each alone; how many
+    were answered."""
+    answered = 0
+    for number in range(schedules):
+        arrivals = random_arrivals(random, f"schedule {number}", asked, troubles)
+        schedule = Schedule(engine, arrivals)
+        schedule.run()
+        for arrival in arrivals:
+            outcome = schedule.outcomes[arrival.request.id]
+            check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), alone[arrival.index])
+            answered += isinstance(outcome, Done)
+    return answered

@@ -76,7 +76,9 @@ class GpuChain(types.ModuleType):
 def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = GpuChain()
     monkeypatch.setitem(sys.modules, "models.cuda.chain", chain)
-    settings = Settings(engine="thread", device="cuda", gpus="3", slots=7, threads=2, adapter_runtime="tensorrt")
+    settings = Settings(
+        engine="thread", device="cuda", gpus="3", slots=7, threads=2, adapter_runtime="tensorrt", slot_positions=4096
+    )
     with pytest.raises(BackendError, match="no plan"):
         build_engine(bundle, settings)
     assert chain.asked == {
@@ -88,6 +90,7 @@ def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyP
         "encoder_runtime": "onnxruntime",
         "adapter_runtime": "tensorrt",
         "tensorrt_library": "tensorrt",
+        "positions": 4096,
     }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -149,6 +150,33 @@ def test_close_leaves_no_child() -> None:
     run_with_pool(use, workers=2)
     assert len(seen) == 3
     assert not any(is_alive(child) for child in seen)
+
+
+def test_a_child_that_is_being_ended_when_the_pool_closes_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: set[int] = set()
+    ended: set[int] = set()
+    wait = Process.wait
+
+    async def wait_long(process: Process) -> int:
+        await asyncio.sleep(0.2)
+        status = await wait(process)
+        ended.add(process.pid)
+        return status
+
+    monkeypatch.setattr(Process, "wait", wait_long)
+
+    async def use(pool: DecodePool) -> None:
+        broken.update(pool.process_ids)
+        with await AudioStream.open(pool, CLIP) as stream:
+            await stream.read(1_000)
+            for child in broken:
+                os.kill(child, signal.SIGKILL)
+            with pytest.raises(UndecodableAudio):
+                await stream.read(1_000)
+
+    run_with_pool(use)
+    assert broken
+    assert broken <= ended
 
 
 def test_a_child_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

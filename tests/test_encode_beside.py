@@ -14,7 +14,7 @@ from models.backends import DecodeRow, Float32, PrefillRow
 from server.engine import LocalEngine
 from server.errors import EngineFailed, NotReady
 from server.generation import Generation
-from server.request import Done, Event, InstructRequest
+from server.request import Event, InstructRequest
 from server.runner import Runner
 from tests.engine_client import (
     NEVER,
@@ -28,7 +28,7 @@ from tests.engine_client import (
     without_times,
 )
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, Trouble, fake_models, speech
-from tests.random_schedules import Schedule, check, random_arrivals
+from tests.random_schedules import play_schedules
 from tests.test_schedules import answers, asked
 
 SEEDS = 4
@@ -138,6 +138,24 @@ def test_a_running_answer_goes_on_while_another_request_is_encoded() -> None:
     assert meeting.has_been
 
 
+def test_a_running_answer_goes_on_for_as_long_as_another_request_is_heard() -> None:
+    encoder = FakeEncoder()
+    with serving(FakeLLM(max_positions=5000, mean_tokens=NEVER), encoder) as engine:
+        running = Client(engine, instruct("running", speech(1), max_tokens=4000))
+        wait_until(lambda: bool(running.events))
+        encoder.gate.clear()
+        clients = [Client(engine, instruct(f"other {number}", speech(number), max_tokens=3)) for number in range(3)]
+        wait_until(lambda: len(encoder.batches) == 3)
+        steps = engine.stats().counters.steps
+        wait_until(lambda: engine.stats().counters.steps > steps + 20)
+        # One batch at a time, whatever came meanwhile.
+        assert len(encoder.batches) == 3
+        encoder.gate.set()
+        for client in clients:
+            client.done()
+        engine.abort("running")
+
+
 def test_a_prompt_is_prefilled_while_another_request_is_encoded() -> None:
     meeting = Meeting("prefill", encoder_call=2)
     # One request per encoder batch.
@@ -163,18 +181,8 @@ def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(s
     random = Random(seed)
     budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
     cache_bytes = random.choice([0, 100_000])
-    answered = 0
     with serving(FakeLLM(slots=random.randint(1, 4)), None, 16, encoder_cache_bytes=cache_bytes, **budgets) as engine:
-        for number in range(SCHEDULES_PER_SEED):
-            arrivals = random_arrivals(random, f"schedule {number}", asked(), list(Trouble))
-            schedule = Schedule(engine, arrivals)
-            schedule.run()
-            for arrival in arrivals:
-                outcome = schedule.outcomes[arrival.request.id]
-                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), answers()[arrival.index])
-                answered += isinstance(outcome, Done)
-        # Errors have tracebacks, too.
-        del schedule, outcome
+        answered = play_schedules(engine, random, SCHEDULES_PER_SEED, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
         # The threads are through with the last of them a moment after its client was told.
         wait_until(lambda: not generations_left())

@@ -74,6 +74,12 @@ def test_a_plan_that_is_missing_is_named_with_the_command_that_builds_it(bundle:
         load_gpu_models(lacking, **{**OPTIONS, "encoder_runtime": "tensorrt", "adapter_runtime": "tensorrt"})
 
 
+def test_longer_slots_than_any_plan_has_are_refused_with_the_command_that_builds_them(bundle: Bundle) -> None:
+    assert load_gpu_models(bundle, **OPTIONS, positions=MAX_POSITIONS // 2).llm.max_positions == MAX_POSITIONS - 1
+    with pytest.raises(BackendError, match=rf"at most {MAX_POSITIONS} positions.*--positions {2 * MAX_POSITIONS}"):
+        load_gpu_models(bundle, **OPTIONS, positions=2 * MAX_POSITIONS)
+
+
 def test_weights_that_cannot_be_read_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     copied = Bundle(shutil.copytree(bundle.folder, tmp_path / "tiny"), bundle.manifest)
     copied.path(bundle.manifest.adapter.weights).write_bytes(b"none")

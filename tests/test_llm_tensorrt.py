@@ -15,6 +15,7 @@ from models.cuda.device import DeviceError, OutOfDeviceMemoryError
 from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan, PlanContext
 from models.cuda.simulated import SimulatedDevice
+from models.cuda.simulated_tensorrt import ICudaEngine, TensorLocation
 from models.llm_onnx import OnnxLLM
 from models.plans import PlanError
 from tests.gpu_llm import SLOTS, build_llm_plan, on_cpu, on_simulated_gpu
@@ -199,6 +200,14 @@ def test_other_plans_and_tables_are_refused(folder: Path, plan: bytes, tmp_path:
     np.save(tmp_path / "embedding.npy", np.zeros((3, 4), np.float16))
     with pytest.raises(BackendError, match=r"shape \(3, 4\)"):
         on_simulated_gpu(plan, tmp_path)
+
+
+def test_a_plan_that_reads_on_the_host_is_refused(plan: bytes, folder: Path) -> None:
+    with (
+        mock.patch.object(ICudaEngine, "get_tensor_location", return_value=TensorLocation.HOST),
+        pytest.raises(PlanError, match="on the host"),
+    ):
+        on_simulated_gpu(plan, folder)
 
 
 def test_what_is_bound_must_fit(plan: bytes) -> None:

@@ -281,3 +281,15 @@ def test_the_backlog_counts_what_goes_before_a_newcomer() -> None:
     assert scheduler.ahead_of("flood", INTERACTIVE, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)
     assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(mel_frames=100, unencoded=1, answers=2)
     assert scheduler.ahead_of("a", BATCH, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)
+
+
+def test_one_batch_is_encoded_at_a_time_however_many_steps_it_takes() -> None:
+    scheduler = Scheduler(slots=4, queue_limit=4, encode_budget_mel_frames=100)
+    for id in "abc":
+        scheduler.add(id, 100, 0.0)
+    assert scheduler.schedule(0.0).encode == ["a"]
+    assert scheduler.schedule(0.0).encode == []
+    scheduler.set_to_prefill("a", 10)
+    assert scheduler.schedule(0.0).encode == ["b"]
+    scheduler.finish("b")
+    assert scheduler.schedule(0.0).encode == ["c"]

@@ -11,6 +11,8 @@ def test_live_work_is_encoded_without_other_work() -> None:
     for id, priority in (("batch", BATCH), ("partial", PARTIAL), ("one", LIVE), ("two", LIVE)):
         scheduler.add(id, 100, 0.0, priority=priority)
     assert scheduler.schedule(0.0).encode == ["one", "two"]
+    for id in ("one", "two"):
+        scheduler.set_to_prefill(id, 10)
     assert scheduler.schedule(0.0).encode == ["partial", "batch"]
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from server.engine import LocalEngine
 from server.generation import Generation
-from server.request import Done, InstructRequest
+from server.request import InstructRequest
 from tests.engine_client import TIMEOUT_S, Client, wait_until_idle
 from tests.fake_models import SAMPLE_RATE_HZ, FakeLLM, Trouble, fake_models
-from tests.random_schedules import Schedule, check, random_arrivals, random_requests, without_id
+from tests.random_schedules import play_schedules, random_requests, without_id
 
 ENGINES = 10
 SCHEDULES_PER_ENGINE = 50
@@ -55,18 +55,8 @@ def test_whatever_else_runs_the_tokens_are_the_same_and_nothing_is_left_over(see
     random = Random(seed)
     budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
     gather_s = random.choice([0.0, 0.002])
-    answered = 0
     with serving(FakeLLM(slots=random.randint(1, 4)), random.choice([4, 16]), encode_gather_s=gather_s, **budgets) as engine:
-        for number in range(SCHEDULES_PER_ENGINE):
-            arrivals = random_arrivals(random, f"schedule {number}", asked(), list(Trouble))
-            schedule = Schedule(engine, arrivals)
-            schedule.run()
-            for arrival in arrivals:
-                outcome = schedule.outcomes[arrival.request.id]
-                check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), answers()[arrival.index])
-                answered += isinstance(outcome, Done)
-        # Errors have tracebacks, too.
-        del schedule, outcome
+        answered = play_schedules(engine, random, SCHEDULES_PER_ENGINE, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
         stats = engine.stats()
         assert (stats.waiting, stats.running, stats.step_age_s) == (0, 0, 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.request import InstructRequest
-from tests.drafting import Alone, answer_alone, drafted_requests, play_schedules
+from tests.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.fake_models import tokeniser_definition
 from tests.gpu_llm import build_llm_plan, on_cpu, on_simulated_gpu
 
@@ -48,6 +48,6 @@ def test_load_drafts_and_preemption_change_no_token(
     folder: Path, plan: bytes, asked: list[InstructRequest], alone: list[Alone], seed: int
 ) -> None:
     llm = on_simulated_gpu(plan, folder, slots=seed % 4 + 1)
-    counters = play_schedules(llm, asked, alone, seed, SCHEDULES_PER_ENGINE)
+    counters = play_on(llm, asked, alone, seed, SCHEDULES_PER_ENGINE)
     assert counters.preemptions > 0
     assert sum(counters.accepted) > 0

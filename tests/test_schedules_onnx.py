@@ -14,7 +14,7 @@ from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
 from models.llm_onnx import OnnxLLM
 from server.request import InstructRequest
-from tests.drafting import Alone, answer_alone, drafted_requests, play_schedules
+from tests.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.fake_models import tokeniser_definition
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 
@@ -52,6 +52,6 @@ def test_load_drafts_and_preemption_change_no_token(
     folder: Path, asked: list[InstructRequest], alone: list[Alone], seed: int
 ) -> None:
     llm = load(folder, slots=Random(seed).randint(1, 3))
-    counters = play_schedules(llm, asked, alone, seed, SCHEDULES_PER_ENGINE)
+    counters = play_on(llm, asked, alone, seed, SCHEDULES_PER_ENGINE)
     assert counters.preemptions > 0
     assert sum(counters.accepted) > 0

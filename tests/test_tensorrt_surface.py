@@ -18,7 +18,14 @@ import pytest
 
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.simulated_context import IExecutionContext, ILogger
-from models.cuda.simulated_tensorrt import DataType, ExecutionContextAllocationStrategy, ICudaEngine, Runtime, TensorIOMode
+from models.cuda.simulated_tensorrt import (
+    DataType,
+    ExecutionContextAllocationStrategy,
+    ICudaEngine,
+    Runtime,
+    TensorIOMode,
+    TensorLocation,
+)
 from models.cuda.tensorrt_library import load_tensorrt
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
@@ -108,7 +115,9 @@ def test_the_simulated_gpu_has_no_method_that_tensorrt_lacks(tensorrt_11: dict[s
 
 
 @pytest.mark.parametrize(
-    "stand_in", [TensorIOMode, DataType, ExecutionContextAllocationStrategy], ids=lambda stand_in: str(stand_in.__name__)
+    "stand_in",
+    [TensorIOMode, TensorLocation, DataType, ExecutionContextAllocationStrategy],
+    ids=lambda stand_in: str(stand_in.__name__),
 )
 def test_the_simulated_gpus_enumerations_are_tensorrts(tensorrt_11: dict[str, list[str]], stand_in: type[Enum]) -> None:
     theirs = getattr(load_tensorrt("tensorrt_rtx").module, stand_in.__name__).__members__

@@ -37,8 +37,11 @@ def load_gpu_models(
     encoder_runtime: EncoderRuntime,
     adapter_runtime: AdapterRuntime,
     tensorrt_library: RealBuilder,
+    positions: int | None = None,
 ) -> Models:
     """Load a verified bundle's models on GPU number `gpu`; what stays on the CPU takes `threads`, 0 for one per core.
+
+    Slots have at least so many `positions`, by default as many as the bundle names.
 
     Raises `BackendError`, for the operator, where something is missing: the GPU, a library, a plan, memory.
     """
@@ -46,18 +49,24 @@ def load_gpu_models(
         _require_gpu_encoder(bundle)
     try:
         chosen = _open_device(device, gpu, threads, tensorrt_library)
-        return load_models_on(chosen, bundle, slots, threads, encoder_runtime, adapter_runtime)
+        return load_models_on(chosen, bundle, slots, threads, encoder_runtime, adapter_runtime, positions)
     except (PlanError, TensorRTError) as error:
         raise BackendError(str(error)) from error
 
 
 def load_models_on(
-    device: Device, bundle: Bundle, slots: int, threads: int, encoder_runtime: EncoderRuntime, adapter_runtime: AdapterRuntime
+    device: Device,
+    bundle: Bundle,
+    slots: int,
+    threads: int,
+    encoder_runtime: EncoderRuntime,
+    adapter_runtime: AdapterRuntime,
+    positions: int | None = None,
 ) -> Models:
     """Load the models on a device. Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
     # The plan that takes longest to build is asked for first.
-    llm = _load_plan(device, bundle, "llm", manifest.llm.max_positions)
+    llm = _load_plan(device, bundle, "llm", positions or manifest.llm.max_positions)
     stream = device.stream()
     models = chain_models(
         bundle,

@@ -77,6 +77,8 @@ class Plan:
         dtype = self.engine.get_tensor_dtype(tensor).name
         if dtype not in DTYPES:
             raise PlanError(f"The plan {self.name} has {tensor} as {dtype}, which this release does not know.")
+        if self.engine.get_tensor_location(tensor).name != "DEVICE":
+            raise PlanError(f"The plan {self.name} has {tensor} on the host: its graph computes shapes from it.")
         ranges = [self.engine.get_tensor_profile_shape(tensor, profile) for profile in range(profiles)]
         return TensorDescription(
             DTYPES[dtype],
@@ -123,7 +125,11 @@ class PlanContext:
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 raise self._error(f"does not take the memory of {name}")
             self._bound[name] = tensor
-        if missing := self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise self._error("does not take these shapes") from error
+        if missing:
             raise self._error(f"still needs {', '.join(missing)}")
         for name in self._plan.outputs:
             if name in self._bound and tuple(self._context.get_tensor_shape(name)) != tuple(self._bound[name].shape):

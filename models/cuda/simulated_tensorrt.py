@@ -17,6 +17,11 @@ class TensorIOMode(Enum):
     OUTPUT = 2
 
 
+class TensorLocation(Enum):
+    DEVICE = 0
+    HOST = 1
+
+
 class DataType(Enum):
     FLOAT = 0
     HALF = 1
@@ -95,6 +100,11 @@ class ICudaEngine:
             return TensorIOMode.NONE
         return TensorIOMode.INPUT if name in self._plan.inputs else TensorIOMode.OUTPUT
 
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        if name not in self._tensors:
+            raise KeyError(name)
+        return TensorLocation.DEVICE
+
     def get_tensor_dtype(self, name: str) -> DataType:
         return DATA_TYPES[self._tensors[name].dtype.name]
 
@@ -128,6 +138,7 @@ def tensorrt_module(machine: Machine) -> Any:
         ILogger=ILogger,
         Runtime=partial(Runtime, machine),
         TensorIOMode=TensorIOMode,
+        TensorLocation=TensorLocation,
         DataType=DataType,
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
     )
