@@ -36,6 +36,10 @@ class BackendError(RuntimeError):
     """The backend could not run what it was given."""
 
 
+class BackendLostError(BackendError):
+    """The backend will run nothing any more in this process, which has to be replaced."""
+
+
 @dataclass(frozen=True)
 class AdapterOutput:
     """One utterance in the LLM's embedding space.

@@ -23,13 +23,18 @@ from models.word_times import WordTimer
 TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
 
 
+def _nothing() -> None:
+    """A CPU is not lost."""
+
+
 @dataclass(frozen=True)
 class Models:
     """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]; an adapter frame is `frame_s`.
 
     Under `transcription_instruction` the answer is a transcript. There is no `word_timer` where the adapter gives no CTC draft.
     With `encodes_beside`, encoder and adapter do not take the LLM's processor (on a GPU each has a stream of its own) and may
-    run in one thread while the LLM runs in another.
+    run in one thread while the LLM runs in another. `check` is for after a failure: it raises `BackendLostError` where that was
+    the last of what the models ran.
     """
 
     features: Callable[[Float32], Float32]
@@ -44,6 +49,7 @@ class Models:
     frame_s: float = 0.08
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
     encodes_beside: bool = False
+    check: Callable[[], None] = _nothing
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
         """The adapter's vectors before and after the speech; none under an instruction that they were not trained for.

@@ -6,8 +6,11 @@ from pathlib import Path
 from models.bundle import Bundle, Manifest, open_bundle
 from server.engine_protocol import Engine
 from server.fleet import Fleet
-from server.process_engine import ProcessEngine
+from server.process_engine import START_TIMEOUT_S, ProcessEngine
 from server.settings import Settings
+
+# The first start on a GPU compiles kernels, some seconds each; later ones find them on the disk.
+GPU_START_TIMEOUT_S = 600.0
 
 
 def build_engine(bundle_path: Path, settings: Settings) -> Engine:
@@ -39,6 +42,7 @@ def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
         manifest.sample_rate_hz,
         manifest.max_audio_s,
         stall_timeout_s=settings.stall_timeout_s,
+        start_timeout_s=START_TIMEOUT_S if settings.device == "cpu" else GPU_START_TIMEOUT_S,
         transcribes=manifest.adapter.transcribes,
     )
 

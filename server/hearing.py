@@ -30,11 +30,12 @@ class Hearing:
                 generation.heard = self._encoder_cache.find(generation.audio_key)
 
     def hear(self, generations: Sequence[Generation]) -> None:
-        """Run the models on those that have not heard; a generation that fails, fails alone.
+        """Run the models on those that have not heard; a generation that fails, fails alone. Raises `BackendLostError`.
 
         It touches nothing but the generations, and so may run beside any stage that works on others.
         """
-        attempt(self._hear, [generation for generation in generations if generation.heard is None and not generation.finished])
+        unheard = [generation for generation in generations if generation.heard is None and not generation.finished]
+        attempt(self._hear, unheard, self._models.check)
 
     def keep(self, generation: Generation) -> None:
         """Have the cache keep what it heard."""
@@ -108,16 +109,20 @@ class SideThread:
         return True
 
 
-def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Generation]) -> None:
-    """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail."""
+def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Generation], check: Callable[[], None]) -> None:
+    """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail.
+
+    `check` is called after each failure; what it raises nobody survives.
+    """
     if not batch:
         return
     try:
         stage(batch)
     except Exception as error:
         logger.exception("a batch of %d failed", len(batch))
+        check()
         if len(batch) == 1:
             batch[0].fail(error)
             return
         for generation in batch:
-            attempt(stage, [generation])
+            attempt(stage, [generation], check)

@@ -27,7 +27,7 @@ RELAXED_PROBABILITY = 0.05
 
 
 class Runner:
-    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; none of them raises.
+    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; they raise `BackendLostError` only.
 
     Under the relaxed draft policy a draft token stands where the LLM gives it at least `relaxed_probability`.
     """
@@ -53,7 +53,7 @@ class Runner:
         """
         self.hearing.recall(generations)
         self.hearing.hear(generations)
-        attempt(self._lay_out_heard, [generation for generation in generations if not generation.finished])
+        attempt(self._lay_out_heard, [generation for generation in generations if not generation.finished], self.models.check)
 
     def prefill(self, work: Sequence[tuple[Generation, int]]) -> None:
         """The next positions, so many each, into the slots; those of which none is left to prefill have their first tokens.
@@ -61,7 +61,11 @@ class Runner:
         A budget that ends within the proposal shortens it.
         """
         tokens = dict(work)
-        attempt(lambda batch: self._prefill([(generation, tokens[generation]) for generation in batch]), list(tokens))
+
+        def run(batch: Sequence[Generation]) -> None:
+            self._prefill([(generation, tokens[generation]) for generation in batch])
+
+        attempt(run, list(tokens), self.models.check)
 
     def decode(self, generations: Sequence[Generation]) -> None:
         """One pass, and one more token at least, for the generations in slots 0..n-1."""
@@ -102,6 +106,7 @@ class Runner:
             self.models.llm.move(source, target, generation.position)
         except Exception as error:
             logger.exception("request %s could not be moved", generation.request.id)
+            self.models.check()
             generation.fail(error)
 
     def preempt(self, generation: Generation) -> None:
@@ -200,6 +205,7 @@ class Runner:
             state = self.models.llm.read_slot(generation.slot, generation.prefix_length)
         except Exception:
             logger.exception("the prefix of request %s could not be kept", generation.request.id)
+            self.models.check()
         else:
             self.prefix_cache.keep(generation.prefix_key, state)
 
@@ -217,11 +223,13 @@ class Runner:
             return self._decode_rows(rows)
         except Exception:
             logger.exception("a decode batch of %d failed; looking for the request at fault", len(rows))
+        self.models.check()
         logits: list[Float32] = []
         for count, generation in enumerate(generations, start=1):
             try:
                 logits = self._decode_rows(rows[:count])
             except Exception as error:
+                self.models.check()
                 generation.fail(error)
                 break
         return logits

@@ -74,3 +74,17 @@ def troubled(gate: str, trouble: str) -> Engine:
         case "refuse":
             raise BackendError("There is no such GPU.")
     return scripted(gate)
+
+
+def losing() -> Engine:
+    """`LocalEngine` on fake models, for which any failure is the last."""
+    from dataclasses import replace
+
+    from models.backends import BackendLostError
+    from server.engine import LocalEngine
+    from tests.fake_models import FakeLLM, fake_models
+
+    def check() -> None:
+        raise BackendLostError("an illegal memory access was encountered")
+
+    return LocalEngine(replace(fake_models(FakeLLM()), check=check), SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)

@@ -74,7 +74,7 @@ def load_models_on(
         adapter=_load_adapter(device, stream, bundle, adapter_runtime),
         llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
     )
-    return replace(models, encodes_beside=True)
+    return replace(models, encodes_beside=True, check=device.check)
 
 
 def _open_device(kind: DeviceKind, gpu: int, threads: int, tensorrt_library: RealBuilder) -> Device:

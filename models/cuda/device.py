@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.adapter.forward import Operators
-from models.backends import BackendError
+from models.backends import BackendError, BackendLostError
 from models.cuda.tensorrt_library import TensorRT
 from models.gpu import Gpu
 from models.plans import PlanKey
@@ -28,6 +28,10 @@ class DeviceError(BackendError):
 
 class OutOfDeviceMemoryError(DeviceError):
     """The GPU's memory does not hold it. The message says how much was asked for and how much is free."""
+
+
+class DeviceLostError(DeviceError, BackendLostError):
+    """An error that stays: after some of its errors CUDA refuses all further work of a process."""
 
 
 class Stream(Protocol):
@@ -70,6 +74,10 @@ class Device(Protocol):
 
     def current(self) -> AbstractContextManager[None]:
         """Within it, what this thread asks of CUDA goes to this GPU."""
+        ...
+
+    def check(self) -> None:
+        """Raises `DeviceLostError` where the GPU will do nothing any more for this process. Waits for all that was enqueued."""
         ...
 
     def free_memory_bytes(self) -> int: ...

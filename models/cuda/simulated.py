@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import plain
 from kernels.adapter.forward import Operators
-from models.cuda.device import DeviceError, Result, Stream
+from models.cuda.device import DeviceError, DeviceLostError, Result, Stream
 from models.cuda.simulated_context import Machine
 from models.cuda.simulated_memory import DeviceMemory, poison
 from models.cuda.simulated_plan import ARCHITECTURE
@@ -50,6 +50,14 @@ class SimulatedDevice:
             yield
         finally:
             self._current.depth -= 1
+
+    def lose(self, reason: str) -> None:
+        """From now on all work fails, as after an error that CUDA does not forget."""
+        self._streams.lost = reason
+
+    def check(self) -> None:
+        if self._streams.lost:
+            raise DeviceLostError(f"the {self.gpu.name} was lost to this process: {self._streams.lost}")
 
     def free_memory_bytes(self) -> int:
         return self._memory.free_bytes()

@@ -37,6 +37,8 @@ class Streams:
     def __init__(self, memory: DeviceMemory) -> None:
         self.memory = memory
         self.running = threading.RLock()
+        self.lost = ""
+        """Why nothing is done any more, where that is so."""
         self.done: Clock = {}
         """How much of each stream's work is over, of those that are gone too."""
         # No handle is used again, and none is another GPU's.
@@ -127,6 +129,8 @@ class SimulatedStream:
         """Do its work up to piece `count`."""
         while self._streams.done[self.handle] < count:
             work, self.before = self._queue.popleft()
+            if self._streams.lost:
+                self._failure = DeviceError(self._streams.lost)
             if self._failure is None:
                 try:
                     work()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.adapter.forward import Operators
 from models.backends import BackendError
-from models.cuda.device import DeviceError, OutOfDeviceMemoryError, Result, Stream
+from models.cuda.device import DeviceError, DeviceLostError, OutOfDeviceMemoryError, Result, Stream
 from models.cuda.tensorrt_library import RealBuilder, load_tensorrt
 from models.gpu import find_gpu
 
@@ -72,6 +72,12 @@ class TorchDevice:
     def current(self) -> Iterator[None]:
         with torch.cuda.device(self._ordinal):
             yield
+
+    def check(self) -> None:
+        try:
+            torch.cuda.synchronize(self._ordinal)
+        except RuntimeError as error:
+            raise DeviceLostError(f"GPU {self._ordinal} was lost to this process: {error}") from error
 
     def free_memory_bytes(self) -> int:
         """What torch keeps for its next tensors is not counted as free."""
