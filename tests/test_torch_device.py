@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from models import gpu
 from models.cuda import torch_device
-from models.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
+from models.cuda.device import Device, DeviceError, DeviceLostError, OutOfDeviceMemoryError, copy
 from models.cuda.tensorrt_library import Messages, RealBuilder, TensorRT, TensorRTError, load_tensorrt
 from models.cuda.torch_device import TorchDevice, require_cuda, translated_errors
 from models.gpu import Gpu
@@ -96,10 +97,21 @@ def test_torch_has_every_name_in_use_and_its_parameters() -> None:
             signature = inspect.signature(resolve(dotted(node.func)))
             signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords if keyword.arg})
             checked.add(dotted(node.func)[-1])
-    assert checked == {"Stream", "CUDAGraph", "graph", "device", "stream", "device_count", "mem_get_info"}
+    assert checked == {"Stream", "CUDAGraph", "graph", "device", "stream", "device_count", "mem_get_info", "synchronize"}
     assert callable(torch.cuda.CUDAGraph.replay)
     assert callable(torch.cuda.Stream.synchronize)
     assert callable(torch.cuda.Stream.wait_stream)
+
+
+def test_an_error_that_stays_is_a_lost_device() -> None:
+    device = TorchDevice.__new__(TorchDevice)
+    device._ordinal = 3
+    with mock.patch.object(torch.cuda, "synchronize") as synchronize:
+        device.check()
+        synchronize.side_effect = RuntimeError("CUDA error: an illegal memory access was encountered")
+        with pytest.raises(DeviceLostError, match="GPU 3 was lost to this process: CUDA error: an illegal memory access"):
+            device.check()
+        synchronize.assert_called_with(3)
 
 
 def test_its_captures_take_a_mode_that_cuda_knows() -> None:
