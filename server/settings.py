@@ -16,6 +16,10 @@ ENVIRONMENT_PREFIX = "THINBRIDGE_"
 GPU_NUMBERS = r"^\d{1,3}(,\d{1,3})*$"
 
 
+# As many slots as the LLM's plan decodes at once. Not measured on a GPU.
+GPU_DEFAULTS = {"slots": 32, "queue_limit": 128}
+
+
 class SettingsError(ValueError):
     """A setting is unknown or has a bad value; the message is one or more sentences for the operator."""
 
@@ -42,10 +46,16 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=_default_cache_folder, description="Where the default bundle is built and kept.")
 
     slots: int = Field(
-        default=4, ge=1, le=256, description="Requests that the LLM works on at the same time; each holds its own K/V cache."
+        default=4,
+        ge=1,
+        le=256,
+        description="Requests that the LLM works on at the same time; each holds its own K/V cache. Unset means 32 on a GPU.",
     )
     queue_limit: int = Field(
-        default=16, ge=0, le=4096, description="Requests that may wait for a slot; beyond it the answer is 429."
+        default=16,
+        ge=0,
+        le=4096,
+        description="Requests that may wait for a slot; beyond it the answer is 429. Unset means 128 on a GPU.",
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
@@ -160,6 +170,11 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scale_with_device(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**GPU_DEFAULTS, **values} if values.get("device") == "cuda" else values
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -79,7 +79,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
         "plans for GPU 0": "llm in bf16, for tensorrt 11.4.0.106 on sm_90",
     }
     memory = found["memory of GPU 0"].detail
-    assert re.match(r"85\.90 GB, of which a server takes \d\.\d+ GB: \d+ slots of 47\.2 MB \d+\.\d MB, LLM ", memory)
+    assert re.match(r"85\.90 GB, of which a server takes \d\.\d+ GB: 32 slots of 47\.2 MB 1\.51 GB, LLM ", memory)
     assert "its activations 30.0 MB" in memory
     assert re.search(r"; \d{4} slots would fit$", memory)
 

@@ -15,6 +15,16 @@ def test_a_flag_beats_the_environment_which_beats_the_default(monkeypatch: pytes
     assert (settings.port, settings.slots, settings.host) == (9002, 7, "127.0.0.1")
 
 
+def test_a_gpu_takes_more_at_once_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu, on_gpu = load_settings(), load_settings(device="cuda")
+    assert (on_cpu.slots, on_cpu.queue_limit) == (4, 16)
+    assert (on_gpu.slots, on_gpu.queue_limit) == (32, 128)
+    assert Settings.model_validate_json(on_gpu.model_dump_json()) == on_gpu
+    monkeypatch.setenv("THINBRIDGE_SLOTS", "7")
+    monkeypatch.setenv("THINBRIDGE_DEVICE", "cuda")
+    assert (load_settings().slots, load_settings(slots=5).slots, load_settings(device="simulated", slots=6).slots) == (7, 5, 6)
+
+
 def test_an_unknown_variable_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THINBRIDGE_QUEUE_LIMITS", "3")
     with pytest.raises(SettingsError, match=r"THINBRIDGE_QUEUE_LIMITS .* nearest is THINBRIDGE_QUEUE_LIMIT\."):
