@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.engine_protocol import EngineCounters, EngineStats
+from server.engine_protocol import EngineCounters, EngineStats, FleetStats
 
 
 def engine_gauges(stats: EngineStats) -> Iterator[Metric]:
@@ -53,6 +53,24 @@ def engine_counters(counters: EngineCounters) -> Iterator[Metric]:
     lookups.add_metric(["encoder", "hit"], counters.encoder_cache_hits)
     lookups.add_metric(["encoder", "miss"], counters.encoder_cache_misses)
     yield lookups
+
+
+def member_metrics(stats: EngineStats) -> Iterator[Metric]:
+    """The same of each GPU's engine, where there are several."""
+    if not isinstance(stats, FleetStats):
+        return
+    ready = GaugeMetricFamily("thinbridge_gpu_ready", "1 while this GPU's engine takes requests.", labels=["engine"])
+    waiting = GaugeMetricFamily("thinbridge_gpu_num_requests_waiting", "Requests in its queue.", labels=["engine"])
+    running = GaugeMetricFamily("thinbridge_gpu_num_requests_running", "Requests that hold a slot of it.", labels=["engine"])
+    sessions = GaugeMetricFamily("thinbridge_gpu_live_sessions", "Live sessions in it.", labels=["engine"])
+    restarts = CounterMetricFamily("thinbridge_gpu_engine_restarts", "Times that it was started again.", labels=["engine"])
+    for name, member in stats.members.items():
+        ready.add_metric([name], float(member.ready))
+        waiting.add_metric([name], member.waiting)
+        running.add_metric([name], member.running)
+        sessions.add_metric([name], member.live_sessions)
+        restarts.add_metric([name], member.counters.restarts)
+    yield from (ready, waiting, running, sessions, restarts)
 
 
 def by_position(name: str, documentation: str, counts: Sequence[int]) -> Metric:

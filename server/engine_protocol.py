@@ -1,7 +1,7 @@
 """The door to the models, and what can be seen of what goes on behind it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self
 
 from server.live import LiveEvent, LiveInput, LiveRequest
@@ -62,6 +62,13 @@ class EngineStats:
 
 def _add(left: Any, right: Any) -> Any:
     return tuple(map(_add, left, right)) if isinstance(left, tuple) else left + right
+
+
+@dataclass(frozen=True)
+class FleetStats(EngineStats):
+    """Of several engines that are one to the outside: the `members` by name, and above all of them together."""
+
+    members: Mapping[str, EngineStats] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from server.engine_protocol import Engine, EngineCounters, EngineStats
+from server.engine_protocol import Engine, EngineCounters, EngineStats, FleetStats
 from server.errors import InvalidRequest, NotReady, Overloaded
 from server.live import Ended, LiveEvent, LiveInput, LiveRequest
 from server.process_engine import StartError
@@ -81,9 +81,9 @@ class Fleet:
         if route is not None:
             route.engine.abort(request_id)
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> FleetStats:
         every = [engine.stats() for engine in self._engines]
-        return EngineStats(
+        return FleetStats(
             ready=any(stats.ready for stats in every),
             waiting=sum(stats.waiting for stats in every),
             running=sum(stats.running for stats in every),
@@ -97,6 +97,7 @@ class Fleet:
             live_limit=sum(stats.live_limit for stats in every),
             live_jobs=sum(stats.live_jobs for stats in every),
             counters=sum((stats.counters for stats in every), EngineCounters()),
+            members=dict(zip(self._names, every, strict=True)),
         )
 
     def drain(self, timeout_s: float) -> None:

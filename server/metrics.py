@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine_metrics import engine_counters, engine_gauges
+from server.engine_metrics import engine_counters, engine_gauges, member_metrics
 from server.engine_protocol import EngineStats
 from server.live_metrics import LiveMetrics
 from server.request import Done
@@ -100,6 +100,7 @@ class _LiveState(Collector):
         stats = self._engine_stats()
         yield from engine_gauges(stats)
         yield from engine_counters(stats.counters)
+        yield from member_metrics(stats)
         yield CounterMetricFamily(
             "thinbridge_decode_worker_restarts", "Audio decode processes that were replaced.", value=self._decode_restarts()
         )

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine_protocol import DRAFT_POSITIONS, EngineCounters, EngineStats
+from server.engine_protocol import DRAFT_POSITIONS, EngineCounters, EngineStats, FleetStats
 from server.metrics import Metrics
 
 COUNTERS = EngineCounters(
@@ -82,6 +82,22 @@ def test_every_figure_of_the_engine_is_served() -> None:
     }
     served = samples(STATS)
     assert {name: served[name] for name in expected} == expected
+
+
+def test_each_gpus_engine_is_served_where_there_are_several() -> None:
+    fleet = FleetStats(**{**vars(STATS), "members": {"GPU 0": STATS, "GPU 1": EngineStats(False, 0, 0, 4, 16)}})
+    served = samples(fleet)
+    assert served["num_requests_running"] == 2
+    names = (
+        "gpu_ready",
+        "gpu_num_requests_waiting",
+        "gpu_num_requests_running",
+        "gpu_live_sessions",
+        "gpu_engine_restarts_total",
+    )
+    assert [served[f"{name} GPU 0"] for name in names] == [1, 1, 2, 3, 11]
+    assert [served[f"{name} GPU 1"] for name in names] == [0, 0, 0, 0, 0]
+    assert not [name for name in samples(STATS) if name.startswith("gpu_")]
 
 
 def test_they_are_read_at_every_scrape() -> None:

@@ -80,6 +80,8 @@ def test_in_a_crowd_it_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> No
 
 def test_on_two_gpus_it_is_the_same(on_cpu: LiveServer, on_two_gpus: LiveServer) -> None:
     crowd(on_two_gpus, on_cpu)
+    metrics = on_two_gpus.client.get("/metrics").text
+    assert [f'thinbridge_gpu_ready{{engine="GPU {number}"}} 1.0' in metrics for number in (0, 1)] == [True, True]
 
 
 def test_a_recording_cut_at_its_pauses_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:
