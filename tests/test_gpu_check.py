@@ -266,7 +266,7 @@ def test_a_server_is_asked_alone_streamed_and_by_many_at_once() -> None:
             Server(running.client).ask(QUESTIONS[0])
     assert run.answers == dict.fromkeys(QUESTIONS, "hello world")
     assert (len(run.alone_s), len(run.first_text_s), len(run.crowded)) == (6, 6, 12)
-    assert server_findings(run, run, "cuda", likeness=1.0).failures == ()
+    assert server_findings({"cpu": run, "cuda": run}, {"cpu": 1.0, "cuda": 1.0}).failures == ()
 
 
 def test_a_transcript_that_is_not_the_cpus_or_changes_under_load_is_found() -> None:
@@ -275,9 +275,11 @@ def test_a_transcript_that_is_not_the_cpus_or_changes_under_load_is_found() -> N
     cpu = Run(dict.fromkeys(QUESTIONS, text), [0.1], [0.1], crowded, 0.1)
     # Other answers than transcripts may part where two tokens are all but equally likely.
     gpu = replace(cpu, answers={**cpu.answers, QUESTIONS[1]: other, QUESTIONS[2]: "English"})
-    assert server_findings(cpu, gpu, "cuda", 1.0).failures == (f"{QUESTIONS[1].audio.stem}: the transcript is not the CPU's",)
-    assert server_findings(cpu, gpu, "cuda", 0.5).failures == ()
+    strict, lenient = {"cpu": 1.0, "cuda": 1.0}, {"cpu": 1.0, "cuda": 0.5}
+    is_another = f"{QUESTIONS[1].audio.stem}: the transcript is not that of cpu"
+    assert server_findings({"cpu": cpu, "cuda": gpu}, strict).failures == (is_another,)
+    assert server_findings({"cpu": cpu, "cuda": gpu}, lenient).failures == ()
     changed = replace(cpu, crowded=[(QUESTIONS[0], Answer("or is it", 0.1))])
     failure = f"{QUESTIONS[0].audio.stem}: another transcript under load on"
-    assert server_findings(cpu, changed, "cuda", 0.5).failures == (f"{failure} cuda",)
-    assert server_findings(changed, cpu, "cuda", 0.5).failures == (f"{failure} cpu",)
+    assert server_findings({"cpu": cpu, "cuda": changed}, lenient).failures == (f"{failure} cuda",)
+    assert server_findings({"cpu": changed, "cuda": cpu}, lenient).failures == (f"{failure} cpu",)

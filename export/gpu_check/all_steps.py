@@ -1,7 +1,7 @@
 """The steps in their order."""
 
 from export.gpu_check.alignment_step import check_attention
-from export.gpu_check.end_to_end import check_server
+from export.gpu_check.end_to_end import check_server, check_several_gpus
 from export.gpu_check.graphs import check_graphs
 from export.gpu_check.kernel_parity import check_kernels
 from export.gpu_check.kernel_times import check_kernel_times
@@ -41,4 +41,5 @@ STEPS: tuple[Step[Workbench], ...] = (
     ),
     Step("llm-times", "What steps of the LLM take.", check_llm_times, ("memory",)),
     Step("server", "The server answers as it does on the CPU, alone and under load; its times.", check_server, ("plans",)),
+    Step("several-gpus", "Several GPUs, an engine process each, answer as one does.", check_several_gpus, ("plans",)),
 )

@@ -1,6 +1,8 @@
-"""The whole server on the device beside the whole server on the CPU: the same bundle, the same questions."""
+"""The whole server on the device beside the whole server on the CPU, and on several GPUs beside one: the same bundle, the same
+questions.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -42,8 +44,20 @@ def check_server(bench: Workbench) -> Findings:
     for device in ("cpu", bench.kind):
         with serve(ROOT, bench.folder, device, bench.scratch / f"server-{device}.log") as server:
             runs[device] = exercise(server, questions, len(bench.clips), bench.scale.rounds)
-    likeness = 1.0 if bench.device.float_type == torch.float32 else SMALLEST_LIKENESS
-    return server_findings(runs["cpu"], runs[bench.kind], bench.kind, likeness)
+    return server_findings(runs, {"cpu": 1.0, bench.kind: _least_likeness(bench)})
+
+
+def check_several_gpus(bench: Workbench) -> Findings:
+    """Transcripts have to be those of one GPU, whichever of them answers."""
+    if bench.gpus < 2:
+        return Findings(notes=("There is one GPU: nothing to compare it with.",))
+    questions = [Question(clip.file, INSTRUCTIONS[0]) for clip in bench.clips]
+    numbers = ",".join(map(str, range(bench.gpus)))
+    runs = {}
+    for name, chosen in (("one GPU", "0"), (f"{bench.gpus} GPUs", numbers)):
+        with serve(ROOT, bench.folder, bench.kind, bench.scratch / f"server-gpus-{chosen}.log", "--gpus", chosen) as server:
+            runs[name] = exercise(server, questions, len(questions), bench.scale.rounds)
+    return server_findings(runs, dict.fromkeys(runs, _least_likeness(bench)))
 
 
 def exercise(server: Server, questions: Sequence[Question], clips: int, rounds: int) -> Run:
@@ -57,35 +71,42 @@ def exercise(server: Server, questions: Sequence[Question], clips: int, rounds: 
     return Run(answers, alone_s, first_text_s, list(zip(crowd, crowded, strict=True)), crowd_s)
 
 
-def server_findings(cpu: Run, gpu: Run, name: str, likeness: float) -> Findings:
-    """Transcripts that are less alike than `likeness` (1: the same words) are failures, beside the CPU's and under load.
-
-    Other instructions' answers are shown. The CPU's own have to be the same under load, word for word.
+def server_findings(runs: Mapping[str, Run], likeness: Mapping[str, float]) -> Findings:
+    """The second of two runs beside the first. Transcripts that are less alike than a run's `likeness` (1: the same words) are
+    failures: the second's beside the first's, and those of either under load beside those alone. Other instructions' answers are
+    shown.
     """
+    (first, oracle), (name, run) = runs.items()
     texts, failures = [], []
-    for question, text in gpu.answers.items():
-        theirs = cpu.answers[question]
+    for question, text in run.answers.items():
+        theirs = oracle.answers[question]
         same = text == theirs
         texts.append((question.audio.stem, question.instruction, "yes" if same else "no", text, "" if same else theirs))
-        if question.instruction == INSTRUCTIONS[0] and _likeness(text, theirs) < likeness:
-            failures.append(f"{question.audio.stem}: the transcript is not the CPU's")
+        if question.instruction == INSTRUCTIONS[0] and _likeness(text, theirs) < likeness[name]:
+            failures.append(f"{question.audio.stem}: the transcript is not that of {first}")
     times = []
-    for run, device, least in ((cpu, "cpu", 1.0), (gpu, name, likeness)):
-        pairs = [(question, answer.text, run.answers[question]) for question, answer in run.crowded]
-        changed = {question.audio.stem for question, crowded, alone in pairs if _likeness(crowded, alone) < least}
+    for device, each in runs.items():
+        pairs = [(question, answer.text, each.answers[question]) for question, answer in each.crowded]
+        changed = {question.audio.stem for question, crowded, alone in pairs if _likeness(crowded, alone) < likeness[device]}
         failures += [f"{clip}: another transcript under load on {device}" for clip in sorted(changed)]
         equal = sum(crowded == alone for _, crowded, alone in pairs)
-        times.append((device, *_figures(run), f"{equal} of {len(pairs)}"))
+        times.append((device, *_figures(each), f"{equal} of {len(pairs)}"))
     heading = (
         "device", "p50 ms", "p95 ms", "first text p50 ms", "p95 ms", f"{CLIENTS} clients: requests a second", "p95 ms",
         "of their texts the same as alone",
     )  # fmt: skip
-    answers = Table("Answers", ("clip", "instruction", "as on the CPU", "answer", "the CPU's"), tuple(texts))
+    answers = Table(
+        "Answers", ("clip", "instruction", f"as on {first}", f"on {name}", f"on {first}, where another"), tuple(texts)
+    )
     note = (
-        f"Over HTTP, from the request to the whole answer: {len(gpu.alone_s)} transcripts one after the other, as many streamed, "
-        f"and {len(gpu.crowded)} by {CLIENTS} clients at once."
+        f"Over HTTP, from the request to the whole answer: {len(run.alone_s)} transcripts one after the other, as many streamed, "
+        f"and {len(run.crowded)} by {CLIENTS} clients at once."
     )
     return Findings((Table("Times of transcripts", heading, tuple(times)), answers), (note,), tuple(failures))
+
+
+def _least_likeness(bench: Workbench) -> float:
+    return 1.0 if bench.device.float_type == torch.float32 else SMALLEST_LIKENESS
 
 
 def _likeness(text: str, other: str) -> float:

@@ -76,9 +76,9 @@ class Server:
 
 
 @contextmanager
-def serve(root: Path, bundle: Path, device: str, log: Path) -> Iterator[Server]:
+def serve(root: Path, bundle: Path, device: str, log: Path, *options: str) -> Iterator[Server]:
     """A server of the checkout `root` on a free port, ready; stopped at the end. Raises `ServerError` where it does not start."""
-    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--bundle", str(bundle), "--device", device]
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--bundle", str(bundle), "--device", device, *options]
     with log.open("w") as output, subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             url = _wait_until_ready(process, log)

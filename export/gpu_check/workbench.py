@@ -29,6 +29,7 @@ from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan
 from models.encoder_onnx import OnnxEncoder
 from models.features import SAMPLE_RATE_HZ, log_mel
+from models.gpu import gpu_count, load_driver
 from models.plans import find_plan
 from models.prompt import Tokeniser
 from models.trained_adapter import TrainedAdapter, read_adapter
@@ -101,6 +102,11 @@ class Workbench:
         from models.cuda.torch_device import TorchDevice
 
         return TorchDevice()
+
+    @cached_property
+    def gpus(self) -> int:
+        """How many there are; of simulated ones there are two."""
+        return 2 if self.kind == "simulated" else gpu_count(load_driver())
 
     @cached_property
     def folder(self) -> Path:
