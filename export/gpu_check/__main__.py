@@ -56,6 +56,8 @@ def main() -> int:
         return subprocess.run(command, check=False).returncode
     threads = len(os.sched_getaffinity(0))
     results: list[StepResult] = []
+    # The report is in the checkout, too: writing it makes that differ from its commit.
+    checkout = commit()
     with (
         tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch,
         workbench(options.device, options.bundle, Path(scratch), threads) as bench,
@@ -63,19 +65,19 @@ def main() -> int:
         for result in run_steps(choose(STEPS, options.only), bench):
             results.append(result)
             # After each step, so that a crash leaves what was found.
-            write_report(options.out, _head(bench, options), results)
+            write_report(options.out, _head(bench, options, checkout), results)
     print(options.out)
     return exit_status(results)
 
 
-def _head(bench: Workbench, options: argparse.Namespace) -> Head:
+def _head(bench: Workbench, options: argparse.Namespace, checkout: str) -> Head:
     chosen = f" --only {' '.join(options.only)}" if options.only else ""
     command = f"python -m export.gpu_check --device {options.device}{chosen}"
     try:
         device = f"{bench.device.gpu.name}, {bench.device.gpu.architecture}"
     except Exception as error:  # the step `machine` tells of it
         device = f"none: {error}"
-    return Head(device, options.device == "simulated", commit(), command, versions())
+    return Head(device, options.device == "simulated", checkout, command, versions())
 
 
 if __name__ == "__main__":
