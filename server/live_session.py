@@ -225,6 +225,8 @@ class LiveSession:
             heard = utterance.answer.heard if utterance.answer else None
             if self._recording is not None and heard is not None:
                 self._recording.add(outcome.text, heard.frames)
+        # The last window of the voice detector may go beyond the audio.
+        utterance.end = min(utterance.end, self._taken)
         self._host.emit(utterance.answered(self.request.id, self._rate_hz))
 
     def _end(self) -> None:

@@ -194,6 +194,18 @@ def test_audio_waits_while_too_much_is_unanswered() -> None:
         assert max(encoder.batches) > 1
 
 
+def test_speech_that_lasts_to_the_end_ends_with_the_audio() -> None:
+    """Whose last samples fill no window of the voice detector."""
+    with serving() as engine:
+        client = LiveClient(engine, live())
+        audio = speech(1, 1.0 + 1 / SAMPLE_RATE_HZ)
+        client.say(audio)
+        ended = client.end()
+        assert isinstance(ended, Ended)
+        (answer,) = client.of(UtteranceDone)
+        assert answer.end_s == ended.audio_s == len(audio) / SAMPLE_RATE_HZ
+
+
 def test_a_flush_ends_an_utterance_at_once() -> None:
     with serving() as engine:
         client = LiveClient(engine, live())
