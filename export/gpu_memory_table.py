@@ -4,8 +4,10 @@ python -m export.gpu_memory_table
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
+from export.gguf_weights import LlamaConfig
+from export.random_models import QWEN2_500M, SMOLLM2_135M
 from kernels.markdown import table
 from models.gpu_memory import slot_bytes
 
@@ -14,44 +16,33 @@ SLOTS = (8, 32, 128)
 WEIGHT_BYTES = 2
 
 
-@dataclass(frozen=True)
-class PublicModel:
-    """A Llama-like model's shape, as its public configuration has it."""
-
-    name: str
-    layers: int
-    embedding_size: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    feed_forward_size: int
-    vocabulary_size: int
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of the layers and the head in bfloat16; input embeddings are read on the host."""
-        attention = (2 * self.heads + 2 * self.key_value_heads) * self.head_size
-        layer = self.embedding_size * (attention + 3 * self.feed_forward_size)
-        return WEIGHT_BYTES * (self.layers * layer + self.vocabulary_size * self.embedding_size)
-
-    def slot_bytes(self, positions: int) -> int:
-        return slot_bytes(self.layers, self.key_value_heads, self.head_size, positions)
-
-
-MODELS = (
-    PublicModel("SmolLM2-135M", 30, 576, 9, 3, 64, 1536, 49152),
-    PublicModel("Qwen2.5-0.5B", 24, 896, 14, 2, 64, 4864, 151936),
-    PublicModel("Llama-3.2-1B", 16, 2048, 32, 8, 64, 8192, 128256),
-    PublicModel("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256),
+LLAMA_1B = replace(
+    SMOLLM2_135M,
+    layers=16,
+    embedding_size=2048,
+    heads=32,
+    key_value_heads=8,
+    feed_forward_size=8192,
+    vocabulary_size=128_256,
 )
+LLAMA_8B = replace(LLAMA_1B, layers=32, embedding_size=4096, head_size=128, feed_forward_size=14_336)
+MODELS = {"SmolLM2-135M": SMOLLM2_135M, "Qwen2.5-0.5B": QWEN2_500M, "Llama-3.2-1B": LLAMA_1B, "Llama-3.1-8B": LLAMA_8B}
+"""By their sizes, as public configurations have them; nothing else of a shape counts here."""
+
+
+def weight_bytes(model: LlamaConfig) -> int:
+    """Of the layers and the head in bfloat16; input embeddings are read on the host."""
+    attention = (2 * model.heads + 2 * model.key_value_heads) * model.head_size
+    layer = model.embedding_size * (attention + 3 * model.feed_forward_size)
+    return WEIGHT_BYTES * (model.layers * layer + model.vocabulary_size * model.embedding_size)
 
 
 def rows() -> Iterator[list[str]]:
-    for model in MODELS:
+    for name, model in MODELS.items():
         for positions in POSITIONS:
-            one = model.slot_bytes(positions)
+            one = slot_bytes(model.layers, model.key_value_heads, model.head_size, positions)
             together = [f"{slots * one / 1e9:.2f}" for slots in SLOTS]
-            yield [model.name, f"{model.weight_bytes / 1e9:.2f}", f"{positions:,}", f"{one / 1e6:.1f} MB", *together]
+            yield [name, f"{weight_bytes(model) / 1e9:.2f}", f"{positions:,}", f"{one / 1e6:.1f} MB", *together]
 
 
 def memory_table() -> str:

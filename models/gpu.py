@@ -9,6 +9,10 @@ from models.backends import BackendError
 DRIVER = "libcuda.so.1"
 MAJOR_ATTRIBUTE, MINOR_ATTRIBUTE = 75, 76
 NAME_BYTES = 256
+CPU_ONLY_PRECISION = "int8"
+"""Of an encoder's graph: ONNX Runtime has such products for CPUs only."""
+ALIGNMENT_BYTES = 256
+"""Where device memory begins; TensorRT asks it of what it is bound to."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,11 @@ class Gpu:
     name: str
     architecture: str
     memory_bytes: int
+
+
+def aligned(size_bytes: int) -> int:
+    """How much memory is taken up before the next thing can begin."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def load_driver() -> Any:

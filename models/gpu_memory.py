@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.bundle import Bundle, LlmSection, PlanSection
+from models.gpu import aligned
 
 CONTEXT_BYTES = 2 * 2**30
 """Set aside for the CUDA context, the libraries' code and workspaces, captured graphs, and what the encoder and the adapter keep
 between their kernels without a plan. A guess: nobody has measured it."""
 FLOAT_BYTES, INDEX_BYTES = 4, 8
-ALIGNMENT_BYTES = 256
 
 
 def slot_bytes(layers: int, key_value_heads: int, head_size: int, positions: int, bytes_per_number: int = 2) -> int:
@@ -27,7 +27,7 @@ def step_bytes(llm: LlmSection, plan: PlanSection) -> int:
 def _input_bytes(rows: int, tokens: int, wanted: int, embedding_size: int) -> int:
     indices = [rows * tokens, rows, rows, 2 * wanted]
     sizes = [rows * tokens * embedding_size * FLOAT_BYTES, *(INDEX_BYTES * count for count in indices)]
-    return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)
+    return sum(map(aligned, sizes))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import onnxruntime
 from models.backends import BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState
 from models.embedding_table import EmbeddingTable
 from models.encoder_onnx import open_session
+from models.padding import pad_rows, split_by_row, wanted_places
 
 # Rows are prefilled together where that computes at most this many times their positions.
 MAX_PADDING = 1.25
@@ -66,18 +67,9 @@ class OnnxLLM:
             yield batch
 
     def _prefill_batch(self, rows: Sequence[PrefillRow]) -> list[Float32]:
-        longest = max(len(row.embeddings) for row in rows)
-        # Padded with its own last position: what padding leaves in the slots must be finite.
-        indices = [np.minimum(np.arange(longest), len(row.embeddings) - 1) for row in rows]
-        padded = np.stack([row.embeddings[each] for row, each in zip(rows, indices, strict=True)])
-        wanted = [
-            (index, token)
-            for index, row in enumerate(rows)
-            for token in range(len(row.embeddings) - row.wanted, len(row.embeddings))
-        ]
+        padded = pad_rows(rows, max(len(row.embeddings) for row in rows))
         positions = np.array([row.position for row in rows], np.int64)
-        logits = self._run(rows[0].slot, padded, positions, np.array(wanted, np.int64).reshape(-1, 2))
-        return np.split(logits, np.cumsum([row.wanted for row in rows[:-1]]))
+        return split_by_row(self._run(rows[0].slot, padded, positions, wanted_places(rows)), rows)
 
     def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         """Append each row's tokens to slots 0..n-1, which `rows` must cover in that order; logits [tokens, V] per row."""

@@ -9,6 +9,8 @@ from cachetools import LRUCache
 
 from models.backends import AdapterOutput, Float32
 
+PREFIX_CACHE_BYTES = 64 * 2**20
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 

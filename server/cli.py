@@ -18,7 +18,7 @@ from server.protocol import InstructReply
 from server.reply_format import MEDIA_TYPES, SUBTITLES, written
 from server.request import SamplingOptions, Word
 from server.self_check import INSTRUCTION
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
 
 SETTING_FLAGS = (
     "host",
@@ -31,11 +31,7 @@ SETTING_FLAGS = (
     "queue_limit",
     "engine",
     "device",
-    "gpus",
-    "encoder_runtime",
-    "adapter_runtime",
-    "tensorrt_library",
-    "slot_positions",
+    *GPU_SETTINGS,
     "stall_timeout_s",
     "log_level",
 )
@@ -248,8 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_setting_flags(models, "bundle", "cache_dir")
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
-    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "slots", "device", "gpus")
-    _add_setting_flags(doctor, "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions")
+    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "slots", "device", *GPU_SETTINGS)
 
     _add_command(commands, "version", "print the version", version_command)
     return parser

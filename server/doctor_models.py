@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 from models.backends import BackendError
 from models.bundle import Bundle, BundleError, PlanSection
-from models.gpu import Gpu, find_gpu
+from models.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
 from models.gpu_memory import gigabytes, reckon
 from models.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from server.caches import PREFIX_CACHE_BYTES
 from server.finding import Finding
-from server.runner import PREFIX_CACHE_BYTES
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from models.cuda.simulated import SimulatedDevice
 
-CPU_ONLY_PRECISION = "int8"
 PUT_RIGHT = "put that right first"
 
 

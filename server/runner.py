@@ -12,7 +12,7 @@ import numpy as np
 from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
 from models.chain import Models
 from models.prompt import plain_words
-from server.caches import AudioKey, ByteCache, PrefixKey, output_bytes
+from server.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
 from server.errors import PromptTooLong
 from server.generation import Generation
 from server.hearing import Hearing, attempt
@@ -21,7 +21,6 @@ from server.verification import RunnerCounters, Verifier
 
 logger = logging.getLogger(__name__)
 
-PREFIX_CACHE_BYTES = 64 * 2**20
 # Of 0.3 to 0.003 the word error rate on held-out recordings of the training data differs by a tenth of a point.
 RELAXED_PROBABILITY = 0.05
 

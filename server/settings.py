@@ -14,8 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "THINBRIDGE_"
 GPU_NUMBERS = r"^\d{1,3}(,\d{1,3})*$"
-
-
+# Those that say something on a GPU only.
+GPU_SETTINGS = ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions")
 # As many slots as the LLM's plan decodes at once. Not measured on a GPU.
 GPU_DEFAULTS = {"slots": 32, "queue_limit": 128}
 
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         if len(set(self.gpu_numbers)) < len(self.gpu_numbers):
             raise ValueError(f"The gpus {self.gpus} name one GPU twice")
         if self.device == "cpu":
-            for name in ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions"):
+            for name in GPU_SETTINGS:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"The {name} setting is about GPUs: it needs the device cuda (THINBRIDGE_DEVICE=cuda)")
         if self.engine == "thread" and len(self.gpu_numbers) > 1:

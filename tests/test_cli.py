@@ -268,3 +268,10 @@ def test_python_m_server_is_the_same_program() -> None:
 
 def test_the_clip_of_the_self_check_is_committed_and_short() -> None:
     assert 0 < CLIP.stat().st_size < 200_000
+
+
+def test_the_doctor_sees_a_machine_without_the_models_runtime() -> None:
+    block = "import sys; sys.modules['onnxruntime'] = None"
+    command = f"{block}; from server.doctor import check_onnxruntime; print(check_onnxruntime().line())"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("FAIL onnxruntime: cannot be imported"), done.stderr

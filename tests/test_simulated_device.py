@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.cuda.device import ALIGNMENT_BYTES, Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
+from models.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.simulated_memory import DeviceMemory
+from models.gpu import ALIGNMENT_BYTES
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 

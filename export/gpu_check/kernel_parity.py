@@ -8,12 +8,13 @@ from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
 from kernels.parity.cases import TOLERANCES, all_cases, error
 from kernels.parity.interpreter import interpreted
+from kernels.parity.tables import ErrorTables
 
 
 def check_kernels(bench: Workbench) -> Findings:
     """Every case of `kernels.parity`. Its tiles are an H100's: another card may refuse some, which then fail by themselves."""
     is_simulated = bench.kind == "simulated"
-    largest: dict[tuple[str, str], dict[str, str]] = {}
+    largest = ErrorTables()
     failures = []
     place = torch.device(*bench.device.binding_device)
     with interpreted() if is_simulated else nullcontext(), bench.device.current(), place:
@@ -23,12 +24,9 @@ def check_kernels(bench: Workbench) -> Findings:
             except Exception as problem:  # of Triton, of its compiler or of the driver; the other cases are worth running
                 failures.append(f"{case}: {problem}")
                 continue
-            largest.setdefault((case.kernel, case.dtype), {})[case.shape] = f"{max(size for size, _ in found):.0e}"
+            largest.add(case.kernel, case.dtype, case.shape, [size for size, _ in found])
             failures += [f"{case}: an error of {size:.0e}, {limit:.0e} is allowed" for size, limit in found if not size <= limit]
-    by_shapes: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for (kernel, dtype), row in largest.items():
-        by_shapes.setdefault(tuple(row), []).append((kernel, dtype, *row.values()))
     title = "Largest difference, as a part of the twin's largest value"
-    tables = tuple(Table(title, ("kernel", "dtype", *shapes), tuple(rows)) for shapes, rows in by_shapes.items())
+    tables = tuple(Table(title, *each) for each in largest)
     where = "in Triton's interpreter, whose memory is poisoned" if is_simulated else "compiled"
     return Findings(tables, (f"The kernels are {where}.",), tuple(failures))

@@ -19,7 +19,7 @@ from kernels import fused, plain
 from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from kernels.parity.interpreter import interpreted
-from models.cuda.device import Stream, copy
+from models.cuda.device import Stream, capture_launched, upload
 from models.cuda.onnx_session import open_device_session
 from models.cuda.plan import PlanContext
 
@@ -145,9 +145,7 @@ class AdapterLab:
         return time_enqueued(lambda: self._device.launch(run, self._stream), self._stream, self._repeats)
 
     def _captured(self, work: Callable[[], AdapterFrames]) -> Timing:
-        self._device.launch(lambda: _ignore(work()), self._stream)
-        self._stream.synchronize()
-        _, graph = self._device.capture(work, self._stream)
+        _, graph = capture_launched(self._device, work, self._stream)
         return time_enqueued(graph.replay, self._stream, self._repeats)
 
     def _in_graph(self, call: Callable[[], object]) -> Timing:
@@ -158,9 +156,7 @@ class AdapterLab:
                 call()
             return []
 
-        self._device.launch(lambda: _ignore(several()), self._stream)
-        self._stream.synchronize()
-        _, graph = self._device.capture(several, self._stream)
+        _, graph = capture_launched(self._device, several, self._stream)
         whole = time_enqueued(graph.replay, self._stream, self._repeats)
         return Timing(whole.median_ms / calls, whole.shortest_ms / calls)
 
@@ -200,15 +196,7 @@ class AdapterLab:
         return time_enqueued(lambda: self._device.launch(work, self._stream), self._stream, self._repeats)
 
     def _upload(self, tensor: Tensor) -> Tensor:
-        staged, target = self._device.staging(tensor.shape, tensor.dtype), self._device.empty(tensor.shape, tensor.dtype)
-        staged.copy_(tensor)
-        copy(self._device, target, staged, self._stream)
-        self._stream.synchronize()
-        return target
-
-
-def _ignore(_result: object) -> None:
-    """What a launch returns nobody reads."""
+        return upload(self._device, tensor, self._stream)
 
 
 def _verdict(ours: Timing | str, theirs: Timing | str) -> str:

@@ -4,18 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
-from models.backends import Adapter, AdapterOutput, Encoder, Float32, collapse
-from models.cuda.adapter_tensorrt import TensorRtAdapter
-from models.cuda.adapter_triton import TritonAdapter, buckets_up_to
-from models.cuda.chain import longest_audio_frames
-from models.cuda.device import Device, Stream, copy
-from models.cuda.encoder_onnx import OnnxDeviceEncoder
-from models.cuda.encoder_tensorrt import TensorRtEncoder
-from models.cuda.utterances import FRAMES_PER_STATE
+from models.backends import Adapter, AdapterOutput, Encoder, collapse
+from models.cuda.chain import AdapterRuntime, EncoderRuntime, load_adapter, load_encoder
+from models.cuda.device import Stream, upload
 
 LARGEST_STATE_ERROR = 0.05
 """On average, in deviations of the states. In float16 throughout, ONNX Runtime on a CPU is off by 0.0007 on these clips; bfloat16
@@ -49,20 +43,15 @@ def check_encoder(bench: Workbench) -> Findings:
 
 
 def encoders(bench: Workbench, stream: Stream) -> Mapping[str, Encoder]:
-    """By both runtimes, as `models.cuda.chain` makes them."""
-    manifest = bench.bundle.manifest
-    largest = longest_audio_frames(manifest) * manifest.adapter.subsampling * FRAMES_PER_STATE
-    graph = bench.bundle.path(manifest.encoder.graph)
-    return {
-        "ONNX Runtime": OnnxDeviceEncoder(graph, bench.device, stream, largest_frames=largest, threads=bench.threads),
-        "TensorRT": TensorRtEncoder(bench.plan("encoder"), stream),
-    }
+    """By both runtimes."""
+    runtimes: dict[str, EncoderRuntime] = {"ONNX Runtime": "onnxruntime", "TensorRT": "tensorrt"}
+    return {name: load_encoder(bench.device, stream, bench.bundle, each, bench.threads) for name, each in runtimes.items()}
 
 
 def check_adapter(bench: Workbench) -> Findings:
     """Our kernels and the plan, on the CPU's states: errors, drafts, and what a batch changes."""
     stream = bench.device.stream()
-    states = [_upload(bench.device, stream, each) for each in bench.cpu_states]
+    states = [upload(bench.device, torch.from_numpy(each), stream) for each in bench.cpu_states]
     expected = bench.cpu_adapter.adapt(bench.cpu_states)
     rows, failures = [], []
     for name, adapter in adapters(bench, stream).items():
@@ -81,14 +70,10 @@ def check_adapter(bench: Workbench) -> Findings:
 
 
 def adapters(bench: Workbench, stream: Stream) -> Mapping[str, Adapter]:
-    """By both runtimes, as `models.cuda.chain` makes them."""
-    trained, device = bench.adapter_weights, bench.device
-    buckets = buckets_up_to(longest_audio_frames(bench.bundle.manifest))
-    name = "our kernels" if bench.kind == "cuda" else "plain twins in float32"
-    return {
-        name: TritonAdapter(device, stream, trained, bench.embedding, buckets),
-        "TensorRT": TensorRtAdapter(bench.plan("adapter"), stream, trained, bench.embedding),
-    }
+    """By both runtimes."""
+    ours = "our kernels" if bench.kind == "cuda" else "plain twins in float32"
+    runtimes: dict[str, AdapterRuntime] = {ours: "triton", "TensorRT": "tensorrt"}
+    return {name: load_adapter(bench.device, stream, bench.bundle, each) for name, each in runtimes.items()}
 
 
 def _compared(mine: AdapterOutput, theirs: AdapterOutput) -> Sequence[str]:
@@ -116,11 +101,3 @@ def _problems(mine: AdapterOutput, theirs: AdapterOutput) -> Iterator[str]:
 
 def _share_equal(mine: AdapterOutput, theirs: AdapterOutput) -> float:
     return float((mine.best_token == theirs.best_token).mean())
-
-
-def _upload(device: Device, stream: Stream, states: Float32) -> Tensor:
-    staged, target = device.staging(states.shape, torch.float32), device.empty(states.shape, torch.float32)
-    staged.numpy()[...] = states
-    copy(device, target, staged, stream)
-    stream.synchronize()
-    return target

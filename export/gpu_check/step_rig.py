@@ -11,7 +11,7 @@ from models.backends import Float32, Int64
 from models.cuda.device import Device
 from models.cuda.plan import Plan, PlanContext
 from models.cuda.slots import SlotMemory
-from models.cuda.steps import CapturedStep, Step, StepInputs, StepMemory, StepShape
+from models.cuda.steps import CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE
 
 
@@ -77,11 +77,10 @@ class StepRig:
 def random_inputs(shape: StepShape, embedding_size: int, starts: Int64, seed: int) -> StepInputs:
     """Embeddings of noise for rows that begin at `starts` [rows]; logits of the first `shape.wanted` positions."""
     noise = np.random.default_rng(seed).standard_normal((shape.rows, shape.tokens, embedding_size), np.float32)
-    places = np.stack(np.meshgrid(np.arange(shape.rows), np.arange(shape.tokens), indexing="ij"), axis=-1).reshape(-1, 2)
     return StepInputs(
         noise / np.float32(10),
         positions=starts[:, None] + np.arange(shape.tokens),
         write_index=starts,
         kv_length=starts + shape.tokens,
-        wanted=places[: shape.wanted],
+        wanted=all_places(shape)[: shape.wanted],
     )

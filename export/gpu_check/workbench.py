@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import soundfile
@@ -24,6 +23,7 @@ from export.tensorrt_plans import default_weights
 from models.adapter_onnx import OnnxAdapter
 from models.backends import Float32
 from models.bundle import Bundle, open_bundle
+from models.cuda.chain import DeviceKind
 from models.cuda.device import Device, plan_key
 from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan
@@ -34,7 +34,6 @@ from models.plans import find_plan
 from models.prompt import Tokeniser
 from models.trained_adapter import TrainedAdapter, read_adapter
 
-DeviceKind = Literal["cuda", "simulated"]
 CLIPS = ROOT / "tests" / "clips"
 FOLDER = "gpu-check"
 """In the cache folder."""

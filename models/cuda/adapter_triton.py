@@ -13,7 +13,7 @@ from kernels.adapter.forward import AdapterFrames, UtteranceFrames
 from kernels.adapter.graphs import Bucket, Graph, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from models.backends import AdapterOutput
-from models.cuda.device import Device, DeviceError, Stream, copy
+from models.cuda.device import Device, DeviceError, Stream, capture_launched, copy, upload
 from models.cuda.utterances import settling
 from models.posterior_bridge import adapter_output
 from models.trained_adapter import TrainedAdapter
@@ -49,7 +49,8 @@ class TritonAdapter:
         self._device = device
         self._stream = stream
         self._largest = max(buckets)
-        weights = self._upload(_pack(trained, embedding, device.float_type, self._largest.frames))
+        packed = _pack(trained, embedding, device.float_type, self._largest.frames)
+        weights = map_tensors(packed, lambda tensor: upload(device, tensor, stream))
         self._reduction = weights.reduction
         self._graphs = GraphAdapter(weights, device.operators, buckets, self._zeros, self._capture)
         most_utterances = max(bucket.utterances for bucket in buckets)
@@ -109,24 +110,7 @@ class TritonAdapter:
         return memory
 
     def _capture(self, work: Callable[[], AdapterFrames]) -> tuple[AdapterFrames, Graph]:
-        """After one run, in which kernels are compiled and loaded: no graph may hold that."""
-
-        def run() -> None:
-            work()
-
-        self._device.launch(run, self._stream)
-        self._stream.synchronize()
-        return self._device.capture(work, self._stream)
-
-    def _upload(self, weights: AdapterWeights) -> AdapterWeights:
-        def upload(tensor: Tensor) -> Tensor:
-            staged, target = self._device.staging(tensor.shape, tensor.dtype), self._device.empty(tensor.shape, tensor.dtype)
-            staged.copy_(tensor)
-            with settling(self._stream):
-                copy(self._device, target, staged, self._stream)
-            return target
-
-        return map_tensors(weights, upload)
+        return capture_launched(self._device, work, self._stream)
 
 
 def _pack(trained: TrainedAdapter, embedding: npt.NDArray[Any], float_type: torch.dtype, max_frames: int) -> AdapterWeights:

@@ -18,13 +18,13 @@ from models.cuda.llm_tensorrt import TensorRtLLM
 from models.cuda.plan import Plan
 from models.cuda.tensorrt_library import RealBuilder, TensorRTError
 from models.cuda.utterances import FRAMES_PER_STATE
+from models.gpu import CPU_ONLY_PRECISION
 from models.plans import PlanError, find_plan
 from models.trained_adapter import read_adapter
 
 DeviceKind = Literal["cuda", "simulated"]
 EncoderRuntime = Literal["onnxruntime", "tensorrt"]
 AdapterRuntime = Literal["triton", "tensorrt"]
-CPU_ONLY_PRECISION = "int8"
 
 
 def load_gpu_models(
@@ -70,8 +70,8 @@ def load_models_on(
     stream = device.stream()
     models = chain_models(
         bundle,
-        encoder=_load_encoder(device, stream, bundle, encoder_runtime, threads),
-        adapter=_load_adapter(device, stream, bundle, adapter_runtime),
+        encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
+        adapter=load_adapter(device, stream, bundle, adapter_runtime),
         llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
     )
     return replace(models, encodes_beside=True, check=device.check)
@@ -93,7 +93,8 @@ def longest_audio_frames(manifest: Manifest) -> int:
     return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.adapter.subsampling)
 
 
-def _load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: EncoderRuntime, threads: int) -> Encoder:
+def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: EncoderRuntime, threads: int) -> Encoder:
+    """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
     if runtime == "tensorrt":
         return TensorRtEncoder(_load_plan(device, bundle, "encoder"), stream)
@@ -102,7 +103,8 @@ def _load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encod
     return OnnxDeviceEncoder(graph, device, stream, largest_frames=largest_frames, threads=threads)
 
 
-def _load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Adapter:
+def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Adapter:
+    """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
     trained = read_adapter(bundle.path(manifest.adapter.weights))
     embedding = np.load(bundle.path(manifest.llm.embedding), mmap_mode="r")

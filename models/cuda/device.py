@@ -16,9 +16,6 @@ from models.cuda.tensorrt_library import TensorRT
 from models.gpu import Gpu
 from models.plans import PlanKey
 
-ALIGNMENT_BYTES = 256
-"""Where device memory begins; TensorRT asks it of what it is bound to."""
-
 Result = TypeVar("Result", bound=Sequence[Tensor])
 
 
@@ -114,6 +111,26 @@ def copy(device: Device, target: Tensor, source: Tensor, stream: Stream) -> None
         target.copy_(source, non_blocking=True)
 
     device.launch(work, stream)
+
+
+def upload(device: Device, tensor: Tensor, stream: Stream) -> Tensor:
+    """A copy of a tensor of the host in the device's memory, once it is there."""
+    staged, target = device.staging(tensor.shape, tensor.dtype), device.empty(tensor.shape, tensor.dtype)
+    staged.copy_(tensor)
+    copy(device, target, staged, stream)
+    stream.synchronize()
+    return target
+
+
+def capture_launched(device: Device, work: Callable[[], Result], stream: Stream) -> tuple[Result, Graph]:
+    """A graph of what torch does in `work`, after one run, in which kernels are compiled and loaded: no graph may hold that."""
+
+    def run() -> None:
+        work()
+
+    device.launch(run, stream)
+    stream.synchronize()
+    return device.capture(work, stream)
 
 
 def plan_key(device: Device) -> PlanKey:

@@ -1,17 +1,17 @@
 """The LLM on TensorRT: one plan with a decode and a prefill profile, over key/value slots that it updates in place."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from models.backends import DecodeRow, Float32, Int64, PrefillRow, SlotState
+from models.backends import DecodeRow, Float32, PrefillRow, SlotState
 from models.cuda.device import Device
 from models.cuda.plan import Plan, PlanContext
 from models.cuda.slots import SlotMemory
-from models.cuda.steps import INPUTS, CapturedStep, Step, StepInputs, StepMemory, StepShape
+from models.cuda.steps import INPUTS, CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
 from models.embedding_table import EmbeddingTable
+from models.padding import pad_rows, split_by_row, wanted_places
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError
 
 DRAFT_TOKENS = (5, 9, 17)
@@ -157,29 +157,26 @@ class TensorRtLLM:
 
     def _run(self, rows: Sequence[PrefillRow]) -> list[Float32]:
         """One step over neighbouring slots; logits [wanted, V] per row."""
-        counts = [len(row.embeddings) for row in rows]
         captured, tokens = self._draft_step(rows)
-        # Padded with its own last position: what padding leaves in the slots must be finite.
-        indices = [np.minimum(np.arange(tokens), count - 1) for count in counts]
         positions = np.array([row.position for row in rows], np.int64)
-        places = [(row, token) for row, count in enumerate(counts) for token in range(count - rows[row].wanted, count)]
+        places = wanted_places(rows)
+        # A plan gives the logits of one position at least.
+        asked = places if len(places) else np.zeros((1, 2), np.int64)
         inputs = StepInputs(
-            np.stack([row.embeddings[each] for row, each in zip(rows, indices, strict=True)]),
+            pad_rows(rows, tokens),
             positions=positions[:, None] + np.arange(tokens),
             write_index=positions,
             kv_length=positions + tokens,
-            wanted=_all_places(len(rows), tokens) if captured else np.array(places or [(0, 0)], np.int64),
+            wanted=all_places(captured.shape) if captured else asked,
         )
         if captured:
-            logits = self._replay(captured, inputs)
-            logits = logits[[row * tokens + token for row, token in places]]
+            logits = self._replay(captured, inputs)[places[:, 0] * tokens + places[:, 1]]
         else:
             self._memory.stage(inputs)
             Step(self._prefill_context, self._memory, self._slots, inputs.shape, rows[0].slot).enqueue()
             self._stream.synchronize()
             logits = self._memory.take_logits(inputs.shape)[: len(places)]
-        ends = list(accumulate(row.wanted for row in rows))
-        split = np.split(logits, ends[:-1])
+        split = split_by_row(logits, rows)
         self._clear_poisoned(rows[0].slot, inputs.embeddings, split)
         return split
 
@@ -213,9 +210,9 @@ class TensorRtLLM:
 
     def _capture(self, profile: int, shape: StepShape) -> CapturedStep:
         zeros = np.zeros((shape.rows, shape.tokens, self.embedding_size), np.float32)
-        numbers, places = np.zeros(shape.rows, np.int64), _all_places(shape.rows, shape.tokens)
+        numbers = np.zeros(shape.rows, np.int64)
         positions = np.broadcast_to(np.arange(shape.tokens), (shape.rows, shape.tokens))
-        self._memory.stage(StepInputs(zeros, positions, numbers, numbers + shape.tokens, places))
+        self._memory.stage(StepInputs(zeros, positions, numbers, numbers + shape.tokens, all_places(shape)))
         return Step(self._context(profile), self._memory, self._slots, shape, first_slot=0).capture()
 
     def _replay(self, captured: CapturedStep, inputs: StepInputs) -> Float32:
@@ -228,8 +225,3 @@ class TensorRtLLM:
 def _buckets(slots: int) -> list[int]:
     """Powers of two, and `slots` itself."""
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots})
-
-
-def _all_places(rows: int, tokens: int) -> Int64:
-    """(row, token) [rows * tokens, 2] of every position of a step."""
-    return np.stack(np.meshgrid(np.arange(rows), np.arange(tokens), indexing="ij"), axis=-1).reshape(-1, 2)

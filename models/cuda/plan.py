@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.cuda.device import ALIGNMENT_BYTES, Device, DeviceError, Stream
+from models.cuda.device import Device, DeviceError, Stream
+from models.gpu import ALIGNMENT_BYTES
 from models.plans import PlanError
 
 DTYPES = {

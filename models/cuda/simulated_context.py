@@ -13,10 +13,11 @@ from functools import partial
 
 import torch
 
-from models.cuda.device import ALIGNMENT_BYTES, DeviceError
+from models.cuda.device import DeviceError
 from models.cuda.simulated_memory import Allocation, DeviceMemory
 from models.cuda.simulated_plan import Shape, SimulatedPlan
 from models.cuda.simulated_stream import CurrentDevice, SimulatedStream, Streams
+from models.gpu import ALIGNMENT_BYTES
 
 POISON_BYTE = 0xFF
 """Four of them are NaN in float32."""

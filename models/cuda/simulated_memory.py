@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.cuda.device import ALIGNMENT_BYTES, OutOfDeviceMemoryError
+from models.cuda.device import OutOfDeviceMemoryError
+from models.gpu import ALIGNMENT_BYTES, aligned
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DeviceMemory:
         size = math.prod(shape) * dtype.itemsize
         with self._lock:
             self._require(size)
-            memory = np.empty(_rounded(size) + ALIGNMENT_BYTES, np.uint8)
+            memory = np.empty(aligned(size) + ALIGNMENT_BYTES, np.uint8)
             start = -memory.ctypes.data % ALIGNMENT_BYTES
             self._take(memory, memory.ctypes.data + start, size)
         tensor = torch.from_numpy(memory[start : start + size]).view(dtype).view(tuple(shape))
@@ -111,7 +112,7 @@ class DeviceMemory:
 
     def _require(self, size_bytes: int) -> None:
         free = self._free_bytes()
-        if _rounded(size_bytes) > free:
+        if aligned(size_bytes) > free:
             raise OutOfDeviceMemoryError(
                 f"{self._name} has {free / 1e6:.1f} of {self.total_bytes / 1e6:.1f} MB free, "
                 f"and {size_bytes / 1e6:.1f} MB are asked for"
@@ -119,7 +120,7 @@ class DeviceMemory:
 
     def _free_bytes(self) -> int:
         self._forget_freed()
-        return self.total_bytes - sum(_rounded(each.size_bytes) for each in self._taken.values())
+        return self.total_bytes - sum(aligned(each.size_bytes) for each in self._taken.values())
 
     def _forget_freed(self) -> None:
         while self._freed:
@@ -134,7 +135,3 @@ def poison(tensor: Tensor) -> None:
         tensor.fill_(math.nan)
     else:
         tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
-
-
-def _rounded(size_bytes: int) -> int:
-    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

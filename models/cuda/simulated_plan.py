@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from models.encoder_onnx import CPU_PROVIDER, session_options
+
 FORMAT_VERSION = "1"
 ARCHITECTURE = "sm_00"
 """What such a plan is for, among the architectures of GPUs."""
@@ -56,12 +58,7 @@ class SimulatedPlan:
         """Raises `PlanFormatError`."""
         try:
             self._graph = _without_weights(onnx.load_model_from_string(content))
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(content, session_options(threads), providers=[CPU_PROVIDER])
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no narrower base class
             raise PlanFormatError(f"it cannot be loaded: {error}") from error
         self._session = session

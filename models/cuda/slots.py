@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from models.backends import SlotState
-from models.cuda.device import ALIGNMENT_BYTES, Device, OutOfDeviceMemoryError, Stream, copy
+from models.cuda.device import Device, OutOfDeviceMemoryError, Stream, copy
 from models.cuda.plan import Plan
+from models.gpu import ALIGNMENT_BYTES
 from models.plans import PlanError
 
 

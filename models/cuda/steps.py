@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from models.backends import Float32, Int64
-from models.cuda.device import ALIGNMENT_BYTES, Device, Graph, Stream, copy
+from models.cuda.device import Device, Graph, Stream, copy
 from models.cuda.plan import PlanContext
 from models.cuda.slots import SlotMemory
+from models.gpu import aligned
 
 INPUTS = {
     "embeddings": torch.float32,
@@ -39,6 +40,11 @@ class StepShape:
             "kv_length": (self.rows,),
             "wanted": (self.wanted, 2),
         }[name]
+
+
+def all_places(shape: StepShape) -> Int64:
+    """(row, token) [rows * tokens, 2] of every position of a step."""
+    return np.stack(np.meshgrid(np.arange(shape.rows), np.arange(shape.tokens), indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class StepMemory:
         """Where each input begins, and where the last one ends, in bytes."""
         offsets, end = {}, 0
         for name, dtype in INPUTS.items():
-            offsets[name] = end = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            offsets[name] = end = aligned(end)
             end += torch.Size(shape.of_input(name, self._embedding_size)).numel() * dtype.itemsize
         return offsets, end
 
@@ -137,7 +143,7 @@ class Step:
             return []
 
         _, graph = self._memory.device.capture(work, self._memory.stream)
-        return CapturedStep(self, graph)
+        return CapturedStep(self, graph, self._shape)
 
 
 @dataclass(frozen=True)
@@ -146,3 +152,4 @@ class CapturedStep:
 
     step: Step
     graph: Graph
+    shape: StepShape
