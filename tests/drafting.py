@@ -1,8 +1,6 @@
 """An engine over a tiny LLM whose drafts are its own answers with errors, which is what a draft is."""
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -10,13 +8,12 @@ import numpy as np
 
 from models.backends import LLM, AdapterOutput, Float32
 from models.chain import Models
-from server.engine import LocalEngine
 from server.engine_protocol import EngineCounters
 from server.request import Done, InstructRequest
 from server.runner import Runner
-from tests.engine_client import TIMEOUT_S, wait_until_idle
-from tests.fake_models import SAMPLE_RATE_HZ, FakeAdapter, fake_models, sure_output
-from tests.random_schedules import play_schedules, random_requests, without_id
+from tests.engine_client import serving_models, wait_until_idle
+from tests.fake_models import FakeAdapter, fake_models, sure_output
+from tests.random_schedules import play_schedules, random_budgets, random_requests, without_id
 from tests.runner_client import run
 
 WIDTH = 64
@@ -45,16 +42,6 @@ def wrong_here_and_there(random: Random, tokens: list[int]) -> list[int]:
     for token in tokens:
         draft += random.choices([[token], [random.randrange(20, 300)], [token, token], []], [16, 2, 1, 1])[0]
     return draft
-
-
-@contextmanager
-def serving(models: Models, **options: float) -> Iterator[LocalEngine]:
-    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, 16, **options)  # type: ignore[arg-type]
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.drain(TIMEOUT_S)
 
 
 @dataclass(frozen=True)
@@ -101,8 +88,7 @@ def play_on(llm: LLM, requests: list[InstructRequest], alone: list[Alone], seed:
     random = Random(seed)
     models, adapter = drafting_models(llm)
     draft_answers(models, adapter, random, requests, alone)
-    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
-    with serving(models, **budgets) as engine:
+    with serving_models(models, 16, **random_budgets(random)) as engine:
         answered = play_schedules(engine, random, schedules, requests, [without_id(each.done) for each in alone])
         wait_until_idle(engine)
         stats = engine.stats()

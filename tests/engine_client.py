@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
 
 from models.backends import Float32
+from models.chain import Models
 from server.engine import LocalEngine
 from server.request import Constraint, Delta, Done, Event, Failed, InstructRequest, SamplingOptions
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
@@ -62,10 +63,16 @@ class Client:
         return terminal
 
 
+def serving(
+    llm: FakeLLM | None = None, encoder: FakeEncoder | None = None, queue_limit: int = 64
+) -> AbstractContextManager[LocalEngine]:
+    return serving_models(fake_models(llm or FakeLLM(), encoder), queue_limit, encode_budget_mel_frames=300)
+
+
 @contextmanager
-def serving(llm: FakeLLM | None = None, encoder: FakeEncoder | None = None, queue_limit: int = 64) -> Iterator[LocalEngine]:
-    models = fake_models(llm or FakeLLM(), encoder)
-    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, queue_limit, encode_budget_mel_frames=300)
+def serving_models(models: Models, queue_limit: int = 64, **options: float) -> Iterator[LocalEngine]:
+    """An engine, whose options these are; at the end it is drained and has nothing left."""
+    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, queue_limit, **options)  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine

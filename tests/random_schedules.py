@@ -1,8 +1,10 @@
 """Random schedules for an engine: requests that come while others run, leave early, are late, or fail."""
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -175,3 +177,18 @@ def play_schedules(
             check(arrival, outcome, schedule.texts.get(arrival.request.id, ""), alone[arrival.index])
             answered += isinstance(outcome, Done)
     return answered
+
+
+def random_budgets(random: Random) -> dict[str, float]:
+    """Of an engine: from one request and a few positions a step to all that there are."""
+    return {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Log records hold tracebacks, whose frames hold requests."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,7 +1,6 @@
 """Encoding beside the LLM's work, as on a GPU: it does overlap, and nothing else is different."""
 
 import gc
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +22,13 @@ from tests.engine_client import (
     alone,
     crowd,
     instruct,
+    serving_models,
     wait_until,
     wait_until_idle,
     without_times,
 )
-from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, Trouble, fake_models, speech
-from tests.random_schedules import play_schedules
+from tests.fake_models import FakeEncoder, FakeLLM, Trouble, fake_models, speech
+from tests.random_schedules import play_schedules, random_budgets, without_logs
 from tests.test_schedules import answers, asked
 
 SEEDS = 4
@@ -98,18 +98,14 @@ def hearing_threads() -> list[threading.Thread]:
 
 @contextmanager
 def serving(
-    llm: FakeLLM | None = None, encoder: FakeEncoder | None = None, queue_limit: int = 64, **settings: int
+    llm: FakeLLM | None = None, encoder: FakeEncoder | None = None, queue_limit: int = 64, **settings: float
 ) -> Iterator[LocalEngine]:
     models = replace(fake_models(llm or FakeLLM(), encoder), encodes_beside=True)
-    engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, queue_limit, **{"encode_budget_mel_frames": 300, **settings})
-    engine.start()
-    assert hearing_threads()
     try:
-        yield engine
+        with serving_models(models, queue_limit, **{"encode_budget_mel_frames": 300, **settings}) as engine:
+            assert hearing_threads()
+            yield engine
     finally:
-        engine.drain(TIMEOUT_S)
-        stats = engine.stats()
-        assert (stats.ready, stats.waiting, stats.running) == (False, 0, 0)
         assert not hearing_threads()
 
 
@@ -167,21 +163,13 @@ def test_a_prompt_is_prefilled_while_another_request_is_encoded() -> None:
     assert meeting.has_been
 
 
-@pytest.fixture
-def _no_logs() -> Iterator[None]:
-    """Log records hold tracebacks, whose frames hold requests."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
-
-
-@pytest.mark.usefixtures("_no_logs")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(seed: int) -> None:
     random = Random(seed)
-    budgets = {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
+    budgets = random_budgets(random)
     cache_bytes = random.choice([0, 100_000])
-    with serving(FakeLLM(slots=random.randint(1, 4)), None, 16, encoder_cache_bytes=cache_bytes, **budgets) as engine:
+    slots = random.randint(1, 4)
+    with without_logs(), serving(FakeLLM(slots=slots), None, 16, encoder_cache_bytes=cache_bytes, **budgets) as engine:
         answered = play_schedules(engine, random, SCHEDULES_PER_SEED, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
         # The threads are through with the last of them a moment after its client was told.
