@@ -8,6 +8,7 @@ from export.gpu_check.report import Findings, Table
 from export.gpu_check.step_rig import Played, Rigged, StepRig, random_inputs
 from export.gpu_check.workbench import Workbench
 from models.cuda.device import Device
+from models.cuda.llm_tensorrt import buckets
 from models.cuda.plan import Plan
 from models.cuda.steps import StepInputs, StepShape
 
@@ -22,8 +23,7 @@ def check_graphs(bench: Workbench) -> Findings:
 
 def graph_findings(device: Device, plan: Plan, slots: int) -> Findings:
     """Steps without a graph, by replays, and by replays after those of all other shapes: the same bits of logits and slots."""
-    rows = [2**power for power in range(slots.bit_length()) if 2**power <= slots]
-    shapes = [*(StepShape(each, 1, each) for each in rows), StepShape(1, DRAFT_TOKENS, DRAFT_TOKENS)]
+    shapes = [*(StepShape(each, 1, each) for each in buckets(slots)), StepShape(1, DRAFT_TOKENS, DRAFT_TOKENS)]
     rig = StepRig(device, plan, slots, shapes)
     inputs = {each.shape: list(_inputs(rig, each.shape)) for each in rig.rigged}
     eager = {each.shape: rig.play(each, inputs[each.shape], captured=False) for each in rig.rigged}

@@ -10,8 +10,9 @@ from export.gpu_check.step_rig import StepRig, random_inputs
 from export.gpu_check.timing import time_enqueued, time_host
 from export.gpu_check.workbench import Workbench
 from models.backends import LLM, DecodeRow, PrefillRow
-from models.cuda.llm_tensorrt import DRAFT_TOKENS
+from models.cuda.llm_tensorrt import DRAFT_TOKENS, buckets
 from models.cuda.steps import StepShape
+from models.gpu_memory import slot_bytes
 
 CONTEXT = 200
 """Positions that are in a slot before the step that is timed."""
@@ -22,8 +23,8 @@ def check_llm_times(bench: Workbench) -> Findings:
     llm, plan, repeats = bench.loaded_llm.llm, bench.loaded_llm.plan, bench.scale.repeats
     times = f"Median (shortest) ms of {repeats}"
     context = min(CONTEXT, llm.max_positions // 2)
-    buckets = [2**power for power in range(bench.scale.slots.bit_length()) if 2**power <= bench.scale.slots]
-    rig = StepRig(bench.device, plan, bench.scale.slots, [StepShape(rows, 1, rows) for rows in buckets])
+    shapes = [StepShape(rows, 1, rows) for rows in buckets(bench.scale.slots)]
+    rig = StepRig(bench.device, plan, bench.scale.slots, shapes)
     rows = []
     for rigged in rig.rigged:
         count = rigged.shape.rows
@@ -56,13 +57,13 @@ def check_memory(bench: Workbench) -> Findings:
     loaded = bench.loaded_llm
     before, after_plan, after_slots = loaded.free_bytes
     slot = loaded.plan.inputs["key_0"]
-    layers = bench.bundle.manifest.llm.layers
-    slot_bytes = 2 * layers * slot.dtype.itemsize * int(np.prod(slot.shape[1:]))
+    llm, positions = bench.bundle.manifest.llm, slot.shape[-2]
+    one_slot = slot_bytes(llm.layers, llm.key_value_heads, llm.head_size, positions, slot.dtype.itemsize)
     rows = [
         ("free before", before, None),
         ("taken by the plan", before - after_plan, bench.bundle.manifest.files[loaded.plan.name].bytes),
         (f"taken by {bench.scale.slots} slots, steps and graphs", after_plan - after_slots, None),
-        (f"of it {bench.scale.slots} slots", None, bench.scale.slots * slot_bytes),
+        (f"of it {bench.scale.slots} slots", None, bench.scale.slots * one_slot),
         ("of it between kernels", None, loaded.plan.workspace_bytes),
         ("free after", after_slots, None),
     ]

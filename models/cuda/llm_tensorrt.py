@@ -52,7 +52,7 @@ class TensorRtLLM:
         self._plan = plan
         self._stream = device.stream()
         self._slots = SlotMemory(device, self._stream, plan, slots)
-        decode = [StepShape(rows, 1, rows) for rows in _buckets(slots)]
+        decode = [StepShape(rows, 1, rows) for rows in buckets(slots)]
         self._memory = StepMemory(
             device, self._stream, self.embedding_size, self.vocabulary_size, [self._largest, *decode, *self._draft_shapes()]
         )
@@ -222,6 +222,6 @@ class TensorRtLLM:
         return self._memory.take_logits(inputs.shape)
 
 
-def _buckets(slots: int) -> list[int]:
-    """Powers of two, and `slots` itself."""
+def buckets(slots: int) -> list[int]:
+    """Numbers of rows that decode steps are captured for: powers of two, and `slots` itself."""
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots})
