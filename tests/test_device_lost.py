@@ -1,6 +1,7 @@
 """A GPU that is lost to its process, as after an error that CUDA does not forget: nobody waits, and the process is replaced."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -11,14 +12,14 @@ from models.bundle import Bundle
 from models.cuda.chain import load_models_on
 from models.cuda.device import DeviceError, DeviceLostError
 from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_plan import SimulatedPlan
+from models.cuda.simulated_plan import Shape, SimulatedPlan
 from models.features import SAMPLE_RATE_HZ
 from server.engine import LocalEngine
 from server.errors import EngineFailed
 from server.process_engine import ProcessEngine
 from server.request import Delta, Event, InstructRequest, SamplingOptions
 from tests import engine_children
-from tests.engine_call import Call, wait_until
+from tests.engine_call import TIMEOUT_S, Call, wait_until
 from tests.fake_models import Trouble, speech
 from tests.tiny_bundle import MAX_AUDIO_S, add_simulated_plans, write_speaking_bundle
 
@@ -76,7 +77,17 @@ def test_an_engine_whose_gpu_is_lost_during_answers_fails_them_and_is_not_ready_
         if isinstance(event, Delta):
             device.lose(REASON)
 
-    calls = [Call(engine, asked(id), lose) for id in "abc"]
+    # The engine waits for all three: one that asks a dead engine would be told that it is not ready.
+    all_asked = threading.Event()
+    run = SimulatedPlan.run
+
+    def run_after_all_asked(plan: SimulatedPlan, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
+        assert all_asked.wait(TIMEOUT_S)
+        run(plan, shapes, addresses)
+
+    with mock.patch.object(SimulatedPlan, "run", run_after_all_asked):
+        calls = [Call(engine, asked(id), lose) for id in "abc"]
+        all_asked.set()
     assert [type(call.error()) for call in calls] == [EngineFailed] * 3
     wait_until(lambda: not engine.stats().ready)
 
