@@ -7,12 +7,14 @@ speech that was sent, as its loudness shows it, and not from where the server sa
 import contextlib
 import json
 import select
+import signal
 import statistics
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -119,6 +121,21 @@ class Sent:
         return self._moments_s[piece] - (left_s / self._speed if self._speed else 0.0)
 
 
+@contextlib.contextmanager
+def _at_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Within it the first Ctrl-C has something done beside, and interrupts nothing: an event would be lost half shown."""
+
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        threading.Thread(target=action, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Session:
     """One session on a connection. A speed of 0 sends as fast as the server takes it."""
 
@@ -134,7 +151,8 @@ class Session:
     def run(self, start: Mapping[str, Any]) -> Summary:
         """Play the source to its end, or until Ctrl-C, and return when the server has answered everything.
 
-        `start` holds what goes into the first message besides the rate. A second Ctrl-C is a `KeyboardInterrupt`.
+        `start` holds what goes into the first message besides the rate. A second Ctrl-C is a `KeyboardInterrupt`. For the main
+        thread, to which signals go.
         """
         self._connection.send(json.dumps({"type": "start", "sample_rate_hz": self._source.rate_hz, **start}))
         sender = threading.Thread(target=self._play, daemon=True)
@@ -142,13 +160,9 @@ class Session:
             self._take(self._connection.recv())
             self._origin_s = time.monotonic()
             sender.start()
-            while True:
-                try:
+            with _at_interrupt(self._say_all):
+                while True:
                     self._take(self._connection.recv())
-                except KeyboardInterrupt:
-                    if self._said_all:
-                        raise
-                    self._say_all()
         except ConnectionClosed as closed:
             if not self._summary.ended and not self._summary.failures:
                 self._summary.failures.append(f"The server closed the session: {closed}.")

@@ -1,5 +1,6 @@
 """Engines that a child process can make by name, and the gate that holds them from outside."""
 
+import math
 import os
 import signal
 import threading
@@ -35,10 +36,10 @@ class FileGate(threading.Event):
         self.path.touch()
 
     def wait(self, timeout: float | None = None) -> bool:
-        assert timeout is None
-        while not self.is_set():
+        deadline_s = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and time.monotonic() < deadline_s:
             time.sleep(0.002)
-        return True
+        return self.is_set()
 
 
 def local(gate: str) -> Engine:

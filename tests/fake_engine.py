@@ -14,6 +14,7 @@ from tests.fake_live import FakeLive, even_words
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
 # Not slept, only reported.
 ENCODE_S = 0.01
+GATE_POLL_S = 0.002
 
 
 @dataclass
@@ -128,14 +129,16 @@ class FakeEngine(FakeLive):
                 self._end(pending, Failed(id, NotReady("The fake engine is shutting down.")))
             self._stopping = True
             self._changed.notify_all()
-        self.gate.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _serve(self) -> None:
         while (pending := self._next()) is not None:
-            self.gate.wait()
-            self._answer(pending)
+            # Other engines may wait at the same gate, so the end does not open it.
+            while not self.gate.wait(GATE_POLL_S) and not self._stopping:
+                pass
+            if not self._stopping:
+                self._answer(pending)
 
     def _next(self) -> _Pending | None:
         """The first request, once it is due; None at the end."""

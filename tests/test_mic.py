@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,18 +104,42 @@ def test_a_microphone_is_heard_while_it_is_open(server: ScriptedServer) -> None:
         assert process.wait(20) == 0
 
 
+def speak(process: subprocess.Popen[bytes]) -> None:
+    """Return once the server has heard something; stdin stays open."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(RAW[: 2 * round(0.6 * RATE_HZ)])
+    process.stdin.flush()
+    while b"speech_started" not in process.stdout.readline():
+        pass
+
+
 def test_ctrl_c_ends_the_audio_and_waits_for_the_answer(server: ScriptedServer) -> None:
     with mic("-", "--url", server.url, "--json") as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(RAW[: 2 * round(0.6 * RATE_HZ)])
-        process.stdin.flush()
-        while b"speech_started" not in process.stdout.readline():
-            pass
+        speak(process)
         process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
         events = [json.loads(line)["type"] for line in process.stdout]
         assert process.wait(20) == 0
     assert events[-2:] == ["final", "ended"]
+
+
+def test_a_second_ctrl_c_waits_for_nothing(server: ScriptedServer) -> None:
+    may_answer = threading.Event()
+
+    def hold(event: Event) -> list[Event]:
+        if event["type"] == "final":
+            may_answer.wait(60)
+        return [event]
+
+    server.twist = hold
+    with mic("-", "--url", server.url, "--json") as process:
+        speak(process)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: server.messages == [{"type": "end"}])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        may_answer.set()
 
 
 def test_refusals_and_failures_are_told(server: ScriptedServer, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
