@@ -18,9 +18,7 @@ def pad_rows(rows: Sequence[PrefillRow], tokens: int) -> Float32:
 def wanted_places(rows: Sequence[PrefillRow]) -> Int64:
     """(row, token) [N, 2] of the positions whose logits are wanted, row after row."""
     places = [
-        (index, token)
-        for index, row in enumerate(rows)
-        for token in range(len(row.embeddings) - row.wanted, len(row.embeddings))
+        (index, token) for index, row in enumerate(rows) for token in range(len(row.embeddings) - row.wanted, len(row.embeddings))
     ]
     return np.array(places, np.int64).reshape(-1, 2)
 

@@ -6,9 +6,7 @@ from server.live_sessions import LiveSessions
 from server.runner import Runner
 
 
-def engine_stats(
-    book: Book, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float
-) -> EngineStats:
+def engine_stats(book: Book, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float) -> EngineStats:
     """A snapshot; the caller holds the engine's lock."""
     scheduler = book.scheduler
     counted = [id for id, generation in book.generations.items() if not generation.of_session]

@@ -118,9 +118,7 @@ class RecordingAnswer:
         """Frames for the LLM, joined, with no draft."""
         return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
 
-    def _generation(
-        self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False
-    ) -> Generation:
+    def _generation(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> Generation:
         """A constraint is for the last answer only."""
         self._asked += 1
         asked = self._request

@@ -83,9 +83,7 @@ class StableText:
             return list(heard)
         last = self._stable[-1]
         again = [
-            index
-            for index, each in enumerate(heard)
-            if each.token == last.token and abs(each.end_s - last.end_s) <= SAME_TOKEN_S
+            index for index, each in enumerate(heard) if each.token == last.token and abs(each.end_s - last.end_s) <= SAME_TOKEN_S
         ]
         beyond = heard[again[-1] + 1 :] if again else [each for each in heard if each.end_s > last.end_s]
         return list(dropwhile(lambda each: self._decode([each.token])[:1].isalnum(), beyond))

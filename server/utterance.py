@@ -43,6 +43,4 @@ class Utterance:
     def heard_so_far(self, session_id: str, sample_rate_hz: int, end_s: float) -> Partial:
         """Its text, as it was heard up to `end_s`."""
         text = self.text
-        return Partial(
-            session_id, self.number, text.stable, text.tail, self.start / sample_rate_hz, text.stable_end_s, end_s
-        )
+        return Partial(session_id, self.number, text.stable, text.tail, self.start / sample_rate_hz, text.stable_end_s, end_s)
