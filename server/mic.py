@@ -30,6 +30,8 @@ LEVEL_S = 0.01
 SPEECH_SHARE = 0.03
 MAX_EVENT_BYTES = 2**24
 CLOSE_TIMEOUT_S = 2.0
+# A signal that comes as a wait begins is noticed when it ends, so no wait is longer.
+NOTICE_S = 0.5
 
 
 class MicError(RuntimeError):
@@ -162,7 +164,8 @@ class Session:
             sender.start()
             with _at_interrupt(self._say_all):
                 while True:
-                    self._take(self._connection.recv())
+                    with contextlib.suppress(TimeoutError):
+                        self._take(self._connection.recv(NOTICE_S))
         except ConnectionClosed as closed:
             if not self._summary.ended and not self._summary.failures:
                 self._summary.failures.append(f"The server closed the session: {closed}.")

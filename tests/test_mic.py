@@ -138,8 +138,10 @@ def test_a_second_ctrl_c_waits_for_nothing(server: ScriptedServer) -> None:
         process.send_signal(signal.SIGINT)
         wait_until(lambda: server.messages == [{"type": "end"}])
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-        may_answer.set()
+        try:
+            assert process.wait(20) == 130
+        finally:
+            may_answer.set()
 
 
 def test_refusals_and_failures_are_told(server: ScriptedServer, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
