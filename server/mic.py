@@ -30,8 +30,6 @@ LEVEL_S = 0.01
 SPEECH_SHARE = 0.03
 MAX_EVENT_BYTES = 2**24
 CLOSE_TIMEOUT_S = 2.0
-# A signal that comes as a wait begins is noticed when it ends, so no wait is longer.
-NOTICE_S = 0.5
 
 
 class MicError(RuntimeError):
@@ -125,10 +123,13 @@ class Sent:
 
 @contextlib.contextmanager
 def _at_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Within it the first Ctrl-C has something done beside, and interrupts nothing: an event would be lost half shown."""
+    """Within it the first Ctrl-C has something done beside, and interrupts nothing: an event would be lost half shown.
+
+    The next is a `KeyboardInterrupt`, also where the shell has told the process to ignore them, as it does in the background.
+    """
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=action, daemon=True).start()
 
     before = signal.signal(signal.SIGINT, interrupted)
@@ -164,8 +165,7 @@ class Session:
             sender.start()
             with _at_interrupt(self._say_all):
                 while True:
-                    with contextlib.suppress(TimeoutError):
-                        self._take(self._connection.recv(NOTICE_S))
+                    self._take(self._connection.recv())
         except ConnectionClosed as closed:
             if not self._summary.ended and not self._summary.failures:
                 self._summary.failures.append(f"The server closed the session: {closed}.")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ def test_ctrl_c_ends_the_audio_and_waits_for_the_answer(server: ScriptedServer) 
     assert events[-2:] == ["final", "ended"]
 
 
-def test_a_second_ctrl_c_waits_for_nothing(server: ScriptedServer) -> None:
+@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["in front", "in the background"])
+def test_a_second_ctrl_c_waits_for_nothing(server: ScriptedServer, inherited: Any) -> None:
     may_answer = threading.Event()
 
     def hold(event: Event) -> list[Event]:
@@ -133,7 +135,9 @@ def test_a_second_ctrl_c_waits_for_nothing(server: ScriptedServer) -> None:
         return [event]
 
     server.twist = hold
+    before = signal.signal(signal.SIGINT, inherited)
     with mic("-", "--url", server.url, "--json") as process:
+        signal.signal(signal.SIGINT, before)
         speak(process)
         process.send_signal(signal.SIGINT)
         wait_until(lambda: server.messages == [{"type": "end"}])
