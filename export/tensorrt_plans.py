@@ -63,6 +63,11 @@ def describe_plan(library: TensorRT, part: Part, gpu: str, activation_bytes: int
     )
 
 
+def timing_cache_file(cache_dir: Path, library: TensorRT, gpu: str) -> Path:
+    """Where all builds for a GPU by one library keep it."""
+    return cache_dir / f"{library.builder}-{library.version}-{gpu}.timing"
+
+
 def build_into_bundle(library: TensorRT, part: Part, gpu: str, folder: Path, timing_cache: Path | None = None) -> BuiltPlan:
     """Build one plan and put it into the bundle in `folder`. Raises `TensorRTError` or `BundleError`."""
     # Beside the bundle, so that the plan can be renamed into it.
@@ -166,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             gpu = options.gpu or find_gpu().architecture
             require_target(library, gpu)
         bundle = open_bundle(options.bundle or ensure_default_bundle(precision=GPU_PRECISION))
-        timing_cache = default_cache_dir() / f"{library.builder}-{library.version}-{gpu}.timing"
+        timing_cache = timing_cache_file(default_cache_dir(), library, gpu)
         with _weights_of(bundle, options) as weights:
             for part in _chosen_parts(bundle, weights, options):
                 built = build_into_bundle(library, part, gpu, bundle.folder, timing_cache)

@@ -137,8 +137,7 @@ class FakeEngine(FakeLive):
             # Other engines may wait at the same gate, so the end does not open it.
             while not self.gate.wait(GATE_POLL_S) and not self._stopping:
                 pass
-            if not self._stopping:
-                self._answer(pending)
+            self._answer(pending)
 
     def _next(self) -> _Pending | None:
         """The first request, once it is due; None at the end."""

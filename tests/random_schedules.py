@@ -1,5 +1,6 @@
 """Random schedules for an engine: requests that come while others run, leave early, are late, or fail."""
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -10,6 +11,7 @@ from random import Random
 
 from server.engine import LocalEngine
 from server.errors import DeadlineUnmeetable, EngineFailed, Overloaded, RequestTimedOut, ServeError
+from server.generation import Generation
 from server.request import Constraint, Delta, Done, DraftPolicy, Event, InstructRequest, Priority
 from tests.engine_client import TIMEOUT_S, instruct, without_times
 from tests.fake_models import Trouble, silence, speech
@@ -182,6 +184,12 @@ def play_schedules(
 def random_budgets(random: Random) -> dict[str, float]:
     """Of an engine: from one request and a few positions a step to all that there are."""
     return {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
+
+
+def generations_left() -> list[object]:
+    """Requests that something still holds."""
+    gc.collect()
+    return [left for left in gc.get_objects() if type(left) is Generation]
 
 
 @contextmanager

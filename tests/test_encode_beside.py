@@ -1,6 +1,5 @@
 """Encoding beside the LLM's work, as on a GPU: it does overlap, and nothing else is different."""
 
-import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ import pytest
 from models.backends import DecodeRow, Float32, PrefillRow
 from server.engine import LocalEngine
 from server.errors import EngineFailed, NotReady
-from server.generation import Generation
 from server.request import Event, InstructRequest
 from server.runner import Runner
 from tests.engine_client import (
@@ -28,7 +26,7 @@ from tests.engine_client import (
     without_times,
 )
 from tests.fake_models import FakeEncoder, FakeLLM, Trouble, fake_models, speech
-from tests.random_schedules import play_schedules, random_budgets, without_logs
+from tests.random_schedules import generations_left, play_schedules, random_budgets, without_logs
 from tests.test_schedules import answers, asked
 
 SEEDS = 4
@@ -85,11 +83,6 @@ class _MeetingLLM(FakeLLM):
     def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
         self._meeting.come("prefill")
         return super().prefill(rows)
-
-
-def generations_left() -> list[object]:
-    gc.collect()
-    return [left for left in gc.get_objects() if type(left) is Generation]
 
 
 def hearing_threads() -> list[threading.Thread]:

@@ -1,16 +1,14 @@
 """Random schedules on the real engine: a request has the tokens it has alone, whatever ran beside it, and nothing is left."""
 
-import gc
 from functools import cache
 from random import Random
 
 import pytest
 
-from server.generation import Generation
 from server.request import InstructRequest
 from tests.engine_client import Client, serving_models, wait_until_idle
 from tests.fake_models import FakeLLM, Trouble, fake_models
-from tests.random_schedules import play_schedules, random_budgets, random_requests, without_id, without_logs
+from tests.random_schedules import generations_left, play_schedules, random_budgets, random_requests, without_id, without_logs
 
 ENGINES = 10
 SCHEDULES_PER_ENGINE = 50
@@ -38,8 +36,7 @@ def test_whatever_else_runs_the_tokens_are_the_same_and_nothing_is_left_over(see
         wait_until_idle(engine)
         stats = engine.stats()
         assert (stats.waiting, stats.running, stats.step_age_s) == (0, 0, 0.0)
-        gc.collect()
-        assert not [left for left in gc.get_objects() if type(left) is Generation]
+        assert not generations_left()
     assert answered > SCHEDULES_PER_ENGINE
     assert stats.counters.preemptions > 0
     assert sum(stats.counters.accepted) > 0

@@ -13,7 +13,7 @@ from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
 from export.tensorrt_inspect import inspect_plan
 from export.tensorrt_parts import Part, adapter_part, encoder_part, llm_part, read_fitting_llama
-from export.tensorrt_plans import build_into_bundle, describe_plan
+from export.tensorrt_plans import build_into_bundle, describe_plan, timing_cache_file
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import float_type_of
 from models.bundle import open_bundle
@@ -70,7 +70,7 @@ def check_bundle(bench: Workbench) -> Findings:
 def check_plans(bench: Workbench) -> Findings:
     """Builds the plans that are not there yet. Where a part cannot be built, the others are built all the same."""
     library, gpu = bench.device.tensorrt, bench.device.gpu.architecture
-    timing_cache = bench.cache_dir / f"{library.builder}-{library.version}-{gpu}.timing"
+    timing_cache = timing_cache_file(bench.cache_dir, library, gpu)
     rows, failures = [], []
     for part in _parts(bench):
         try:
