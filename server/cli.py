@@ -11,13 +11,14 @@ from typing import Any
 
 from models.backends import BackendError
 from models.bundle import BundleError, Manifest, open_bundle
-from server.engine_protocol import Engine
+from server.api.native.schema import InstructReply
+from server.api.reply_format import MEDIA_TYPES, SUBTITLES, written
+from server.api.self_check import INSTRUCTION
+from server.engine.types.events import Word
+from server.engine.types.options import SamplingOptions
+from server.engine.types.protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
-from server.protocol import InstructReply
-from server.reply_format import MEDIA_TYPES, SUBTITLES, written
-from server.request import SamplingOptions, Word
-from server.self_check import INSTRUCTION
 from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
 
 SETTING_FLAGS = (
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
     """Listen, get the bundle, load the engine, serve."""
-    from server.launch import ListenError, base_url, listen, serve
+    from server.api.lifecycle import ListenError, base_url, listen, serve
 
     try:
         listener = listen(settings)
@@ -99,9 +100,9 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
 
 def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
     """Play a file or stdin into a running server; the answers go to stdout, what was waited for them to stderr."""
-    from server.mic import MicError, Session, open_session
-    from server.mic_source import open_source
-    from server.mic_view import JsonView, TextView
+    from server.client.mic import MicError, Session, open_session
+    from server.client.mic_source import open_source
+    from server.client.mic_view import JsonView, TextView
 
     view = JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stdout.isatty())
     try:
@@ -129,7 +130,7 @@ def models_command(_options: argparse.Namespace, settings: Settings) -> int:
 
 def doctor_command(_options: argparse.Namespace, settings: Settings) -> int:
     """Check this machine."""
-    from server.doctor import examine
+    from server.doctor.checks import examine
 
     findings = examine(settings, lambda: find_bundle(settings))
     for finding in findings:
@@ -185,7 +186,7 @@ def _default_precision(settings: Settings) -> str:
 
 def load_engine(folder: Path, settings: Settings) -> Engine:
     """An engine over a bundle's models, yet to be started."""
-    from server.build import build_engine
+    from server.engine.factory import build_engine
 
     return build_engine(folder, settings)
 
@@ -194,8 +195,8 @@ def _instruct_file(
     engine: Engine, settings: Settings, path: str, options: argparse.Namespace, sampling: SamplingOptions
 ) -> tuple[InstructReply, tuple[Word, ...]]:
     """The reply for one file, and its words where they are asked for."""
-    from server.audio import AudioLimits
-    from server.transcribe import instruct_file
+    from server.audio.decode import AudioLimits
+    from server.client.transcribe import instruct_file
 
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s)

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 from hypothesis import strategies as st
 
-from server.request import Constraint
+from server.engine.types.options import Constraint
 
 Schema = dict[str, Any]
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from models.backends import LLM, AdapterOutput, Float32
 from models.chain import Models
-from server.engine_protocol import EngineCounters
-from server.request import Done, InstructRequest
-from server.runner import Runner
+from server.engine.runner.runner import Runner
+from server.engine.types.events import Done
+from server.engine.types.requests import InstructRequest
+from server.engine.types.stats import EngineCounters
 from tests.engine_client import serving_models, wait_until_idle
 from tests.fake_models import FakeAdapter, fake_models, sure_output
 from tests.random_schedules import play_schedules, random_budgets, random_requests, without_id

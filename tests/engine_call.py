@@ -4,9 +4,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from server.engine_protocol import Engine
+from server.engine.types.events import Delta, Done, Event, Failed
+from server.engine.types.options import SamplingOptions
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
-from server.request import Delta, Done, Event, Failed, InstructRequest, SamplingOptions
 from tests.fake_models import speech
 
 TIMEOUT_S = 60

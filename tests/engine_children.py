@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from models.backends import BackendError
-from server.engine_protocol import Engine
+from server.engine.types.protocol import Engine
 from tests.fake_engine import FakeEngine
 
 SLOTS, QUEUE_LIMIT = 3, 61
@@ -45,7 +45,7 @@ class FileGate(threading.Event):
 def local(gate: str) -> Engine:
     """`LocalEngine` on fake models; its encoder waits at the gate."""
     # A child without models starts sooner without what they need.
-    from server.engine import LocalEngine
+    from server.engine.engine import LocalEngine
     from tests.fake_models import FakeEncoder, FakeLLM, fake_models
 
     encoder = FakeEncoder()
@@ -82,7 +82,7 @@ def losing() -> Engine:
     from dataclasses import replace
 
     from models.backends import BackendLostError
-    from server.engine import LocalEngine
+    from server.engine.engine import LocalEngine
     from tests.fake_models import FakeLLM, fake_models
 
     def check() -> None:

@@ -9,8 +9,10 @@ from functools import cache
 
 from models.backends import Float32
 from models.chain import Models
-from server.engine import LocalEngine
-from server.request import Constraint, Delta, Done, Event, Failed, InstructRequest, SamplingOptions
+from server.engine.engine import LocalEngine
+from server.engine.types.events import Delta, Done, Event, Failed
+from server.engine.types.options import Constraint, SamplingOptions
+from server.engine.types.requests import InstructRequest
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
 
 TIMEOUT_S = 60

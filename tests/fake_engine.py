@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.engine_protocol import EngineCounters, EngineStats
+from server.engine.types.events import Delta, Done, Event, Failed, StageTimes, TokenLogprob, Usage
+from server.engine.types.requests import InstructRequest
+from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
-from server.request import Delta, Done, Event, Failed, InstructRequest, StageTimes, TokenLogprob, Usage
 from tests.fake_live import FakeLive, even_words
 
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)

@@ -12,7 +12,7 @@ import pytest
 
 from models import gpu
 from models.cuda.tensorrt_library import load_tensorrt
-from server import doctor_gpu
+from server.doctor import gpu as doctor_gpu
 
 
 @dataclass

@@ -7,24 +7,23 @@ from itertools import pairwise
 
 import numpy as np
 
-from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
-from server.live import (
-    Audio,
-    ChangeInstruction,
+from server.engine.types.events import (
+    Delta,
+    Done,
     Ended,
-    EndOfAudio,
-    Flush,
     Flushed,
     Listened,
     LiveEvent,
-    LiveInput,
-    LiveRequest,
     Partial,
     Problem,
     SpeechStarted,
+    StageTimes,
+    Usage,
     UtteranceDone,
+    Word,
 )
-from server.request import Delta, Done, StageTimes, Usage, Word
+from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
+from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 
 UTTERANCE_S = 1.0
 

@@ -5,22 +5,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from models.backends import Float32
-from server.engine_protocol import Engine
+from server.engine.types.events import Ended, Failed, Listened, LiveEvent, Partial, Problem, SpeechStarted, UtteranceDone
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest
 from server.errors import ServeError
-from server.live import (
-    Audio,
-    Ended,
-    EndOfAudio,
-    Flush,
-    Listened,
-    LiveEvent,
-    LiveRequest,
-    Partial,
-    Problem,
-    SpeechStarted,
-    UtteranceDone,
-)
-from server.request import Failed
 
 TIMEOUT_S = 60
 Kind = TypeVar("Kind")

@@ -8,9 +8,9 @@ import numpy as np
 
 from models.backends import Float32
 from models.chain import Models
-from server.engine import LocalEngine
-from server.live import LiveRequest, Scope, VoiceOptions
-from server.request import SamplingOptions
+from server.engine.engine import LocalEngine
+from server.engine.types.options import SamplingOptions, Scope, VoiceOptions
+from server.engine.types.requests import LiveRequest
 from tests.engine_client import TIMEOUT_S
 from tests.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, silence, speech
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from server.app import create_app
-from server.engine_protocol import Engine
-from server.launch import listen, web_server
+from server.api.app import create_app
+from server.api.lifecycle import listen, web_server
+from server.engine.types.protocol import Engine
 from server.settings import Settings
 
 

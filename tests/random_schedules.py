@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.runner.sequence import Generation
+from server.engine.types.events import Delta, Done, Event
+from server.engine.types.options import Constraint, DraftPolicy, Priority
+from server.engine.types.requests import InstructRequest
 from server.errors import DeadlineUnmeetable, EngineFailed, Overloaded, RequestTimedOut, ServeError
-from server.generation import Generation
-from server.request import Constraint, Delta, Done, DraftPolicy, Event, InstructRequest, Priority
 from tests.engine_client import TIMEOUT_S, instruct, without_times
 from tests.fake_models import Trouble, silence, speech
 

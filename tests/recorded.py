@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from server.audio import Samples
-from server.decode_child import DecodeChild
-from server.live import Audio
+from server.audio.child import DecodeChild
+from server.audio.decode import Samples
+from server.engine.types.requests import Audio
 from tests.fake_engine import FakeEngine
 from tests.fake_live import FakeSession
 from tests.live_server import LiveServer, audio_file

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.generation import Generation, new_generation
-from server.request import Done, InstructRequest
-from server.runner import Runner
+from server.engine.runner.runner import Runner
+from server.engine.runner.sequence import Generation, new_generation
+from server.engine.types.events import Done
+from server.engine.types.requests import InstructRequest
 from tests.fake_models import FakeLLM, fake_models
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.jobs import Step
-from server.request import Priority
-from server.scheduler import Scheduler
+from server.engine.scheduler.jobs import Step
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.options import Priority
 
 
 @dataclass

@@ -18,7 +18,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from server.app import PAGE, PAGE_HEADERS
+from server.api.app import PAGE, PAGE_HEADERS
 
 Event = dict[str, Any]
 WINDOW_S = 0.02

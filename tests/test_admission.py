@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.admission import Admission, Ratio, retry_after_s
+from server.engine.scheduler.admission import Admission, Ratio, retry_after_s
+from server.engine.scheduler.jobs import Backlog
 from server.errors import DeadlineUnmeetable, Overloaded
-from server.jobs import Backlog
 
 SOME = Backlog(mel_frames=1000, unencoded=2, to_prefill=10, answers=3)
 SOME_S = 1.0 + (10 + 2 * 50) * 0.002 + 3 * 20 * 0.01 / 4

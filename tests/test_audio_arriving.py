@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio import AudioLimits, Samples, decode_audio
-from server.audio_arriving import decode_arriving
-from server.decode_pool import DecodePool
-from server.decode_stream import OpusStream
+from server.audio.decode import AudioLimits, Samples, decode_audio
+from server.audio.ogg_stream import decode_arriving
+from server.audio.sandbox import DecodePool
+from server.audio.stream import OpusStream
 from server.errors import AudioTooLong, Overloaded, UndecodableAudio
 from tests.hostile_audio import hostile_files
 from tests.live_server import audio_file

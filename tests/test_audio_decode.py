@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio import AudioLimits, decode_audio
+from server.audio.decode import AudioLimits, decode_audio
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio
 from tests.live_server import audio_file, tone
 

@@ -11,9 +11,9 @@ import pytest
 from models.backends import BackendError
 from models.bundle import Bundle, BundleError
 from models.chain import Models
-from server.build import build_engine, one_gpu
-from server.fleet import Fleet
-from server.process_engine import ProcessEngine, StartError
+from server.engine.factory import build_engine, one_gpu
+from server.engine.ipc.client import ProcessEngine, StartError
+from server.engine.router import Fleet
 from server.settings import Settings
 from tests.test_bundle import DESCRIPTION, write_tiny_bundle
 
@@ -127,5 +127,5 @@ def test_engines_share_the_cores_unless_they_are_told_otherwise(monkeypatch: pyt
 
 
 def test_the_server_itself_loads_no_runtime() -> None:
-    program = "import sys, server.build, server.launch, server.cli; sys.exit('onnxruntime' in sys.modules)"
+    program = "import sys, server.engine.factory, server.api.lifecycle, server.cli; sys.exit('onnxruntime' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from server.request import InstructRequest, SamplingOptions
+from server.engine.types.options import SamplingOptions
+from server.engine.types.requests import InstructRequest
 from tests.fake_models import speech
 from tests.runner_client import fake_runner, run
 

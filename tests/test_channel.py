@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import errors
-from server.channel import Channel, pack
+from server.engine.ipc.channel import Channel, pack
+from server.engine.types.events import Failed
+from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
-from server.request import Failed, InstructRequest
 
 MESSAGES = st.lists(st.none() | st.text() | st.binary(max_size=3000) | st.tuples(st.integers(), st.text()), max_size=8)
 

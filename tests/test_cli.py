@@ -15,9 +15,9 @@ import pytest
 
 from models.backends import BackendError
 from server import cli
-from server.engine_protocol import Engine
+from server.api.self_check import CLIP, INSTRUCTION, curl_line
+from server.engine.types.protocol import Engine
 from server.errors import EngineFailed
-from server.self_check import CLIP, INSTRUCTION, curl_line
 from server.settings import Settings, load_settings
 from tests.fake_engine import FakeEngine
 from tests.live_server import audio_file, tone
@@ -272,6 +272,6 @@ def test_the_clip_of_the_self_check_is_committed_and_short() -> None:
 
 def test_the_doctor_sees_a_machine_without_the_models_runtime() -> None:
     block = "import sys; sys.modules['onnxruntime'] = None"
-    command = f"{block}; from server.doctor import check_onnxruntime; print(check_onnxruntime().line())"
+    command = f"{block}; from server.doctor.checks import check_onnxruntime; print(check_onnxruntime().line())"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("FAIL onnxruntime: cannot be imported"), done.stderr

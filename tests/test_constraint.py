@@ -16,12 +16,13 @@ from llguidance import LLMatcher, LLParserLimits
 from models import follower, grammar
 from models.chain import Models
 from models.follower import Follower, Grammars
+from server.engine.runner.runner import Runner
+from server.engine.runner.sequence import Generation, new_generation
+from server.engine.runner.speculation import Draft
+from server.engine.types.events import Ended
+from server.engine.types.options import Constraint, SamplingOptions, Scope
+from server.engine.types.requests import InstructRequest, LiveRequest
 from server.errors import InvalidConstraint, InvalidRequest
-from server.generation import Generation, new_generation
-from server.live import Ended, LiveRequest, Scope
-from server.request import Constraint, InstructRequest, SamplingOptions
-from server.runner import Runner
-from server.speculation import Draft
 from tests.constraints import constraints, satisfies
 from tests.engine_client import Client, instruct, serving
 from tests.fake_models import (

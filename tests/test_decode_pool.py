@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.audio import AudioLimits, Samples, decode_audio
-from server.decode_pool import DecodePool
-from server.decode_stream import AudioStream
+from server.audio.decode import AudioLimits, Samples, decode_audio
+from server.audio.sandbox import DecodePool
+from server.audio.stream import AudioStream
 from server.errors import AudioTooLong, AudioTooShort, Overloaded, UndecodableAudio
 from tests.live_server import audio_file, tone
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio import AudioLimits, Samples, decode_audio, decode_blocks
-from server.decode_child import DecodeChild
-from server.decode_pool import DecodePool
-from server.decode_stream import AudioStream
+from server.audio.child import DecodeChild
+from server.audio.decode import AudioLimits, Samples, decode_audio, decode_blocks
+from server.audio.sandbox import DecodePool
+from server.audio.stream import AudioStream
 from server.errors import AudioTooLong, InvalidAudio, Overloaded, UndecodableAudio
 from tests.live_server import audio_file, tone
 from tests.test_decode_pool import CLIP, LIMITS, decode, run_with_pool, settled

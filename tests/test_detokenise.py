@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.detokenise import Detokeniser
+from server.engine.runner.detokenise import Detokeniser
 from tests.fake_models import SPECIAL_TOKENS, tiny_tokeniser
 
 TOKENS = st.lists(st.integers(0, 329))

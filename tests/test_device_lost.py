@@ -14,10 +14,12 @@ from models.cuda.device import DeviceError, DeviceLostError
 from models.cuda.simulated import SimulatedDevice
 from models.cuda.simulated_plan import Shape, SimulatedPlan
 from models.features import SAMPLE_RATE_HZ
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.ipc.client import ProcessEngine
+from server.engine.types.events import Delta, Event
+from server.engine.types.options import SamplingOptions
+from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed
-from server.process_engine import ProcessEngine
-from server.request import Delta, Event, InstructRequest, SamplingOptions
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, wait_until
 from tests.fake_models import Trouble, speech

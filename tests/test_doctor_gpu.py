@@ -10,9 +10,10 @@ import pytest
 from models.bundle import Bundle, PlanSection, open_bundle
 from models.cuda.tensorrt_library import load_tensorrt
 from models.plans import add_plan
-from server import cli, doctor_gpu
-from server.doctor import examine
-from server.finding import Finding
+from server import cli
+from server.doctor import gpu as doctor_gpu
+from server.doctor.checks import examine
+from server.doctor.finding import Finding
 from server.settings import Settings, load_settings
 from tests.fake_gpu_machine import Driver, GpuMachine
 from tests.test_bundle import write_tiny_bundle
@@ -182,7 +183,7 @@ def test_an_encoder_in_eight_bits_is_for_cpus(machine: GpuMachine, folder: Path,
     bundle = open_bundle(folder)
     encoder = bundle.manifest.encoder.model_copy(update={"precision": "int8"})
     monkeypatch.setattr(
-        "server.doctor.open_bundle",
+        "server.doctor.checks.open_bundle",
         lambda _folder: Bundle(bundle.folder, bundle.manifest.model_copy(update={"encoder": encoder})),
     )
     finding = findings(folder, cuda())["plans for GPU 0"]
@@ -215,7 +216,7 @@ def test_the_bundle_is_read_once(machine: GpuMachine, folder: Path, monkeypatch:
         opened.append(path)
         return open_bundle(path)
 
-    monkeypatch.setattr("server.doctor.open_bundle", counting)
+    monkeypatch.setattr("server.doctor.checks.open_bundle", counting)
     findings(folder, cuda())
     assert opened == [folder]
 

@@ -9,10 +9,11 @@ from random import Random
 import pytest
 
 from models.backends import DecodeRow, Float32, PrefillRow
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.runner.runner import Runner
+from server.engine.types.events import Event
+from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed, NotReady
-from server.request import Event, InstructRequest
-from server.runner import Runner
 from tests.engine_client import (
     NEVER,
     TIMEOUT_S,
@@ -224,7 +225,7 @@ def test_a_drain_that_runs_out_of_time_while_hearing_fails_the_rest() -> None:
 
 def test_what_breaks_the_hearing_itself_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as engine:
-        monkeypatch.delattr("server.hearing.attempt")
+        monkeypatch.delattr("server.engine.runner.encode_stage.attempt")
         client = Client(engine, instruct("a", speech(1)))
         assert isinstance(client.failed().error, EngineFailed)
         assert not engine.stats().ready

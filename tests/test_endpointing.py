@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed, Tuning
-from server.live import VoiceOptions
+from server.engine.live.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed, Tuning
+from server.engine.types.options import VoiceOptions
 
 WINDOWS_PER_S = 10
 TUNING = Tuning(onset_s=0.2, hysteresis=0.2, pause_s=0.3, pause_width_s=0.2)

@@ -7,8 +7,9 @@ import pytest
 
 from models.backends import DecodeRow, PrefillRow
 from models.prompt import lay_out_prompt
+from server.engine.types.events import Usage
+from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest, Overloaded, PromptTooLong
-from server.request import InstructRequest, Usage
 from tests.engine_client import NEVER, Client, alone, answers_alone, crowd, instruct, serving, without_times
 from tests.fake_models import END_TOKEN, FakeEncoder, FakeLLM, fake_models, silence, speech
 

@@ -8,11 +8,12 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from server.engine_protocol import Engine
+from server.engine.ipc.client import ProcessEngine
+from server.engine.router import Fleet
+from server.engine.types.events import Delta, Event
+from server.engine.types.options import Constraint, SamplingOptions
+from server.engine.types.protocol import Engine
 from server.errors import InvalidConstraint, InvalidRequest, NotReady, Overloaded, PromptTooLong
-from server.fleet import Fleet
-from server.process_engine import ProcessEngine
-from server.request import Constraint, Delta, Event, SamplingOptions
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileGate

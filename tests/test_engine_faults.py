@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backends import BackendError, Float32
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.events import Event
 from server.errors import EngineFailed, NotReady
-from server.request import Event
-from server.scheduler import Scheduler
 from tests.engine_client import (
     NEVER,
     TIMEOUT_S,

@@ -2,8 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine_protocol import DRAFT_POSITIONS, EngineCounters, EngineStats, FleetStats
-from server.metrics import Metrics
+from server.engine.types.stats import DRAFT_POSITIONS, EngineCounters, EngineStats, FleetStats
+from server.observability.metrics import Metrics
 
 COUNTERS = EngineCounters(
     steps=7,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.engine.ipc.client import ProcessEngine
+from server.engine.types.events import Done
 from server.errors import EngineFailed, NotReady
-from server.process_engine import ProcessEngine
-from server.request import Done
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.types.events import Delta, Event, Failed
+from server.engine.types.options import Priority
+from server.engine.types.requests import InstructRequest
 from server.errors import DeadlineUnmeetable, Overloaded, RequestTimedOut
-from server.request import Delta, Event, Failed, InstructRequest, Priority
 from tests.engine_client import (
     NEVER,
     TIMEOUT_S,

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.engine_protocol import EngineCounters
+from server.engine.ipc.client import ProcessEngine, StartError
+from server.engine.router import Fleet
+from server.engine.types.events import Ended, Event
+from server.engine.types.stats import EngineCounters
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, PromptTooLong
-from server.fleet import Fleet
-from server.live import Ended
-from server.process_engine import ProcessEngine, StartError
-from server.request import Event
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, request, wait_until
 from tests.engine_children import FileGate

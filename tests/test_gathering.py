@@ -4,10 +4,29 @@ from dataclasses import replace
 
 import pytest
 
+from server.engine.types.events import (
+    Delta,
+    Done,
+    Ended,
+    Event,
+    Failed,
+    Flushed,
+    Listened,
+    LiveEvent,
+    Partial,
+    Problem,
+    Speculation,
+    SpeechStarted,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+    UtteranceDone,
+    Word,
+)
+from server.engine.types.options import SamplingOptions
+from server.engine.types.requests import LiveRequest
 from server.errors import EngineFailed
-from server.gathering import Gathering
-from server.live import Ended, Flushed, Listened, LiveEvent, LiveRequest, Partial, Problem, SpeechStarted, UtteranceDone
-from server.request import Delta, Done, Event, Failed, SamplingOptions, Speculation, StageTimes, TokenLogprob, Usage, Word
+from server.jobs.gathering import Gathering
 
 REQUEST = LiveRequest("r", "Transcribe.", partials=False)
 DONE = Done("r", "", "stop", Usage(10, 20, 3, 5), StageTimes(encode_s=0.5, decode_s=0.25), Speculation(4, 3, 2))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.build import build_engine
+from server.engine.factory import build_engine
 from server.settings import Settings
 from tests.live_server import LiveServer, instruct, live_server, wait_until
 from tests.tiny_bundle import add_simulated_plans, write_speaking_bundle

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from server.constraints.sandbox import GrammarTrial
+from server.engine.types.options import Constraint, ConstraintKind
 from server.errors import InvalidConstraint, NotReady
-from server.grammar_trial import GrammarTrial
-from server.request import Constraint, ConstraintKind
 
 
 def within(part: Any) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.engine_protocol import EngineCounters, EngineStats
-from server.heartbeat import LONGEST_TICK_S, Heartbeat
+from server.engine.ipc.heartbeat import LONGEST_TICK_S, Heartbeat
+from server.engine.types.stats import EngineCounters, EngineStats
 
 
 def report(steps: int, waiting: int = 0, running: int = 0) -> EngineStats:

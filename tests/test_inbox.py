@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from server.engine.types.events import Delta, Done, Event, Failed, StageTimes, TokenLogprob, Usage
 from server.errors import EngineFailed
-from server.inbox import Inbox, Waiter
-from server.request import Delta, Done, Event, Failed, StageTimes, TokenLogprob, Usage
+from server.jobs.events import Inbox, Waiter
 
 DONE = Done("r", "", "stop", Usage(0, 0, 0), StageTimes())
 

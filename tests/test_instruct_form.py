@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.form import Form
-from server.instruct_form import InstructForm, check_form, text_fields
-from server.request import Constraint, ConstraintKind, Priority, SamplingOptions
+from server.api.instruct_form import InstructForm, check_form, text_fields
+from server.api.multipart import Form
+from server.engine.types.options import Constraint, ConstraintKind, Priority, SamplingOptions
 from server.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until

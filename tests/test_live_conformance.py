@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from models.backends import Float32
-from server.engine_protocol import Engine
+from server.engine.types.events import Ended, Failed, Flushed, Listened, SpeechStarted, UtteranceDone
+from server.engine.types.options import SamplingOptions
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest
 from server.errors import InvalidRequest, NotReady, Overloaded
-from server.live import Audio, Ended, EndOfAudio, Flush, Flushed, Listened, LiveRequest, SpeechStarted, UtteranceDone
-from server.request import Failed, SamplingOptions
 from tests import fake_models
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate

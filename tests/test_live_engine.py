@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.engine.live.session import MAX_UNANSWERED
+from server.engine.types.events import Ended, Flushed, Partial, Problem, SpeechStarted, UtteranceDone
+from server.engine.types.options import Priority, VoiceOptions
+from server.engine.types.requests import ChangeInstruction
 from server.errors import EngineFailed, InvalidRequest, PromptTooLong
-from server.live import (
-    ChangeInstruction,
-    Ended,
-    Flushed,
-    Partial,
-    Problem,
-    SpeechStarted,
-    UtteranceDone,
-    VoiceOptions,
-)
-from server.live_session import MAX_UNANSWERED
-from server.request import Priority
 from tests.engine_client import Client, crowd, instruct, wait_until, without_times
 from tests.fake_models import (
     SAMPLE_RATE_HZ,

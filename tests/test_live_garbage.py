@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.generation import Generation
-from server.live import Ended
-from server.live_session import LiveSession
-from server.utterance import Utterance
+from server.engine.live.session import LiveSession
+from server.engine.live.utterance import Utterance
+from server.engine.runner.sequence import Generation
+from server.engine.types.events import Ended
 from tests.engine_client import wait_until
 from tests.live_client import LiveClient
 from tests.live_engine import conversation, live, serving

@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.live import Partial, SpeechStarted, UtteranceDone
-from server.live_metrics import MAX_ARRIVALS, LiveMetrics, SessionTimer, words_taken_back
+from server.engine.types.events import Partial, SpeechStarted, UtteranceDone
+from server.observability.live import MAX_ARRIVALS, LiveMetrics, SessionTimer, words_taken_back
 from tests.fake_live import fake_done
 
 

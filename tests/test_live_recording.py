@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from models.backends import BackendError, Float32, PrefillRow
-from server.live import Ended, UtteranceDone
-from server.request import Delta, Done, Failed
+from server.engine.types.events import Delta, Done, Ended, Failed, UtteranceDone
 from tests.fake_models import FakeLLM, silence
 from tests.live_client import LiveClient
 from tests.live_engine import conversation, live, serving, two_tasks

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips, word_error_rate
+from server.engine.types.events import Event
+from server.engine.types.requests import InstructRequest
 from server.errors import Overloaded
-from server.request import Event, InstructRequest
 from tests.fake_engine import FakeEngine
 from tests.live_server import audio_file, live_server, tone, wait_until
 

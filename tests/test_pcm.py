@@ -8,7 +8,7 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pcm import PcmStream, Samples
+from server.audio.pcm import PcmStream, Samples
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000]
 MODEL_RATE_HZ = 16_000

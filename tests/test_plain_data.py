@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import request
-from server.plain_data import decode, encode
-from server.request import InstructRequest, Priority, SamplingOptions
+from server.engine.ipc.codec import decode, encode
+from server.engine.types import request
+from server.engine.types.options import Priority, SamplingOptions
+from server.engine.types.requests import InstructRequest
 
 KINDS = [kind for kind in vars(request).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 PLAIN = st.recursive(

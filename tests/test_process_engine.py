@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from server.engine_protocol import Engine
+from server.engine.ipc.client import ProcessEngine, StartError
+from server.engine.types.protocol import Engine
 from server.errors import EngineFailed, NotReady
-from server.process_engine import ProcessEngine, StartError
 from tests import engine_children
 from tests.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.engine_children import FileGate, local
@@ -24,7 +24,7 @@ STALL_TIMEOUT_S = 2.0
 
 PARENT = """
 import sys, time
-from server.process_engine import ProcessEngine
+from server.engine.ipc.client import ProcessEngine
 
 engine = ProcessEngine("tests.engine_children:scripted", (sys.argv[1],), 800, 30.0, transcribes=bool, stall_timeout_s=60.0)
 engine.start()
@@ -243,7 +243,7 @@ def test_nothing_is_left_of_an_engine(make: Callable[..., ProcessEngine]) -> Non
 def test_a_drain_ends_a_child_that_does_not_come_to_read(
     make: Callable[..., ProcessEngine], gate: FileGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.process_engine.STOP_GRACE_S", 0.5)
+    monkeypatch.setattr("server.engine.ipc.client.STOP_GRACE_S", 0.5)
     engine = make()
     engine.start()
     child = child_of(engine)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.audio import AudioLimits, decode_audio
-from server.live import Audio, EndOfAudio
-from server.request import Priority, SamplingOptions
+from server.audio.decode import AudioLimits, decode_audio
+from server.engine.types.options import Priority, SamplingOptions
+from server.engine.types.requests import Audio, EndOfAudio
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until
 from tests.recorded import RATE_HZ, Ledger, events_of, heard, recording, streaming, transcript

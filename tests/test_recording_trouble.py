@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from server.engine.types.events import Failed
+from server.engine.types.requests import LiveInput
 from server.errors import EngineFailed, PromptTooLong
-from server.live import LiveInput
-from server.request import Failed
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until
 from tests.recorded import Ledger, events_of, recording, streaming, transcript

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.same_texts import choose, main
-from server.request import Event, InstructRequest
+from server.engine.types.events import Event
+from server.engine.types.requests import InstructRequest
 from tests.fake_engine import FakeEngine
 from tests.live_server import audio_file, live_server, tone
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.backends import BackendError, Float32
-from server import sampling
-from server.request import SamplingOptions
-from server.sampling import Sampler, largest
+from server.engine.runner import sampling
+from server.engine.runner.sampling import Sampler, largest
+from server.engine.types.options import SamplingOptions
 from tests.fake_models import tiny_tokeniser
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from models.backends import Float32
-from server.request import SamplingOptions
-from server.sampling import Sampler
+from server.engine.runner.sampling import Sampler
+from server.engine.types.options import SamplingOptions
 
 DRAWS = 20_000
 VOCABULARY = 30

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.jobs import Step
-from server.request import Priority
-from server.scheduler import Scheduler
+from server.engine.scheduler.jobs import Step
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.options import Priority
 from tests.scheduler_play import Played, Player
 
 ENDS = st.sets(st.tuples(st.integers(0, 20), st.sampled_from(["decode", "prefill", "encode"])), max_size=3)

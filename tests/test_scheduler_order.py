@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from server.jobs import Backlog, Step
-from server.request import Priority
-from server.scheduler import Scheduler
+from server.engine.scheduler.jobs import Backlog, Step
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.options import Priority
 from tests.scheduler_play import Played, Player
 
 LIVE, _, INTERACTIVE, BATCH = Priority

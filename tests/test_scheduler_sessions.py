@@ -1,7 +1,7 @@
 """What live sessions bring to the scheduler: urgent work, work that is only encoded, and none that takes a place in the queue."""
 
-from server.request import Priority
-from server.scheduler import Scheduler
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.options import Priority
 
 LIVE, PARTIAL, _, BATCH = Priority
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from server.request import InstructRequest
+from server.engine.types.requests import InstructRequest
 from tests.engine_client import Client, serving_models, wait_until_idle
 from tests.fake_models import FakeLLM, Trouble, fake_models
 from tests.random_schedules import generations_left, play_schedules, random_budgets, random_requests, without_id, without_logs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.request import InstructRequest
+from server.engine.types.requests import InstructRequest
 from tests.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.fake_models import tokeniser_definition
 from tests.gpu_llm import build_llm_plan, on_cpu, on_simulated_gpu

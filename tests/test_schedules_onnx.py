@@ -13,7 +13,7 @@ from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
 from models.llm_onnx import OnnxLLM
-from server.request import InstructRequest
+from server.engine.types.requests import InstructRequest
 from tests.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.fake_models import tokeniser_definition
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama

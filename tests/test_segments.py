@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.request import Word
-from server.segments import LINE_CHARACTERS, LONGEST_S, PAUSE_S, lines, segments
+from server.api.segments import LINE_CHARACTERS, LONGEST_S, PAUSE_S, lines, segments
+from server.engine.types.events import Word
 
 TEXTS = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=60)
 STEPS_S = st.tuples(st.floats(0, 2), st.floats(0, 3))

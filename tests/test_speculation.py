@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backends import collapse
+from server.engine.runner.sequence import new_generation
+from server.engine.runner.speculation import Draft, DraftGate
+from server.engine.runner.verification import RELAXED_OVERRUN
+from server.engine.types.options import DraftPolicy, SamplingOptions
+from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
-from server.generation import new_generation
-from server.request import DraftPolicy, InstructRequest, SamplingOptions
-from server.speculation import Draft, DraftGate
-from server.verification import RELAXED_OVERRUN
 from tests.fake_models import fake_models, speech
 from tests.runner_client import fake_runner, run
 

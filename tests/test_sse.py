@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.engine_protocol import EngineStats
+from server.engine.types.events import Delta, Done, Event, Failed, LiveEvent, StageTimes, TokenLogprob, Usage
+from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
+from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, Overloaded, ServeError
-from server.live import LiveEvent, LiveInput, LiveRequest
-from server.request import Delta, Done, Event, Failed, InstructRequest, StageTimes, TokenLogprob, Usage
 from tests.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 
 CLIP = audio_file(tone(1.0, 16_000), 16_000, "FLAC", "PCM_16")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.stable_text import GUESSED_S, SETTLED_S, HeardToken, StableText, heard_tokens
+from server.engine.live.stable_text import GUESSED_S, SETTLED_S, HeardToken, StableText, heard_tokens
 
 FRAME_S = 0.08
 

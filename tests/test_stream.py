@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from server.engine.types.events import Problem
+from server.engine.types.options import Constraint, Priority, SamplingOptions, VoiceOptions
+from server.engine.types.requests import Audio, LiveRequest
 from server.errors import PromptTooLong
-from server.live import Audio, LiveRequest, Problem, VoiceOptions
-from server.request import Constraint, Priority, SamplingOptions
 from tests.fake_engine import FakeEngine
 from tests.fake_live import FakeSession
 from tests.live_server import LiveServer, live_server, wait_until

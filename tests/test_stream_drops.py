@@ -27,7 +27,7 @@ def test_a_client_goes_as_it_should(drop: Drop) -> None:
     speaks = drop.point != Point.CONNECTED
     has_audio = drop.point in (Point.AUDIO, Point.FLUSH)
     assert len(server.starts) == speaks
-    assert b"".join(server.audio) == (PCM if has_audio else b"")
+    assert b"".join(server.audio.decode) == (PCM if has_audio else b"")
     assert [message["type"] for message in server.messages] == ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (
         drop.farewell == Farewell.END
     )

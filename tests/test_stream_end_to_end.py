@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
 from tests.engine_client import serving
 from tests.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from server.live import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
-from server.live_metrics import LiveMetrics, SessionTimer
-from server.stream_inputs import LEAST_AUDIO_S, SessionInputs
+from server.api.native.stream_inputs import LEAST_AUDIO_S, SessionInputs
+from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
+from server.observability.live import LiveMetrics, SessionTimer
 from tests.fake_engine import FakeEngine
 
 RATE_HZ = 16_000

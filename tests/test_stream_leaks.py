@@ -11,9 +11,9 @@ from weakref import WeakSet
 
 import pytest
 
-from server import web_socket
-from server.stream_session import StreamSession
-from server.web_socket import WebSocketConnection
+from server.api import websocket as web_socket
+from server.api.native.stream_session import StreamSession
+from server.api.websocket import WebSocketConnection
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server, wait_until
 from tests.stream_client import BINARY, PING, TEXT, frame, metric, open_files, pcm, raw_socket, reset

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server import web_socket
-from server.live import Audio, Flush, Flushed, LiveInput, Partial, UtteranceDone
-from server.stream_session import MAX_WAITING
+from server.api import websocket as web_socket
+from server.api.native.stream_session import MAX_WAITING
+from server.engine.types.events import Flushed, Partial, UtteranceDone
+from server.engine.types.requests import Audio, Flush, LiveInput
 from tests.fake_engine import FakeEngine
 from tests.fake_live import FakeSession, fake_done
 from tests.live_server import LiveServer, live_server, wait_until

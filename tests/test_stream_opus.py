@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.audio import AudioLimits, decode_audio
+from server.audio.decode import AudioLimits, decode_audio
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
 from tests.stream_client import StreamClient, metric, streaming

@@ -5,10 +5,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.live import Flushed, Partial, SpeechStarted, UtteranceDone
-from server.request import Delta
-from server.stream_messages import Farewell
-from server.stream_outbox import Item, Outbox
+from server.api.native.stream_messages import Farewell
+from server.api.native.stream_outbox import Item, Outbox
+from server.engine.types.events import Delta, Flushed, Partial, SpeechStarted, UtteranceDone
 from tests.fake_live import fake_done
 
 

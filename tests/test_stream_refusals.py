@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from server.engine.types.events import Failed
 from server.errors import EngineFailed, NotReady, Overloaded, PromptTooLong, ServeError
-from server.request import Failed
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server, wait_until
 from tests.stream_client import BINARY, TEXT, close_code, frame, metric, pcm, raw_socket, streaming

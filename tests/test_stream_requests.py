@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from server.api.instruct_form import text_fields
+from server.api.native.stream_requests import SAMPLING, MessageReader, Start
+from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest
 from server.errors import InvalidRequest, UnknownField
-from server.instruct_form import text_fields
-from server.live import ChangeInstruction, EndOfAudio, Flush, LiveRequest
 from server.settings import Settings
-from server.stream_requests import SAMPLING, MessageReader, Start
 
 SETTINGS = Settings()
 READER = MessageReader(SETTINGS, max_audio_s=30.0)

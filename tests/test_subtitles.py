@@ -6,8 +6,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.segments import Segment
-from server.subtitles import srt, vtt
+from server.api.segments import Segment
+from server.api.subtitles import srt, vtt
 
 SEGMENTS = [
     Segment("The beach was empty.", 0.0, 3.32),

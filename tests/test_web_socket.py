@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server import launch
-from server.live import Audio
-from server.web_socket import PIECE_BYTES, RECEIVE_BUFFER_BYTES, WebSocketConnection
+from server.api import lifecycle as launch
+from server.api.websocket import PIECE_BYTES, RECEIVE_BUFFER_BYTES, WebSocketConnection
+from server.engine.types.requests import Audio
 from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server, wait_until
 from tests.stream_client import BINARY, PING, TEXT, close_code, frame, metric, pcm, raw_socket, streaming

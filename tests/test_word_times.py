@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from models.backends import AdapterOutput, Float32
 from models.word_times import TimedWord, silences
-from server.engine import LocalEngine
+from server.engine.engine import LocalEngine
+from server.engine.types.events import Done
+from server.engine.types.options import SamplingOptions
+from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
-from server.request import Done, InstructRequest, SamplingOptions
 from tests.engine_client import Client, answers_alone, instruct, serving
 from tests.fake_models import SAMPLE_RATE_HZ, FakeLLM, fake_models, silence, speech, sure_output, tiny_tokeniser, tiny_word_timer
 

@@ -1,4 +1,4 @@
-"""Which settings of the endpointer lose words, and how late it is: `server/endpointing.py` over joined recordings.
+"""Which settings of the endpointer lose words, and how late it is: `server/engine/live/endpointing.py` over joined recordings.
 
     python -m training.endpointing_study --bundle BUNDLE --data DATA_DIR --out training/results
 
@@ -24,8 +24,8 @@ from tqdm import tqdm
 from models.backends import Float32
 from models.bundle import open_bundle
 from models.chain import load_models
-from server.endpointing import DEFAULT_TUNING, Endpointer, SpeechOver, SpeechPaused, SpeechResumed, Tuning
-from server.live import VoiceOptions
+from server.engine.live.endpointing import DEFAULT_TUNING, Endpointer, SpeechOver, SpeechPaused, SpeechResumed, Tuning
+from server.engine.types.options import VoiceOptions
 from training.data import DEV_SHARE
 from training.evaluate import TRANSCRIBE, Chain
 from training.word_errors import word_error_rate

@@ -15,8 +15,8 @@ from models.padding import pad_rows, split_by_row, wanted_places
 from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError
 
 DRAFT_TOKENS = (5, 9, 17)
-"""A token and the drafts that follow it (`server.speculation`): steps of these lengths are captured, and those in between
-padded. A GPU takes as long for a few positions as for one."""
+"""A token and the drafts that follow it (`server.engine.runner.speculation`): steps of these lengths are captured, and those
+in between padded. A GPU takes as long for a few positions as for one."""
 SMALL_BATCH_POSITIONS = 256
 """Prompts that have no more positions together, padding included, are prefilled together: a step takes as long for one."""
 

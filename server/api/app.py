@@ -1,0 +1,152 @@
+"""The HTTP application around an engine: life cycle, routes, and one shape for every error."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from models.backends import BackendError
+from server.api.context import Edge
+from server.api.middleware import RequestContext, error_response, request_id_of
+from server.api.native.rest import instruct_router
+from server.api.native.schema import ErrorReply
+from server.api.native.stream import stream_router
+from server.audio.decode import AudioLimits
+from server.audio.sandbox import DecodePool
+from server.constraints.sandbox import GrammarTrial
+from server.engine.ipc.client import StartError
+from server.engine.types.protocol import Engine
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
+from server.observability.metrics import Metrics
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:; "
+    "connect-src 'self'; img-src data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.edge`."""
+    edge = _put_together(engine, settings)
+    app = FastAPI(
+        title="Thinbridge",
+        summary="Audio and an instruction in, text out.",
+        version="1",
+        lifespan=_lifespan(edge),
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.edge = edge
+    app.add_middleware(RequestContext, metrics=edge.metrics)
+    app.add_exception_handler(ServeError, _on_serve_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.include_router(instruct_router(edge))
+    app.include_router(stream_router(edge))
+    _add_operations(app, edge)
+    return app
+
+
+def _put_together(engine: Engine, settings: Settings) -> Edge:
+    decode_pool = DecodePool(
+        settings.decode_workers,
+        AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
+        timeout_s=settings.decode_timeout_s,
+        memory_bytes=settings.decode_memory_bytes,
+        max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
+        max_streams=settings.decode_streams,
+    )
+    return Edge(engine, settings, decode_pool, GrammarTrial(), Metrics(engine.stats, lambda: decode_pool.restarts))
+
+
+def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def run(_app: FastAPI) -> AsyncIterator[None]:
+        await edge.decode_pool.start()
+        # A daemon, so that a server which is told to stop while models load does not wait for them.
+        threading.Thread(target=_start_engine, args=(edge,), name="engine-start", daemon=True).start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(edge.engine.drain, edge.settings.drain_timeout_s)
+            await edge.decode_pool.close()
+            await edge.grammar_trial.close()
+
+    return run
+
+
+def _start_engine(edge: Edge) -> None:
+    try:
+        edge.engine.start()
+    except StartError as error:
+        # Its message, and a `BackendError`'s, is for the operator and complete; anything else is for a developer.
+        logger.error("%s", error)
+    except BackendError as error:
+        logger.error("The engine could not be started: %s", error)
+    except Exception:
+        logger.exception("The engine could not be started.")
+    else:
+        return
+    edge.start_failed = True
+
+
+def _add_operations(app: FastAPI, edge: Edge) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    @app.get("/health", summary="Whether the process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Whether requests are taken", responses={503: {"model": ErrorReply}})
+    async def ready() -> dict[str, str]:
+        edge.require_ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
+    async def metrics() -> Response:
+        return Response(edge.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _on_serve_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServeError):
+        raise error
+    request_id = request_id_of(request)
+    if error.status >= 500:
+        logger.warning("request %s: %s", request_id, error.message)
+    return error_response(request_id, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such route, or not with this method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    known: dict[int, ServeError] = {
+        404: NotFound("There is nothing at this address."),
+        405: MethodNotAllowed("This address does not take this method."),
+    }
+    response = error_response(request_id_of(request), known.get(error.status_code, InvalidRequest("The request is malformed.")))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_validation_error(request: Request, _error: Exception) -> Response:
+    return error_response(request_id_of(request), InvalidRequest("The request is malformed."))

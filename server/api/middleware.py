@@ -1,0 +1,70 @@
+"""What every HTTP request and WebSocket passes through: a request id, a count, and one answer for whatever was not foreseen."""
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ServeError
+from server.observability.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+CLIENT_LEFT_STATUS = 499
+SWITCHING_STATUS = 101
+
+
+class RequestContext:
+    """Outermost ASGI layer: sets `request.state.request_id`, adds `x-request-id` to the reply, turns bugs into one 500."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            # A WebSocket is accepted, or else refused as any request is.
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", SWITCHING_STATUS)
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("Request %s met a bug.", request_id)
+            if status is None:
+                await error_response(request_id, ServeError("The server met an unexpected error."))(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.http_requests.labels(route, str(status or CLIENT_LEFT_STATUS)).inc()
+
+
+def request_id_of(request: HTTPConnection) -> str:
+    """The id that `RequestContext` gave this request."""
+    request_id: str = request.state.request_id
+    return request_id
+
+
+def error_response(request_id: str, error: ServeError) -> Response:
+    """The one shape of every error."""
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return JSONResponse({**error.body(), "request_id": request_id}, error.status, headers)
+
+
+def _request_id(headers: Headers) -> str:
+    offered = headers.get("x-request-id", "")
+    return offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex

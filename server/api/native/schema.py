@@ -1,0 +1,168 @@
+"""What the native API answers on the wire: the reply, and the events of a streamed one."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from server.api.segments import segments
+from server.engine.types.events import Basis, Done, FinishReason, TokenLogprob, Word
+from server.errors import ServeError
+
+Timestamps = Literal["none", "segments", "words"]
+
+
+class UsageReply(BaseModel):
+    audio_frames: int = Field(description="Prompt positions taken by the audio.")
+    text_tokens: int = Field(description="Prompt positions taken by the instruction and the template.")
+    output_tokens: int = Field(description="Tokens generated.")
+    total_tokens: int = Field(description="The sum of the other three.")
+    cached_tokens: int = Field(description="Prompt positions of these that came from the cache.")
+
+
+class SpeculationReply(BaseModel):
+    drafted: int = Field(description="Tokens that the draft proposed.")
+    accepted: int = Field(description="Tokens of these that stand in the answer.")
+    llm_passes: int = Field(description="Runs of the LLM in all.")
+
+
+class LikelyToken(BaseModel):
+    token: str = Field(description="Its text; where it holds part of a character only, U+FFFD stands for that.")
+    bytes: list[int]
+    logprob: float = Field(description="Natural logarithm, under the model before penalties and temperature.")
+
+
+class ChosenToken(LikelyToken):
+    top: list[LikelyToken] = Field(description="The likeliest in its place, best first.")
+
+
+class WordReply(BaseModel):
+    word: str = Field(description="With its punctuation.")
+    start_s: float
+    end_s: float
+
+
+class SegmentReply(BaseModel):
+    start_s: float
+    end_s: float
+    text: str
+
+
+class InstructReply(BaseModel):
+    id: str
+    text: str
+    finish_reason: FinishReason = Field(description="`stop`: the model ended; `length`: `max_tokens` did; `no_speech`: silence.")
+    usage: UsageReply
+    audio_s: float = Field(description="Seconds of audio.")
+    times_ms: dict[str, float] = Field(
+        description="Milliseconds per stage, and `total_ms` from the request's start to its answer."
+    )
+    speculation: SpeculationReply
+    logprobs: list[ChosenToken] | None = Field(None, description="One entry per token, where the form asks for them.")
+    segments: list[SegmentReply] | None = Field(None, description="The text as subtitles show it, where the form asks for it.")
+    words: list[WordReply] | None = Field(None, description="When each word was said, where the form asks for it.")
+    basis: Basis | None = Field(
+        None,
+        description="Of a recording that was cut at its pauses: what the answer comes from. `utterances`: each of them, joined; "
+        "`audio`: all of the speech; `transcript`: its transcript; `sections`: answers about parts of that.",
+    )
+    sections: int | None = Field(None, description="Of such a recording: how many parts its answer was put together from.")
+
+
+class DeltaEvent(BaseModel):
+    """More text of a streamed answer."""
+
+    type: Literal["instruct.text.delta"] = "instruct.text.delta"
+    delta: str
+    logprobs: list[ChosenToken] | None = None
+
+
+class DoneEvent(InstructReply):
+    """The end of a streamed answer: the whole reply, whose text is that of the deltas joined."""
+
+    type: Literal["instruct.text.done"] = "instruct.text.done"
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str = Field(description="Stable: clients may branch on it.")
+
+
+class ErrorReply(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorDetail
+    request_id: str
+
+
+class ErrorEvent(ErrorReply):
+    """The end of a streamed answer that failed after its beginning."""
+
+    type: Literal["error"] = "error"
+
+
+def instruct_reply(
+    id: str,
+    done: Done,
+    audio_s: float,
+    timestamps: Timestamps = "none",
+    basis: Basis | None = None,
+    sections: int | None = None,
+) -> InstructReply:
+    """The reply of a request that was answered, with times as fine as asked for, if it has any; `basis` and `sections` are those
+    of a recording."""
+    usage, speculation = done.usage, done.speculation
+    return InstructReply(
+        id=id,
+        text=done.text,
+        finish_reason=done.finish_reason,
+        usage=UsageReply(
+            audio_frames=usage.audio_frames,
+            text_tokens=usage.text_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.audio_frames + usage.text_tokens + usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
+        ),
+        audio_s=round(audio_s, 3),
+        times_ms=done.times.as_milliseconds(),
+        speculation=SpeculationReply(
+            drafted=speculation.drafted, accepted=speculation.accepted, llm_passes=speculation.llm_passes
+        ),
+        logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
+        segments=None if done.words is None or timestamps == "none" else segment_replies(done.words),
+        words=None if done.words is None or timestamps != "words" else word_replies(done.words),
+        basis=basis,
+        sections=sections,
+    )
+
+
+def done_event(reply: InstructReply) -> DoneEvent:
+    return DoneEvent(**dict(reply))
+
+
+def error_event(request_id: str, error: ServeError) -> ErrorEvent:
+    return ErrorEvent.model_validate({**error.body(), "request_id": request_id})
+
+
+def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
+    """The tokens as a reply has them."""
+    return [
+        ChosenToken(**_likely(token.bytes, token.logprob).__dict__, top=[_likely(*likely) for likely in token.top])
+        for token in logprobs
+    ]
+
+
+def segment_replies(words: Sequence[Word]) -> list[SegmentReply]:
+    """The words in segments, as a reply has them."""
+    return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments(words)]
+
+
+def word_replies(words: Sequence[Word]) -> list[WordReply]:
+    """The words as a reply has them."""
+    return [WordReply(word=each.text, start_s=round(each.start_s, 3), end_s=round(each.end_s, 3)) for each in words]
+
+
+def _likely(content: bytes, logprob: float) -> LikelyToken:
+    return LikelyToken(token=content.decode("utf-8", errors="replace"), bytes=list(content), logprob=logprob)

@@ -1,0 +1,106 @@
+"""Checks of a bundle's plans for a GPU, and of its memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from models.backends import BackendError
+from models.bundle import Bundle, BundleError, PlanSection
+from models.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
+from models.gpu_memory import gigabytes, reckon
+from models.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from server.doctor.finding import Finding
+from server.engine.runner.caches import PREFIX_CACHE_BYTES
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from models.cuda.simulated import SimulatedDevice
+
+PUT_RIGHT = "put that right first"
+
+
+def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
+    """Whether the bundle has the plans that the settings need, for this GPU and this TensorRT."""
+    name = f"plans for GPU {number}"
+    try:
+        opened, key = bundle(), _plan_key(settings, number)
+    except (BundleError, BackendError) as error:
+        return Finding(name, f"cannot be looked for: {error}", PUT_RIGHT)
+    plans, problems = _find_plans(opened, key, settings)
+    if problems:
+        return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
+    encoder = opened.manifest.encoder
+    if settings.device == "cuda" and settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
+        return Finding(
+            name,
+            f"the bundle's encoder is in {encoder.precision}, which ONNX Runtime multiplies on CPUs only",
+            "--encoder-runtime tensorrt, or a bundle of `python -m export.default_bundle --precision fp32`",
+        )
+    rows = plans["llm"].profiles[DECODE_PROFILE]["rows"][-1]
+    if rows < settings.slots:
+        detail = f"the LLM's decodes {rows} requests at a time, and there are {settings.slots} slots"
+        return Finding(name, detail, f"--slots {rows} at most, or build it with `--part llm --decode-rows {settings.slots}`")
+    return Finding(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
+
+
+def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
+    """Whether the models and the slots fit into the GPU."""
+    name = f"memory of GPU {number}"
+    try:
+        opened, memory_bytes = bundle(), gpu_of(settings, number).memory_bytes
+        plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
+    except (BundleError, BackendError) as error:
+        return Finding(name, f"cannot be reckoned: {error}", PUT_RIGHT)
+    if problems:
+        return Finding(name, "cannot be reckoned without the plans", PUT_RIGHT)
+    budget = partial(reckon, opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
+    # The simulated GPU computes, and keeps keys and values, in float32; and it has no libraries.
+    reckoned = budget(bytes_per_number=4, context_bytes=0) if settings.device == "simulated" else budget()
+    fitting = reckoned.fitting_slots(memory_bytes)
+    detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
+    advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
+    return Finding(name, detail, advice if fitting < settings.slots else "")
+
+
+def gpu_of(settings: Settings, number: int) -> Gpu:
+    """Raises `BackendError` where there is none."""
+    if settings.device == "cuda":
+        return find_gpu(number)
+    return _simulated(number).gpu
+
+
+def _plan_key(settings: Settings, number: int) -> PlanKey:
+    """Raises `BackendError` where the GPU or TensorRT is not there."""
+    if settings.device == "simulated":
+        from models.cuda.device import plan_key
+
+        return plan_key(_simulated(number))
+    from models.cuda.tensorrt_library import TensorRTError, load_tensorrt
+
+    gpu = find_gpu(number)
+    try:
+        library = load_tensorrt(settings.tensorrt_library)
+    except TensorRTError as error:
+        raise BackendError(str(error)) from error
+    return PlanKey(library.builder, library.version, gpu.architecture)
+
+
+def _simulated(number: int) -> "SimulatedDevice":
+    try:
+        from models.cuda.simulated import SimulatedDevice
+    except ModuleNotFoundError as error:
+        raise BackendError(f"the simulated GPU needs {error.name}") from error
+    return SimulatedDevice(ordinal=number)
+
+
+def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
+    """The plans by part, and what is wrong with what is missing."""
+    runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
+    positions = {"llm": settings.slot_positions or bundle.manifest.llm.max_positions}
+    plans, problems = {}, []
+    for part in (part for part, runtime in runtimes.items() if runtime == "tensorrt"):
+        try:
+            plans[part] = find_plan(bundle, part, key, positions=positions.get(part, 0))
+        except PlanError as error:
+            problems.append(str(error))
+    return plans, problems

@@ -1,0 +1,73 @@
+"""From a bundle to an engine that serves it."""
+
+import os
+from pathlib import Path
+
+from models.bundle import Bundle, Manifest, open_bundle
+from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
+from server.engine.router import Fleet
+from server.engine.types.protocol import Engine
+from server.settings import Settings
+
+# The first start on a GPU compiles kernels, some seconds each; later ones find them on the disk.
+GPU_START_TIMEOUT_S = 600.0
+
+
+def build_engine(bundle_path: Path, settings: Settings) -> Engine:
+    """An engine, yet to be started, over a bundle's models. Raises `BundleError` where the bundle cannot be used, and
+    `BackendError` where models that run in this process cannot be loaded.
+
+    The bundle is verified here, once, and not again when a child process is replaced.
+    """
+    bundle = open_bundle(bundle_path)
+    if settings.engine == "thread":
+        return local_engine(bundle, settings)
+    engines = {f"GPU {number}": _process_engine(bundle, one_gpu(settings, number)) for number in settings.gpu_numbers}
+    return Fleet(engines) if len(engines) > 1 else next(iter(engines.values()))
+
+
+def one_gpu(settings: Settings, number: int) -> Settings:
+    """The settings of the engine that has this one of the GPUs, and its share of the CPU's cores."""
+    if settings.device == "cpu":
+        return settings
+    share = max(1, len(os.sched_getaffinity(0)) // len(settings.gpu_numbers))
+    return settings.model_copy(update={"gpus": str(number), "threads": settings.threads or share})
+
+
+def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
+    manifest = bundle.manifest
+    return ProcessEngine(
+        f"{__name__}:{engine_in_child.__name__}",
+        (str(bundle.folder), manifest.model_dump_json(), settings.model_dump_json()),
+        manifest.sample_rate_hz,
+        manifest.max_audio_s,
+        stall_timeout_s=settings.stall_timeout_s,
+        start_timeout_s=START_TIMEOUT_S if settings.device == "cpu" else GPU_START_TIMEOUT_S,
+        transcribes=manifest.adapter.transcribes,
+    )
+
+
+def engine_in_child(folder: str, manifest: str, settings: str) -> Engine:
+    """The engine of a child: of a verified bundle's folder and manifest, and of settings, both as JSON."""
+    bundle = Bundle(Path(folder), Manifest.model_validate_json(manifest))
+    return local_engine(bundle, Settings.model_validate_json(settings))
+
+
+def local_engine(bundle: Bundle, settings: Settings) -> Engine:
+    """An engine, yet to be started, that runs the models in this process. Raises `BackendError` where they cannot be loaded."""
+    # A server whose models run in its child loads no runtime itself.
+    from server.engine.engine import LocalEngine
+    from server.engine.load import load_on_device
+    from server.engine.scheduler.scheduler import GPU_STEP_TOKENS, STEP_TOKENS
+
+    return LocalEngine(
+        load_on_device(bundle, settings),
+        bundle.manifest.sample_rate_hz,
+        bundle.manifest.max_audio_s,
+        settings.queue_limit,
+        step_tokens=STEP_TOKENS if settings.device == "cpu" else GPU_STEP_TOKENS,
+        encode_gather_s=settings.encode_gather_s,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        encoder_cache_bytes=settings.encoder_cache_bytes,
+        live_limit=settings.live_sessions,
+    )

@@ -1,0 +1,292 @@
+"""The engine in a supervised child process: a crash or a hang of the models costs the running requests, never the server."""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.engine.ipc.channel import pack
+from server.engine.ipc.heartbeat import Heartbeat
+from server.engine.ipc.supervisor import EngineChild
+from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
+from server.engine.types.stats import EngineCounters, EngineStats
+from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+TICK_S = 0.1
+START_TIMEOUT_S = 120.0
+# A child that is well reports twice a second; one that has missed this share of its time is no place for new requests.
+SILENCE_BEFORE_NOT_READY = 0.25
+# How long a child that has died is waited for, and one that was told to stop.
+EXIT_GRACE_S = 1.0
+STOP_GRACE_S = 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+
+class StartError(RuntimeError):
+    """The child could not be started; its log says more."""
+
+
+class _ChildLostError(Exception):
+    """The child has died, or must: the message says why."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A request in the child. Ids may come again after an abort; serials do not."""
+
+    serial: int
+    deliver: Callable[[Any], None]
+    is_live: bool
+
+
+class ProcessEngine:
+    """The `Engine` protocol over an engine in a child process, which is replaced whenever it dies or stalls.
+
+    `submit` refuses at once, on what is known here: not ready, the id is being served, all places (slots and queue) taken.
+    What only the child can know, such as how long the prompt is, comes back as the request's `Failed`, with the same error.
+
+    A request in a child that is lost gets `Failed` with `EngineFailed` at once, and a new child is started. Lost is a child
+    that died, that reported nothing, or had work and ended no step, for `stall_timeout_s`. The first child is not replaced if
+    it cannot be started; a later one is tried again, after growing pauses. Events are delivered as `LocalEngine` does it:
+    under the engine's lock, none after a terminal event or a call of `abort`.
+
+    In `stats`, sessions are exact, and so are waiting and running in sum, where as many run as there are slots; the rest is the
+    child's last report, at most half a second old. Counters go on across restarts.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        arguments: tuple[str | float, ...],
+        sample_rate_hz: int,
+        max_audio_s: float,
+        *,
+        transcribes: Callable[[str], bool],
+        stall_timeout_s: float,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        """`factory` is the `module:function` that makes the engine in the child, of `arguments`: strings and numbers."""
+        self.transcribes = transcribes
+        self.sample_rate_hz = sample_rate_hz
+        self.max_audio_s = max_audio_s
+        self._first_message = pack((factory, arguments, logging.getLogger().getEffectiveLevel()))
+        self._stall_timeout_s = stall_timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._serials = itertools.count()
+        # Guards all below.
+        self._changed = threading.Condition()
+        self._requests: dict[str, _Waiting] = {}
+        # The child, once it is ready, with its last report and the time since.
+        self._child: EngineChild | None = None
+        self._report = EngineStats(ready=False, waiting=0, running=0, slots=0, queue_limit=0)
+        self._silent_s = 0.0
+        self._past_counters = EngineCounters()
+        self._starts = 0
+        self._start_error: str | None = None
+        self._draining = False
+        self._stop_at_s = float("inf")
+        self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
+
+    @property
+    def process_id(self) -> int | None:
+        """The child's, while it is ready."""
+        with self._changed:
+            return self._child.process_id if self._child is not None else None
+
+    def start(self) -> None:
+        """Start the child; returns when it is ready. Raises `StartError` where it cannot be."""
+        self._supervisor.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._child is not None or self._start_error is not None or self._draining)
+            if self._start_error is not None:
+                raise StartError(f"The engine's process could not be started: {self._start_error.removesuffix('.')}.")
+
+    def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
+        self._hand_over(request, deliver)
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        self._hand_over(request, deliver)
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        message = pack((request_id, item))
+        with self._changed:
+            if request_id in self._requests and self._child is not None:
+                self._child.post(message)
+
+    def abort(self, request_id: str) -> None:
+        with self._changed:
+            if self._requests.pop(request_id, None) is not None and self._child is not None:
+                self._child.post(pack((None, request_id)))
+            self._changed.notify_all()
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            requests = len(self._requests) - self._live_sessions
+            running = min(requests, self._report.slots)
+            return replace(
+                self._report,
+                ready=self._ready,
+                waiting=requests - running,
+                running=running,
+                live_sessions=self._live_sessions,
+                counters=replace(self._past_counters + self._report.counters, restarts=max(0, self._starts - 1)),
+            )
+
+    def drain(self, timeout_s: float) -> None:
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            for id, request in self._requests.items():
+                if request.is_live and self._child is not None:
+                    self._child.post(pack((id, EndOfAudio())))
+            self._changed.wait_for(lambda: not self._requests or not self._supervisor.is_alive(), timeout_s)
+            self._fail_all(NotReady("The server is shutting down."))
+            self._stop_at_s = time.monotonic() + STOP_GRACE_S
+            if self._child is not None:
+                self._child.finish()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+
+    def _hand_over(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
+        serial, is_live = next(self._serials), isinstance(request, LiveRequest)
+        message = pack((serial, request))
+        with self._changed:
+            if self._child is None or not self._ready:
+                raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+            if request.id in self._requests:
+                raise InvalidRequest("A request with this id is being served.")
+            report, sessions = self._report, self._live_sessions
+            if is_live and sessions >= report.live_limit:
+                raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
+            if not is_live and len(self._requests) - sessions >= report.slots + report.queue_limit:
+                raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
+            self._requests[request.id] = _Waiting(serial, deliver, is_live)
+            self._child.post(message)
+
+    @property
+    def _live_sessions(self) -> int:
+        return sum(request.is_live for request in self._requests.values())
+
+    @property
+    def _ready(self) -> bool:
+        heard = self._silent_s < self._stall_timeout_s * SILENCE_BEFORE_NOT_READY
+        return self._child is not None and heard and not self._draining
+
+    def _supervise(self) -> None:
+        pause_s = 0.0
+        while not self._pause(pause_s):
+            was_ready = self._run_child()
+            pause_s = 0.0 if was_ready else min(max(FIRST_PAUSE_S, 2 * pause_s), LONGEST_PAUSE_S)
+
+    def _pause(self, pause_s: float) -> bool:
+        """Wait before the next child is started; True if none is wanted any more."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._draining or self._start_error is not None, pause_s)
+
+    def _run_child(self) -> bool:
+        """Serve with one child until it ends; whether it was ever ready."""
+        with self._changed:
+            self._starts += 1
+        try:
+            child = EngineChild(self._first_message)
+        except (OSError, RuntimeError) as error:
+            logger.exception("no process can be started for the engine")
+            self._note_failed_start(str(error))
+            return False
+        reason, grace_s = "", 0.0
+        try:
+            self._attend(child)
+        except EOFError:
+            grace_s = EXIT_GRACE_S
+        except _ChildLostError as error:
+            reason = str(error)
+        except Exception:
+            logger.exception("the engine's process cannot be understood")
+        # First the clients: a process may take its time to end.
+        was_ready = self._lose_child()
+        manner = child.end(grace_s)
+        reason = reason or manner
+        log = logger.info if self._draining else logger.error
+        log("the engine's process %d has ended: %s", child.process_id, reason)
+        if not was_ready:
+            self._note_failed_start(reason)
+        return was_ready
+
+    def _note_failed_start(self, reason: str) -> None:
+        with self._changed:
+            if self._starts == 1 and not self._draining:
+                self._start_error = reason
+            self._changed.notify_all()
+
+    def _attend(self, child: EngineChild) -> None:
+        """Take what the child says. Returns once it has to stop; raises `EOFError` or `_ChildLostError` when it is lost."""
+        heartbeat, limit_s = Heartbeat(time.monotonic()), self._start_timeout_s
+        while True:
+            for message in child.receive(TICK_S):
+                match message:
+                    case EngineStats():
+                        heartbeat.beat(message)
+                        limit_s = self._stall_timeout_s
+                        self._take_report(child, message)
+                    case str():
+                        raise _ChildLostError(message)
+                    case serial, event:
+                        self._deliver(serial, event)
+            heartbeat.look(time.monotonic())
+            if heartbeat.silent_s > limit_s:
+                raise _ChildLostError(f"it reported nothing for {limit_s:g} s")
+            if heartbeat.stuck_s > limit_s:
+                raise _ChildLostError(f"it had work and ended no step for {limit_s:g} s")
+            with self._changed:
+                self._silent_s = heartbeat.silent_s
+                if time.monotonic() > self._stop_at_s or (self._stop_at_s != float("inf") and self._child is not child):
+                    return
+
+    def _take_report(self, child: EngineChild, report: EngineStats) -> None:
+        with self._changed:
+            if not report.ready and not self._draining:
+                raise _ChildLostError("its engine has stopped")
+            if self._child is not child:
+                logger.info("the engine's process %d is ready", child.process_id)
+            self._child, self._report, self._silent_s = child, report, 0.0
+            self._changed.notify_all()
+
+    def _deliver(self, serial: int, event: Event | LiveEvent) -> None:
+        with self._changed:
+            request = self._requests.get(event.request_id)
+            if request is None or request.serial != serial:
+                return
+            if isinstance(event, Done | Failed | Ended):
+                del self._requests[event.request_id]
+                self._changed.notify_all()
+            try:
+                request.deliver(event)
+            except Exception:
+                logger.exception("request %s: its client cannot be told; giving it up", event.request_id)
+                self.abort(event.request_id)
+
+    def _lose_child(self) -> bool:
+        """Go on without a child; whether there was one that had become ready."""
+        with self._changed:
+            was_ready = self._child is not None
+            self._child = None
+            self._past_counters = self._past_counters + self._report.counters
+            self._report = replace(self._report, ready=False, step_age_s=0.0, predicted_wait_s=0.0, counters=EngineCounters())
+            self._fail_all(EngineFailed("The engine failed; it is being restarted."))
+            self._changed.notify_all()
+            return was_ready
+
+    def _fail_all(self, error: ServeError) -> None:
+        requests, self._requests = self._requests, {}
+        for id, request in requests.items():
+            try:
+                request.deliver(Failed(id, error))
+            except Exception:
+                logger.exception("request %s: its client cannot be told", id)

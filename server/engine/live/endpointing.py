@@ -1,0 +1,181 @@
+"""Where utterances begin and end, from the probability of speech alone: no clock, no model.
+
+Positions are samples since the session's beginning, and always whole windows of the voice detector.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from server.engine.types.options import VoiceOptions
+
+
+@dataclass(frozen=True)
+class SpeechBegan:
+    """An utterance begins at `start`, padding included: never before the end of the last one."""
+
+    start: int
+
+
+@dataclass(frozen=True)
+class SpeechPaused:
+    """Speech has stopped for a moment. If it is over, the utterance is exactly [start, end)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SpeechResumed:
+    """It was not over."""
+
+
+@dataclass(frozen=True)
+class SpeechOver:
+    """The utterance is exactly [start, end)."""
+
+    start: int
+    end: int
+
+
+Mark = SpeechBegan | SpeechPaused | SpeechResumed | SpeechOver
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What no client chooses.
+
+    An utterance begins with `onset_s` of speech on end. Speech that goes on is still speech down to `hysteresis` below the
+    threshold. It has paused after `pause_s`, which is also what an utterance keeps of the silence after it. Where an utterance
+    gets too long, it is cut in its latter half, where the mean probability of `pause_width_s` is lowest.
+
+    A longer pause is seen later and loses no fewer words, a shorter one is taken back more often: what was measured of these
+    and of `VoiceOptions` is in `training/results/endpointing.md`.
+    """
+
+    onset_s: float = 0.05
+    hysteresis: float = 0.15
+    pause_s: float = 0.06
+    pause_width_s: float = 0.2
+
+
+DEFAULT_TUNING = Tuning()
+
+
+class Endpointer:
+    """Cuts one session into utterances; seconds are rounded to whole windows, `max_utterance_s` down.
+
+    `SpeechBegan` comes first, any number of `SpeechPaused` and `SpeechResumed` in turns, then `SpeechOver`, whose start and end
+    are those of the `SpeechPaused` just before it, if there is one. Utterances are in order, do not overlap and hold all
+    speech that is long enough to begin one. Raises `ValueError` where `max_utterance_s` leaves no room for the padding.
+    """
+
+    def __init__(self, options: VoiceOptions, window_samples: int, sample_rate_hz: int, tuning: Tuning = DEFAULT_TUNING) -> None:
+        def windows(duration_s: float) -> int:
+            return round(duration_s * sample_rate_hz / window_samples)
+
+        self._window_samples = window_samples
+        self._threshold = options.threshold
+        self._silence_threshold = max(options.threshold - tuning.hysteresis, options.threshold / 2)
+        self._padding = windows(options.prefix_padding_s)
+        self._silence = max(1, windows(options.silence_s))
+        self._longest = int(options.max_utterance_s * sample_rate_hz) // window_samples
+        self._onset = max(1, windows(tuning.onset_s))
+        self._pause = max(1, windows(tuning.pause_s))
+        self._half_width = max(1, windows(tuning.pause_width_s / 2))
+        if self._longest < self._padding + 2 * self._onset:
+            raise ValueError(f"max_utterance_s={options.max_utterance_s} leaves no room for speech after its padding")
+
+        self._heard = 0
+        self._floor = 0
+        self._speech_on_end = 0
+        self._start: int | None = None
+        self._silence_from: int | None = None
+        self._paused = False
+        self._recent: deque[float] = deque(maxlen=self._longest // 2 + self._half_width)
+
+    @property
+    def needed_from(self) -> int:
+        """Samples before this will never be part of an utterance that is going on or to come."""
+        return self._window_samples * (self._next_start() if self._start is None else self._start)
+
+    def push(self, probabilities: Iterable[float]) -> list[Mark]:
+        """The probability of speech in the next windows, any number of them: how they are cut into calls changes nothing."""
+        return [mark for probability in probabilities for mark in self._step(float(probability))]
+
+    def flush(self) -> list[Mark]:
+        """End the utterance that is going on with the audio so far, none of which will be part of a later one."""
+        marks: list[Mark] = [] if self._start is None else [self._over(self._start, self._end())]
+        self._floor = self._heard
+        self._speech_on_end = 0
+        return marks
+
+    def _step(self, probability: float) -> Iterator[Mark]:
+        self._heard += 1
+        self._recent.append(probability)
+        if self._start is None:
+            yield from self._await_speech(probability)
+        else:
+            yield from self._follow_speech(self._start, probability)
+
+    def _await_speech(self, probability: float) -> Iterator[Mark]:
+        self._speech_on_end = self._speech_on_end + 1 if probability >= self._threshold else 0
+        if self._speech_on_end >= self._onset:
+            yield self._begin(self._next_start())
+
+    def _follow_speech(self, start: int, probability: float) -> Iterator[Mark]:
+        if probability >= self._threshold:
+            self._silence_from = None
+            if self._paused:
+                self._paused = False
+                yield SpeechResumed()
+        elif probability < self._silence_threshold and self._silence_from is None:
+            self._silence_from = self._heard - 1
+        silence = 0 if self._silence_from is None else self._heard - self._silence_from
+        if silence >= self._silence:
+            yield self._over(start, self._end())
+            return
+        if silence >= self._pause and not self._paused:
+            self._paused = True
+            yield SpeechPaused(start * self._window_samples, self._end() * self._window_samples)
+        if self._heard - start >= self._longest:
+            yield from self._cut(start)
+
+    def _cut(self, start: int) -> Iterator[Mark]:
+        """The utterance cannot take another window. In a pause it is over; elsewhere it is cut and the rest goes on."""
+        silence_from = self._silence_from
+        cut = self._end() if self._paused else self._likeliest_pause()
+        yield self._over(start, cut)
+        if silence_from is None or cut < silence_from:
+            self._silence_from = silence_from
+            yield self._begin(cut)
+
+    def _likeliest_pause(self) -> int:
+        """A window's edge in the utterance's latter half; of several that are as likely, the last."""
+        recent = list(self._recent)
+        past = self._heard - len(recent)
+
+        def speech_around(edge: int) -> float:
+            around = recent[max(0, edge - self._half_width - past) : edge + self._half_width - past]
+            return sum(around) / len(around)
+
+        latest = self._heard - self._onset
+        return min(range(latest, self._heard - self._longest // 2 - 1, -1), key=speech_around)
+
+    def _next_start(self) -> int:
+        """Where an utterance starts that begins with the speech heard last, or with what comes next."""
+        return max(self._floor, self._heard - self._speech_on_end - self._padding)
+
+    def _end(self) -> int:
+        return self._heard if self._silence_from is None else min(self._silence_from + self._pause, self._heard)
+
+    def _begin(self, start: int) -> SpeechBegan:
+        self._start = start
+        return SpeechBegan(start * self._window_samples)
+
+    def _over(self, start: int, end: int) -> SpeechOver:
+        self._start = self._silence_from = None
+        self._paused = False
+        self._speech_on_end = 0
+        self._floor = end
+        return SpeechOver(start * self._window_samples, end * self._window_samples)

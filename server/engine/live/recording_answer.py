@@ -1,0 +1,144 @@
+"""The answer to an instruction about all utterances of a session together.
+
+It comes from the speech itself as long as all frames fit the LLM; then from the joined transcript; and where even that is too
+long, the instruction is answered for sections of the transcript, and then for those answers joined.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from models.backends import AdapterOutput, Float32
+from models.chain import Models
+from server.engine.runner.sequence import Generation, new_generation
+from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
+from server.engine.types.requests import InstructRequest, LiveRequest
+from server.errors import EngineFailed
+
+# Answers about sections are at most this share of what is read at once, so that they get fewer.
+SECTION_ANSWER_SHARE = 0.25
+
+
+class RecordingAnswer:
+    """`add` every utterance, then `begin` once: what comes of it is `Delta`s, then `Ended` or `Failed`."""
+
+    def __init__(
+        self,
+        request: LiveRequest,
+        models: Models,
+        emit: Callable[[LiveEvent], None],
+        begin: Callable[[Generation], None],
+    ) -> None:
+        """Raises the `ServeError` of an instruction that leaves no room for an answer."""
+        self._request = request
+        self._models = models
+        self._emit = emit
+        self._begin = begin
+        self._asked = 0
+        self._texts: list[str] = []
+        self._frames: list[Float32] = []
+        self._fits = True
+        self._audio_s = 0.0
+        self._sections: list[str | None] = []
+        self._section_count = 1
+        empty = self._generation(self._speech([]), lambda _event: None)
+        self._room = models.llm.max_positions - len(empty.prompt_ids) - request.sampling.max_tokens
+        if self._room < 1:
+            raise EngineFailed("The instruction and its answer leave no room for speech.")
+
+    def add(self, text: str, frames: Float32) -> None:
+        """The next utterance: its transcript, and what the LLM would hear of it."""
+        if text:
+            self._texts.append(text)
+        self._frames.append(frames)
+        if sum(map(len, self._frames)) > self._room:
+            self._fits = False
+        if not self._fits:
+            self._frames.clear()
+
+    def begin(self, audio_s: float) -> None:
+        """All utterances are there."""
+        self._audio_s = audio_s
+        if not self._texts:
+            silence = Done(self._request.id, "", "no_speech", Usage(0, 0, 0), StageTimes())
+            self._emit(Ended(self._request.id, audio_s, "audio", answer=silence))
+        elif self._fits:
+            self._answer(self._speech(self._frames), "audio")
+        else:
+            self._read(" ".join(self._texts))
+
+    def _read(self, text: str) -> None:
+        """Answer from a text, by sections where it is too long."""
+        models = self._models
+        tokens = models.tokeniser.encode(text)
+        if len(tokens) <= self._room:
+            basis: Basis = "transcript" if self._section_count == 1 else "sections"
+            self._answer(self._speech([models.llm.embed(tokens)]), basis)
+            return
+        sections = cut_evenly(tokens, self._room, models.tokeniser.begins_word)
+        self._sections = [None] * len(sections)
+        self._section_count += len(sections) - (self._section_count == 1)
+        for index, section in enumerate(sections):
+            self._ask_section(index, self._speech([models.llm.embed(section)]))
+
+    def _ask_section(self, index: int, speech: AdapterOutput) -> None:
+        def take(event: Event) -> None:
+            if isinstance(event, Failed):
+                self._emit(Failed(self._request.id, event.error))
+            elif isinstance(event, Done):
+                self._sections[index] = event.text
+                answers = [answer for answer in self._sections if answer is not None]
+                if len(answers) == len(self._sections):
+                    self._read("\n".join(answers))
+
+        limit = max(1, int(self._room * SECTION_ANSWER_SHARE))
+        generation = self._generation(speech, take)
+        generation.max_tokens = min(generation.max_tokens, limit)
+        self._begin(generation)
+
+    def _answer(self, speech: AdapterOutput, basis: Basis) -> None:
+        id = self._request.id
+
+        def take(event: Event) -> None:
+            match event:
+                case Delta():
+                    self._emit(replace(event, request_id=id))
+                case Failed(_, error):
+                    self._emit(Failed(id, error))
+                case Done(usage=usage):
+                    if basis != "audio":
+                        usage = replace(usage, audio_frames=0, text_tokens=usage.text_tokens + usage.audio_frames)
+                    done = replace(event, request_id=id, usage=usage)
+                    self._emit(Ended(id, self._audio_s, basis, self._section_count, done))
+
+        self._begin(self._generation(speech, take, constrained=True))
+
+    def _speech(self, frames: Sequence[Float32]) -> AdapterOutput:
+        """Frames for the LLM, joined, with no draft."""
+        return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
+
+    def _generation(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> Generation:
+        """A constraint is for the last answer only."""
+        self._asked += 1
+        asked = self._request
+        sampling = asked.sampling if constrained else replace(asked.sampling, constraint=None)
+        id, nothing = f"{asked.id}/whole {self._asked}", np.empty(0, np.float32)
+        request = InstructRequest(id, nothing, asked.instruction, sampling, asked.client, asked.priority, draft="off")
+        generation = new_generation(self._models, request, deliver)
+        generation.heard = speech
+        return generation
+
+
+def cut_evenly(tokens: Sequence[int], longest: int, begins_word: Callable[[int], bool]) -> list[Sequence[int]]:
+    """Parts of at most `longest` tokens, about equally long, each from the beginning of a word where there is one in reach."""
+    count = -(-len(tokens) // longest)
+    parts: list[Sequence[int]] = []
+    start = 0
+    while start < len(tokens):
+        left = max(1, count - len(parts))
+        end = min(start + longest, start + -(-(len(tokens) - start) // left))
+        cut = next((each for each in range(end, start, -1) if each == len(tokens) or begins_word(tokens[each])), end)
+        parts.append(tokens[start:cut])
+        start = cut
+    return parts

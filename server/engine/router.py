@@ -1,0 +1,160 @@
+"""Several engines as one: each GPU has an engine of its own, and every request goes to the one with the most room."""
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from server.engine.ipc.client import StartError
+from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
+from server.engine.types.stats import EngineCounters, EngineStats, FleetStats
+from server.errors import InvalidRequest, NotReady, Overloaded
+
+AnyRequest = TypeVar("AnyRequest", InstructRequest, LiveRequest)
+
+
+@dataclass(eq=False)
+class _Route:
+    """Where a request went, or is going; another of its name is another."""
+
+    engine: Engine
+
+
+class Fleet:
+    """The `Engine` protocol over engines that serve the same models.
+
+    A request goes to the ready engine with the smallest share of its places taken, a session to that with the smallest share of
+    its sessions, and to the next one where it is refused for want of room. All that follows goes where the request went. The
+    requests of an engine that is lost fail as it says, and new ones go to the others meanwhile.
+
+    In `stats` everything is summed but for `step_age_s`, the longest, and `predicted_wait_s`, the shortest.
+
+    `deliver` is called under the lock of the one engine that has the request, and no other. There it may call `push` and
+    `abort` for that request; what asks every engine (`submit`, `open_live`, `stats`) is for other threads.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        """The engines, yet to be started, by what an operator calls them, such as `GPU 0`."""
+        self._names = tuple(engines)
+        self._engines = tuple(engines.values())
+        self.sample_rate_hz = self._engines[0].sample_rate_hz
+        self.max_audio_s = self._engines[0].max_audio_s
+        self.transcribes = self._engines[0].transcribes
+        # Guards the routes; nothing else is called under it.
+        self._lock = threading.Lock()
+        self._routes: dict[str, _Route] = {}
+
+    def start(self) -> None:
+        """Start all at the same time. Where one cannot be started, the others are drained and `StartError` says which it was."""
+        with ThreadPoolExecutor(len(self._engines)) as pool:
+            starts = [pool.submit(engine.start) for engine in self._engines]
+            wait(starts, return_when=FIRST_EXCEPTION)
+            for name, start in zip(self._names, starts, strict=True):
+                if start.done() and (error := start.exception()) is not None:
+                    self.drain(0)
+                    raise StartError(f"{name}: {error}") from error
+
+    def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
+        def share(stats: EngineStats) -> float:
+            return (stats.running + stats.waiting) / max(1, stats.slots + stats.queue_limit)
+
+        self._hand_over(request, deliver, share, lambda engine: engine.submit)
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        def share(stats: EngineStats) -> float:
+            return stats.live_sessions / max(1, stats.live_limit)
+
+        self._hand_over(request, deliver, share, lambda engine: engine.open_live)
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        with self._lock:
+            route = self._routes.get(request_id)
+        if route is not None:
+            route.engine.push(request_id, item)
+
+    def abort(self, request_id: str) -> None:
+        with self._lock:
+            route = self._routes.pop(request_id, None)
+        if route is not None:
+            route.engine.abort(request_id)
+
+    def stats(self) -> FleetStats:
+        every = [engine.stats() for engine in self._engines]
+        return FleetStats(
+            ready=any(stats.ready for stats in every),
+            waiting=sum(stats.waiting for stats in every),
+            running=sum(stats.running for stats in every),
+            slots=sum(stats.slots for stats in every),
+            queue_limit=sum(stats.queue_limit for stats in every),
+            step_age_s=max(stats.step_age_s for stats in every),
+            predicted_wait_s=min((stats.predicted_wait_s for stats in every if stats.ready), default=0.0),
+            prefix_cache_bytes=sum(stats.prefix_cache_bytes for stats in every),
+            encoder_cache_bytes=sum(stats.encoder_cache_bytes for stats in every),
+            live_sessions=sum(stats.live_sessions for stats in every),
+            live_limit=sum(stats.live_limit for stats in every),
+            live_jobs=sum(stats.live_jobs for stats in every),
+            counters=sum((stats.counters for stats in every), EngineCounters()),
+            members=dict(zip(self._names, every, strict=True)),
+        )
+
+    def drain(self, timeout_s: float) -> None:
+        with ThreadPoolExecutor(len(self._engines)) as pool:
+            for drain in [pool.submit(engine.drain, timeout_s) for engine in self._engines]:
+                drain.result()
+
+    def _hand_over(
+        self,
+        request: AnyRequest,
+        deliver: Callable[[Any], None],
+        share: Callable[[EngineStats], float],
+        door: Callable[[Engine], Callable[[AnyRequest, Callable[[Any], None]], None]],
+    ) -> None:
+        engines = self._by_share(share)
+        route = _Route(engines[0])
+        with self._lock:
+            if request.id in self._routes:
+                raise InvalidRequest("A request with this id is being served.")
+            self._routes[request.id] = route
+        refusals: list[Overloaded | NotReady] = []
+        try:
+            for engine in engines:
+                route.engine = engine
+                try:
+                    door(engine)(request, partial(self._deliver, route, deliver))
+                except (Overloaded, NotReady) as refusal:
+                    refusals.append(refusal)
+                else:
+                    return
+            raise min(refusals, key=_retry_after_s)
+        except Exception:
+            self._forget(request.id, route)
+            raise
+
+    def _by_share(self, share: Callable[[EngineStats], float]) -> list[Engine]:
+        """The engines that are ready, those with more room first; all where none is, which is theirs to say."""
+        every = [(engine, engine.stats()) for engine in self._engines]
+        ready = [(share(stats), engine) for engine, stats in every if stats.ready]
+        return [engine for _, engine in sorted(ready, key=lambda pair: pair[0])] or list(self._engines)
+
+    def _deliver(self, route: _Route, deliver: Callable[[Any], None], event: Event | LiveEvent) -> None:
+        if isinstance(event, Done | Failed | Ended):
+            self._forget(event.request_id, route)
+        try:
+            deliver(event)
+        except Exception:
+            # The engine gives the request up.
+            self._forget(event.request_id, route)
+            raise
+
+    def _forget(self, request_id: str, route: _Route) -> None:
+        with self._lock:
+            if self._routes.get(request_id) is route:
+                del self._routes[request_id]
+
+
+def _retry_after_s(refusal: Overloaded | NotReady) -> float:
+    return float("inf") if refusal.retry_after_s is None else refusal.retry_after_s

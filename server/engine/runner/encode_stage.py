@@ -1,0 +1,128 @@
+"""From audio to what the adapter made of it, and the thread in which that may happen beside the LLM's work."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from models.backends import AdapterOutput, BackendError
+from models.chain import Models
+from server.engine.runner.caches import AudioKey, ByteCache, audio_key
+from server.engine.runner.sequence import Generation
+
+logger = logging.getLogger(__name__)
+
+
+class Hearing:
+    """The first half of the stage `encode`: features, encoder, adapter. A generation that has `heard` needs none of it."""
+
+    def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput]) -> None:
+        self._models = models
+        self._encoder_cache = encoder_cache
+
+    def recall(self, generations: Sequence[Generation]) -> None:
+        """Take from the cache what was heard before; audio of sessions does not come again."""
+        for generation in generations:
+            if self._encoder_cache.enabled and not generation.of_session and generation.audio_key is None:
+                generation.audio_key = audio_key(generation.request.client, generation.request.audio)
+                generation.heard = self._encoder_cache.find(generation.audio_key)
+
+    def hear(self, generations: Sequence[Generation]) -> None:
+        """Run the models on those that have not heard; a generation that fails, fails alone. Raises `BackendLostError`.
+
+        It touches nothing but the generations, and so may run beside any stage that works on others.
+        """
+        unheard = [generation for generation in generations if generation.heard is None and not generation.finished]
+        attempt(self._hear, unheard, self._models.check)
+
+    def keep(self, generation: Generation) -> None:
+        """Have the cache keep what it heard."""
+        if generation.audio_key is not None and generation.heard is not None:
+            self._encoder_cache.keep(generation.audio_key, generation.heard)
+
+    def _hear(self, batch: Sequence[Generation]) -> None:
+        started_s = time.perf_counter()
+        features = [self._models.features(generation.request.audio) for generation in batch]
+        featured_s = time.perf_counter()
+        states = self._models.encoder.encode(features)
+        encoded_s = time.perf_counter()
+        outputs = self._models.adapter.adapt(states)
+        adapted_s = time.perf_counter()
+        if len(outputs) != len(batch):
+            raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
+        for generation, output in zip(batch, outputs, strict=True):
+            generation.heard = output
+            generation.times.features_s = featured_s - started_s
+            generation.times.encode_s = encoded_s - featured_s
+            generation.times.adapter_s = adapted_s - encoded_s
+
+
+class SideThread:
+    """One thread for work beside its owner's, one piece at a time. It does not keep the process from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._begun: Future[None] | None = None
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have it done; `finish` has to come before the next."""
+        self._begun = Future()
+        self._work.put((work, self._begun))
+
+    @property
+    def idle(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        return self._begun is None or self._begun.done()
+
+    def finish(self) -> None:
+        """Wait for what was begun, if anything; what that raised is raised here."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+
+    def stop(self) -> None:
+        """End the thread; returns when it is through with what was begun."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        """What it worked on is let go of before the next is waited for."""
+        if (piece := self._work.get()) is None:
+            return False
+        work, done = piece
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        return True
+
+
+def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Generation], check: Callable[[], None]) -> None:
+    """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail.
+
+    `check` is called after each failure; what it raises nobody survives.
+    """
+    if not batch:
+        return
+    try:
+        stage(batch)
+    except Exception as error:
+        logger.exception("a batch of %d failed", len(batch))
+        check()
+        if len(batch) == 1:
+            batch[0].fail(error)
+            return
+        for generation in batch:
+            attempt(stage, [generation], check)

@@ -1,0 +1,207 @@
+"""One request inside the engine: all that is known of it from `submit` to its terminal event."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.backends import AdapterOutput, Float32, SlotState
+from models.chain import Models
+from models.follower import Follower
+from models.grammar import GrammarError
+from models.prompt import PromptIds, lay_out_prompt
+from server.engine.runner.caches import AudioKey, PrefixKey
+from server.engine.runner.detokenise import Detokeniser
+from server.engine.runner.sampling import Sampler
+from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft
+from server.engine.types.events import (
+    Delta,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    Speculation,
+    StageTimes,
+    TokenLogprob,
+    Usage,
+    Word,
+)
+from server.engine.types.options import Constraint
+from server.engine.types.requests import InstructRequest
+from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, PromptTooLong, ServeError
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request and its answer so far.
+
+    `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
+    `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
+    before the answer goes on; the `proposal` is the last of them, and `forced` where it is the constraint's, not the draft's. A
+    stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the client
+    left. What is `heard` of the audio may be given; it is cached under `audio_key`.
+    """
+
+    request: InstructRequest
+    deliver: Callable[[Event], None]
+    prompt_ids: PromptIds
+    detokeniser: Detokeniser
+    sampler: Sampler
+    follower: Follower
+    max_tokens: int
+    submitted_at_s: float = field(default_factory=time.perf_counter)
+    times: StageTimes = field(default_factory=StageTimes)
+    of_session: bool = False
+    heard: AdapterOutput | None = None
+    audio_key: AudioKey | None = None
+    prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    audio_frames: int = 0
+    prefix_key: PrefixKey = ((), False)
+    prefix_length: int = 0
+    prefix_state: SlotState | None = None
+    cached_tokens: int = 0
+    draft: Draft = field(default_factory=lambda: Draft(()))
+    proposal: tuple[int, ...] = ()
+    forced: bool = False
+    slot: int = 0
+    position: int = 0
+    to_prefill: int = 0
+    tokens: list[int] = field(default_factory=list)
+    delta: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    told_logprobs: int = 0
+    words: tuple[Word, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
+    llm_passes: int = 0
+    finish_reason: FinishReason | None = None
+    error: ServeError | None = None
+    ended: bool = False
+
+    @property
+    def drafts_only(self) -> bool:
+        """Whether nothing but what is `heard` is wanted, and no answer."""
+        return self.request.sampling.max_tokens == 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it was submitted."""
+        return time.perf_counter() - self.submitted_at_s
+
+    @property
+    def room(self) -> int:
+        """How many tokens may be proposed, so that they and the one after them are still allowed."""
+        return self.max_tokens - len(self.tokens) - 1
+
+    def propose(self) -> None:
+        """Make the proposal for the next pass: what the constraint leaves no choice about, else what it allows of the draft."""
+        forced = self.follower.forced()[: max(0, min(self.room, LONGEST_NEXT_PROPOSAL))]
+        self.forced = len(forced) > 0
+        self.proposal = forced or self.follower.allowed(self.draft.propose(self.room))
+
+    def append(self, token: int) -> None:
+        """Add a token of the answer. A stop string in it finishes it, a constraint that leaves nothing more to say, and
+        `max_tokens`."""
+        started_s = time.perf_counter()
+        self.tokens.append(token)
+        self.delta += self.detokeniser.push(token)
+        drafted = self.draft.next
+        # Where a constraint does not let the draft's word stand, the answer has not got to it yet.
+        if drafted is None or self.draft.expects(token) or self.follower.allowed((drafted,)):
+            self.draft.advance(token)
+        self.follower.advance(token)
+        self.times.detokenise_s += time.perf_counter() - started_s
+        if self.detokeniser.stopped or self.follower.complete:
+            self.finish("stop")
+        elif len(self.tokens) == self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        self.delta += self.detokeniser.finish()
+        self.finish_reason = reason
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error; what is not meant for clients reaches them as `EngineFailed`."""
+        if isinstance(error, ServeError):
+            self.error = error
+        else:
+            self.error = EngineFailed("The engine failed on this request.")
+            self.error.__cause__ = error
+
+    @property
+    def finished(self) -> bool:
+        """True once a stage has ended it."""
+        return self.error is not None or self.finish_reason is not None
+
+    def take_delta(self) -> Delta | None:
+        """The text since the last call, with the log-probabilities of the tokens since then; None where there is neither.
+
+        Tokens wait for the text that they complete, and for the end.
+        """
+        if not self.delta and not (self.finished and self.told_logprobs < len(self.logprobs)):
+            return None
+        event = Delta(self.request.id, self.delta, tuple(self.logprobs[self.told_logprobs :]))
+        self.delta, self.told_logprobs = "", len(self.logprobs)
+        return event
+
+    def terminal_event(self) -> Done | Failed | None:
+        """The event that ends this request, once a stage has ended it."""
+        if self.error is not None:
+            return Failed(self.request.id, self.error)
+        if self.finish_reason is None:
+            return None
+        text_tokens = len(self.prompt_ids) if self.audio_frames else 0
+        return Done(
+            self.request.id,
+            self.detokeniser.text,
+            self.finish_reason,
+            Usage(self.audio_frames, text_tokens, len(self.tokens), self.cached_tokens),
+            self._final_times(),
+            Speculation(self.drafted, self.accepted, self.llm_passes),
+            None if self.request.sampling.logprobs is None else tuple(self.logprobs),
+            self.words if self.request.word_times else None,
+        )
+
+    def _final_times(self) -> StageTimes:
+        """The times with the total, and as queue time whatever part of it no stage took."""
+        total_s = self.elapsed_s
+        stages_s = sum(dataclasses.astuple(self.times))
+        return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
+
+
+def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
+    """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction
+    that does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them."""
+    constraint = request.sampling.constraint
+    transcribes = models.transcribes(request.instruction)
+    if request.draft == "relaxed" and not transcribes:
+        raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
+    if request.draft == "relaxed" and constraint is not None:
+        raise InvalidRequest(f"The relaxed draft policy is not offered together with {constraint.kind}.", param="draft")
+    if request.word_times and not transcribes:
+        message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
+        raise InvalidRequest(message, param="timestamps")
+    if request.word_times and models.word_timer is None:
+        raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
+    prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    before, after = models.boundaries(request.instruction)
+    speech_and_answer = 2
+    if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
+        raise PromptTooLong("The instruction is too long for the model.", param="instruction")
+    sampling = request.sampling
+    # What a constraint asks for, it asks for to the last blank.
+    detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if constraint is None else "")
+    follower = follow(models, constraint)
+    return Generation(request, deliver, prompt_ids, detokeniser, Sampler(sampling), follower, sampling.max_tokens)
+
+
+def follow(models: Models, constraint: Constraint | None) -> Follower:
+    """Raises `InvalidConstraint`. What was followed lately takes no time, anything else up to a quarter of a second."""
+    if constraint is None:
+        return Follower()
+    try:
+        return models.grammars.follow(constraint.kind, constraint.grammar)
+    except GrammarError as error:
+        raise InvalidConstraint.because(constraint.kind, error) from None

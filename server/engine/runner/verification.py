@@ -1,0 +1,114 @@
+"""From logits to the tokens of an answer: the LLM's own choice at every position, whatever the draft proposed.
+
+A proposal saves passes; it changes no token, except under the relaxed policy.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.backends import BackendError, Float32
+from models.chain import Models
+from models.grammar import GrammarError
+from models.prompt import plain_words
+from server.engine.runner.sequence import Generation
+from server.engine.runner.speculation import DraftGate
+from server.engine.runner.word_times import time_words
+from server.engine.types.stats import DRAFT_POSITIONS
+from server.errors import InvalidConstraint
+
+logger = logging.getLogger(__name__)
+
+
+# A relaxed transcript ends at the latest so many tokens behind the draft's end: all that was said is in the draft, and an LLM
+# that has left it may go round in circles.
+RELAXED_OVERRUN = 8
+
+
+@dataclass
+class RunnerCounters:
+    """Totals since the start; the fields mean what they mean in `EngineCounters`."""
+
+    llm_passes: int = 0
+    generated_tokens: int = 0
+    drafted: list[int] = field(default_factory=lambda: [0] * DRAFT_POSITIONS)
+    accepted: list[int] = field(default_factory=lambda: [0] * DRAFT_POSITIONS)
+    preemptions: int = 0
+
+
+class Verifier:
+    """Takes tokens out of logits into generations, counts what drafts brought, and learns in `gate` where they help."""
+
+    def __init__(self, models: Models, counters: RunnerCounters, relaxed_probability: float) -> None:
+        self.gate = DraftGate()
+        self._models = models
+        self._counters = counters
+        self._relaxed_probability = relaxed_probability
+
+    def take(self, generation: Generation, logits: Float32) -> None:
+        """Add the tokens that the logits of the newest token and of the proposal behind it give, up to the first mismatch.
+
+        What stands of the proposal is in the slot already. A token is what it would be without a proposal: it comes from the
+        same logits, and its randomness depends on nothing but the seed and its place in the answer.
+        """
+        proposal, accepted = generation.proposal, 0
+        if np.isnan(logits.max()):
+            # Even where it is only behind a mismatch: the LLM clears a slot that it finds poisoned.
+            generation.fail(BackendError("The logits hold NaN."))
+            return
+        for index, row in enumerate(logits):
+            token = self._choose_token(generation, row)
+            if token is None:
+                break
+            if index == len(proposal) or token != proposal[index]:
+                break
+            accepted += 1
+            generation.position += 1
+            if generation.finished:
+                break
+        generation.proposal = ()
+        if proposal and not generation.forced:
+            self._count_draft(generation, len(proposal), accepted)
+        if generation.finish_reason is not None:
+            time_words(self._models, generation)
+
+    def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
+        """The next token, added to the answer; None where the answer ended instead."""
+        sampler, constraint = generation.sampler, generation.request.sampling.constraint
+        try:
+            token = sampler.choose(generation.follower.mask(logits), generation.tokens)
+        except BackendError as error:
+            logger.error("request %s: %s", generation.request.id, error)
+            generation.fail(error)
+            return None
+        except GrammarError as error:
+            generation.fail(InvalidConstraint.because("constraint" if constraint is None else constraint.kind, error))
+            return None
+        relaxed = generation.request.draft == "relaxed"
+        if relaxed:
+            token = self._relax(generation, logits, token)
+        if token in self._models.template.end_tokens or (relaxed and generation.draft.overrun >= RELAXED_OVERRUN):
+            generation.finish("stop")
+            return None
+        if generation.request.sampling.logprobs is not None:
+            generation.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
+        self._counters.generated_tokens += 1
+        generation.append(token)
+        return token
+
+    def _relax(self, generation: Generation, logits: Float32, token: int) -> int:
+        """The draft's token in place of the LLM's own, where it is probable enough."""
+        drafted = generation.draft.next
+        if drafted is None or drafted == token:
+            return token
+        return drafted if generation.sampler.probability(logits, drafted) >= self._relaxed_probability else token
+
+    def _count_draft(self, generation: Generation, proposed: int, accepted: int) -> None:
+        generation.drafted += proposed
+        generation.accepted += accepted
+        generation.draft.learn(proposed, accepted)
+        self.gate.record(plain_words(generation.request.instruction), proposed, accepted)
+        for place in range(proposed):
+            self._counters.drafted[min(place, DRAFT_POSITIONS - 1)] += 1
+            self._counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted

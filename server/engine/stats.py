@@ -1,0 +1,49 @@
+"""What the engine says of itself."""
+
+from server.engine.book import Book
+from server.engine.live.sessions import LiveSessions
+from server.engine.runner.runner import Runner
+from server.engine.types.stats import EngineCounters, EngineStats
+
+
+def engine_stats(book: Book, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float) -> EngineStats:
+    """A snapshot; the caller holds the engine's lock."""
+    scheduler = book.scheduler
+    counted = [id for id, generation in book.generations.items() if not generation.of_session]
+    # Who is encoded, and will have the next free slot, counts as running where there is one.
+    begun = sum(not scheduler.is_queued(id) for id in counted)
+    running = min(begun, scheduler.slots)
+    return EngineStats(
+        ready=ready,
+        waiting=len(counted) - running,
+        running=running,
+        slots=scheduler.slots,
+        queue_limit=scheduler.queue_limit,
+        step_age_s=step_age_s,
+        predicted_wait_s=book.predicted_wait_s(),
+        prefix_cache_bytes=runner.prefix_cache.nbytes,
+        encoder_cache_bytes=runner.encoder_cache.nbytes,
+        live_sessions=len(live),
+        live_limit=live.limit,
+        live_jobs=len(book.generations) - len(counted) + live.busy,
+        counters=_counters(runner, live, steps),
+    )
+
+
+def _counters(runner: Runner, live: LiveSessions, steps: int) -> EngineCounters:
+    counters, prefixes, encoded = runner.counters, runner.prefix_cache, runner.encoder_cache
+    return EngineCounters(
+        steps=steps,
+        llm_passes=counters.llm_passes,
+        generated_tokens=counters.generated_tokens,
+        drafted=tuple(counters.drafted),
+        accepted=tuple(counters.accepted),
+        prefix_hits=prefixes.hits,
+        prefix_misses=prefixes.misses,
+        encoder_cache_hits=encoded.hits,
+        encoder_cache_misses=encoded.misses,
+        preemptions=counters.preemptions,
+        utterances=live.counters.utterances,
+        silent_utterances=live.counters.silent_utterances,
+        partials=live.counters.partials,
+    )

@@ -1,0 +1,64 @@
+"""How a request is to be answered: priority, sampling, constraint, draft policy, and where live audio is cut."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+DraftPolicy = Literal["exact", "relaxed", "off"]
+
+ConstraintKind = Literal["json_schema", "regex", "choice"]
+
+
+class Priority(IntEnum):
+    """Lower runs first. `PARTIAL` is for what shows a speaker that he is heard; `LIVE` for what he waits for."""
+
+    LIVE = 0
+    PARTIAL = 1
+    INTERACTIVE = 2
+    BATCH = 3
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer has to match: a `json_schema` or a `choice` (a JSON array of strings), both as JSON, or a `regex`."""
+
+    kind: ConstraintKind
+    grammar: str
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen, in the order of the fields: penalties, temperature, top-k, top-p.
+
+    `temperature` 0 is greedy; `seed` makes sampled text repeatable whatever else runs. `top_k` 0 means all. The answer ends
+    before the first of the `stop` strings. `logprobs` n asks for each token's log-probability and the n best (None: for none).
+    Only tokens that a `constraint` allows are chosen from.
+    """
+
+    max_tokens: int = 256
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    seed: int | None = None
+    constraint: Constraint | None = None
+
+
+Scope = Literal["utterance", "recording"]
+
+
+@dataclass(frozen=True)
+class VoiceOptions:
+    """When an utterance begins and ends.
+
+    Speech is what the voice detector gives at least `threshold`. An utterance takes in `prefix_padding_s` before it, ends after
+    `silence_s` without speech, and is cut where a pause is likeliest before it gets longer than `max_utterance_s`.
+    """
+
+    threshold: float = 0.5
+    prefix_padding_s: float = 0.3
+    silence_s: float = 0.5
+    max_utterance_s: float = 15.0

@@ -1,0 +1,78 @@
+"""What an engine is asked: one request about whole audio, or a live session and its inputs. Plain data."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, Scope, VoiceOptions
+
+
+@dataclass(frozen=True)
+class InstructRequest:
+    """Mono float32 audio at the model's sample rate and the instruction about it.
+
+    `client` is whose share the work counts against, and the only one who meets what was cached of the audio. An answer later than
+    `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
+    `word_times` asks for `Done.words`; it makes sense for transcripts only.
+    """
+
+    id: str
+    audio: npt.NDArray[np.float32]
+    instruction: str
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    deadline_s: float | None = None
+    draft: DraftPolicy = "exact"
+    word_times: bool = False
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """Audio that comes bit by bit, cut into utterances where the speaker pauses.
+
+    With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
+    the instruction is about all of them together: its answer comes with `Ended`. Recorded audio, however long, is the same
+    thing without `partials`, at another `priority`.
+    """
+
+    id: str
+    instruction: str
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    client: str = ""
+    priority: Priority = Priority.LIVE
+    draft: DraftPolicy = "exact"
+    voice: VoiceOptions = field(default_factory=VoiceOptions)
+    scope: Scope = "utterance"
+    partials: bool = True
+    word_times: bool = False
+
+
+@dataclass(frozen=True)
+class Audio:
+    """More mono samples at the model's rate."""
+
+    samples: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Flush:
+    """End the utterance that is going on; `Flushed` with the same marker comes once all audio before it is answered."""
+
+    marker: str
+
+
+@dataclass(frozen=True)
+class ChangeInstruction:
+    """The instruction for utterances that begin from here on. One that is refused brings a `Problem` and changes nothing."""
+
+    instruction: str
+
+
+@dataclass(frozen=True)
+class EndOfAudio:
+    """Nothing more will come: answer what is there, then `Ended`."""
+
+
+LiveInput = Audio | Flush | ChangeInstruction | EndOfAudio

@@ -1,0 +1,68 @@
+"""Counters and a snapshot of an engine, for metrics and readiness. Plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+DRAFT_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """Totals since the engine started.
+
+    A request has one of the `llm_passes` for each prefill chunk and each decode step, however many requests share the step.
+    `utterances` are those of live sessions; in the `silent_utterances` of them the voice detector heard speech and the models
+    no text. `drafted` and `accepted` count draft tokens by their place in a proposal, the last entry all places from there on.
+    """
+
+    steps: int = 0
+    llm_passes: int = 0
+    generated_tokens: int = 0
+    drafted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
+    accepted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    encoder_cache_hits: int = 0
+    encoder_cache_misses: int = 0
+    preemptions: int = 0
+    utterances: int = 0
+    silent_utterances: int = 0
+    partials: int = 0
+    restarts: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{each.name: _add(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)})
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps.
+
+    Live sessions are not among those waiting and running; `live_jobs` is the work that they have for the models right now.
+    """
+
+    ready: bool
+    waiting: int
+    running: int
+    slots: int
+    queue_limit: int
+    step_age_s: float = 0.0
+    predicted_wait_s: float = 0.0
+    prefix_cache_bytes: int = 0
+    encoder_cache_bytes: int = 0
+    live_sessions: int = 0
+    live_limit: int = 0
+    live_jobs: int = 0
+    counters: EngineCounters = EngineCounters()
+
+
+def _add(left: Any, right: Any) -> Any:
+    return tuple(map(_add, left, right)) if isinstance(left, tuple) else left + right
+
+
+@dataclass(frozen=True)
+class FleetStats(EngineStats):
+    """Of several engines that are one to the outside: the `members` by name, and above all of them together."""
+
+    members: Mapping[str, EngineStats] = field(default_factory=dict)

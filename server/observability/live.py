@@ -1,0 +1,102 @@
+"""What the edge counts of live sessions, and how it comes by their latencies."""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from server.engine.types.events import LiveEvent, Partial, SpeechStarted, UtteranceDone
+
+Outcome = Literal[
+    "ended", "client_left", "client_error", "slow_client", "idle", "too_long", "overloaded", "not_ready", "server_error"
+]
+
+# Answers that are later than so many pieces of audio ago are not timed.
+MAX_ARRIVALS = 4096
+
+
+class LiveMetrics:
+    """The metrics of `/v1/stream`."""
+
+    def __init__(self, registry: CollectorRegistry, seconds_buckets: Sequence[float]) -> None:
+        self.open_sockets = Gauge("thinbridge_stream_sockets", "WebSocket sessions that are open.", registry=registry)
+        self.sessions = Counter(
+            "thinbridge_stream_sessions", "WebSocket sessions by how they ended.", ["outcome"], registry=registry
+        )
+        for outcome in get_args(Outcome):
+            self.sessions.labels(outcome)
+        self.audio_seconds = Counter(
+            "thinbridge_stream_audio_seconds", "Seconds of audio that WebSocket sessions brought.", registry=registry
+        )
+        self.partials = Counter("thinbridge_stream_partials", "Partial texts sent.", registry=registry)
+        self.revised_words = Counter(
+            "thinbridge_stream_revised_words", "Words of partial texts that a later one took back.", registry=registry
+        )
+        self.first_partial_seconds = Histogram(
+            "thinbridge_first_partial_latency_seconds",
+            "From an utterance's beginning being noticed to its first text.",
+            buckets=seconds_buckets,
+            registry=registry,
+        )
+        self.final_seconds = Histogram(
+            "thinbridge_final_latency_seconds",
+            "From the arrival of an utterance's last audio to its answer being sent.",
+            buckets=seconds_buckets,
+            registry=registry,
+        )
+
+
+class SessionTimer:
+    """Measures one session. Times are `time.perf_counter`'s, but for those of the session's audio."""
+
+    def __init__(self, metrics: LiveMetrics) -> None:
+        self._metrics = metrics
+        # Where in the audio each piece ended, and when it came; oldest first.
+        self._arrivals: deque[tuple[float, float]] = deque(maxlen=MAX_ARRIVALS)
+        self._started_s: dict[int, float] = {}
+        self._partial_text = ""
+
+    def audio_came(self, seconds: float, end_s: float, now_s: float) -> None:
+        """So many seconds of audio were pushed, up to `end_s` of the session's audio."""
+        self._metrics.audio_seconds.inc(seconds)
+        self._arrivals.append((end_s, now_s))
+
+    def event_came(self, event: LiveEvent, now_s: float) -> None:
+        """The engine told something."""
+        match event:
+            case SpeechStarted(utterance=number):
+                self._started_s = {number: now_s}
+            case Partial(utterance=number) if number in self._started_s:
+                self._metrics.first_partial_seconds.observe(now_s - self._started_s.pop(number))
+
+    def event_sent(self, event: LiveEvent, now_s: float) -> None:
+        """The client was told."""
+        match event:
+            case SpeechStarted():
+                self._partial_text = ""
+            case Partial(stable=stable, tail=tail):
+                self._metrics.partials.inc()
+                self._metrics.revised_words.inc(words_taken_back(self._partial_text, stable + tail))
+                self._partial_text = stable + tail
+            case UtteranceDone(end_s=end_s) if (arrival_s := self._arrival_s(end_s)) is not None:
+                self._metrics.final_seconds.observe(now_s - arrival_s)
+
+    def _arrival_s(self, audio_s: float) -> float | None:
+        """When the audio up to there had come; None where that is too long ago."""
+        arrivals = self._arrivals
+        forgotten = len(arrivals) == MAX_ARRIVALS and arrivals[0][0] >= audio_s
+        # The engine may have made the last piece a little longer.
+        while len(arrivals) > 1 and arrivals[0][0] < audio_s:
+            arrivals.popleft()
+        return arrivals[0][1] if arrivals and not forgotten else None
+
+
+def words_taken_back(before: str, after: str) -> int:
+    """How many words of a text the next one does not begin with; one that only got longer still stands."""
+    if after.startswith(before):
+        return 0
+    words = before.split()
+    standing = takewhile(lambda pair: pair[0] == pair[1], zip(words, after.split(), strict=False))
+    return len(words) - len(list(standing))
