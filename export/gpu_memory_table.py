@@ -9,7 +9,7 @@ from dataclasses import replace
 from export.gguf_weights import LlamaConfig
 from export.random_models import QWEN2_500M, SMOLLM2_135M
 from kernels.markdown import table
-from models.gpu_memory import slot_bytes
+from models.runtimes.cuda.gpu_memory import slot_bytes
 
 POSITIONS = (1024, 4096, 8192)
 SLOTS = (8, 32, 128)

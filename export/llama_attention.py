@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from export.gguf_weights import LlamaConfig
 from export.graph import GraphBuilder, Shape
-from models.llm_onnx import SPAN_STEP
+from models.runtimes.onnx.llm import SPAN_STEP
 
 Float32 = npt.NDArray[np.float32]
 

@@ -20,8 +20,8 @@ from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.parity import prompt_tokens
 from export.quantise import PRECISIONS
-from models.backends import DecodeRow, PrefillRow
-from models.llm_onnx import OnnxLLM
+from models.protocols import DecodeRow, PrefillRow
+from models.runtimes.onnx.llm import OnnxLLM
 
 Float32 = npt.NDArray[np.float32]
 

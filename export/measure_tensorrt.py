@@ -27,8 +27,8 @@ from export.tensorrt_inspect import PlanReport, inspect_plan
 from export.tensorrt_parts import Part, Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_part, default_weights
 from export.tensorrt_profiles import Limits, crossing_decoder_profiles, text_encoder_profiles
-from models.bundle import open_bundle
-from models.cuda.tensorrt_library import load_tensorrt
+from models.bundle.bundle import open_bundle
+from models.runtimes.cuda.tensorrt_library import load_tensorrt
 
 PAGE = Path(__file__).parent.parent / "docs" / "tensorrt_plans.md"
 RESULTS = PAGE.with_suffix(".json")

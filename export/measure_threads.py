@@ -21,7 +21,7 @@ import onnxruntime
 import soundfile
 from threadpoolctl import threadpool_limits
 
-from models.features import log_mel
+from models.features.log_mel import log_mel
 
 # Threads, entries of the session's options, and threads of numpy's linear algebra (None: as many as it likes).
 VARIANTS: dict[str, tuple[int, dict[str, str], int | None]] = {

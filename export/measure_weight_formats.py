@@ -19,7 +19,7 @@ from export.measure_tensorrt import fill_page
 from export.parity import prompt_tokens
 from export.tensorrt_plans import default_weights
 from export.tensorrt_weights import WEIGHT_FORMATS
-from models.llm_onnx import OnnxLLM
+from models.runtimes.onnx.llm import OnnxLLM
 
 
 def open_format(model: Llama, name: str, folder: Path, threads: int) -> OnnxLLM:

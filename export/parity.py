@@ -18,8 +18,8 @@ from export.gguf_weights import read_llama, read_tokeniser
 from export.llama_attention import ExactAttention, StandardAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
-from models.backends import DecodeRow, PrefillRow
-from models.llm_onnx import OnnxLLM
+from models.protocols import DecodeRow, PrefillRow
+from models.runtimes.onnx.llm import OnnxLLM
 
 Float32 = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Build a plan for the simulated GPU from one ONNX graph (`models.cuda.simulated_plan` reads it): nothing is compiled."""
+"""Build a plan for the simulated GPU from one ONNX graph (see `models.runtimes.cuda.simulated_plan`): nothing is compiled."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import onnx
 
 from export.tensorrt_build import BuiltPlan, Profile, graph_bytes, require_ranges
-from models.cuda.simulated_plan import ARCHITECTURE, FORMAT_VERSION, PlanFormatError, SimulatedPlan
-from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError
+from models.runtimes.cuda.simulated_plan import ARCHITECTURE, FORMAT_VERSION, PlanFormatError, SimulatedPlan
+from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError
 
 MAX_BYTES = 2**31 - 1
 """What protobuf takes in one file."""

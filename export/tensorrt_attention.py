@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from models.cuda.tensorrt_library import TensorRT, TensorRTError
+from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError
 
 LENGTHS_INPUT = 6
 """Where ONNX's `Attention` takes the filled length of each row's keys."""

@@ -16,10 +16,10 @@ import onnx
 from export.tensorrt_attention import attention_nodes, patch_attention
 from export.tensorrt_inspect import activation_bytes
 from export.tensorrt_progress import make_monitor
-from models.backends import BackendError
-from models.cuda.tensorrt_library import TensorRT, TensorRTError
-from models.gpu import find_gpu
-from models.machine import available_memory_bytes
+from models.protocols import BackendError
+from models.runtimes.cuda.gpu import find_gpu
+from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError
+from models.runtimes.onnx.machine import available_memory_bytes
 
 Sizes = tuple[int, int, int]
 Profile = Mapping[str, Sizes]

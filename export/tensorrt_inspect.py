@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mode
 
-from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError
+from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError
 
 LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: ", re.MULTILINE)
 PROFILE = re.compile(r"_myl(\d+)_\d+$")

@@ -18,9 +18,9 @@ from export.tensorrt_build import Profile
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
-from models.bundle import Bundle
-from models.cuda.tensorrt_library import TensorRTError
-from models.trained_adapter import read_adapter
+from models.bundle.bundle import Bundle
+from models.projectors.trained import read_adapter
+from models.runtimes.cuda.tensorrt_library import TensorRTError
 
 PARTS = ("encoder", "adapter", "llm")
 FLOAT_TYPE_NAMES = {BFLOAT16: "bf16", np.dtype(np.float32): "fp32"}

@@ -24,12 +24,12 @@ from export.tensorrt_inspect import inspect_plan
 from export.tensorrt_parts import PARTS, Part, Weights, adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
-from models.backends import BackendError
-from models.bundle import Bundle, BundleError, PlanSection, open_bundle
-from models.cuda.simulated_plan import ARCHITECTURE
-from models.cuda.tensorrt_library import BUILDERS, Builder, TensorRT, TensorRTError, load_tensorrt
-from models.gpu import find_gpu
-from models.plans import add_plan
+from models.bundle.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.bundle.plans import add_plan
+from models.protocols import BackendError
+from models.runtimes.cuda.gpu import find_gpu
+from models.runtimes.cuda.simulated_plan import ARCHITECTURE
+from models.runtimes.cuda.tensorrt_library import BUILDERS, Builder, TensorRT, TensorRTError, load_tensorrt
 
 
 def load_builder(builder: Builder) -> TensorRT:

@@ -21,7 +21,7 @@ class Limits:
 
 
 def decoder_profiles(limits: Limits) -> list[Profile]:
-    """Of `export.llama_decoder`, in the order of `models.plans`: decode, prefill."""
+    """Of `export.llama_decoder`, in the order of `models.bundle.plans`: decode, prefill."""
     rows = (1, min(8, limits.decode_rows), limits.decode_rows)
     return [
         {"rows": rows, "tokens": (1, 1, 1), "wanted": rows},

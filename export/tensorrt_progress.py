@@ -4,7 +4,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from models.cuda.tensorrt_library import TensorRT
+from models.runtimes.cuda.tensorrt_library import TensorRT
 
 
 def make_monitor(library: TensorRT) -> Any:

@@ -12,7 +12,7 @@ from export.ctranslate2_weights import Arrays
 from export.graph import GraphBuilder
 from export.llama_decoder import Float32, float32_linear
 from export.whisper_encoder import WhisperEncoderWriter
-from models.trained_adapter import TrainedAdapter
+from models.projectors.trained import TrainedAdapter
 
 
 class ByHeadEncoderWriter(WhisperEncoderWriter):

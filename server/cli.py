@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.backends import BackendError
-from models.bundle import BundleError, Manifest, open_bundle
+from models.bundle.bundle import BundleError, Manifest, open_bundle
+from models.protocols import BackendError
 from server.api.native.schema import InstructReply
 from server.api.reply_format import MEDIA_TYPES, SUBTITLES, written
 from server.api.self_check import INSTRUCTION

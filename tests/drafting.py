@@ -6,8 +6,8 @@ from random import Random
 
 import numpy as np
 
-from models.backends import LLM, AdapterOutput, Float32
-from models.chain import Models
+from models.assemble import Models
+from models.protocols import LLM, AdapterOutput, Float32
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Done
 from server.engine.types.requests import InstructRequest
@@ -80,7 +80,7 @@ def draft_answers(
 ) -> None:
     """Give the adapter a draft for every audio: the answer's tokens with errors."""
     for request, answer in zip(asked, alone, strict=True):
-        frames = adapter.adapt(models.encoder.encode([models.features(request.audio)]))[0].frames
+        frames = adapter.adapt(models.encoder.encode([models.features.log_mel(request.audio)]))[0].frames
         adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
 
 

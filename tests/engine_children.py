@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from models.backends import BackendError
+from models.protocols import BackendError
 from server.engine.types.protocol import Engine
 from tests.fake_engine import FakeEngine
 
@@ -81,7 +81,7 @@ def losing() -> Engine:
     """`LocalEngine` on fake models, for which any failure is the last."""
     from dataclasses import replace
 
-    from models.backends import BackendLostError
+    from models.protocols import BackendLostError
     from server.engine.engine import LocalEngine
     from tests.fake_models import FakeLLM, fake_models
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import gpu
-from models.cuda.tensorrt_library import load_tensorrt
+from models.runtimes.cuda import gpu
+from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server.doctor import gpu as doctor_gpu
 
 

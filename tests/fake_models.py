@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.backends import LLM, AdapterOutput, BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState, VoiceState
-from models.chain import Models
-from models.prompt import PromptTemplate, Tokeniser
-from models.word_times import WordTimer
+from models.assemble import Models
+from models.protocols import LLM, AdapterOutput, BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState, VoiceState
+from models.text.tokeniser import PromptTemplate, Tokeniser
+from models.text.word_times import WordTimer
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

@@ -9,10 +9,10 @@ from export.llama_decoder import build_decoder, embedding_table
 from export.tensorrt_parts import llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
-from models.cuda.llm_tensorrt import TensorRtLLM
-from models.cuda.plan import Plan
-from models.cuda.simulated import SimulatedDevice
-from models.llm_onnx import OnnxLLM
+from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama
 
 SLOTS = 4

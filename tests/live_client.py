@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from models.backends import Float32
+from models.protocols import Float32
 from server.engine.types.events import Ended, Failed, Listened, LiveEvent, Partial, Problem, SpeechStarted, UtteranceDone
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest

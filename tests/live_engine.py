@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.backends import Float32
-from models.chain import Models
+from models.assemble import Models
+from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.options import SamplingOptions, Scope, VoiceOptions
 from server.engine.types.requests import LiveRequest

@@ -15,8 +15,8 @@ from export.tensorrt_build import BuiltPlan, Profile
 from export.tensorrt_parts import Part, llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_stream import SimulatedStream
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_stream import SimulatedStream
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from export.adapter_graph import build_adapter
 from export.tensorrt_speech import build_dense_adapter
-from models.adapter_onnx import OUTPUTS, OnnxAdapter
-from models.backends import collapse
-from models.encoder_onnx import open_session
-from models.posterior_bridge import NO_TOKEN, run_starts
-from models.trained_adapter import read_adapter
+from models.ctc import NO_TOKEN, run_starts
+from models.projectors.trained import read_adapter
+from models.protocols import collapse
+from models.runtimes.onnx.encoder import open_session
+from models.runtimes.onnx.projector import OUTPUTS, OnnxAdapter
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
 from training.ctc import greedy_tokens

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.alignment import SILENT, Sounds, align, best_path
-from models.backends import AdapterOutput, Float32, Int64
+from models.protocols import AdapterOutput, Float32, Int64
+from models.text.alignment import SILENT, Sounds, align, best_path
 from tests.fake_models import sure_output, tiny_tokeniser, tokeniser_definition
 
 SOUNDS = Sounds(tiny_tokeniser(), len(tokeniser_definition()["model"]["vocab"]))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from models.chain import Models
+from models.assemble import Models
 from tests.fake_models import FakeLLM, fake_models
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from models.backends import BackendError
-from models.bundle import Bundle, BundleError
-from models.chain import Models
+from models.assemble import Models
+from models.bundle.bundle import Bundle, BundleError
+from models.protocols import BackendError
 from server.engine.factory import build_engine, one_gpu
 from server.engine.ipc.client import ProcessEngine, StartError
 from server.engine.router import Fleet
@@ -62,10 +62,10 @@ def test_as_a_thread_they_are_loaded_here(bundle: Path) -> None:
 
 
 class GpuChain(types.ModuleType):
-    """Stands in for `models.cuda.chain`: remembers what is asked of it, and then has no plan."""
+    """Stands in for `models.runtimes.cuda.chain`: remembers what is asked of it, and then has no plan."""
 
     def __init__(self) -> None:
-        super().__init__("models.cuda.chain")
+        super().__init__("models.runtimes.cuda.chain")
         self.asked: dict[str, object] = {}
 
     def load_gpu_models(self, bundle: Bundle, **options: object) -> Models:
@@ -75,7 +75,7 @@ class GpuChain(types.ModuleType):
 
 def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = GpuChain()
-    monkeypatch.setitem(sys.modules, "models.cuda.chain", chain)
+    monkeypatch.setitem(sys.modules, "models.runtimes.cuda.chain", chain)
     settings = Settings(
         engine="thread", device="cuda", gpus="3", slots=7, threads=2, adapter_runtime="tensorrt", slot_positions=4096
     )
@@ -96,7 +96,7 @@ def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_library_that_is_missing_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As an import of it would be answered.
-    monkeypatch.setitem(sys.modules, "models.cuda.chain", None)
+    monkeypatch.setitem(sys.modules, "models.runtimes.cuda.chain", None)
     with pytest.raises(BackendError, match=r"^The device cuda needs models\.cuda\.chain: pip install"):
         build_engine(bundle, Settings(engine="thread", device="cuda"))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle import (
+from models.bundle.bundle import (
     HOW_TO_FIX,
     AdapterSection,
     BundleDescription,

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.backends import BackendError
+from models.protocols import BackendError
 from server import cli
 from server.api.self_check import CLIP, INSTRUCTION, curl_line
 from server.engine.types.protocol import Engine
@@ -28,7 +28,7 @@ GPUS_ON_A_CPU = "The gpus setting is about GPUs: it needs the device cuda (THINB
 PROGRAM = """
 import sys
 from pathlib import Path
-from models.backends import BackendError
+from models.protocols import BackendError
 from server import cli
 from tests.fake_engine import FakeEngine
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLParserLimits
 
-from models import follower, grammar
-from models.chain import Models
-from models.follower import Follower, Grammars
+from models.assemble import Models
+from models.text import constraint as follower
+from models.text import grammar
+from models.text.constraint import Follower, Grammars
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import Generation, new_generation
 from server.engine.runner.speculation import Draft

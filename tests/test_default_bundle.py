@@ -17,7 +17,7 @@ from export import default_bundle
 from export.default_bundle import bundle_folder, default_cache_dir, ensure_default_bundle
 from export.default_recipe import DEFAULT_RECIPE, Ingredients, Recipe
 from export.fetch import FetchError
-from models.bundle import BundleDescription, BundleError, open_bundle
+from models.bundle.bundle import BundleDescription, BundleError, open_bundle
 from tests.test_bundle import CONTENTS, DESCRIPTION
 from tests.test_fetch import make_wheel
 

@@ -8,12 +8,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.cuda.chain import load_models_on
-from models.cuda.device import DeviceError, DeviceLostError
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_plan import Shape, SimulatedPlan
-from models.features import SAMPLE_RATE_HZ
+from models.bundle.bundle import Bundle
+from models.features.log_mel import SAMPLE_RATE_HZ
+from models.runtimes.cuda.chain import load_models_on
+from models.runtimes.cuda.device import DeviceError, DeviceLostError
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_plan import Shape, SimulatedPlan
 from server.engine.engine import LocalEngine
 from server.engine.ipc.client import ProcessEngine
 from server.engine.types.events import Delta, Event

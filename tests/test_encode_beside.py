@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from models.backends import DecodeRow, Float32, PrefillRow
+from models.protocols import DecodeRow, Float32, PrefillRow
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Event

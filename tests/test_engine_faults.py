@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.backends import BackendError, Float32
+from models.protocols import BackendError, Float32
 from server.engine.engine import LocalEngine
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.types.events import Event

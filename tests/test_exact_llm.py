@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
-from models.backends import DecodeRow, Float32, PrefillRow
-from models.llm_onnx import OnnxLLM
+from models.protocols import DecodeRow, Float32, PrefillRow
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama
 
 SLOTS = 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from models.features import PAD_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from models.features.log_mel import PAD_SAMPLES, SAMPLE_RATE_HZ, log_mel
 from tests.clip_files import CLIPS, ClipFile, clip_path
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from models import gpu
-from models.backends import BackendError
-from models.gpu import Gpu, cuda_version, find_gpu, gpu_count, read_gpu
+from models.protocols import BackendError
+from models.runtimes.cuda import gpu
+from models.runtimes.cuda.gpu import Gpu, cuda_version, find_gpu, gpu_count, read_gpu
 from tests.fake_gpu_machine import Driver
 
 

@@ -19,16 +19,16 @@ from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, adapter_profiles
 from export.tensorrt_speech import build_dense_adapter
 from kernels.adapter.graphs import Bucket
-from models.adapter_onnx import OnnxAdapter
-from models.backends import Adapter, AdapterOutput
-from models.cuda.adapter_tensorrt import TensorRtAdapter
-from models.cuda.adapter_triton import TritonAdapter, buckets_up_to
-from models.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
-from models.cuda.plan import Plan
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_plan import ARCHITECTURE
-from models.plans import PlanError
-from models.trained_adapter import TrainedAdapter, read_adapter
+from models.bundle.plans import PlanError
+from models.projectors.trained import TrainedAdapter, read_adapter
+from models.protocols import Adapter, AdapterOutput
+from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
+from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
+from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_plan import ARCHITECTURE
+from models.runtimes.onnx.projector import OnnxAdapter
 from training.adapter import Adapter as TrainableAdapter
 from training.adapter import AdapterConfig
 

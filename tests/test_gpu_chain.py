@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.backends import BackendError, PrefillRow
-from models.bundle import Bundle
-from models.chain import Models, load_models
-from models.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
+from models.assemble import Models, load_models
+from models.bundle.bundle import Bundle
+from models.protocols import BackendError, PrefillRow
+from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.fake_models import speech
 from tests.tiny_bundle import MAX_POSITIONS, add_simulated_plans, write_speaking_bundle
 
@@ -42,7 +42,7 @@ def test_each_choice_of_runtimes_gives_what_the_cpu_gives(
     bundle: Bundle, on_cpu: Models, encoder_runtime: EncoderRuntime, adapter_runtime: AdapterRuntime
 ) -> None:
     models = load_gpu_models(bundle, **{**OPTIONS, "encoder_runtime": encoder_runtime, "adapter_runtime": adapter_runtime})
-    features = [models.features(speech(seed, duration_s)) for seed, duration_s in enumerate((0.4, 3.0, 0.1))]
+    features = [models.features.log_mel(speech(seed, duration_s)) for seed, duration_s in enumerate((0.4, 3.0, 0.1))]
     outputs = models.adapter.adapt(models.encoder.encode(features))
     for mine, expected in zip(outputs, on_cpu.adapter.adapt(on_cpu.encoder.encode(features)), strict=True):
         np.testing.assert_array_equal(mine.best_token, expected.best_token)

@@ -35,11 +35,11 @@ from export.gpu_check.server_process import Answer, Question, Server, ServerErro
 from export.gpu_check.speech import check_adapter, check_encoder
 from export.gpu_check.steps import ROOT, Step, choose, run_steps
 from export.gpu_check.workbench import Clip, Scale, Workbench
-from models.adapter_onnx import OnnxAdapter
-from models.backends import LLM, AdapterOutput, Float32
-from models.cuda.device import Result, Stream
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_stream import SimulatedGraph
+from models.protocols import LLM, AdapterOutput, Float32
+from models.runtimes.cuda.device import Result, Stream
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_stream import SimulatedGraph
+from models.runtimes.onnx.projector import OnnxAdapter
 from server.errors import InvalidRequest
 from tests.clip_files import CLIPS, clip_path
 from tests.fake_engine import FakeEngine

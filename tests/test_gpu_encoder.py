@@ -13,17 +13,17 @@ from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from export.whisper_encoder import build_encoder
-from models.backends import BackendError, Encoder
-from models.cuda.device import DeviceError
-from models.cuda.encoder_onnx import OnnxDeviceEncoder
-from models.cuda.encoder_tensorrt import TensorRtEncoder
-from models.cuda.onnx_session import CUDA_PROVIDER, cuda_options, open_device_session, require_provider
-from models.cuda.plan import Plan
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_plan import ARCHITECTURE
-from models.cuda.utterances import LANES
-from models.encoder_onnx import OnnxEncoder, open_session
-from models.plans import PlanError
+from models.bundle.plans import PlanError
+from models.protocols import BackendError, Encoder
+from models.runtimes.cuda.device import DeviceError
+from models.runtimes.cuda.encoder_onnx import OnnxDeviceEncoder
+from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
+from models.runtimes.cuda.onnx_session import CUDA_PROVIDER, cuda_options, open_device_session, require_provider
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_plan import ARCHITECTURE
+from models.runtimes.cuda.utterances import LANES
+from models.runtimes.onnx.encoder import OnnxEncoder, open_session
 from tests.tiny_whisper import MEL_BINS, POSITIONS, WIDTH, arrays_of, random_encoder
 
 LARGEST_FRAMES = 2 * POSITIONS

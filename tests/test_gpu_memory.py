@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from export.gpu_memory_table import memory_table, weight_bytes
 from export.random_models import SMOLLM2_135M
 from export.tensorrt_parts import PARTS
-from models.bundle import Bundle, PlanSection
-from models.cuda.chain import load_models_on
-from models.cuda.device import OutOfDeviceMemoryError, plan_key
-from models.cuda.llm_tensorrt import TensorRtLLM
-from models.cuda.plan import Plan
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.slots import SlotMemory
-from models.gpu import ALIGNMENT_BYTES
-from models.gpu_memory import MemoryBudget, reckon, slot_bytes
-from models.plans import find_plan
+from models.bundle.bundle import Bundle, PlanSection
+from models.bundle.plans import find_plan
+from models.runtimes.cuda.chain import load_models_on
+from models.runtimes.cuda.device import OutOfDeviceMemoryError, plan_key
+from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
+from models.runtimes.cuda.gpu_memory import MemoryBudget, reckon, slot_bytes
+from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.slots import SlotMemory
 from tests.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from models.backends import Float32
+from models.protocols import Float32
 from server.engine.types.events import Ended, Failed, Flushed, Listened, SpeechStarted, UtteranceDone
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.backends import BackendError, Float32, PrefillRow
+from models.protocols import BackendError, Float32, PrefillRow
 from server.engine.types.events import Delta, Done, Ended, Failed, UtteranceDone
 from tests.fake_models import FakeLLM, silence
 from tests.live_client import LiveClient

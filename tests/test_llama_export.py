@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 from export.gguf_weights import Llama
 from export.llama_attention import AttentionWriter, ExactAttention, StandardAttention
 from export.llama_decoder import build_decoder, embedding_table
-from models.backends import BackendError, DecodeRow, PrefillRow
-from models.llm_onnx import OnnxLLM
+from models.protocols import BackendError, DecodeRow, PrefillRow
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen
 
 Float32 = npt.NDArray[np.float32]

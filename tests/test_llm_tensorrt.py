@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.backends import BackendError, DecodeRow, Float32, PrefillRow
-from models.cuda.device import DeviceError, OutOfDeviceMemoryError
-from models.cuda.llm_tensorrt import TensorRtLLM
-from models.cuda.plan import Plan, PlanContext
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_tensorrt import ICudaEngine, TensorLocation
-from models.llm_onnx import OnnxLLM
-from models.plans import PlanError
+from models.bundle.plans import PlanError
+from models.protocols import BackendError, DecodeRow, Float32, PrefillRow
+from models.runtimes.cuda.device import DeviceError, OutOfDeviceMemoryError
+from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
+from models.runtimes.cuda.plan import Plan, PlanContext
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_tensorrt import ICudaEngine, TensorLocation
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.gpu_llm import SLOTS, build_llm_plan, on_cpu, on_simulated_gpu
 from tests.tiny_llama import MAX_POSITIONS, VOCABULARY
 
@@ -154,7 +154,7 @@ def test_a_poisoned_request_leaves_nothing_behind_in_its_slot(llm: TensorRtLLM, 
 
 def test_a_run_that_fails_is_an_error_and_the_next_one_is_well(llm: TensorRtLLM, cpu: OnnxLLM) -> None:
     with (
-        mock.patch("models.cuda.simulated_plan.SimulatedPlan.run", side_effect=RuntimeError("an illegal memory access")),
+        mock.patch("models.runtimes.cuda.simulated_plan.SimulatedPlan.run", side_effect=RuntimeError("an illegal memory access")),
         pytest.raises(DeviceError, match="an illegal memory access"),
     ):
         prefill(llm, 0, 0, [1, 2, 3])

@@ -9,11 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.ipc.codec import decode, encode
-from server.engine.types import request
+from server.engine.types import events, options, requests
 from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.requests import InstructRequest
 
-KINDS = [kind for kind in vars(request).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+KINDS = [
+    kind
+    for module in (options, requests, events)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+]
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.sampled_from(Priority),
     lambda parts: st.lists(parts, max_size=4).map(tuple),

@@ -14,11 +14,11 @@ from export.graph import BFLOAT16
 from export.tensorrt_parts import Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_into_bundle, load_builder, main, parse
 from export.tensorrt_profiles import Limits
-from models.bundle import Bundle, BundleError, PlanSection, open_bundle
-from models.cuda.device import plan_key
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.tensorrt_library import load_tensorrt
-from models.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
+from models.bundle.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
+from models.runtimes.cuda.device import plan_key
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server.cli import find_bundle
 from server.settings import load_settings
 from tests.test_bundle import write_tiny_bundle

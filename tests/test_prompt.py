@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.prompt import PromptTemplate, Tokeniser, lay_out_prompt
+from models.text.tokeniser import PromptTemplate, Tokeniser, lay_out_prompt
 from tests.fake_models import SPECIAL_TOKENS, tiny_template, tiny_tokeniser, tokeniser_definition
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])

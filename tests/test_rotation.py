@@ -11,9 +11,9 @@ from export.llama_decoder import Linear, build_decoder, embedding_table, float32
 from export.quantise import row_linear
 from export.rotation import random_rotation, rotated, spreading_rotation
 from export.whisper_encoder import build_encoder
-from models.backends import Float32, PrefillRow
-from models.encoder_onnx import OnnxEncoder
-from models.llm_onnx import OnnxLLM
+from models.protocols import Float32, PrefillRow
+from models.runtimes.onnx.encoder import OnnxEncoder
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.test_quantise import product
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 from tests.tiny_whisper import MEL_BINS, arrays_of, random_encoder

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.backends import BackendError, Float32
+from models.protocols import BackendError, Float32
 from server.engine.runner import sampling
 from server.engine.runner.sampling import Sampler, largest
 from server.engine.types.options import SamplingOptions

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.backends import Float32
+from models.protocols import Float32
 from server.engine.runner.sampling import Sampler
 from server.engine.types.options import SamplingOptions
 

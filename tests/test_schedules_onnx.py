@@ -12,7 +12,7 @@ import pytest
 from export.llama_attention import ExactAttention
 from export.llama_decoder import build_decoder, embedding_table
 from export.quantise import PRECISIONS
-from models.llm_onnx import OnnxLLM
+from models.runtimes.onnx.llm import OnnxLLM
 from server.engine.types.requests import InstructRequest
 from tests.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.fake_models import tokeniser_definition

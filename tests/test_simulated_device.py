@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_memory import DeviceMemory
-from models.gpu import ALIGNMENT_BYTES
+from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
+from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_memory import DeviceMemory
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 

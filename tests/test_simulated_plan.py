@@ -20,12 +20,12 @@ from export.simulated_plan import build_simulated_plan
 from export.tensorrt_build import graph_bytes
 from export.tensorrt_profiles import adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
-from models.backends import DecodeRow, PrefillRow
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.tensorrt_library import TensorRTError
-from models.llm_onnx import OnnxLLM
-from models.plans import DECODE_PROFILE, PREFILL_PROFILE
-from models.trained_adapter import read_adapter
+from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.projectors.trained import read_adapter
+from models.protocols import DecodeRow, PrefillRow
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.tensorrt_library import TensorRTError
+from models.runtimes.onnx.llm import OnnxLLM
 from tests.raw_plan import LIMITS, PAIRS, SLOT_SHAPE, RawPlan, build, graph_part, step_inputs, tiny_llm_part
 from tests.tiny_llama import MAX_POSITIONS, tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cuda.device import DeviceError, Graph
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_stream import SimulatedStream
-from models.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.runtimes.cuda.device import DeviceError, Graph
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_stream import SimulatedStream
 from tests.raw_plan import PAIRS, SLOT_SHAPE, RawPlan, build, step_inputs, tiny_llm_part
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.backends import collapse
+from models.protocols import collapse
 from server.engine.runner.sequence import new_generation
 from server.engine.runner.speculation import Draft, DraftGate
 from server.engine.runner.verification import RELAXED_OVERRUN

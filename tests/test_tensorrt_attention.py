@@ -16,7 +16,7 @@ from export.graph import BFLOAT16, GraphBuilder
 from export.llama_decoder import build_decoder
 from export.t5 import build_t5_decoder
 from export.tensorrt_attention import attention_nodes, network_attentions, patch_attention
-from models.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
+from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
 from tests.tiny_llama import tiny_llama
 from tests.tiny_t5 import tiny_t5
 

@@ -33,8 +33,8 @@ from export.tensorrt_profiles import (
 from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
-from models.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
-from models.trained_adapter import read_adapter
+from models.projectors.trained import read_adapter
+from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
 from tests.tiny_llama import tiny_llama
 from tests.tiny_whisper import arrays_of, random_encoder
 

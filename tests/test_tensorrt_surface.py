@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from models.cuda.simulated import SimulatedDevice
-from models.cuda.simulated_context import IExecutionContext, ILogger
-from models.cuda.simulated_tensorrt import (
+from models.runtimes.cuda.simulated import SimulatedDevice
+from models.runtimes.cuda.simulated_context import IExecutionContext, ILogger
+from models.runtimes.cuda.simulated_tensorrt import (
     DataType,
     ExecutionContextAllocationStrategy,
     ICudaEngine,
@@ -26,7 +26,7 @@ from models.cuda.simulated_tensorrt import (
     TensorIOMode,
     TensorLocation,
 )
-from models.cuda.tensorrt_library import load_tensorrt
+from models.runtimes.cuda.tensorrt_library import load_tensorrt
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
 

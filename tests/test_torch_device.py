@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import gpu
-from models.cuda import torch_device
-from models.cuda.device import Device, DeviceError, DeviceLostError, OutOfDeviceMemoryError, copy
-from models.cuda.tensorrt_library import Messages, RealBuilder, TensorRT, TensorRTError, load_tensorrt
-from models.cuda.torch_device import TorchDevice, require_cuda, translated_errors
-from models.gpu import Gpu
+from models.runtimes.cuda import gpu, torch_device
+from models.runtimes.cuda.device import Device, DeviceError, DeviceLostError, OutOfDeviceMemoryError, copy
+from models.runtimes.cuda.gpu import Gpu
+from models.runtimes.cuda.tensorrt_library import Messages, RealBuilder, TensorRT, TensorRTError, load_tensorrt
+from models.runtimes.cuda.torch_device import TorchDevice, require_cuda, translated_errors
 from tests.fake_gpu_machine import Driver
 
 SOURCE = Path(torch_device.__file__)

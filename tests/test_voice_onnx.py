@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from models.backends import BackendError, Float32
-from models.encoder_onnx import open_session
-from models.voice_onnx import CONTEXT_SAMPLES, STATE_WIDTH, OnnxVoiceDetector
+from models.protocols import BackendError, Float32
+from models.runtimes.onnx.encoder import open_session
+from models.vad.silero import CONTEXT_SAMPLES, STATE_WIDTH, OnnxVoiceDetector
 
 WINDOW_SAMPLES = 128
 WIDTH = CONTEXT_SAMPLES + WINDOW_SAMPLES

@@ -9,7 +9,7 @@ import torch
 from export.ctranslate2_weights import WeightFileError, read_ctranslate2
 from export.tensorrt_speech import build_by_head_encoder
 from export.whisper_encoder import build_encoder
-from models.encoder_onnx import OnnxEncoder
+from models.runtimes.onnx.encoder import OnnxEncoder
 from tests.tiny_whisper import MEL_BINS, Array, arrays_of, random_encoder, reference_states, write_ctranslate2
 from training.whisper_encoder import WhisperEncoder
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.backends import AdapterOutput, Float32
-from models.word_times import TimedWord, silences
+from models.protocols import AdapterOutput, Float32
+from models.text.word_times import TimedWord, silences
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Done
 from server.engine.types.options import SamplingOptions

@@ -22,7 +22,7 @@ from export.tensorrt_plans import build_into_bundle
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from export.whisper_encoder import build_encoder
-from models.bundle import (
+from models.bundle.bundle import (
     AdapterSection,
     Bundle,
     BundleDescription,
@@ -33,9 +33,9 @@ from models.bundle import (
     open_bundle,
     write_bundle,
 )
-from models.cuda.simulated import SimulatedDevice
-from models.features import MEL_BINS, SAMPLE_RATE_HZ
-from models.trained_adapter import read_adapter
+from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.projectors.trained import read_adapter
+from models.runtimes.cuda.simulated import SimulatedDevice
 from tests.fake_models import END_TOKEN, tokeniser_definition
 from tests.test_voice_onnx import WINDOW_SAMPLES, write_graph
 from tests.tiny_llama import tiny_llama

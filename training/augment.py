@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from models.features import SAMPLE_RATE_HZ
+from models.features.log_mel import SAMPLE_RATE_HZ
 
 Float32 = npt.NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """What the LLM reads of an utterance: one vector per CTC run, in the LLM's embedding space.
 
-The same as `models.posterior_bridge` computes in serving, with gradients.
+The same as `models.ctc` computes in serving, with gradients.
 """
 
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from models.features import log_mel
+from models.features.log_mel import log_mel
 from training.augment import augment
 from training.manifest import Utterance, read_manifest
 from training.whisper_encoder import WhisperEncoder

@@ -21,9 +21,9 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from models.backends import Float32
-from models.bundle import open_bundle
-from models.chain import load_models
+from models.assemble import load_models
+from models.bundle.bundle import open_bundle
+from models.protocols import Float32
 from server.engine.live.endpointing import DEFAULT_TUNING, Endpointer, SpeechOver, SpeechPaused, SpeechResumed, Tuning
 from server.engine.types.options import VoiceOptions
 from training.data import DEV_SHARE

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from models.backends import AdapterOutput, DecodeRow, Float32, PrefillRow, collapse
-from models.bundle import open_bundle
-from models.chain import Models, load_models
-from models.prompt import lay_out_prompt
+from models.assemble import Models, load_models
+from models.bundle.bundle import open_bundle
+from models.protocols import AdapterOutput, DecodeRow, Float32, PrefillRow, collapse
+from models.text.tokeniser import lay_out_prompt
 from training.thin_gap import GAP_INSTRUCTIONS, agreement
 from training.word_errors import word_error_rate
 

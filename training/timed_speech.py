@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from models.backends import Float32
+from models.protocols import Float32
 
 SAMPLE_RATE_HZ = 16_000
 FLITE_VOICES = ("slt", "rms", "awb")

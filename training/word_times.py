@@ -2,8 +2,8 @@
 
     python -m training.word_times --bundle BUNDLE --data DATA_DIR --whisper CT2_DIR --out training/results
 
-Half of the synthetic speech and the held-out recordings of the training data are what the constants of `models.word_times` are
-fitted to; the fit is printed. The figures come from the other half and from the evaluation recordings. Writes
+Half of the synthetic speech and the held-out recordings of the training data are what the constants of
+`models.text.word_times` are fitted to; the fit is printed. The figures come from the other half and from the evaluation recordings. Writes
 `word_times.json`, `word_times.md` and `word_times.png`.
 """
 
@@ -23,10 +23,10 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from models.backends import Float32
-from models.bundle import open_bundle
-from models.chain import load_models
-from models.word_times import AFTER, BEFORE, HeardWords, Reach, TimedWord
+from models.assemble import load_models
+from models.bundle.bundle import open_bundle
+from models.protocols import Float32
+from models.text.word_times import AFTER, BEFORE, HeardWords, Reach, TimedWord
 from training.data import DEV_SHARE
 from training.evaluate import ENGLISH_SETS, TRANSCRIBE, Chain
 from training.timed_speech import (

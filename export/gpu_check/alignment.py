@@ -22,8 +22,8 @@ from export.gpu_check.alignment_cases import (
 from export.gpu_check.report import Findings, Table
 from export.llama_decoder import build_decoder, embedding_table, transposed_linear
 from export.tensorrt_attention import LENGTHS_INPUT
-from models.backends import LLM, Float32
-from models.llm_onnx import OnnxLLM
+from models.protocols import LLM, Float32
+from models.runtimes.onnx.llm import OnnxLLM
 
 SLOTS = 4
 """What the cases need."""

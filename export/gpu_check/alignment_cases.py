@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.backends import LLM, DecodeRow, Float32, PrefillRow
+from models.protocols import LLM, DecodeRow, Float32, PrefillRow
 
 WHOLE = 200
 RAGGED = (40, 3, 61, 17)

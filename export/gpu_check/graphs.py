@@ -7,10 +7,10 @@ import numpy as np
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.step_rig import Played, Rigged, StepRig, random_inputs
 from export.gpu_check.workbench import Workbench
-from models.cuda.device import Device
-from models.cuda.llm_tensorrt import buckets
-from models.cuda.plan import Plan
-from models.cuda.steps import StepInputs, StepShape
+from models.runtimes.cuda.device import Device
+from models.runtimes.cuda.llm_tensorrt import buckets
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.steps import StepInputs, StepShape
 
 STEPS = 3
 DRAFT_TOKENS = 5

@@ -19,9 +19,9 @@ from kernels import fused, plain
 from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from kernels.parity.interpreter import interpreted
-from models.cuda.device import Stream, capture_launched, upload
-from models.cuda.onnx_session import open_device_session
-from models.cuda.plan import PlanContext
+from models.runtimes.cuda.device import Stream, capture_launched, upload
+from models.runtimes.cuda.onnx_session import open_device_session
+from models.runtimes.cuda.plan import PlanContext
 
 FLOAT = torch.bfloat16
 LAST_CHARACTERS = 500

@@ -9,10 +9,10 @@ from export.gpu_check.report import Findings, Table
 from export.gpu_check.step_rig import StepRig, random_inputs
 from export.gpu_check.timing import time_enqueued, time_host
 from export.gpu_check.workbench import Workbench
-from models.backends import LLM, DecodeRow, PrefillRow
-from models.cuda.llm_tensorrt import DRAFT_TOKENS, buckets
-from models.cuda.steps import StepShape
-from models.gpu_memory import slot_bytes
+from models.protocols import LLM, DecodeRow, PrefillRow
+from models.runtimes.cuda.gpu_memory import slot_bytes
+from models.runtimes.cuda.llm_tensorrt import DRAFT_TOKENS, buckets
+from models.runtimes.cuda.steps import StepShape
 
 CONTEXT = 200
 """Positions that are in a slot before the step that is timed."""

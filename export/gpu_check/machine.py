@@ -16,11 +16,11 @@ from export.tensorrt_parts import Part, adapter_part, encoder_part, llm_part, re
 from export.tensorrt_plans import build_into_bundle, describe_plan, timing_cache_file
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import float_type_of
-from models.bundle import open_bundle
-from models.cuda.device import Device, plan_key
-from models.cuda.tensorrt_library import TensorRTError
-from models.machine import available_memory_bytes
-from models.plans import PlanError, find_plan
+from models.bundle.bundle import open_bundle
+from models.bundle.plans import PlanError, find_plan
+from models.runtimes.cuda.device import Device, plan_key
+from models.runtimes.cuda.tensorrt_library import TensorRTError
+from models.runtimes.onnx.machine import available_memory_bytes
 
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12-bindings", "numpy")
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")

@@ -10,7 +10,7 @@ from typing import Any
 
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
-from models.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
+from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
 
 HEADS, KEY_HEADS, HEAD_SIZE, ROWS, POSITIONS = 9, 3, 64, 8, 512
 AHEAD_TARGET = "sm_120"

@@ -7,9 +7,9 @@ import torch
 
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
-from models.backends import Adapter, AdapterOutput, Encoder, collapse
-from models.cuda.chain import AdapterRuntime, EncoderRuntime, load_adapter, load_encoder
-from models.cuda.device import Stream, upload
+from models.protocols import Adapter, AdapterOutput, Encoder, collapse
+from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_adapter, load_encoder
+from models.runtimes.cuda.device import Stream, upload
 
 LARGEST_STATE_ERROR = 0.05
 """On average, in deviations of the states. In float16 throughout, ONNX Runtime on a CPU is off by 0.0007 on these clips; bfloat16

@@ -7,12 +7,12 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from models.backends import Float32, Int64
-from models.cuda.device import Device
-from models.cuda.plan import Plan, PlanContext
-from models.cuda.slots import SlotMemory
-from models.cuda.steps import CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
-from models.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.protocols import Float32, Int64
+from models.runtimes.cuda.device import Device
+from models.runtimes.cuda.plan import Plan, PlanContext
+from models.runtimes.cuda.slots import SlotMemory
+from models.runtimes.cuda.steps import CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from models.cuda.device import Stream
+from models.runtimes.cuda.device import Stream
 
 WARM_UP_SHARE = 10
 """One run in so many, and at least one, before those that count: kernels are compiled and loaded in the first."""

@@ -20,19 +20,19 @@ from export.gpu_check.steps import ROOT
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
 from export.tensorrt_parts import Weights
 from export.tensorrt_plans import default_weights
-from models.adapter_onnx import OnnxAdapter
-from models.backends import Float32
-from models.bundle import Bundle, open_bundle
-from models.cuda.chain import DeviceKind
-from models.cuda.device import Device, plan_key
-from models.cuda.llm_tensorrt import TensorRtLLM
-from models.cuda.plan import Plan
-from models.encoder_onnx import OnnxEncoder
-from models.features import SAMPLE_RATE_HZ, log_mel
-from models.gpu import gpu_count, load_driver
-from models.plans import find_plan
-from models.prompt import Tokeniser
-from models.trained_adapter import TrainedAdapter, read_adapter
+from models.bundle.bundle import Bundle, open_bundle
+from models.bundle.plans import find_plan
+from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
+from models.projectors.trained import TrainedAdapter, read_adapter
+from models.protocols import Float32
+from models.runtimes.cuda.chain import DeviceKind
+from models.runtimes.cuda.device import Device, plan_key
+from models.runtimes.cuda.gpu import gpu_count, load_driver
+from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.onnx.encoder import OnnxEncoder
+from models.runtimes.onnx.projector import OnnxAdapter
+from models.text.tokeniser import Tokeniser
 
 CLIPS = ROOT / "tests" / "clips"
 FOLDER = "gpu-check"
@@ -95,10 +95,10 @@ class Workbench:
     def device(self) -> Device:
         # Neither device needs the other's libraries.
         if self.kind == "simulated":
-            from models.cuda.simulated import SimulatedDevice
+            from models.runtimes.cuda.simulated import SimulatedDevice
 
             return SimulatedDevice(threads=self.threads)
-        from models.cuda.torch_device import TorchDevice
+        from models.runtimes.cuda.torch_device import TorchDevice
 
         return TorchDevice()
 

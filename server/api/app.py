@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from models.backends import BackendError
+from models.protocols import BackendError
 from server.api.context import Edge
 from server.api.middleware import RequestContext, error_response, request_id_of
 from server.api.native.rest import instruct_router

@@ -11,7 +11,7 @@ import sys
 
 from llguidance import LLTokenizer
 
-from models.grammar import GrammarError, GrammarKind, compile_grammar
+from models.text.grammar import GrammarError, GrammarKind, compile_grammar
 
 # Of processor time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
 MAX_CPU_S = 0.25

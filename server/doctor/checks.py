@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from models.bundle import Bundle, BundleError, open_bundle
-from models.machine import available_memory_bytes
+from models.bundle.bundle import Bundle, BundleError, open_bundle
+from models.runtimes.onnx.machine import available_memory_bytes
 from server.audio.child import WorkerError
 from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecodePool

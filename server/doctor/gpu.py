@@ -10,10 +10,10 @@ import numpy as np
 
 from kernels.cards import CARDS
 from kernels.tiles import ARCHITECTURES
-from models.backends import BackendError
-from models.bundle import Bundle
-from models.gpu import cuda_version, find_gpu, load_driver
-from models.gpu_memory import gigabytes
+from models.bundle.bundle import Bundle
+from models.protocols import BackendError
+from models.runtimes.cuda.gpu import cuda_version, find_gpu, load_driver
+from models.runtimes.cuda.gpu_memory import gigabytes
 from server.doctor.finding import Finding
 from server.doctor.models import check_gpu_memory, check_plans, gpu_of
 from server.settings import Settings
@@ -172,7 +172,7 @@ def _small_encoder() -> bytes:
 
 def check_tensorrt(settings: Settings) -> Finding:
     """Whether the TensorRT that runs the plans is installed."""
-    from models.cuda.tensorrt_library import TensorRTError, load_tensorrt
+    from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
     try:
         library = load_tensorrt(settings.tensorrt_library)

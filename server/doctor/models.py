@@ -4,17 +4,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from models.backends import BackendError
-from models.bundle import Bundle, BundleError, PlanSection
-from models.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
-from models.gpu_memory import gigabytes, reckon
-from models.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from models.bundle.bundle import Bundle, BundleError, PlanSection
+from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from models.protocols import BackendError
+from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
+from models.runtimes.cuda.gpu_memory import gigabytes, reckon
 from server.doctor.finding import Finding
 from server.engine.runner.caches import PREFIX_CACHE_BYTES
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from models.cuda.simulated import SimulatedDevice
+    from models.runtimes.cuda.simulated import SimulatedDevice
 
 PUT_RIGHT = "put that right first"
 
@@ -72,10 +72,10 @@ def gpu_of(settings: Settings, number: int) -> Gpu:
 def _plan_key(settings: Settings, number: int) -> PlanKey:
     """Raises `BackendError` where the GPU or TensorRT is not there."""
     if settings.device == "simulated":
-        from models.cuda.device import plan_key
+        from models.runtimes.cuda.device import plan_key
 
         return plan_key(_simulated(number))
-    from models.cuda.tensorrt_library import TensorRTError, load_tensorrt
+    from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
     gpu = find_gpu(number)
     try:
@@ -87,7 +87,7 @@ def _plan_key(settings: Settings, number: int) -> PlanKey:
 
 def _simulated(number: int) -> "SimulatedDevice":
     try:
-        from models.cuda.simulated import SimulatedDevice
+        from models.runtimes.cuda.simulated import SimulatedDevice
     except ModuleNotFoundError as error:
         raise BackendError(f"the simulated GPU needs {error.name}") from error
     return SimulatedDevice(ordinal=number)

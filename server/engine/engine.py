@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from models.chain import Models
+from models.assemble import Models
 from server.engine.book import Book
 from server.engine.live.sessions import LiveSessions
 from server.engine.runner.encode_stage import SideThread

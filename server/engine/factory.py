@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from models.bundle import Bundle, Manifest, open_bundle
+from models.bundle.bundle import Bundle, Manifest, open_bundle
 from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
 from server.engine.router import Fleet
 from server.engine.types.protocol import Engine

@@ -1,8 +1,8 @@
 """A bundle's models on the device that the settings name."""
 
-from models.backends import BackendError
-from models.bundle import Bundle
-from models.chain import Models, load_models
+from models.assemble import Models, load_models
+from models.bundle.bundle import Bundle
+from models.protocols import BackendError
 from server.settings import Settings
 
 
@@ -13,7 +13,7 @@ def load_on_device(bundle: Bundle, settings: Settings) -> Models:
     (gpu,) = settings.gpu_numbers
     try:
         # The default install has no torch, and so nothing of this.
-        from models.cuda.chain import load_gpu_models
+        from models.runtimes.cuda.chain import load_gpu_models
 
         return load_gpu_models(
             bundle,

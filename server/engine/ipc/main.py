@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
-from models.backends import BackendError
+from models.protocols import BackendError
 from server.engine.ipc.channel import Channel, pack
 from server.engine.types.events import Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine

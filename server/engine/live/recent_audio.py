@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.backends import Float32
+from models.protocols import Float32
 
 
 class RecentAudio:

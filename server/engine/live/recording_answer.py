@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.backends import AdapterOutput, Float32
-from models.chain import Models
+from models.assemble import Models
+from models.protocols import AdapterOutput, Float32
 from server.engine.runner.sequence import Generation, new_generation
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
 from server.engine.types.requests import InstructRequest, LiveRequest

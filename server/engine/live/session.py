@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from models.backends import Float32, VoiceState
-from models.chain import Models
+from models.assemble import Models
+from models.protocols import Float32, VoiceState
 from server.engine.live.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.recent_audio import RecentAudio
 from server.engine.live.recording_answer import RecordingAnswer

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from models.chain import Models
+from models.assemble import Models
 from server.engine.live.session import Host, LiveCounters, LiveSession
 from server.engine.runner.sequence import Generation
 from server.engine.types.events import Delta, Ended, Event, Failed, LiveEvent

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from models.backends import AdapterOutput, Float32
+from models.protocols import AdapterOutput, Float32
 
 PREFIX_CACHE_BYTES = 64 * 2**20
 

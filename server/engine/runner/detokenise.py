@@ -2,7 +2,7 @@
 
 import codecs
 
-from models.prompt import Tokeniser
+from models.text.tokeniser import Tokeniser
 
 
 class Detokeniser:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from models.backends import AdapterOutput, BackendError
-from models.chain import Models
+from models.assemble import Models
+from models.protocols import AdapterOutput, BackendError
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import Generation
 

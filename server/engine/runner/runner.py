@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.backends import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
-from models.chain import Models
-from models.prompt import plain_words
+from models.assemble import Models
+from models.protocols import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
+from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
 from server.engine.runner.encode_stage import Hearing, attempt
 from server.engine.runner.sequence import Generation

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.backends import BackendError, Float32
-from models.prompt import Tokeniser
+from models.protocols import BackendError, Float32
+from models.text.tokeniser import Tokeniser
 from server.engine.types.events import TokenLogprob
 from server.engine.types.options import SamplingOptions
 

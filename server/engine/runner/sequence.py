@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.backends import AdapterOutput, Float32, SlotState
-from models.chain import Models
-from models.follower import Follower
-from models.grammar import GrammarError
-from models.prompt import PromptIds, lay_out_prompt
+from models.assemble import Models
+from models.protocols import AdapterOutput, Float32, SlotState
+from models.text.constraint import Follower
+from models.text.grammar import GrammarError
+from models.text.tokeniser import PromptIds, lay_out_prompt
 from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.backends import BackendError, Float32
-from models.chain import Models
-from models.grammar import GrammarError
-from models.prompt import plain_words
+from models.assemble import Models
+from models.protocols import BackendError, Float32
+from models.text.grammar import GrammarError
+from models.text.tokeniser import plain_words
 from server.engine.runner.sequence import Generation
 from server.engine.runner.speculation import DraftGate
 from server.engine.runner.word_times import time_words

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from models.chain import Models
+from models.assemble import Models
 from server.engine.runner.sequence import Generation
 from server.engine.types.events import Word
 

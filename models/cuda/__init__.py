@@ -1,1 +1,0 @@
-"""The models on a GPU: the contracts of `models.backends` again, over memory, streams and graphs. Needs the `gpu` extra."""

@@ -1,0 +1,128 @@
+"""All models of a bundle, loaded for a GPU."""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from models.assemble import Models, chain_models
+from models.bundle.bundle import Bundle, Manifest
+from models.bundle.plans import PlanError, find_plan
+from models.projectors.trained import read_adapter
+from models.protocols import Adapter, BackendError, Encoder
+from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
+from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
+from models.runtimes.cuda.device import Device, Stream, plan_key
+from models.runtimes.cuda.encoder_onnx import OnnxDeviceEncoder
+from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
+from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION
+from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
+from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.tensorrt_library import RealBuilder, TensorRTError
+from models.runtimes.cuda.utterances import FRAMES_PER_STATE
+
+DeviceKind = Literal["cuda", "simulated"]
+EncoderRuntime = Literal["onnxruntime", "tensorrt"]
+AdapterRuntime = Literal["triton", "tensorrt"]
+
+
+def load_gpu_models(
+    bundle: Bundle,
+    *,
+    device: DeviceKind,
+    gpu: int,
+    slots: int,
+    threads: int,
+    encoder_runtime: EncoderRuntime,
+    adapter_runtime: AdapterRuntime,
+    tensorrt_library: RealBuilder,
+    positions: int | None = None,
+) -> Models:
+    """Load a verified bundle's models on GPU number `gpu`; what stays on the CPU takes `threads`, 0 for one per core.
+
+    Slots have at least so many `positions`, by default as many as the bundle names.
+
+    Raises `BackendError`, for the operator, where something is missing: the GPU, a library, a plan, memory.
+    """
+    if device == "cuda" and encoder_runtime == "onnxruntime":
+        _require_gpu_encoder(bundle)
+    try:
+        chosen = _open_device(device, gpu, threads, tensorrt_library)
+        return load_models_on(chosen, bundle, slots, threads, encoder_runtime, adapter_runtime, positions)
+    except (PlanError, TensorRTError) as error:
+        raise BackendError(str(error)) from error
+
+
+def load_models_on(
+    device: Device,
+    bundle: Bundle,
+    slots: int,
+    threads: int,
+    encoder_runtime: EncoderRuntime,
+    adapter_runtime: AdapterRuntime,
+    positions: int | None = None,
+) -> Models:
+    """Load the models on a device. Raises `BackendError` and `PlanError`."""
+    manifest = bundle.manifest
+    # The plan that takes longest to build is asked for first.
+    llm = _load_plan(device, bundle, "llm", positions or manifest.llm.max_positions)
+    stream = device.stream()
+    models = chain_models(
+        bundle,
+        encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
+        adapter=load_adapter(device, stream, bundle, adapter_runtime),
+        llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
+    )
+    return replace(models, encodes_beside=True, check=device.check)
+
+
+def _open_device(kind: DeviceKind, gpu: int, threads: int, tensorrt_library: RealBuilder) -> Device:
+    if kind == "simulated":
+        from models.runtimes.cuda.simulated import SimulatedDevice
+
+        return SimulatedDevice(ordinal=gpu, threads=threads)
+    # Neither device needs the other's libraries.
+    from models.runtimes.cuda.torch_device import TorchDevice
+
+    return TorchDevice(gpu, tensorrt_library)
+
+
+def longest_audio_frames(manifest: Manifest) -> int:
+    """Adapter frames of the longest audio that the bundle takes."""
+    return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.adapter.subsampling)
+
+
+def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: EncoderRuntime, threads: int) -> Encoder:
+    """Raises `BackendError` and `PlanError`."""
+    manifest = bundle.manifest
+    if runtime == "tensorrt":
+        return TensorRtEncoder(_load_plan(device, bundle, "encoder"), stream)
+    largest_frames = longest_audio_frames(manifest) * manifest.adapter.subsampling * FRAMES_PER_STATE
+    graph = bundle.path(manifest.encoder.graph)
+    return OnnxDeviceEncoder(graph, device, stream, largest_frames=largest_frames, threads=threads)
+
+
+def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Adapter:
+    """Raises `BackendError` and `PlanError`."""
+    manifest = bundle.manifest
+    trained = read_adapter(bundle.path(manifest.adapter.weights))
+    embedding = np.load(bundle.path(manifest.llm.embedding), mmap_mode="r")
+    if runtime == "tensorrt":
+        return TensorRtAdapter(_load_plan(device, bundle, "adapter"), stream, trained, embedding)
+    return TritonAdapter(device, stream, trained, embedding, buckets_up_to(longest_audio_frames(manifest)))
+
+
+def _load_plan(device: Device, bundle: Bundle, part: str, positions: int = 0) -> Plan:
+    """Raises `PlanError` where the bundle has none for this device."""
+    plan = find_plan(bundle, part, plan_key(device), positions=positions)
+    return Plan(device, bundle.path(plan.file).read_bytes(), plan.file)
+
+
+def _require_gpu_encoder(bundle: Bundle) -> None:
+    precision = bundle.manifest.encoder.precision
+    if precision == CPU_ONLY_PRECISION:
+        raise BackendError(
+            f"Bundle {bundle.folder} has its encoder in {precision}, by products that ONNX Runtime has for CPUs only: serve one "
+            "in fp32 (`python -m export.default_bundle --precision fp32` builds the default one), or run the encoder on TensorRT."
+        )

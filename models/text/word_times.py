@@ -1,0 +1,160 @@
+"""From where an answer's tokens were heard to when each of its words begins and ends.
+
+CTC says where a word is, in one frame or two of it, not where it begins and ends. But that frame lies at a place in the word
+that depends on little but the number of its letters, so that the word's ends can be estimated from it. Where there is a pause
+between two words, the audio itself says where.
+"""
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from models.protocols import AdapterOutput, Float32, Int64
+from models.text.alignment import SILENT, Float64, Sounds, align
+from models.text.tokeniser import Tokeniser
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a word reaches beyond the middle of its first or last token: so much, and more for each letter of the token."""
+
+    fixed_s: float
+    per_letter_s: float
+
+    def seconds(self, letters: Float64) -> Float64:
+        return self.fixed_s + self.per_letter_s * letters
+
+
+# Fitted by `python -m training.word_times` to speech that its figures do not come from.
+BEFORE = Reach(0.0353, 0.0224)
+AFTER = Reach(0.0167, 0.0385)
+# Words whose estimated ends are not farther apart follow each other without a pause.
+TOUCHING_S = 0.2
+# Of the two estimates of where they meet, that from the second word is the better one.
+SECOND_WORD_WEIGHT = 0.7
+BLOCK_S = 0.01
+# Quiet is what lies so far below the loudest twentieth of the blocks, or so little above the quietest, if that is low enough.
+QUIET_DB = 30.0
+ABOVE_NOISE_DB = 6.0
+LEAST_QUIET_DB = 12.0
+SILENCE = 1e-10
+# A shorter silence is that of a consonant: the mouth is closed within and before p, t and k.
+SHORTEST_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word as the text has it, with its punctuation."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class HeardWords:
+    """Some words, each with the middle of its first and of its last token, and the letters in these two [words]."""
+
+    texts: list[str]
+    first_s: Float64
+    last_s: Float64
+    first_letters: Float64
+    last_letters: Float64
+
+
+class WordTimer:
+    """Tells when the words of an answer were said."""
+
+    def __init__(self, tokeniser: Tokeniser, vocabulary_size: int, sample_rate_hz: int, frame_s: float) -> None:
+        """`frame_s` is how much audio a frame of the adapter stands for."""
+        self._tokeniser = tokeniser
+        self._sounds = Sounds(tokeniser, vocabulary_size)
+        self._sample_rate_hz = sample_rate_hz
+        self._frame_s = frame_s
+
+    def times(self, output: AdapterOutput, audio: Float32, tokens: Sequence[int], text: str) -> tuple[TimedWord, ...]:
+        """The words of `text`, which joined by spaces are the text again (whitespace aside), in order and within the audio.
+
+        `output` is what the adapter made of `audio` [samples]; `tokens` are those of the answer, whose text, stripped, begins
+        with `text`. A text without letters or digits has no words. One that was not said has times all the same, which mean
+        nothing.
+        """
+        audio_s = len(audio) / self._sample_rate_hz
+        heard = self.hear(output, tokens, text, audio_s)
+        if not heard.texts:
+            return ()
+        start_s, end_s = bounds(heard, silences(audio, self._sample_rate_hz), audio_s)
+        return tuple(map(TimedWord, heard.texts, start_s.tolist(), end_s.tolist()))
+
+    def hear(self, output: AdapterOutput, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
+        """Where in the audio the words of `text` were heard, arguments as above."""
+        words, starts, spoken = self._words(tokens, text)
+        if not words:
+            return HeardWords([], *(np.empty(0) for _ in range(4)))
+        lasts = np.append(starts[1:], len(spoken)) - 1
+        # The last frame may stand for audio that is not there.
+        heard_s = np.minimum(align(output, self._sounds, spoken) * self._frame_s, audio_s)
+        letters = self._sounds.letters[spoken]
+        return HeardWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
+
+    def _words(self, tokens: Sequence[int], text: str) -> tuple[list[str], Int64, Int64]:
+        """The words of the text, where the tokens of each start among those that sound, and these tokens.
+
+        What has no sound, such as a lone dash, goes with the word before it.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = [decoder.decode(self._tokeniser.token_bytes(token)) for token in tokens]
+        whole = "".join(pieces)
+        places = np.cumsum([0, *map(len, pieces)])[:-1] + [len(piece) - len(piece.lstrip()) for piece in pieces]
+        places -= len(whole) - len(whole.lstrip())
+        chunks = list(re.finditer(r"\S+", text))
+        # What stands before the first one is in none, which does not speak.
+        speaks = np.array([*(any(map(str.isalnum, chunk.group())) for chunk in chunks), False])
+        chunk_of = np.searchsorted([chunk.start() for chunk in chunks], places, "right") - 1
+        ids = np.array(tokens, np.int64)
+        sounds = (self._sounds.of[ids] != SILENT) & (places < len(text)) & speaks[chunk_of]
+        heard, starts = np.unique(chunk_of[sounds], return_index=True)
+        cuts = [0, *heard[1:].tolist(), len(chunks)]
+        words = [" ".join(chunk.group() for chunk in chunks[start:end]) for start, end in pairwise(cuts)] if len(heard) else []
+        return words, starts, ids[sounds]
+
+
+def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
+    """Where the pauses in the audio begin and end, in seconds [pauses].
+
+    Quiet is what is far below the loudest parts, or, in noise, little above the quietest.
+    """
+    size = round(BLOCK_S * sample_rate_hz)
+    blocks = audio[: len(audio) // size * size].reshape(-1, size)
+    if not len(blocks):
+        return np.empty(0), np.empty(0)
+    level_db = 10 * np.log10(np.einsum("bs,bs->b", blocks, blocks) / size + SILENCE)
+    loud_db, low_db = np.percentile(level_db, [95, 5])
+    quiet = level_db < max(loud_db - QUIET_DB, min(low_db + ABOVE_NOISE_DB, loud_db - LEAST_QUIET_DB))
+    edges = np.diff(quiet.astype(np.int8), prepend=0, append=0)
+    start_s, end_s = (np.flatnonzero(at).astype(np.float64) * BLOCK_S for at in (edges > 0, edges < 0))
+    pauses = end_s - start_s > SHORTEST_PAUSE_S - BLOCK_S / 2
+    return start_s[pauses], end_s[pauses]
+
+
+def bounds(heard: HeardWords, silences: tuple[Float64, Float64], audio_s: float) -> tuple[Float64, Float64]:
+    """When each word begins and ends [words], never decreasing from one to the next."""
+    start_s = heard.first_s - BEFORE.seconds(heard.first_letters)
+    end_s = heard.last_s + AFTER.seconds(heard.last_letters)
+    # Gap 0 is before the first word, the last one behind the last word. A gap begins where a word ends.
+    low_s, high_s = np.append(0.0, heard.last_s), np.append(heard.first_s, audio_s)
+    gap_start_s, gap_end_s = np.append(0.0, end_s), np.append(start_s, audio_s)
+    touching = gap_end_s - gap_start_s < TOUCHING_S
+    touching[[0, -1]] = False
+    meeting_s = SECOND_WORD_WEIGHT * gap_end_s + (1 - SECOND_WORD_WEIGHT) * gap_start_s
+    gap_start_s[touching] = gap_end_s[touching] = meeting_s[touching]
+    if len(silences[0]):
+        from_s, to_s = np.maximum(silences[0], low_s[:, None]), np.minimum(silences[1], high_s[:, None])
+        longest = np.arange(len(low_s)), (to_s - from_s).argmax(1)
+        pauses = (to_s - from_s)[longest] >= SHORTEST_PAUSE_S
+        gap_start_s[pauses], gap_end_s[pauses] = from_s[longest][pauses], to_s[longest][pauses]
+    return np.clip(gap_end_s, low_s, high_s)[:-1], np.clip(gap_start_s, low_s, high_s)[1:]
