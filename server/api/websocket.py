@@ -1,6 +1,7 @@
 """uvicorn's WebSocket connections, fit for peers that vanish, do not read, or send faster than they are listened to.
 
-What it adds rests on how uvicorn works inside, which is why its version is pinned; `tests/test_web_socket.py` shows each need.
+What it adds rests on how uvicorn works inside, which is why its version is pinned;
+`tests/server/api/test_web_socket.py` shows each need.
 """
 
 import asyncio

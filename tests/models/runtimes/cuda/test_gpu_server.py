@@ -1,0 +1,100 @@
+"""The whole server on the simulated GPU answers real recordings as it does on the CPU: alone, in a crowd, on every runtime."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.engine.factory import build_engine
+from server.settings import Settings
+from tests.support.clients.live_server import LiveServer, instruct, live_server, wait_until
+from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_bundle
+
+CLIPS = sorted((Path(__file__).parents[3] / "clips").glob("*.flac"))
+INSTRUCTIONS = ["Transcribe the speech to text.", "What is it about?"]
+START_TIMEOUT_S = 60.0
+RUNTIMES = [("onnxruntime", "triton"), ("tensorrt", "tensorrt")]
+
+Reply = tuple[str, str, dict[str, int]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    add_simulated_plans(folder, write_speaking_bundle(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def served(bundle: Path, **settings: Any) -> Iterator[LiveServer]:
+    engine = build_engine(bundle, Settings(**settings))
+    with live_server(engine) as server:
+        wait_until(lambda: server.client.get("/ready").status_code == 200, START_TIMEOUT_S)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def on_cpu(bundle: Path) -> Iterator[LiveServer]:
+    with served(bundle) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=RUNTIMES, ids="-".join)
+def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
+    encoder_runtime, adapter_runtime = request.param
+    with served(bundle, device="simulated", encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def on_two_gpus(bundle: Path) -> Iterator[LiveServer]:
+    with served(bundle, device="simulated", gpus="0,1", slots=2) as server:
+        # The server is ready once one of them is.
+        wait_until(lambda: ready_gpus(server) == 2, START_TIMEOUT_S)
+        yield server
+
+
+def ready_gpus(server: LiveServer) -> int:
+    metrics = server.client.get("/metrics").text
+    return sum(f'thinbridge_gpu_ready{{engine="GPU {number}"}} 1.0' in metrics for number in (0, 1))
+
+
+def ask(server: LiveServer, clip: Path, instruction: str, **fields: str) -> Reply:
+    response = instruct(server, clip.read_bytes(), instruction, max_tokens="24", **fields)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    usage = {name: body["usage"][name] for name in ("audio_frames", "text_tokens", "output_tokens")}
+    return body["text"], body["finish_reason"], usage
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.stem)
+def test_an_answer_is_the_one_of_the_cpu(on_cpu: LiveServer, on_gpu: LiveServer, clip: Path, instruction: str) -> None:
+    text, reason, usage = ask(on_gpu, clip, instruction)
+    assert (text, reason, usage) == ask(on_cpu, clip, instruction)
+    assert text
+    assert usage["audio_frames"] > 5
+
+
+def crowd(server: LiveServer, on_cpu: LiveServer) -> None:
+    asked = [(clip, instruction, draft) for clip in CLIPS for instruction in INSTRUCTIONS for draft in ("exact", "off")]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda each: ask(server, each[0], each[1], draft=each[2]), asked))
+    assert answers == [ask(on_cpu, clip, instruction) for clip, instruction, _ in asked]
+
+
+def test_in_a_crowd_it_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:
+    crowd(on_gpu, on_cpu)
+
+
+def test_on_two_gpus_it_is_the_same(on_cpu: LiveServer, on_two_gpus: LiveServer) -> None:
+    crowd(on_two_gpus, on_cpu)
+    assert ready_gpus(on_two_gpus) == 2
+
+
+def test_a_recording_cut_at_its_pauses_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:
+    clip = CLIPS[-1]
+    assert ask(on_gpu, clip, INSTRUCTIONS[0], chunking="voice") == ask(on_cpu, clip, INSTRUCTIONS[0], chunking="voice")

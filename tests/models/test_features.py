@@ -1,0 +1,38 @@
+"""Log-mel features equal Whisper's own, and cover the audio whole."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import WhisperFeatureExtractor
+
+from models.features.log_mel import PAD_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from tests.support.inputs.clip_files import CLIPS, ClipFile, clip_path
+
+
+def reference(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    padded = np.pad(audio, (0, -len(audio) % PAD_SAMPLES))
+    extractor = WhisperFeatureExtractor()
+    features = extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", return_tensors="np").input_features[0]
+    return np.asarray(features, np.float32)
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.file)
+def test_features_of_real_speech_equal_those_of_transformers(clip: ClipFile) -> None:
+    audio, rate_hz = soundfile.read(clip_path(clip), dtype="float32")
+    assert rate_hz == SAMPLE_RATE_HZ
+    assert np.abs(log_mel(audio) - reference(audio)).max() < 1e-4
+
+
+@given(length=st.integers(1280, 40_000), gain=st.floats(1e-5, 1.0), seed=st.integers(0, 2**31))
+def test_features_of_noise_equal_those_of_transformers(length: int, gain: float, seed: int) -> None:
+    audio = (np.random.default_rng(seed).standard_normal(length) * gain).astype(np.float32)
+    features = log_mel(audio)
+    assert features.shape == (80, -(-length // PAD_SAMPLES) * 8)
+    assert np.abs(features - reference(audio)).max() < 1e-4
+
+
+def test_features_of_silence_are_finite() -> None:
+    assert np.isfinite(log_mel(np.zeros(16_000, np.float32))).all()

@@ -1,0 +1,135 @@
+"""What README tells to type works: commands and programs are taken from it, and run against a scripted engine.
+
+Those that set up or measure a machine (`make`, `docker`, `python -m`) are not run as they stand, but their targets, profiles
+and options have to exist.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from server import cli
+from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone
+from tests.support.fakes.fake_engine import FakeEngine
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = "127.0.0.1:8000"
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+# A command goes on in the next line behind a backslash, and within quotes.
+COMMAND = re.compile(r"(?:'[^']*'|\\\n|[^'\n])+")
+COMMANDS = [each.split(" #")[0].strip() for language, text in BLOCKS if language == "sh" for each in COMMAND.findall(text)]
+
+# `thinbridge` without models, and a microphone that hears a second of silence.
+THINBRIDGE = """#!{python}
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from server import cli
+from tests.support.fakes.fake_engine import FakeEngine
+
+cli.get_bundle = lambda settings: Path("the-bundle")
+cli.load_engine = lambda folder, settings: FakeEngine()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+MICROPHONE = "#!/bin/sh\nhead -c 32000 /dev/zero\n"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    with live_server(FakeEngine()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader types: with some speech, and what `make` installs."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "speech.wav").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "WAV"))
+    (folder / "other.flac").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "FLAC"))
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, text in (("thinbridge", THINBRIDGE.format(python=sys.executable, root=str(ROOT))), ("arecord", MICROPHONE)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{folder / '.venv' / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(folder), "THINBRIDGE_PORT": "0"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def is_for_a_client(command: str) -> bool:
+    return command.startswith(("curl ", "arecord ", ".venv/bin/thinbridge mic "))
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if is_for_a_client(each)])
+def test_what_a_client_types_is_answered(command: str, server: LiveServer, folder: Path) -> None:
+    if shutil.which(command.split()[0]) is None and command.startswith("curl "):
+        pytest.skip("there is no curl")
+    if " mic " in command:
+        command += f" --speed 0 --url {server.url}"
+    else:
+        command = command.replace("curl ", "curl --fail-with-body --silent --show-error --noproxy '*' ", 1)
+    output = run(["bash", "-o", "pipefail", "-c", command.replace(ADDRESS, f"127.0.0.1:{server.port}")], folder)
+    assert output.strip()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.split("\n")[0])
+def test_the_python_programs_run(program: str, server: LiveServer, folder: Path) -> None:
+    output = run([sys.executable, "-c", program.replace(ADDRESS, f"127.0.0.1:{server.port}")], folder)
+    assert output.strip()
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith(".venv/bin/thinbridge ")])
+def test_the_command_line_is_understood(command: str, folder: Path) -> None:
+    arguments = shlex.split(command)[1:]
+    parsed = cli._parser().parse_args(arguments)
+    if parsed.command in (cli.transcribe_command, cli.version_command):
+        assert run([str(folder / ".venv/bin/thinbridge"), *arguments], folder).strip()
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("make")])
+def test_make_has_the_targets(command: str) -> None:
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if "python -m " in each or each.startswith(".venv/bin/locust")])
+def test_modules_have_the_options(command: str) -> None:
+    words = shlex.split(command)
+    module = ["-m", words[words.index("-m") + 1]] if "-m" in words else ["-m", "locust", "-f", words[words.index("-f") + 1]]
+    shown = subprocess.run([sys.executable, *module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [word for word in words if word.startswith("--") and word not in shown] == []
+
+
+def test_every_command_is_looked_at() -> None:
+    docker = [each for each in COMMANDS if each.startswith("docker ")]
+    profiles = {
+        profile
+        for service in yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
+        for profile in service["profiles"]
+    }
+    assert all(shlex.split(each)[3] in profiles for each in docker)
+    known = (
+        "curl ",
+        "arecord ",
+        ".venv/bin/thinbridge ",
+        "make ",
+        ".venv/bin/python -m ",
+        "python -m ",
+        ".venv/bin/locust ",
+        "docker ",
+    )
+    assert [each for each in COMMANDS if not each.startswith(known)] == []

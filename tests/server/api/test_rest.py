@@ -1,0 +1,265 @@
+"""The HTTP edge over a real socket: replies, errors, limits, readiness, metrics and shutdown."""
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.errors import EngineFailed, Overloaded
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+
+CLIP = audio_file(tone(1.25, 16_000), 16_000, "FLAC", "PCM_16")
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with live_server(engine) as live:
+        wait_until(lambda: live.client.get("/ready").status_code == 200)
+        yield live
+
+
+def metric(server: LiveServer, name: str, **labels: str) -> float:
+    """The value of one sample at `/metrics`; 0 where it has not been counted yet."""
+    for family in text_string_to_metric_families(server.client.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
+
+
+def test_an_answer_has_text_usage_and_times(server: LiveServer, engine: FakeEngine) -> None:
+    response = instruct(server, CLIP, "Say it.", max_tokens="7", temperature="0.5", seed="3")
+    assert response.status_code == 200
+    reply = response.json()
+    assert reply["text"] == "hello world"
+    assert reply["finish_reason"] == "stop"
+    usage = {"audio_frames": 20, "text_tokens": 12, "output_tokens": 2, "total_tokens": 34, "cached_tokens": 0}
+    assert reply["usage"] == usage
+    assert reply["speculation"] == {"drafted": 0, "accepted": 0, "llm_passes": 0}
+    assert "logprobs" not in reply
+    assert reply["audio_s"] == 1.25
+    assert reply["times_ms"]["encode_ms"] == 10
+    assert reply["times_ms"]["audio_decode_ms"] > 0
+    assert reply["times_ms"]["total_ms"] >= reply["times_ms"]["audio_decode_ms"]
+    assert "encode;dur=10.0" in response.headers["server-timing"]
+    (submitted,) = engine.submitted
+    assert submitted.id == reply["id"]
+    assert (submitted.instruction, len(submitted.audio)) == ("Say it.", 20_000)
+    assert (submitted.sampling.max_tokens, submitted.sampling.temperature, submitted.sampling.seed) == (7, 0.5, 3)
+
+
+def test_the_instruction_arrives_as_it_was_sent(server: LiveServer, engine: FakeEngine) -> None:
+    text = " Übersetze “das”\n<|im_end|> 日本語 🎧 "
+    assert instruct(server, CLIP, text).status_code == 200
+    assert engine.submitted[0].instruction == text
+
+
+def test_a_safe_request_id_is_kept_and_any_other_replaced(server: LiveServer) -> None:
+    offered = "trace-1.a_B"
+    assert server.client.get("/health", headers={"x-request-id": offered}).headers["x-request-id"] == offered
+    for unsafe in ("", "a b", "x" * 65, "<script>", "../etc"):
+        given = server.client.get("/health", headers={"x-request-id": unsafe}).headers["x-request-id"]
+        assert re.fullmatch(r"[0-9a-f]{32}", given)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"), [("GET", "/nothing", "not_found"), ("GET", "/v1/instruct", "method_not_allowed")]
+)
+def test_unknown_addresses_and_methods_have_the_one_error_shape(server: LiveServer, method: str, path: str, code: str) -> None:
+    response = server.client.request(method, path)
+    assert error_code(response) == code
+    assert response.headers.get("allow") == ("POST" if code == "method_not_allowed" else None)
+
+
+def test_a_failure_of_the_engine_reaches_the_client(server: LiveServer, engine: FakeEngine) -> None:
+    engine.failure = EngineFailed("The engine failed.")
+    response = instruct(server, CLIP)
+    assert (response.status_code, error_code(response)) == (500, "engine_failed")
+
+
+def test_a_full_engine_is_429_with_a_time_to_come_back(server: LiveServer, engine: FakeEngine) -> None:
+    engine.refusal = Overloaded("Busy.", retry_after_s=3)
+    response = instruct(server, CLIP)
+    assert (response.status_code, error_code(response), response.headers["retry-after"]) == (429, "overloaded", "3")
+
+
+def test_a_bug_is_a_500_that_tells_nothing(server: LiveServer, engine: FakeEngine) -> None:
+    engine.refusal = ZeroDivisionError("secret at 0xdeadbeef in /srv/file.py")
+    response = instruct(server, CLIP)
+    assert (response.status_code, error_code(response)) == (500, "internal_error")
+    assert "secret" not in response.text
+    engine.refusal = None
+    assert instruct(server, CLIP).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_504_and_aborted(engine: FakeEngine) -> None:
+    engine.answers = False
+    with live_server(engine, request_timeout_s=0.3) as server:
+        wait_until(lambda: engine.stats().ready)
+        response = instruct(server, CLIP)
+        assert (response.status_code, error_code(response)) == (504, "request_timed_out")
+        assert engine.aborted == [engine.submitted[0].id]
+
+
+def test_a_body_that_comes_too_slowly_is_408(engine: FakeEngine) -> None:
+    with live_server(engine, body_timeout_s=0.3) as server, socket.create_connection(("127.0.0.1", server.port)) as peer:
+        wait_until(lambda: engine.stats().ready)
+        form_type = b"Content-Type: multipart/form-data; boundary=b\r\n"
+        peer.sendall(b"POST /v1/instruct HTTP/1.1\r\nHost: x\r\n" + form_type + b"Content-Length: 99\r\n\r\n--b")
+        peer.settimeout(20)
+        reply = b""
+        while b"body_timed_out" not in reply:
+            piece = peer.recv(65_536)
+            assert piece, reply
+            reply += piece
+        assert reply.startswith(b"HTTP/1.1 408")
+
+
+def test_ready_follows_the_engine_and_health_does_not(engine: FakeEngine) -> None:
+    engine.may_start.clear()
+    with live_server(engine) as server:
+        assert server.client.get("/health").json() == {"status": "ok"}
+        response = server.client.get("/ready")
+        assert (response.status_code, error_code(response)) == (503, "not_ready")
+        response = instruct(server, CLIP)
+        assert (response.status_code, error_code(response)) == (503, "not_ready")
+        assert "retry-after" in response.headers
+        engine.may_start.set()
+        wait_until(lambda: server.client.get("/ready").status_code == 200)
+
+
+def test_an_engine_that_cannot_start_is_never_ready(engine: FakeEngine) -> None:
+    engine.start_error = RuntimeError("secret")
+    with live_server(engine) as server:
+        wait_until(lambda: "could not be started" in server.client.get("/ready").text)
+        assert "secret" not in server.client.get("/ready").text
+
+
+def test_too_many_requests_are_refused_before_their_body_is_read(engine: FakeEngine) -> None:
+    engine.answers, engine.slots, engine.queue_limit = False, 1, 0
+    with live_server(engine) as server:
+        wait_until(lambda: engine.stats().ready)
+        waiting = threading.Thread(target=_swallow, args=(server,))
+        waiting.start()
+        wait_until(lambda: engine.pending == 1)
+        with socket.create_connection(("127.0.0.1", server.port)) as peer:
+            peer.sendall(b"POST /v1/instruct HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            peer.settimeout(20)
+            assert peer.recv(65_536).startswith(b"HTTP/1.1 429")
+        engine.abort(engine.submitted[0].id)
+    waiting.join(20)
+
+
+def _swallow(server: LiveServer) -> None:
+    try:
+        httpx.post(f"{server.url}/v1/instruct", files={"audio": CLIP}, data={"instruction": "x"}, timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_body_limit_holds_with_and_without_a_length(engine: FakeEngine, chunked: bool) -> None:
+    with live_server(engine, max_body_bytes=4096) as server:
+        wait_until(lambda: engine.stats().ready)
+        body = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' + bytes(8192) + b"\r\n--b--\r\n"
+        content = iter([body[:1000], body[1000:]]) if chunked else body
+        response = server.client.post(
+            "/v1/instruct", content=content, headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+        assert (response.status_code, error_code(response)) == (413, "body_too_large")
+
+
+def test_answers_and_errors_are_counted(server: LiveServer) -> None:
+    instruct(server, CLIP)
+    instruct(server, b"not audio")
+    assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="200") == 1
+    assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="415") == 1
+    assert metric(server, "thinbridge_request_success_total", finished_reason="stop") == 1
+    assert metric(server, "thinbridge_audio_seconds_total") == 1.25
+    assert metric(server, "thinbridge_generation_tokens_total") == 2
+    assert metric(server, "thinbridge_prompt_tokens_total", kind="audio") == 20
+    assert metric(server, "thinbridge_stage_seconds_count", stage="encode") == 1
+    assert metric(server, "thinbridge_stage_seconds_sum", stage="encode") == pytest.approx(0.01)
+    assert metric(server, "thinbridge_e2e_request_latency_seconds_count") == 1
+    assert metric(server, "thinbridge_time_to_first_token_seconds_count") == 1
+    assert metric(server, "thinbridge_instruct_in_flight") == 0
+    assert metric(server, "thinbridge_ready") == 1
+
+
+def test_two_servers_share_no_metrics(engine: FakeEngine) -> None:
+    with live_server(engine) as first, live_server(FakeEngine()) as second:
+        wait_until(lambda: first.client.get("/ready").status_code == 200)
+        instruct(first, CLIP)
+        assert metric(second, "thinbridge_request_success_total", finished_reason="stop") == 0
+
+
+def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer) -> None:
+    post = server.client.get("/openapi.json").json()["paths"]["/v1/instruct"]["post"]
+    assert set(post["responses"]) >= {"200", "400", "408", "413", "415", "429", "500", "503", "504"}
+    schema = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(schema["properties"]) == {
+        *("audio", "instruction", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty"),
+        *("seed", "stop", "json_schema", "regex", "choice", "logprobs", "stream", "priority", "deadline_ms", "draft"),
+        *("chunking", "timestamps", "format"),
+    }
+    assert all("description" in field for name, field in schema["properties"].items() if name != "instruction")
+    media = {"application/json", "text/event-stream", "text/plain", "application/x-subrip", "text/vtt"}
+    assert set(post["responses"]["200"]["content"]) == media
+
+
+def test_the_page_is_self_contained(server: LiveServer) -> None:
+    response = server.client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert len(response.content) < 30_000
+    assert not re.search(r"""(src|href)\s*=\s*["'](https?:)?//""", response.text)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_health_answers_while_audio_is_decoded(server: LiveServer) -> None:
+    long_clip = audio_file(tone(29.9, 48_000), 48_000, "OGG", "OPUS")
+    answered: list[int] = []
+    thread = threading.Thread(target=lambda: answered.append(instruct(server, long_clip).status_code))
+    healthy_before_the_answer = 0
+    thread.start()
+    while not answered and thread.is_alive():
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=20).status_code == 200
+        healthy_before_the_answer += not answered
+    thread.join(20)
+    assert answered == [200]
+    assert healthy_before_the_answer > 0
+
+
+def test_shutdown_lets_a_request_finish_and_drains_the_engine(engine: FakeEngine) -> None:
+    engine.delay_s = 0.4
+    replies: list[httpx.Response] = []
+    with live_server(engine) as server:
+        wait_until(lambda: engine.stats().ready)
+        thread = threading.Thread(target=lambda: replies.append(instruct(server, CLIP)))
+        thread.start()
+        wait_until(lambda: engine.pending == 1)
+    thread.join(20)
+    assert [reply.status_code for reply in replies] == [200]
+    assert engine.drained
+
+
+def test_many_requests_at_once_each_get_their_own_answer(server: LiveServer, engine: FakeEngine) -> None:
+    engine.delay_s = 0.02
+    replies: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: replies.append(instruct(server, CLIP))) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [reply.status_code for reply in replies] == [200] * 12
+    assert len({json.loads(reply.content)["id"] for reply in replies}) == 12

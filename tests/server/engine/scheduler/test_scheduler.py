@@ -1,0 +1,115 @@
+"""The scheduler's promises under any order of arrivals, ends, failures, deadlines and preemptions."""
+
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.engine.scheduler.jobs import Step
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.types.options import Priority
+from tests.support.schedules.scheduler_play import Played, Player
+
+ENDS = st.sets(st.tuples(st.integers(0, 20), st.sampled_from(["decode", "prefill", "encode"])), max_size=3)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random requests and steps; `Player` checks every step."""
+
+    @initialize(
+        slots=st.integers(1, 4),
+        queue_limit=st.integers(0, 6),
+        budget=st.integers(1, 300),
+        step_tokens=st.integers(1, 40),
+        gather_s=st.sampled_from([0.0, 0.5]),
+        ageing_s=st.sampled_from([2.0, math.inf]),
+    )
+    def build(self, slots: int, queue_limit: int, budget: int, step_tokens: int, gather_s: float, ageing_s: float) -> None:
+        scheduler = Scheduler(slots, queue_limit, budget, step_tokens, gather_s, ageing_s)
+        self.player = Player(scheduler, step_tokens, budget)
+        self.ages = ageing_s < math.inf
+        self.refused = 0
+
+    @rule(
+        mel_frames=st.integers(1, 200),
+        positions=st.integers(1, 60),
+        client=st.sampled_from("abc"),
+        priority=st.sampled_from(Priority),
+        wait_s=st.none() | st.floats(0, 5),
+    )
+    def add(self, mel_frames: int, positions: int, client: str, priority: Priority, wait_s: float | None) -> None:
+        player, scheduler = self.player, self.player.scheduler
+        deadline_s = math.inf if wait_s is None else player.now_s + wait_s
+        assert scheduler.full == (len(player.live) >= scheduler.slots + scheduler.queue_limit)
+        if scheduler.full:
+            self._make_room(client, priority)
+        if scheduler.full:
+            with pytest.raises(ValueError, match="cannot be queued"):
+                scheduler.add("one too many", mel_frames, player.now_s)
+            self.refused += 1
+        else:
+            player.add(mel_frames, positions, client, priority, deadline_s)
+
+    def _make_room(self, client: str, priority: Priority) -> None:
+        displaced = self.player.scheduler.displaced_by(client, priority)
+        if displaced is None:
+            return
+        loser = self.player.live[displaced]
+        assert self.player.scheduler.is_queued(displaced)
+        assert loser.priority >= priority
+        assert loser.priority > priority or loser.client != client
+        self.player.end(displaced)
+
+    @rule(ends=ENDS, passed_s=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
+    def step(self, ends: set[tuple[int, str]], passed_s: float) -> None:
+        self.player.now_s += passed_s
+        queued = {id: played for id, played in self.player.live.items() if played.to_prefill is None}
+        step = self.player.step(lambda played, stage: (played.number % 20, stage) in ends)
+        if not self.ages:
+            self._check_turns(step, queued)
+
+    def _check_turns(self, step: Step, queued: dict[str, Played]) -> None:
+        """Within a client and priority: the earliest deadline first, then first come, first served."""
+        encoded = [queued[id] for id in step.encode]
+        for played in encoded:
+            queued.pop(played.id)
+            for other in queued.values():
+                if other.id in self.player.live and (other.client, other.priority) == (played.client, played.priority):
+                    assert (played.deadline_s, played.number) < (other.deadline_s, other.number)
+
+    @precondition(lambda self: self.player.live)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.player.end(data.draw(st.sampled_from(sorted(self.player.live))))
+
+    @invariant()
+    def every_request_is_in_one_place_and_nothing_is_left_of_those_that_ended(self) -> None:
+        player, scheduler = self.player, self.player.scheduler
+        running = scheduler.running
+        held = [played for played in player.live.values() if played.to_prefill is not None and played.id not in running]
+        assert len(scheduler) == len(player.live)
+        assert scheduler.queued == len(player.live) - len(running) - len(held)
+        assert len(running) == len(set(running)) <= scheduler.slots
+        assert [player.live[id].slot for id in running] == list(range(len(running)))
+        assert player.submitted == len(player.ended) + len(player.live)
+        # What is encoded holds memory; every level may fill the slots and have one ready.
+        assert len(held) <= (len(Priority) + 1) * (scheduler.slots + 1)
+
+    def teardown(self) -> None:
+        """Whatever is left runs to its end, in a bounded number of steps."""
+        if not hasattr(self, "player"):
+            return
+        player = self.player
+        steps = sum(2 + played.positions + played.decoded + 4 for played in player.live.values())
+        for _ in range(2 * steps):
+            player.step(lambda _played, stage: stage == "decode")
+            player.now_s += 0.001
+        assert player.submitted == len(player.ended)
+        assert len(player.scheduler) == player.scheduler.queued == 0
+        assert player.step() == Step()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

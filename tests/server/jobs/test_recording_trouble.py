@@ -1,0 +1,229 @@
+"""Recordings that go wrong: each in its error, at once, and with nothing left behind."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from server.engine.types.events import Failed
+from server.engine.types.requests import LiveInput
+from server.errors import EngineFailed, PromptTooLong
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.inputs.recorded import Ledger, events_of, recording, streaming, transcript
+
+MINUTE = recording(60)
+DAMAGED = MINUTE[: len(MINUTE) * 9 // 10]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with live_server(engine) as live:
+        wait_until(lambda: engine.stats().ready)
+        yield live
+        assert_nothing_is_left(live, engine)
+
+
+def assert_nothing_is_left(server: LiveServer, engine: FakeEngine) -> None:
+    wait_until(lambda: "thinbridge_instruct_in_flight 0.0" in server.client.get("/metrics").text)
+    assert engine.sessions == {}
+    assert "thinbridge_decode_worker_restarts_total 0.0" in server.client.get("/metrics").text
+    assert instruct(server, recording(1)).status_code == 200
+
+
+def last_event(server: LiveServer, audio: bytes, **fields: str) -> dict[str, Any]:
+    """The last of a stream that has begun."""
+    with streaming(server, audio, **fields) as response:
+        assert response.status_code == 200
+        *_, last = events_of(response)
+    return last
+
+
+def in_background(server: LiveServer, audio: bytes, **fields: str) -> tuple[threading.Thread, list[httpx.Response]]:
+    replies: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: replies.append(instruct(server, audio, **fields)))
+    thread.start()
+    return thread, replies
+
+
+def test_a_file_that_turns_out_to_be_damaged(server: LiveServer, engine: FakeEngine) -> None:
+    response = instruct(server, DAMAGED)
+    assert (response.status_code, error_code(response)) == (415, "undecodable_audio")
+    assert len(engine.aborted) == 1
+    assert last_event(server, DAMAGED)["error"]["code"] == "undecodable_audio"
+    assert len(engine.aborted) == 2
+
+
+def test_a_problem_with_one_utterance_fails_the_whole(server: LiveServer, engine: FakeEngine) -> None:
+    engine.problems[40] = PromptTooLong("Too long.", param="instruction")
+    response = instruct(server, MINUTE)
+    assert (response.status_code, error_code(response)) == (400, "prompt_too_long")
+    assert last_event(server, MINUTE)["error"]["message"] == "Too long."
+    assert [session.request.id for session in engine.past_sessions] == engine.aborted
+
+
+def test_an_engine_that_breaks(server: LiveServer, engine: FakeEngine) -> None:
+    engine.listens_until_s = 5.0
+    thread, replies = in_background(server, MINUTE)
+    wait_until(lambda: any(session.audio_s > 5 for session in engine.sessions.values()))
+    (session,) = engine.sessions.values()
+    engine.end_session(session.request.id)
+    session.deliver(Failed(session.request.id, EngineFailed("It broke.")))
+    thread.join(20)
+    assert [(reply.status_code, error_code(reply)) for reply in replies] == [(500, "engine_failed")]
+    assert engine.aborted == []
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_session_that_is_refused(server: LiveServer, engine: FakeEngine, stream: str) -> None:
+    engine.live_limit = 0
+    response = instruct(server, MINUTE, stream=stream)
+    assert (response.status_code, error_code(response)) == (429, "overloaded")
+    engine.live_refusal = PromptTooLong("Too long.", param="instruction")
+    assert error_code(instruct(server, MINUTE, stream=stream)) == "prompt_too_long"
+
+
+def test_silence_is_no_speech(engine: FakeEngine) -> None:
+    engine.is_silent = True
+    with live_server(engine) as server:
+        wait_until(lambda: engine.stats().ready)
+        reply = instruct(server, MINUTE).json()
+        assert (reply["text"], reply["finish_reason"], reply["audio_s"]) == ("", "no_speech", 60.0)
+        assert reply["usage"]["total_tokens"] == 0
+        assert last_event(server, MINUTE)["finish_reason"] == "no_speech"
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("WAV", None), ("FLAC", None), ("OGG", "OPUS"), ("MP3", None)])
+def test_what_is_longer_than_the_cap_is_never_begun(engine: FakeEngine, container: str, subtype: str | None) -> None:
+    data = audio_file(np.zeros(8_000 * 41, np.float32), 8_000, container, subtype)
+    with live_server(engine, max_audio_s=40.0) as server:
+        wait_until(lambda: engine.stats().ready)
+        response = instruct(server, data)
+        assert (response.status_code, error_code(response)) == (413, "audio_too_long")
+        assert "40 s" in response.json()["error"]["message"]
+        assert engine.past_sessions == []
+        assert instruct(server, recording(40)).status_code == 200
+
+
+def test_a_cap_below_what_the_model_takes(engine: FakeEngine) -> None:
+    with live_server(engine, max_audio_s=2.0) as server:
+        wait_until(lambda: engine.stats().ready)
+        assert error_code(instruct(server, recording(2.1))) == "audio_too_long"
+        assert instruct(server, recording(2)).status_code == 200
+
+
+def test_decoding_waits_for_the_engine(server: LiveServer, engine: FakeEngine) -> None:
+    engine.listens = False
+    with Ledger(engine).kept() as ledger:
+        thread, replies = in_background(server, MINUTE, chunking="voice")
+        wait_until(lambda: any(session.audio_s >= 9 for session in engine.sessions.values()))
+        time.sleep(0.1)
+        (session,) = engine.sessions.values()
+        assert session.audio_s <= 10
+        # One block more waits to be pushed.
+        assert ledger.decoded_s <= session.audio_s + 1
+        engine.go_on_listening()
+        thread.join(20)
+    assert replies[0].json()["text"] == transcript(60)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_client_that_leaves_midway(server: LiveServer, engine: FakeEngine, stream: str, reset: bool) -> None:
+    engine.listens_until_s = 5.0
+    form = {"instruction": "Transcribe.", "stream": stream}
+    request = server.client.build_request("POST", "/v1/instruct", files={"audio": ("clip", MINUTE)}, data=form)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with socket.create_connection(("127.0.0.1", server.port)) as peer:
+        peer.sendall(f"POST /v1/instruct HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        wait_until(lambda: any(session.audio_s > 5 for session in engine.sessions.values()))
+        assert engine.aborted == []
+        if reset:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: engine.aborted == [session.request.id for session in engine.past_sessions] != [])
+
+
+def test_the_time_limit_counts_from_the_last_progress(engine: FakeEngine) -> None:
+    """Forty steps of 50 ms are more than a second, but none of them is."""
+    slow = SlowEngine(0.05)
+    with live_server(slow, request_timeout_s=1.0) as server:
+        wait_until(lambda: slow.stats().ready)
+        assert instruct(server, recording(40)).json()["text"] == transcript(40)
+    engine.listens_until_s = 5.0
+    with live_server(engine, request_timeout_s=0.5) as server:
+        wait_until(lambda: engine.stats().ready)
+        response = instruct(server, MINUTE)
+        assert (response.status_code, error_code(response)) == (504, "request_timed_out")
+        assert last_event(server, MINUTE)["error"]["code"] == "request_timed_out"
+        assert_nothing_is_left(server, engine)
+
+
+def test_a_deadline_is_one_whatever_is_got_on_with() -> None:
+    slow = SlowEngine(0.05)
+    with live_server(slow) as server:
+        wait_until(lambda: slow.stats().ready)
+        response = instruct(server, MINUTE, deadline_ms="700")
+        assert (response.status_code, error_code(response)) == (504, "request_timed_out")
+        assert "deadline" in response.json()["error"]["message"]
+        assert len(slow.aborted) == 1
+        assert instruct(server, MINUTE, deadline_ms="60000").status_code == 200
+
+
+def test_no_more_recordings_than_decoders(engine: FakeEngine) -> None:
+    with live_server(engine, decode_streams=0) as server:
+        wait_until(lambda: engine.stats().ready)
+        response = instruct(server, MINUTE)
+        assert (response.status_code, error_code(response)) == (429, "overloaded")
+        assert "retry-after" in response.headers
+        assert_nothing_is_left(server, engine)
+
+
+def test_recordings_that_wait_hold_up_no_short_clip(engine: FakeEngine) -> None:
+    """A single decode worker, and four recordings that the engine does not get on with."""
+    engine.listens_until_s = 5.0
+    with live_server(engine, decode_workers=1) as server:
+        wait_until(lambda: engine.stats().ready)
+        waiting = [in_background(server, MINUTE) for _ in range(4)]
+        wait_until(lambda: len(engine.sessions) == 4 and all(session.audio_s > 5 for session in engine.sessions.values()))
+        for _ in range(5):
+            assert instruct(server, recording(1)).json()["text"] == "hello world"
+        engine.go_on_listening()
+        for thread, replies in waiting:
+            thread.join(30)
+            assert replies[0].json()["text"] == transcript(60)
+
+
+def test_a_server_that_stops_gives_no_half_answer(engine: FakeEngine) -> None:
+    engine.listens_until_s = 5.0
+    with live_server(engine) as server:
+        wait_until(lambda: engine.stats().ready)
+        thread, replies = in_background(server, MINUTE)
+        wait_until(lambda: any(session.audio_s > 5 for session in engine.sessions.values()))
+        engine.end_all_audio()
+        thread.join(20)
+    assert [(reply.status_code, error_code(reply)) for reply in replies] == [(503, "not_ready")]
+
+
+class SlowEngine(FakeEngine):
+    """Takes its time for each piece of audio."""
+
+    def __init__(self, pause_s: float) -> None:
+        super().__init__()
+        self._pause_s = pause_s
+        self._due_s = 0.0
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        now_s = time.monotonic()
+        self._due_s = max(self._due_s, now_s) + self._pause_s
+        threading.Timer(self._due_s - now_s, super().push, (request_id, item)).start()

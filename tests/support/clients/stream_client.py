@@ -1,0 +1,144 @@
+"""A client of `/v1/stream` for tests, and raw frames for those that go beyond one."""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close
+from websockets.sync.client import ClientConnection, connect
+
+from tests.support.clients.live_server import LiveServer, tone
+
+TIMEOUT_S = 20
+TEXT, BINARY, PING = 1, 2, 9
+
+
+def pcm(duration_s: float, rate_hz: int = 16_000) -> bytes:
+    """A tone."""
+    return (tone(duration_s, rate_hz) * 32767).astype("<i2").tobytes()
+
+
+class StreamClient:
+    """One WebSocket to the server."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def tell(self, type: str, **fields: object) -> None:
+        self.socket.send(json.dumps({"type": type, **fields}))
+
+    def start(self, instruction: str = "Transcribe.", **fields: object) -> dict[str, Any]:
+        """Begin; the answer."""
+        self.tell("start", instruction=instruction, **fields)
+        return self.event()
+
+    def say(self, audio: bytes) -> None:
+        self.socket.send(audio)
+
+    def event(self) -> dict[str, Any]:
+        """The next event. Raises `ConnectionClosed`."""
+        event: dict[str, Any] = json.loads(self.socket.recv(TIMEOUT_S))
+        return event
+
+    def events(self) -> tuple[list[dict[str, Any]], Close]:
+        """All that still comes, and how the server closed."""
+        events = []
+        try:
+            while True:
+                events.append(self.event())
+        except ConnectionClosed as closed:
+            if closed.rcvd is None:
+                raise AssertionError("the connection was cut") from None
+            return events, closed.rcvd
+
+    def until(self, type: str) -> list[dict[str, Any]]:
+        """The events up to the next of this type."""
+        events = [self.event()]
+        while events[-1]["type"] != type:
+            events.append(self.event())
+        return events
+
+    def fatal(self) -> tuple[str, int]:
+        """The code of the error that ends the session, whose shape is checked, and that of the close."""
+        events, close = self.events()
+        event = events[-1]
+        assert set(event) == {"type", "error", "request_id", "fatal"}, event
+        assert set(event["error"]) == {"message", "type", "param", "code"}
+        assert (event["type"], event["fatal"]) == ("error", True)
+        return event["error"]["code"], close.code
+
+
+@contextlib.contextmanager
+def streaming(server: LiveServer, **options: Any) -> Iterator[StreamClient]:
+    """A client that is connected, and has said nothing yet."""
+    url = f"ws://127.0.0.1:{server.port}/v1/stream"
+    with connect(url, compression=None, proxy=None, close_timeout=TIMEOUT_S, **options) as socket:
+        yield StreamClient(socket)
+
+
+def raw_socket(server: LiveServer) -> socket.socket:
+    """A TCP connection that was accepted as a WebSocket."""
+    peer = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S)
+    key = b64encode(os.urandom(16)).decode()
+    peer.sendall(
+        f"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+    )
+    reply = b""
+    while b"\r\n\r\n" not in reply:
+        reply += peer.recv(1)
+    assert reply.startswith(b"HTTP/1.1 101 "), reply
+    return peer
+
+
+def frame(opcode: int, content: bytes, *, final: bool = True) -> bytes:
+    """A client's frame, masked with zeros."""
+    length = len(content)
+    if length < 126:
+        size = bytes([0x80 | length])
+    else:
+        size = b"\xfe" + struct.pack("!H", length) if length < 65_536 else b"\xff" + struct.pack("!Q", length)
+    return bytes([final << 7 | opcode]) + size + bytes(4) + content
+
+
+def close_code(peer: socket.socket) -> int:
+    """The code of the server's close frame; whatever comes before it is skipped."""
+    with peer.makefile("rb") as received:
+        while True:
+            opcode, length = received.read(2)
+            if length == 126:
+                (length,) = struct.unpack("!H", received.read(2))
+            content = received.read(length)
+            if opcode == 0x88:
+                return int(struct.unpack("!H", content[:2])[0])
+
+
+def reset(peer: socket.socket) -> None:
+    """Vanish: the connection is reset."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+def metric(server: LiveServer, sample: str) -> float:
+    """The value of a sample by its whole name, labels included."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == f"thinbridge_{sample}")
+
+
+def open_files(server: LiveServer) -> int:
+    """Of this process, which has both ends of every connection; the one that `server.client` keeps is there at every count."""
+    server.client.get("/health")
+    return len(os.listdir("/proc/self/fd"))
+
+
+def samples_of(audio: bytes) -> npt.NDArray[np.float32]:
+    """What the server makes of PCM at the model's rate."""
+    return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)

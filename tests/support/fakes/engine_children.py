@@ -1,0 +1,91 @@
+"""Engines that a child process can make by name, and the gate that holds them from outside."""
+
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from models.protocols import BackendError
+from server.engine.types.protocol import Engine
+from tests.support.fakes.fake_engine import FakeEngine
+
+SLOTS, QUEUE_LIMIT = 3, 61
+LONGEST_INSTRUCTION = 200
+# That of `fake_models`.
+SAMPLE_RATE_HZ = 800
+# Answers end by their limit.
+NEVER = 2**40
+
+
+class FileGate(threading.Event):
+    """An event for several processes: it is set unless a file exists."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    def is_set(self) -> bool:
+        return not self.path.exists()
+
+    def set(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        self.path.touch()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        deadline_s = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+        return self.is_set()
+
+
+def local(gate: str) -> Engine:
+    """`LocalEngine` on fake models; its encoder waits at the gate."""
+    # A child without models starts sooner without what they need.
+    from server.engine.engine import LocalEngine
+    from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, fake_models
+
+    encoder = FakeEncoder()
+    encoder.gate = FileGate(gate)
+    llm = FakeLLM(slots=SLOTS, max_positions=LONGEST_INSTRUCTION + 200, mean_tokens=NEVER)
+    models = fake_models(llm, encoder)
+    return LocalEngine(models, SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)
+
+
+def scripted(gate: str) -> Engine:
+    """`FakeEngine`; its thread waits at the gate."""
+    engine = FakeEngine(sample_rate_hz=SAMPLE_RATE_HZ)
+    engine.gate = FileGate(gate)
+    engine.slots, engine.queue_limit, engine.longest_instruction = SLOTS, QUEUE_LIMIT, LONGEST_INSTRUCTION
+    return engine
+
+
+def troubled(gate: str, trouble: str) -> Engine:
+    """A scripted engine; the file `trouble` says how its start goes wrong, where it exists."""
+    match Path(trouble).read_text() if Path(trouble).exists() else "none":
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(600)
+        case "raise":
+            raise ValueError("the models are broken")
+        case "refuse":
+            raise BackendError("There is no such GPU.")
+    return scripted(gate)
+
+
+def losing() -> Engine:
+    """`LocalEngine` on fake models, for which any failure is the last."""
+    from dataclasses import replace
+
+    from models.protocols import BackendLostError
+    from server.engine.engine import LocalEngine
+    from tests.support.fakes.fake_models import FakeLLM, fake_models
+
+    def check() -> None:
+        raise BackendLostError("an illegal memory access was encountered")
+
+    return LocalEngine(replace(fake_models(FakeLLM()), check=check), SAMPLE_RATE_HZ, 30.0, QUEUE_LIMIT)

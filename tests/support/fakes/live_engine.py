@@ -1,0 +1,46 @@
+"""Live sessions on fake models: engines, requests, and audio with pauses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from models.assemble import Models
+from models.protocols import Float32
+from server.engine.engine import LocalEngine
+from server.engine.types.options import SamplingOptions, Scope, VoiceOptions
+from server.engine.types.requests import LiveRequest
+from tests.support.clients.engine_client import TIMEOUT_S
+from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, silence, speech
+
+VOICE = VoiceOptions(prefix_padding_s=0.1, silence_s=0.3, max_utterance_s=3.0)
+
+
+def live(id: str = "session", scope: Scope = "utterance", **fields: object) -> LiveRequest:
+    sampling = SamplingOptions(max_tokens=12)
+    return replace(LiveRequest(id, "Transcribe.", sampling, voice=VOICE, scope=scope), **fields)  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving(models: Models | None = None, encoder: FakeEncoder | None = None) -> Iterator[LocalEngine]:
+    engine = LocalEngine(models or fake_models(FakeLLM(), encoder), SAMPLE_RATE_HZ, 30.0, 64, encode_budget_mel_frames=300)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.drain(TIMEOUT_S)
+        stats = engine.stats()
+        assert (stats.ready, stats.waiting, stats.running, stats.live_sessions, stats.live_jobs) == (False, 0, 0, 0, 0)
+
+
+def two_tasks() -> Models:
+    """Models that transcribe under one instruction only, and follow the others."""
+    models = fake_models(FakeLLM(max_positions=400, mean_tokens=4))
+    return replace(models, boundary_instructions=frozenset({"transcribe"}), transcription_instruction="Transcribe.")
+
+
+def conversation(seeds: range, pause_s: float = 0.6) -> Float32:
+    """Utterances of different lengths and the silence after each."""
+    parts = [part for seed in seeds for part in (speech(seed, 0.4 + seed % 3 * 0.5), silence(pause_s))]
+    return np.concatenate(parts)

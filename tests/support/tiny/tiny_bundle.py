@@ -1,0 +1,142 @@
+"""A bundle of random models that are tiny and whole: it hears, and answers nonsense that depends on every sample.
+
+Its plans for the simulated GPU are written from the same weights.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from export.adapter_graph import build_adapter
+from export.ctranslate2_weights import Arrays
+from export.gguf_weights import Llama
+from export.llama_attention import ExactAttention
+from export.llama_decoder import build_decoder, embedding_table
+from export.tensorrt_parts import Part, adapter_part, llm_part
+from export.tensorrt_plans import build_into_bundle
+from export.tensorrt_profiles import Limits, speech_encoder_profiles
+from export.tensorrt_speech import build_by_head_encoder
+from export.whisper_encoder import build_encoder
+from models.bundle.bundle import (
+    AdapterSection,
+    Bundle,
+    BundleDescription,
+    EncoderSection,
+    LlmSection,
+    PromptSection,
+    VoiceSection,
+    open_bundle,
+    write_bundle,
+)
+from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.projectors.trained import read_adapter
+from models.runtimes.cuda.simulated import SimulatedDevice
+from tests.models.test_voice_onnx import WINDOW_SAMPLES, write_graph
+from tests.support.fakes.fake_models import END_TOKEN, tokeniser_definition
+from tests.support.tiny.tiny_llama import tiny_llama
+from tests.support.tiny.tiny_whisper import WIDTH, arrays_of, random_encoder
+from training.adapter import Adapter, AdapterConfig
+
+MAX_POSITIONS = 384
+MAX_AUDIO_S = 30.0
+BLANK_BIAS = 0.0
+LIMITS = Limits(decode_rows=4, prefill_rows=2, prefill_tokens=128, wanted=64)
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """The weights that bundle and plans are written from, but for the adapter's, which are in the bundle."""
+
+    encoder: Arrays
+    llama: Llama
+
+
+def write_speaking_bundle(folder: Path) -> TinyModels:
+    """A bundle that the CPU's runtimes load, in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    definition = tokeniser_definition()
+    llama, _ = tiny_llama(vocabulary=len(definition["model"]["vocab"]))
+    tiny = TinyModels(arrays_of(random_encoder(1, positions=1500)), llama)
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    build_encoder(tiny.encoder).save(folder / "encoder.onnx")
+    _write_adapter(folder / "adapter.safetensors", llama.config.embedding_size)
+    embedding = embedding_table(llama).astype(np.float32)
+    build_adapter(read_adapter(folder / "adapter.safetensors"), embedding).save(folder / "adapter.onnx")
+    build_decoder(llama, max_positions=MAX_POSITIONS, attention=ExactAttention).save(folder / "llm.onnx")
+    np.save(folder / "embedding.npy", embedding_table(llama))
+    write_graph(folder / "voice.onnx")
+    write_bundle(folder, _describe(llama))
+    return tiny
+
+
+def add_simulated_plans(folder: Path, tiny: TinyModels) -> Bundle:
+    """The bundle with plans of all parts for the simulated GPU."""
+    library = SimulatedDevice().tensorrt
+    encoder = Part("encoder", "fp32", 0, speech_encoder_profiles(LIMITS), lambda: build_by_head_encoder(tiny.encoder, np.float32))
+    parts = [
+        encoder,
+        adapter_part(open_bundle(folder), LIMITS, np.float32),
+        llm_part(lambda: tiny.llama, "fp32", MAX_POSITIONS, LIMITS),
+    ]
+    for part in parts:
+        build_into_bundle(library, part, "sm_00", folder)
+    return open_bundle(folder)
+
+
+def _write_adapter(path: Path, embedding_size: int) -> None:
+    torch.manual_seed(3)
+    config = AdapterConfig(
+        encoder_width=WIDTH, width=32, layers=1, heads=2, feed_forward=48, embedding_size=embedding_size, boundary_vectors=2
+    )
+    adapter = Adapter(config).eval()
+    for name, parameter in adapter.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.4)
+    # About half of the frames are blank.
+    torch.nn.init.constant_(adapter.blank.bias, BLANK_BIAS)
+    trained = {**asdict(config), "blank_threshold": 0.5, "boundary_instructions": ["Transcribe the speech to text."]}
+    save_file(adapter.state_dict(), path, metadata={"config": json.dumps(trained)})
+
+
+def _describe(llama: Llama) -> BundleDescription:
+    config = llama.config
+    return BundleDescription(
+        name="tiny",
+        created=datetime(2026, 1, 2, tzinfo=UTC),
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        max_audio_s=MAX_AUDIO_S,
+        encoder=EncoderSection(
+            architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=MEL_BINS, width=WIDTH, states_per_s=50.0
+        ),
+        adapter=AdapterSection(
+            precision="fp32",
+            graph="adapter.onnx",
+            weights="adapter.safetensors",
+            subsampling=4,
+            boundary_instructions=("Transcribe the speech to text.",),
+            embedding_size=config.embedding_size,
+        ),
+        llm=LlmSection(
+            architecture="llama",
+            precision="fp32",
+            graph="llm.onnx",
+            embedding="embedding.npy",
+            tokeniser="tokenizer.json",
+            layers=config.layers,
+            key_value_heads=config.key_value_heads,
+            head_size=config.head_size,
+            embedding_size=config.embedding_size,
+            vocabulary_size=config.vocabulary_size,
+            max_positions=MAX_POSITIONS,
+        ),
+        prompt=PromptSection(prefix=(1, 40), after_instruction=(41,), suffix=(42,), end_tokens=(END_TOKEN, 0)),
+        voice=VoiceSection(
+            architecture="silero", graph="voice.onnx", sample_rate_hz=SAMPLE_RATE_HZ, window_samples=WINDOW_SAMPLES
+        ),
+        licences={"all": "random"},
+    )
