@@ -18,7 +18,7 @@ KEPT_GRAMMARS = 16
 FORCED_CHARACTERS = 256
 
 
-class Follower:
+class TokenConstraint:
     """Follows one answer, token by token. This one follows no grammar: anything may come. For one thread at a time."""
 
     @property
@@ -54,8 +54,8 @@ class Grammars:
         self._lock = threading.Lock()
         self._matchers: LRUCache[tuple[GrammarKind, str], LLMatcher] = LRUCache(KEPT_GRAMMARS)
 
-    def follow(self, kind: GrammarKind, text: str) -> Follower:
-        """A follower at the beginning of its answer. Raises `GrammarError` for a grammar that `compile_grammar` does not take."""
+    def follow(self, kind: GrammarKind, text: str) -> TokenConstraint:
+        """Return the constraint at the beginning of its answer. Raises `GrammarError` where `compile_grammar` refuses."""
         with self._lock:
             matcher = self._matchers.get((kind, text))
         if matcher is None:
@@ -71,7 +71,7 @@ class Grammars:
         return compile_grammar(self._tokenizer, kind, text)
 
 
-class _GrammarFollower(Follower):
+class _GrammarFollower(TokenConstraint):
     def __init__(self, grammars: Grammars, kind: GrammarKind, text: str, matcher: LLMatcher) -> None:
         self._grammars = grammars
         self._kind = kind

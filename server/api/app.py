@@ -15,14 +15,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from models.protocols import BackendError
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.middleware import RequestContext, error_response, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
 from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecodePool
-from server.constraints.sandbox import GrammarTrial
+from server.constraints.sandbox import GrammarSandbox
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
@@ -41,28 +41,28 @@ PAGE_HEADERS = {
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.edge`."""
-    edge = _put_together(engine, settings)
+    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.context`."""
+    context = _put_together(engine, settings)
     app = FastAPI(
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
         version="1",
-        lifespan=_lifespan(edge),
+        lifespan=_lifespan(context),
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.edge = edge
-    app.add_middleware(RequestContext, metrics=edge.metrics)
+    app.state.context = context
+    app.add_middleware(RequestContext, metrics=context.metrics)
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.include_router(instruct_router(edge))
-    app.include_router(stream_router(edge))
-    _add_operations(app, edge)
+    app.include_router(instruct_router(context))
+    app.include_router(stream_router(context))
+    _add_operations(app, context)
     return app
 
 
-def _put_together(engine: Engine, settings: Settings) -> Edge:
+def _put_together(engine: Engine, settings: Settings) -> ServerContext:
     decode_pool = DecodePool(
         settings.decode_workers,
         AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
@@ -71,28 +71,28 @@ def _put_together(engine: Engine, settings: Settings) -> Edge:
         max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
         max_streams=settings.decode_streams,
     )
-    return Edge(engine, settings, decode_pool, GrammarTrial(), Metrics(engine.stats, lambda: decode_pool.restarts))
+    return ServerContext(engine, settings, decode_pool, GrammarSandbox(), Metrics(engine.stats, lambda: decode_pool.restarts))
 
 
-def _lifespan(edge: Edge) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
-        await edge.decode_pool.start()
+        await context.decode_pool.start()
         # A daemon, so that a server which is told to stop while models load does not wait for them.
-        threading.Thread(target=_start_engine, args=(edge,), name="engine-start", daemon=True).start()
+        threading.Thread(target=_start_engine, args=(context,), name="engine-start", daemon=True).start()
         try:
             yield
         finally:
-            await asyncio.to_thread(edge.engine.drain, edge.settings.drain_timeout_s)
-            await edge.decode_pool.close()
-            await edge.grammar_trial.close()
+            await asyncio.to_thread(context.engine.drain, context.settings.drain_timeout_s)
+            await context.decode_pool.close()
+            await context.grammar_sandbox.close()
 
     return run
 
 
-def _start_engine(edge: Edge) -> None:
+def _start_engine(context: ServerContext) -> None:
     try:
-        edge.engine.start()
+        context.engine.start()
     except StartError as error:
         # Its message, and a `BackendError`'s, is for the operator and complete; anything else is for a developer.
         logger.error("%s", error)
@@ -102,10 +102,10 @@ def _start_engine(edge: Edge) -> None:
         logger.exception("The engine could not be started.")
     else:
         return
-    edge.start_failed = True
+    context.start_failed = True
 
 
-def _add_operations(app: FastAPI, edge: Edge) -> None:
+def _add_operations(app: FastAPI, context: ServerContext) -> None:
     page = PAGE.read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
@@ -118,12 +118,12 @@ def _add_operations(app: FastAPI, edge: Edge) -> None:
 
     @app.get("/ready", summary="Whether requests are taken", responses={503: {"model": ErrorReply}})
     async def ready() -> dict[str, str]:
-        edge.require_ready()
+        context.require_ready()
         return {"status": "ready"}
 
     @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
     async def metrics() -> Response:
-        return Response(edge.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _on_serve_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""One request at the edge: how long it may take, and what is counted and written down of it."""
+"""One request at the context: how long it may take, and what is counted and written down of it."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.native.schema import InstructReply, Timestamps, instruct_reply
 from server.engine.types.events import Done
 from server.errors import RequestTimedOut
-from server.jobs.job import Work
+from server.jobs.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class TimeLimit:
 class Call:
     """A request that goes to the engine. It began at `started_s` (`time.perf_counter`)."""
 
-    edge: Edge
+    context: ServerContext
     request_id: str
-    work: Work
+    work: Job
     started_s: float
     limit: TimeLimit
     timestamps: Timestamps = "none"
@@ -69,7 +69,7 @@ class Call:
         done = dataclasses.replace(
             done, times=dataclasses.replace(done.times, audio_decode_s=work.audio_decode_s, total_s=total_s)
         )
-        metrics = self.edge.metrics
+        metrics = self.context.metrics
         metrics.count_answer(done, work.audio_s)
         if first_text_s is not None:
             metrics.time_to_first_token.observe(first_text_s - self.started_s)

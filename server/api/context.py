@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.audio.sandbox import DecodePool
-from server.constraints.sandbox import GrammarTrial
+from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.protocol import Engine
 from server.errors import NotReady, Overloaded
 from server.observability.metrics import Metrics
@@ -17,13 +17,13 @@ UPLOADS_BEYOND_ENGINE = 16
 
 
 @dataclass
-class Edge:
+class ServerContext:
     """One server's parts, and how many requests and live sessions are inside it."""
 
     engine: Engine
     settings: Settings
     decode_pool: DecodePool
-    grammar_trial: GrammarTrial
+    grammar_sandbox: GrammarSandbox
     metrics: Metrics
     in_flight: int = 0
     sessions: int = 0

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.api.app import create_app
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.native.stream_messages import MAX_FRAME_BYTES
 from server.api.self_check import SelfCheckError, curl_line, run_self_check
 from server.api.websocket import WebSocketConnection
@@ -74,19 +74,19 @@ def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
     """Serve until SIGINT or SIGTERM; the exit status. Reports the self-check on stdout once the engine is ready."""
     app = create_app(engine, settings)
     server = web_server(app, settings)
-    edge: Edge = app.state.edge
-    threading.Thread(target=_watch_start, args=(server, edge, base_url(listener)), name="start-watch", daemon=True).start()
+    context: ServerContext = app.state.context
+    threading.Thread(target=_watch_start, args=(server, context, base_url(listener)), name="start-watch", daemon=True).start()
     # uvicorn drains at the first signal and then raises it again, which would end the process as if it was killed.
     signal.signal(signal.SIGTERM, _exit_cleanly)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    return 0 if server.started and not edge.start_failed else 1
+    return 0 if server.started and not context.start_failed else 1
 
 
-def _watch_start(server: uvicorn.Server, edge: Edge, url: str) -> None:
+def _watch_start(server: uvicorn.Server, context: ServerContext, url: str) -> None:
     """Stop a server whose engine cannot start; check one whose engine has started."""
-    while not edge.engine.stats().ready:
-        if edge.start_failed:
+    while not context.engine.stats().ready:
+        if context.start_failed:
             server.should_exit = True
         if server.should_exit:
             return

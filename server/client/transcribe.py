@@ -14,7 +14,7 @@ from server.engine.types.events import Delta, Done, Event, Failed, LiveEvent, Wo
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
-from server.jobs.gathering import Gathering, session_for
+from server.jobs.gathering import LongAudioAggregator, live_request_from
 from server.jobs.long_audio import AHEAD_S
 
 
@@ -37,8 +37,8 @@ def instruct_file(
         done = _answer_clip(engine, request)
         audio_s, basis, sections = len(request.audio) / engine.sample_rate_hz, None, None
     else:
-        session = session_for(request, engine.transcribes(instruction))
-        gathering = Gathering(session)
+        session = live_request_from(request, engine.transcribes(instruction))
+        gathering = LongAudioAggregator(session)
         done = _answer_recording(engine, session, chain(head, blocks), gathering)
         audio_s, basis, sections = gathering.audio_s, gathering.basis, gathering.sections
     done.times.audio_decode_s = blocks.passed_s
@@ -82,7 +82,7 @@ def _answer_clip(engine: Engine, request: InstructRequest) -> Done:
     return event
 
 
-def _answer_recording(engine: Engine, request: LiveRequest, blocks: Iterator[Samples], gathering: Gathering) -> Done:
+def _answer_recording(engine: Engine, request: LiveRequest, blocks: Iterator[Samples], gathering: LongAudioAggregator) -> Done:
     events: queue.SimpleQueue[LiveEvent] = queue.SimpleQueue()
     engine.open_live(request, events.put)
     try:
@@ -101,7 +101,7 @@ def _answer_recording(engine: Engine, request: LiveRequest, blocks: Iterator[Sam
     return done
 
 
-def _hear(gathering: Gathering, events: queue.SimpleQueue[LiveEvent]) -> Done | None:
+def _hear(gathering: LongAudioAggregator, events: queue.SimpleQueue[LiveEvent]) -> Done | None:
     """Wait for the next event; the answer, if that was it. Raises the error of a failure."""
     match gathering.take(events.get()):
         case Failed() as failed:

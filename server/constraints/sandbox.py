@@ -24,7 +24,7 @@ START_TIMEOUT_S = 60.0
 KEPT_VERDICTS = 64
 
 
-class GrammarTrial:
+class GrammarSandbox:
     """Tries out one constraint at a time. Belongs to one event loop; `close` after use.
 
     The child starts with the first trial, and anew after each that it did not survive.

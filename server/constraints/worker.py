@@ -1,4 +1,4 @@
-"""The child of `GrammarTrial`: compiles constraints, and dies of the first that takes too long or too much memory.
+"""The child of `GrammarSandbox`: compiles constraints, and dies of the first that takes too long or too much memory.
 
 It reads `[kind, text]` a line, as JSON. It writes one line to say that it is ready, then one for each: null or the problem, as
 JSON. It ends when its stdin closes, so it never outlives the server.

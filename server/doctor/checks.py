@@ -16,7 +16,7 @@ from server.audio.child import WorkerError
 from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecodePool
 from server.audio.stream import AudioStream
-from server.doctor.finding import Finding
+from server.doctor.finding import CheckResult
 from server.doctor.gpu import gpu_checks
 from server.errors import ServeError
 from server.settings import Settings
@@ -26,7 +26,7 @@ MIN_MEMORY_BYTES = 1536 * 2**20
 CPU_FLAGS = {"x86_64": ("avx2", ("avx512_vnni", "avx_vnni")), "aarch64": ("asimd", ("asimddp", "i8mm"))}
 
 
-def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[Finding]:
+def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[CheckResult]:
     """Run every check. A check that breaks is a finding, not an error."""
 
     # Its files are hashed once, for all checks that look into it.
@@ -34,7 +34,7 @@ def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[Finding
     def bundle() -> Bundle:
         return open_bundle(find_bundle())
 
-    checks: dict[str, Callable[[], Finding | None]] = {
+    checks: dict[str, Callable[[], CheckResult | None]] = {
         "processor": lambda: check_processor(platform.machine(), _cpu_flags()),
         "memory": check_memory,
         "onnxruntime": check_onnxruntime,
@@ -48,46 +48,46 @@ def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[Finding
     return [finding for finding in findings if finding is not None]
 
 
-def _guarded(name: str, check: Callable[[], Finding | None]) -> Finding | None:
+def _guarded(name: str, check: Callable[[], CheckResult | None]) -> CheckResult | None:
     try:
         return check()
     except Exception as error:
-        return Finding(name, f"the check failed: {error}", "see the error")
+        return CheckResult(name, f"the check failed: {error}", "see the error")
 
 
-def check_processor(architecture: str, flags: set[str]) -> Finding:
+def check_processor(architecture: str, flags: set[str]) -> CheckResult:
     """Whether the CPU has the vector instructions that the models' kernels need."""
     cores = os.cpu_count() or 1
     if architecture not in CPU_FLAGS:
-        return Finding("processor", f"{architecture}, {cores} cores, not a kind that was tried")
+        return CheckResult("processor", f"{architecture}, {cores} cores, not a kind that was tried")
     needed, wider = CPU_FLAGS[architecture]
     found = [flag for flag in wider if flag in flags]
     detail = f"{architecture}, {cores} cores, {', '.join([needed, *found]) if needed in flags else 'without ' + needed}"
     if needed not in flags:
-        return Finding("processor", detail, f"use a machine whose CPU has {needed}; this one would be very slow")
-    return Finding(
+        return CheckResult("processor", detail, f"use a machine whose CPU has {needed}; this one would be very slow")
+    return CheckResult(
         "processor", detail if found else f"{detail}, no {' or '.join(wider)}: int8 and int4 run slower than they could"
     )
 
 
-def check_memory() -> Finding:
+def check_memory() -> CheckResult:
     """Whether there is room for the default bundle and a few requests."""
     available = available_memory_bytes()
     detail = f"{available / 2**30:.1f} GiB available"
     advice = f"free memory until {MIN_MEMORY_BYTES / 2**30:.1f} GiB are available" if available < MIN_MEMORY_BYTES else ""
-    return Finding("memory", detail, advice)
+    return CheckResult("memory", detail, advice)
 
 
-def check_onnxruntime() -> Finding:
+def check_onnxruntime() -> CheckResult:
     """Whether the models' runtime is installed."""
     try:
         import onnxruntime
     except ImportError as error:
-        return Finding("onnxruntime", f"cannot be imported ({error})", "pip install onnxruntime")
-    return Finding("onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
+        return CheckResult("onnxruntime", f"cannot be imported ({error})", "pip install onnxruntime")
+    return CheckResult("onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
 
 
-def check_codecs() -> Finding:
+def check_codecs() -> CheckResult:
     """Whether libsndfile reads every format that the server promises."""
     import soundfile
 
@@ -96,17 +96,17 @@ def check_codecs() -> Finding:
     missing += [name for name in ("VORBIS", "OPUS") if "OGG" in formats and name not in soundfile.available_subtypes("OGG")]
     detail = f"libsndfile {soundfile.__libsndfile_version__}"
     if missing:
-        return Finding("audio codecs", f"{detail} without {', '.join(missing)}", "install libsndfile 1.2 or later with them")
-    return Finding("audio codecs", f"{detail} with FLAC, Vorbis, Opus and MP3; WAV is read by this project")
+        return CheckResult("audio codecs", f"{detail} without {', '.join(missing)}", "install libsndfile 1.2 or later with them")
+    return CheckResult("audio codecs", f"{detail} with FLAC, Vorbis, Opus and MP3; WAV is read by this project")
 
 
-def check_decoder(settings: Settings) -> Finding:
+def check_decoder(settings: Settings) -> CheckResult:
     """Whether a confined decode process starts here and decodes."""
     try:
         samples = asyncio.run(_decode_silence(settings))
     except (WorkerError, ServeError, OSError) as error:
-        return Finding("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see the error above")
-    return Finding("audio decoder", f"a child process with {settings.decode_memory_bytes >> 20} MiB decoded {samples} samples")
+        return CheckResult("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see above")
+    return CheckResult("audio decoder", f"a child with {settings.decode_memory_bytes >> 20} MiB decoded {samples} samples")
 
 
 async def _decode_silence(settings: Settings) -> int:
@@ -131,21 +131,21 @@ async def _decode_silence(settings: Settings) -> int:
         await pool.close()
 
 
-def check_bundle(folder: Path, read: Callable[[], Bundle]) -> Finding:
+def check_bundle(folder: Path, read: Callable[[], Bundle]) -> CheckResult:
     """Whether the model bundle is there, whole and unchanged; `read` opens it."""
     if not folder.exists():
-        return Finding(
+        return CheckResult(
             "bundle", f"{folder} does not exist", "`thinbridge serve` builds the default bundle; --bundle names another"
         )
     try:
         manifest = read().manifest
     except BundleError as error:
-        return Finding("bundle", str(error), "delete the folder and run `thinbridge serve`")
+        return CheckResult("bundle", str(error), "delete the folder and run `thinbridge serve`")
     size = sum(entry.bytes for entry in manifest.files.values())
-    return Finding("bundle", f"{manifest.name}, {len(manifest.files)} files, {size / 1e6:.0f} MB, every sha256 right")
+    return CheckResult("bundle", f"{manifest.name}, {len(manifest.files)} files, {size / 1e6:.0f} MB, every sha256 right")
 
 
-def check_port(host: str, port: int) -> Finding:
+def check_port(host: str, port: int) -> CheckResult:
     """Whether the server could listen where it is told to."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -153,8 +153,8 @@ def check_port(host: str, port: int) -> Finding:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return Finding("port", f"{host}:{port}: {error.strerror or error}", "stop what uses it or choose another with --port")
-    return Finding("port", f"{host}:{port} is free")
+            return CheckResult("port", f"{host}:{port}: {error.strerror or error}", "stop what uses it, or choose another --port")
+    return CheckResult("port", f"{host}:{port} is free")
 
 
 def _cpu_flags() -> set[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check's result. `advice` is empty where nothing has to be done."""
 
     name: str

@@ -14,7 +14,7 @@ from models.bundle.bundle import Bundle
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import cuda_version, find_gpu, load_driver
 from models.runtimes.cuda.gpu_memory import gigabytes
-from server.doctor.finding import Finding
+from server.doctor.finding import CheckResult
 from server.doctor.models import check_gpu_memory, check_plans, gpu_of
 from server.settings import Settings
 
@@ -29,7 +29,7 @@ ONE_ONNXRUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps -c constraints.txt onnxruntime-gpu: "
     "both unpack into the same folder"
 )
-Check = Callable[[], Finding | None]
+Check = Callable[[], CheckResult | None]
 
 
 def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Check]:
@@ -53,75 +53,75 @@ def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Ch
     return checks
 
 
-def check_unused_gpu() -> Finding | None:
+def check_unused_gpu() -> CheckResult | None:
     """That there is a GPU, where the models run on the CPU."""
     try:
         gpu = find_gpu()
     except BackendError:
         return None
-    return Finding("GPU", f"{gpu.name} found, not used; --device cuda uses it (docs/gpu.md)")
+    return CheckResult("GPU", f"{gpu.name} found, not used; --device cuda uses it (docs/gpu.md)")
 
 
-def check_driver() -> Finding:
+def check_driver() -> CheckResult:
     """Whether there is an NVIDIA driver, new enough for the CUDA that everything is built with."""
     advice = f"install an NVIDIA driver for CUDA {CUDA}, {DRIVER_OF_CUDA} or later"
     try:
         major, minor = cuda_version(load_driver())
     except BackendError as error:
-        return Finding("driver", str(error), f"{advice}; a container gets the host's with --gpus")
-    return Finding("driver", f"serves CUDA {major}.{minor}", advice if major < CUDA else "")
+        return CheckResult("driver", str(error), f"{advice}; a container gets the host's with --gpus")
+    return CheckResult("driver", f"serves CUDA {major}.{minor}", advice if major < CUDA else "")
 
 
-def check_gpu(settings: Settings, number: int) -> Finding:
+def check_gpu(settings: Settings, number: int) -> CheckResult:
     """Whether the GPU is there."""
     try:
         gpu = gpu_of(settings, number)
     except BackendError as error:
-        return Finding(f"GPU {number}", str(error), "see `nvidia-smi -L`, and choose with --gpus")
-    return Finding(f"GPU {number}", f"{gpu.name}, {gpu.architecture}, {gigabytes(gpu.memory_bytes)}")
+        return CheckResult(f"GPU {number}", str(error), "see `nvidia-smi -L`, and choose with --gpus")
+    return CheckResult(f"GPU {number}", f"{gpu.name}, {gpu.architecture}, {gigabytes(gpu.memory_bytes)}")
 
 
-def check_torch_is_there() -> Finding:
+def check_torch_is_there() -> CheckResult:
     """Whether torch, which holds the simulated GPU's memory, is installed."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
-        return Finding("torch", f"cannot be imported ({error})", "pip install -c constraints.txt -e '.[dev]'")
-    return Finding("torch", torch.__version__)
+        return CheckResult("torch", f"cannot be imported ({error})", "pip install -c constraints.txt -e '.[dev]'")
+    return CheckResult("torch", torch.__version__)
 
 
-def check_torch() -> Finding:
+def check_torch() -> CheckResult:
     """Whether torch is a build for our CUDA, and reaches the GPU."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
-        return Finding("torch", f"cannot be imported ({error})", INSTALL)
+        return CheckResult("torch", f"cannot be imported ({error})", INSTALL)
     if torch.version.cuda is None:
-        return Finding(
+        return CheckResult(
             "torch",
             f"{torch.__version__} is a build for CPUs",
             "pip install --force-reinstall torch==2.13.0 without an extra index, which takes the build for CUDA",
         )
     detail = f"{torch.__version__} for CUDA {torch.version.cuda}"
     if int(torch.version.cuda.split(".")[0]) != CUDA:
-        return Finding("torch", detail, f"install the build for CUDA {CUDA}: docs/gpu.md, Install")
+        return CheckResult("torch", detail, f"install the build for CUDA {CUDA}: docs/gpu.md, Install")
     if not torch.cuda.is_available():
-        return Finding("torch", f"{detail} sees no GPU", "see the driver above; CUDA_VISIBLE_DEVICES hides GPUs too")
-    return Finding("torch", f"{detail}, sees {torch.cuda.device_count()} of the GPUs")
+        return CheckResult("torch", f"{detail} sees no GPU", "see the driver above; CUDA_VISIBLE_DEVICES hides GPUs too")
+    return CheckResult("torch", f"{detail}, sees {torch.cuda.device_count()} of the GPUs")
 
 
-def check_onnxruntime_gpu(settings: Settings) -> Finding:
+def check_onnxruntime_gpu(settings: Settings) -> CheckResult:
     """Whether ONNX Runtime computes on the GPU: asked for that, it goes to the CPU without an error where it cannot."""
     name = "onnxruntime on the GPU"
     versions = {each: _version(each) for each in ("onnxruntime", "onnxruntime-gpu")}
     installed = [f"{each} {version}" for each, version in versions.items() if version]
     if len(installed) == 2:
-        return Finding(name, f"{' and '.join(installed)} are both installed", ONE_ONNXRUNTIME)
+        return CheckResult(name, f"{' and '.join(installed)} are both installed", ONE_ONNXRUNTIME)
     if settings.encoder_runtime == "tensorrt":
-        return Finding(name, "not needed: the encoder runs on TensorRT")
+        return CheckResult(name, "not needed: the encoder runs on TensorRT")
     detail = installed[0] if installed else "not installed"
     if not versions["onnxruntime-gpu"]:
-        return Finding(
+        return CheckResult(
             name, f"{detail} is for CPUs" if installed else detail, f"{ONE_ONNXRUNTIME}, or --encoder-runtime tensorrt"
         )
     # Its wheels bring the CUDA libraries, which ONNX Runtime finds where they are loaded already, as in serving.
@@ -131,7 +131,7 @@ def check_onnxruntime_gpu(settings: Settings) -> Finding:
     libraries = (
         f"install CUDA {CUDA}'s libraries and cuDNN 9, as docs/gpu.md says; the messages before this one name what is missing"
     )
-    return Finding(name, f"{detail} {problem}" if problem else f"{detail} computes on it", libraries if problem else "")
+    return CheckResult(name, f"{detail} {problem}" if problem else f"{detail} computes on it", libraries if problem else "")
 
 
 def _try_provider(number: int) -> str:
@@ -170,33 +170,35 @@ def _small_encoder() -> bytes:
     return content
 
 
-def check_tensorrt(settings: Settings) -> Finding:
+def check_tensorrt(settings: Settings) -> CheckResult:
     """Whether the TensorRT that runs the plans is installed."""
     from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
     try:
         library = load_tensorrt(settings.tensorrt_library)
     except TensorRTError as error:
-        return Finding("TensorRT", f"{settings.tensorrt_library} cannot be used", str(error))
-    return Finding("TensorRT", f"{library.builder} {library.version}")
+        return CheckResult("TensorRT", f"{settings.tensorrt_library} cannot be used", str(error))
+    return CheckResult("TensorRT", f"{library.builder} {library.version}")
 
 
-def check_kernels(number: int) -> Finding:
+def check_kernels(number: int) -> CheckResult:
     """Whether the adapter's kernels can be compiled for the GPU."""
     name, other = f"kernels on GPU {number}", "or --adapter-runtime tensorrt"
     try:
         triton = importlib.import_module("triton")
     except (ImportError, OSError) as error:
-        return Finding(name, f"Triton cannot be imported ({error})", f"{INSTALL}, {other}")
+        return CheckResult(name, f"Triton cannot be imported ({error})", f"{INSTALL}, {other}")
     if triton.__version__ != TRITON:
-        return Finding(name, f"Triton {triton.__version__}, not tried with our kernels", f"pip install triton=={TRITON}, {other}")
+        return CheckResult(
+            name, f"Triton {triton.__version__}, untried with our kernels", f"pip install triton=={TRITON}, {other}"
+        )
     try:
         architecture = find_gpu(number).architecture
     except BackendError as error:
-        return Finding(name, f"Triton {TRITON}, for which GPU is unknown: {error}", f"see GPU {number}")
+        return CheckResult(name, f"Triton {TRITON}, for which GPU is unknown: {error}", f"see GPU {number}")
     if int(architecture.removeprefix("sm_")) not in ARCHITECTURES:
         known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
-        return Finding(name, f"Triton {TRITON}, but no tiles for {architecture}, only for {known}", "--adapter-runtime tensorrt")
+        return CheckResult(name, f"Triton {TRITON}, no tiles for {architecture}, only for {known}", "--adapter-runtime tensorrt")
     try:
         # Triton compiles what it reaches the driver by, once.
         triton.runtime.driver.active.get_current_target()
@@ -204,9 +206,9 @@ def check_kernels(number: int) -> Finding:
         compiler = (
             "install gcc and Python's headers, with which Triton builds its launcher (apt-get install gcc libc6-dev python3-dev)"
         )
-        return Finding(name, f"Triton {TRITON} does not reach the GPU: {error}", f"{compiler}, {other}")
+        return CheckResult(name, f"Triton {TRITON} does not reach the GPU: {error}", f"{compiler}, {other}")
     card = CARDS[int(architecture.removeprefix("sm_"))]
-    return Finding(name, f"Triton {TRITON}, tiles for {architecture}, which were chosen for a {card.name}")
+    return CheckResult(name, f"Triton {TRITON}, tiles for {architecture}, which were chosen for a {card.name}")
 
 
 def _version(project: str) -> str | None:

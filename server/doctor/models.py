@@ -9,7 +9,7 @@ from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
 from models.runtimes.cuda.gpu_memory import gigabytes, reckon
-from server.doctor.finding import Finding
+from server.doctor.finding import CheckResult
 from server.engine.runner.caches import PREFIX_CACHE_BYTES
 from server.settings import Settings
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 PUT_RIGHT = "put that right first"
 
 
-def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
+def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> CheckResult:
     """Whether the bundle has the plans that the settings need, for this GPU and this TensorRT."""
     name = f"plans for GPU {number}"
     try:
         opened, key = bundle(), _plan_key(settings, number)
     except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be looked for: {error}", PUT_RIGHT)
+        return CheckResult(name, f"cannot be looked for: {error}", PUT_RIGHT)
     plans, problems = _find_plans(opened, key, settings)
     if problems:
-        return Finding(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
+        return CheckResult(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
     encoder = opened.manifest.encoder
     if settings.device == "cuda" and settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
-        return Finding(
+        return CheckResult(
             name,
             f"the bundle's encoder is in {encoder.precision}, which ONNX Runtime multiplies on CPUs only",
             "--encoder-runtime tensorrt, or a bundle of `python -m export.default_bundle --precision fp32`",
@@ -39,27 +39,27 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
     rows = plans["llm"].profiles[DECODE_PROFILE]["rows"][-1]
     if rows < settings.slots:
         detail = f"the LLM's decodes {rows} requests at a time, and there are {settings.slots} slots"
-        return Finding(name, detail, f"--slots {rows} at most, or build it with `--part llm --decode-rows {settings.slots}`")
-    return Finding(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
+        return CheckResult(name, detail, f"--slots {rows} at most, or build it with `--part llm --decode-rows {settings.slots}`")
+    return CheckResult(name, f"{', '.join(f'{part} in {plan.precision}' for part, plan in plans.items())}, for {key}")
 
 
-def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> Finding:
+def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> CheckResult:
     """Whether the models and the slots fit into the GPU."""
     name = f"memory of GPU {number}"
     try:
         opened, memory_bytes = bundle(), gpu_of(settings, number).memory_bytes
         plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
     except (BundleError, BackendError) as error:
-        return Finding(name, f"cannot be reckoned: {error}", PUT_RIGHT)
+        return CheckResult(name, f"cannot be reckoned: {error}", PUT_RIGHT)
     if problems:
-        return Finding(name, "cannot be reckoned without the plans", PUT_RIGHT)
+        return CheckResult(name, "cannot be reckoned without the plans", PUT_RIGHT)
     budget = partial(reckon, opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
     # The simulated GPU computes, and keeps keys and values, in float32; and it has no libraries.
     reckoned = budget(bytes_per_number=4, context_bytes=0) if settings.device == "simulated" else budget()
     fitting = reckoned.fitting_slots(memory_bytes)
     detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
     advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
-    return Finding(name, detail, advice if fitting < settings.slots else "")
+    return CheckResult(name, detail, advice if fitting < settings.slots else "")
 
 
 def gpu_of(settings: Settings, number: int) -> Gpu:

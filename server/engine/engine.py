@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from server.engine.book import Book
+from server.engine.book import RequestTable
 from server.engine.live.sessions import LiveSessions
 from server.engine.runner.encode_stage import SideThread
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import Generation, follow, new_generation
+from server.engine.runner.sequence import SequenceState, follow, new_sequence
 from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_MEL_FRAMES, STEP_TOKENS, Scheduler
 from server.engine.stats import engine_stats
@@ -63,21 +63,21 @@ class LocalEngine:
         # Guards all below.
         self._changed = threading.Condition()
         scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_mel_frames, step_tokens, encode_gather_s)
-        self._book = Book(scheduler, Admission(models.llm.slots, max_queue_wait_s), sample_rate_hz, self._changed)
-        self._live = LiveSessions(models, sample_rate_hz, live_limit, self._changed, self._book.begin, self._book.drop)
+        self._requests = RequestTable(scheduler, Admission(models.llm.slots, max_queue_wait_s), sample_rate_hz, self._changed)
+        self._live = LiveSessions(models, sample_rate_hz, live_limit, self._changed, self._requests.begin, self._requests.drop)
         self._ready = False
         self._stopping = False
         self._steps = 0
         self._step_started_s: float | None = None
-        self._side = SideThread("engine-hearing") if models.encodes_beside else None
-        self._heard: list[Generation] = []
+        self._side = SideThread("engine-encode_stage") if models.encodes_beside else None
+        self._encoding: list[SequenceState] = []
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
     def start(self) -> None:
         """Warm the models up and begin to serve. Raises `BackendError` where they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
-        self._runner.warm_up(new_generation(self._models, warm_up, lambda _event: None))
+        self._runner.warm_up(new_sequence(self._models, warm_up, lambda _event: None))
         with self._changed:
             self._ready = not self._stopping
         self._thread.start()
@@ -86,10 +86,10 @@ class LocalEngine:
         return self._models.transcribes(instruction)
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        generation = new_generation(self._models, request, deliver)
+        sequence = new_sequence(self._models, request, deliver)
         with self._changed:
             self._require_ready()
-            self._book.submit(generation)
+            self._requests.submit(sequence)
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         # Its answers follow a constraint while the engine is waiting; this takes the time before.
@@ -105,19 +105,21 @@ class LocalEngine:
     def abort(self, request_id: str) -> None:
         with self._changed:
             self._live.end(request_id)
-            self._book.drop(request_id)
+            self._requests.drop(request_id)
 
     def stats(self) -> EngineStats:
         with self._changed:
             started_s = self._step_started_s
             step_age_s = 0.0 if started_s is None else time.perf_counter() - started_s
-            return engine_stats(self._book, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s)
+            return engine_stats(
+                self._requests, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s
+            )
 
     def drain(self, timeout_s: float) -> None:
         with self._changed:
             self._ready = False
             self._live.end_all_audio()
-            self._changed.wait_for(lambda: not (self._book.generations or self._live) or not self._thread.is_alive(), timeout_s)
+            self._changed.wait_for(lambda: not (self._requests.sequences or self._live) or not self._thread.is_alive(), timeout_s)
             self._stopping = True
             self._fail_all(NotReady("The server is shutting down."))
             self._changed.notify_all()
@@ -136,7 +138,7 @@ class LocalEngine:
             self._ready = False
             self._step_started_s = None
             self._fail_all(EngineFailed("The engine failed."))
-            self._book.clear()
+            self._requests.clear()
             self._changed.notify_all()
         if self._side is not None:
             self._side.stop()
@@ -145,81 +147,81 @@ class LocalEngine:
         """Block until there is something to do; False once the engine is to stop."""
         with self._changed:
             self._step_started_s = None
-            self._changed.wait_for(lambda: self._book.generations or self._live.busy or self._stopping)
+            self._changed.wait_for(lambda: self._requests.sequences or self._live.busy or self._stopping)
             self._step_started_s = time.perf_counter()
             return not self._stopping
 
     def _step(self) -> None:
         """One pass for every running request, and one stage further for some of those that came after."""
         self._live.listen()
-        self._settle(self._book.over())
+        self._settle(self._requests.over())
         self._preempt()
-        decode, prefill, encode = self._book.schedule()
+        decode, prefill, encode = self._requests.schedule()
         if encode:
             self._hear(encode)
         self._decode(decode)
-        self._prefill([(generation, positions) for generation, positions in prefill if not generation.ended])
+        self._prefill([(sequence, positions) for sequence, positions in prefill if not sequence.ended])
         if self._side is None or self._side.idle or not (decode or prefill):
             self._encode()
         with self._changed:
             self._steps += 1
 
     def _preempt(self) -> None:
-        preempted = self._book.preempt()
-        for generation in preempted:
-            self._runner.preempt(generation)
-        self._book.note_prefill(preempted)
+        preempted = self._requests.preempt()
+        for sequence in preempted:
+            self._runner.preempt(sequence)
+        self._requests.note_prefill(preempted)
         self._settle(preempted)
 
-    def _hear(self, batch: list[Generation]) -> None:
+    def _hear(self, batch: list[SequenceState]) -> None:
         """Have a batch encoded. Where that has a processor of its own, what touches nothing of other stages begins now, and goes
         on beside as many steps as it takes."""
         if self._side is not None:
             # Of a batch whose requests have all left.
             self._side.finish()
-            self._runner.hearing.recall(batch)
-            self._side.begin(partial(self._runner.hearing.hear, batch))
-        self._heard = batch
+            self._runner.encode_stage.lookup_cache(batch)
+            self._side.begin(partial(self._runner.encode_stage.run, batch))
+        self._encoding = batch
 
-    def _decode(self, batch: list[Generation]) -> None:
-        with self._book.measuring(self._book.admission.decode_s, min(1, len(batch))):
+    def _decode(self, batch: list[SequenceState]) -> None:
+        with self._requests.measuring(self._requests.admission.decode_s, min(1, len(batch))):
             self._runner.decode(batch)
         self._settle(batch)
 
-    def _prefill(self, work: list[tuple[Generation, int]]) -> None:
-        with self._book.measuring(self._book.admission.prefill_s, sum(positions for _, positions in work)):
+    def _prefill(self, work: list[tuple[SequenceState, int]]) -> None:
+        with self._requests.measuring(self._requests.admission.prefill_s, sum(positions for _, positions in work)):
             self._runner.prefill(work)
-        batch = [generation for generation, _ in work]
-        self._book.note_prefill(batch)
+        batch = [sequence for sequence, _ in work]
+        self._requests.note_prefill(batch)
         self._settle(batch)
 
     def _encode(self) -> None:
-        """The rest of it, or all. Its cost is what it adds to a step: what was heard beside the other stages is free."""
-        batch, self._heard = [generation for generation in self._heard if not generation.ended], []
-        mel_frames = sum(self._book.mel_frames(generation.request) for generation in batch)
-        with self._book.measuring(self._book.admission.encode_s, mel_frames):
+        """The rest of it, or all. Its cost is what it adds to a step: what was encoded beside the other stages is free."""
+        batch, self._encoding = [sequence for sequence in self._encoding if not sequence.ended], []
+        mel_frames = sum(self._requests.mel_frames(sequence.request) for sequence in batch)
+        with self._requests.measuring(self._requests.admission.encode_s, mel_frames):
             if self._side is not None:
                 self._side.finish()
             self._runner.encode(batch)
-        self._book.note_prefill(batch)
+        self._requests.note_prefill(batch)
         self._settle(batch)
 
-    def _settle(self, generations: Sequence[Generation]) -> None:
+    def _settle(self, sequences: Sequence[SequenceState]) -> None:
         """Tell the clients what a stage brought, and give the places of requests that ended to others."""
-        while generations:
-            self._book.tell(generations)
-            generations = self._pack()
+        while sequences:
+            self._requests.tell(sequences)
+            sequences = self._pack()
 
-    def _pack(self) -> list[Generation]:
+    def _pack(self) -> list[SequenceState]:
         """Bring every request to the slot that the scheduler has for it; returns those that failed on the way.
 
         From the lowest slot on, because every move goes down, into a slot that was left or moved from before.
         """
-        in_slots = self._book.in_slots()
-        for slot, generation in enumerate(in_slots):
-            if generation.slot != slot:
-                self._runner.move(generation, slot)
-        return [generation for generation in in_slots if generation.finished]
+        in_slots = self._requests.in_slots()
+        for slot, sequence in enumerate(in_slots):
+            if sequence.slot != slot:
+                self._runner.move(sequence, slot)
+        return [sequence for sequence in in_slots if sequence.finished]
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -227,4 +229,4 @@ class LocalEngine:
 
     def _fail_all(self, error: ServeError) -> None:
         self._live.fail_all(error)
-        self._book.fail_all(error)
+        self._requests.fail_all(error)

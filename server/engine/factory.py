@@ -5,7 +5,7 @@ from pathlib import Path
 
 from models.bundle.bundle import Bundle, Manifest, open_bundle
 from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
-from server.engine.router import Fleet
+from server.engine.router import EngineRouter
 from server.engine.types.protocol import Engine
 from server.settings import Settings
 
@@ -23,7 +23,7 @@ def build_engine(bundle_path: Path, settings: Settings) -> Engine:
     if settings.engine == "thread":
         return local_engine(bundle, settings)
     engines = {f"GPU {number}": _process_engine(bundle, one_gpu(settings, number)) for number in settings.gpu_numbers}
-    return Fleet(engines) if len(engines) > 1 else next(iter(engines.values()))
+    return EngineRouter(engines) if len(engines) > 1 else next(iter(engines.values()))
 
 
 def one_gpu(settings: Settings, number: int) -> Settings:

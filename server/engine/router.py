@@ -11,7 +11,7 @@ from server.engine.ipc.client import StartError
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
-from server.engine.types.stats import EngineCounters, EngineStats, FleetStats
+from server.engine.types.stats import EngineCounters, EngineStats, RouterStats
 from server.errors import InvalidRequest, NotReady, Overloaded
 
 AnyRequest = TypeVar("AnyRequest", InstructRequest, LiveRequest)
@@ -24,7 +24,7 @@ class _Route:
     engine: Engine
 
 
-class Fleet:
+class EngineRouter:
     """The `Engine` protocol over engines that serve the same models.
 
     A request goes to the ready engine with the smallest share of its places taken, a session to that with the smallest share of
@@ -82,9 +82,9 @@ class Fleet:
         if route is not None:
             route.engine.abort(request_id)
 
-    def stats(self) -> FleetStats:
+    def stats(self) -> RouterStats:
         every = [engine.stats() for engine in self._engines]
-        return FleetStats(
+        return RouterStats(
             ready=any(stats.ready for stats in every),
             waiting=sum(stats.waiting for stats in every),
             running=sum(stats.running for stats in every),

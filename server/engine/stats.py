@@ -1,15 +1,17 @@
 """What the engine says of itself."""
 
-from server.engine.book import Book
+from server.engine.book import RequestTable
 from server.engine.live.sessions import LiveSessions
 from server.engine.runner.runner import Runner
 from server.engine.types.stats import EngineCounters, EngineStats
 
 
-def engine_stats(book: Book, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float) -> EngineStats:
+def engine_stats(
+    book: RequestTable, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float
+) -> EngineStats:
     """A snapshot; the caller holds the engine's lock."""
     scheduler = book.scheduler
-    counted = [id for id, generation in book.generations.items() if not generation.of_session]
+    counted = [id for id, sequence in book.sequences.items() if not sequence.of_session]
     # Who is encoded, and will have the next free slot, counts as running where there is one.
     begun = sum(not scheduler.is_queued(id) for id in counted)
     running = min(begun, scheduler.slots)
@@ -25,7 +27,7 @@ def engine_stats(book: Book, live: LiveSessions, runner: Runner, *, ready: bool,
         encoder_cache_bytes=runner.encoder_cache.nbytes,
         live_sessions=len(live),
         live_limit=live.limit,
-        live_jobs=len(book.generations) - len(counted) + live.busy,
+        live_jobs=len(book.sequences) - len(counted) + live.busy,
         counters=_counters(runner, live, steps),
     )
 

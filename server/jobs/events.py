@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from server.engine.types.events import Delta, Done, Event, Failed, TokenLogprob
 
 
-class Waiter:
+class ResultFuture:
     """Waits for the end of one request. Belongs to the event loop that it was made on."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Waiter:
         return event
 
 
-class Inbox:
+class EventQueue:
     """Collects what comes of one request until the event loop takes it, however late that is; the engine never waits.
 
     Belongs to the event loop that it was made on. It holds no more than one answer.

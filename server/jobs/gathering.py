@@ -27,7 +27,7 @@ from server.errors import InvalidRequest
 Sums = TypeVar("Sums", Usage, StageTimes, Speculation)
 
 
-def session_for(request: InstructRequest, transcribes: bool) -> LiveRequest:
+def live_request_from(request: InstructRequest, transcribes: bool) -> LiveRequest:
     """The session that answers a request whose audio is too long for one piece; `transcribes` is said of its instruction.
 
     Raises `InvalidRequest` where it wants the times of words that nobody says.
@@ -47,7 +47,7 @@ def session_for(request: InstructRequest, transcribes: bool) -> LiveRequest:
     )
 
 
-class Gathering:
+class LongAudioAggregator:
     """Takes a session's events as they come, and makes of them those of one request.
 
     The answer is the texts of the utterances, joined with single spaces, or under the scope `recording` the text about all of

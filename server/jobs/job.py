@@ -9,7 +9,7 @@ from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
 
 
-class Work(Protocol):
+class Job(Protocol):
     """Started once; then it has exactly one terminal event, unless it is aborted before that.
 
     How it was made is known with that event: the length of the audio, the time that its decoding took, and for a recording what
@@ -41,7 +41,7 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class ShortAudioJob:
     """Audio that the engine takes in one piece."""
 
     engine: Engine

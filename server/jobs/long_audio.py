@@ -11,7 +11,7 @@ from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed,
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, LiveRequest
 from server.errors import NotReady, ServeError
-from server.jobs.gathering import Gathering
+from server.jobs.gathering import LongAudioAggregator
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ BLOCK_S = 1.0
 AHEAD_S = 10.0
 
 
-class Recording:
-    """`Work` on a file of which `head` is decoded already: the rest is decoded no faster than the engine listens.
+class LongAudioJob:
+    """`Job` on a file of which `head` is decoded already: the rest is decoded no faster than the engine listens.
 
     Its first event comes, perhaps without text, as soon as the engine has begun. `on_progress` is called whenever it gets on.
     Belongs to the event loop that it was made on.
@@ -46,7 +46,7 @@ class Recording:
         self._head = head
         self._rest = rest
         self._on_progress = on_progress
-        self._gathering = Gathering(request)
+        self._gathering = LongAudioAggregator(request)
         self._pushed_s = 0.0
         self._listened = asyncio.Event()
         self._begun = self._all_pushed = self._over = False

@@ -5,28 +5,28 @@ import time
 import uuid
 
 from server.api.call import TimeLimit
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.instruct_form import InstructForm
 from server.audio.stream import AudioStream
 from server.engine.types.requests import InstructRequest
-from server.jobs.gathering import session_for
-from server.jobs.job import Clip, Work
-from server.jobs.long_audio import BLOCK_S, Recording
+from server.jobs.gathering import live_request_from
+from server.jobs.job import Job, ShortAudioJob
+from server.jobs.long_audio import BLOCK_S, LongAudioJob
 
 
 async def prepare(
-    edge: Edge, form: InstructForm, client: str, started_s: float, limit: TimeLimit, held: contextlib.ExitStack
-) -> Work:
+    context: ServerContext, form: InstructForm, client: str, started_s: float, limit: TimeLimit, held: contextlib.ExitStack
+) -> Job:
     """The work, ready to be started; `held` has to be closed after it.
 
     Raises what is wrong with the constraint, or with the audio as far as it is decoded here: a short file to its end, a long one
     not. The work on that moves `limit` on as it goes.
     """
-    engine = edge.engine
+    engine = context.engine
     if form.sampling.constraint is not None:
-        await edge.grammar_trial.check(form.sampling.constraint)
+        await context.grammar_sandbox.check(form.sampling.constraint)
     decode_started_s = time.perf_counter()
-    audio = held.enter_context(await AudioStream.open(edge.decode_pool, form.audio))
+    audio = held.enter_context(await AudioStream.open(context.decode_pool, form.audio))
     in_one_piece = form.chunking == "auto"
     head_s = engine.max_audio_s if in_one_piece else BLOCK_S
     # One sample more, so that what fits exactly is known to be all.
@@ -46,8 +46,8 @@ async def prepare(
         word_times=form.word_times,
     )
     if in_one_piece and audio.ended:
-        return Clip(engine, request, audio_decode_s)
-    session = session_for(request, engine.transcribes(request.instruction))
+        return ShortAudioJob(engine, request, audio_decode_s)
+    session = live_request_from(request, engine.transcribes(request.instruction))
     if deadline_s is not None:
         limit.set_deadline(deadline_s)
-    return Recording(engine, session, head, audio, audio_decode_s, limit.extend)
+    return LongAudioJob(engine, session, head, audio, audio_decode_s, limit.extend)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.engine.types.stats import EngineCounters, EngineStats, FleetStats
+from server.engine.types.stats import EngineCounters, EngineStats, RouterStats
 
 
 def engine_gauges(stats: EngineStats) -> Iterator[Metric]:
@@ -57,7 +57,7 @@ def engine_counters(counters: EngineCounters) -> Iterator[Metric]:
 
 def member_metrics(stats: EngineStats) -> Iterator[Metric]:
     """The same of each GPU's engine, where there are several."""
-    if not isinstance(stats, FleetStats):
+    if not isinstance(stats, RouterStats):
         return
     ready = GaugeMetricFamily("thinbridge_gpu_ready", "1 while this GPU's engine takes requests.", labels=["engine"])
     waiting = GaugeMetricFamily("thinbridge_gpu_num_requests_waiting", "Requests in its queue.", labels=["engine"])

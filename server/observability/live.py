@@ -1,4 +1,4 @@
-"""What the edge counts of live sessions, and how it comes by their latencies."""
+"""What the context counts of live sessions, and how it comes by their latencies."""
 
 from collections import deque
 from collections.abc import Sequence

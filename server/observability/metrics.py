@@ -22,7 +22,7 @@ SECONDS_BUCKETS = (
 
 
 class Metrics:
-    """What the edge counts itself, and what it reads from the engine and the decode pool at each scrape."""
+    """What the context counts itself, and what it reads from the engine and the decode pool at each scrape."""
 
     def __init__(self, engine_stats: Callable[[], EngineStats], decode_restarts: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.api.call import Call, TimeLimit, timing, while_client_stays
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.instruct_form import body_description, check_form, text_fields
 from server.api.middleware import CLIENT_LEFT_STATUS, request_id_of
 from server.api.multipart import Form, read_form
@@ -19,7 +19,7 @@ from server.api.native.schema import ErrorReply, InstructReply
 from server.api.native.sse import EVENTS_DESCRIPTION, EventStream
 from server.api.reply_format import MEDIA_TYPES, ReplyFormat, written
 from server.errors import BodyTimedOut
-from server.jobs.events import Waiter
+from server.jobs.events import ResultFuture
 from server.jobs.preparation import prepare
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ ERROR_STATUSES = {
 TEXTS_DESCRIPTION = {media: {"schema": {"type": "string"}} for format, media in MEDIA_TYPES.items() if format != "json"}
 
 
-def instruct_router(edge: Edge) -> APIRouter:
+def instruct_router(context: ServerContext) -> APIRouter:
     """The native API."""
     router = APIRouter()
-    fields = text_fields(edge.settings)
+    fields = text_fields(context.settings)
 
     @router.post(
         "/v1/instruct",
@@ -57,16 +57,16 @@ def instruct_router(edge: Edge) -> APIRouter:
         started_s = time.perf_counter()
         # What is held here goes along with a streamed reply, which is not over when this function is.
         with contextlib.ExitStack() as held:
-            held.enter_context(edge.admitted())
+            held.enter_context(context.admitted())
             try:
-                multipart = await _read_in_time(request, edge, fields)
-                limit = TimeLimit(edge.settings.request_timeout_s)
+                multipart = await _read_in_time(request, context, fields)
+                limit = TimeLimit(context.settings.request_timeout_s)
                 async with while_client_stays(request, limit):
                     form = check_form(multipart, fields)
                     # Whose request it is, as far as a server without API keys can tell.
                     client = request.client.host if request.client else ""
-                    work = await prepare(edge, form, client, started_s, limit, held)
-                    call = Call(edge, request_id_of(request), work, started_s, limit, form.timestamps)
+                    work = await prepare(context, form, client, started_s, limit, held)
+                    call = Call(context, request_id_of(request), work, started_s, limit, form.timestamps)
                     if not form.stream:
                         return await _answer(call, form.format)
                     stream = EventStream(call)
@@ -81,8 +81,8 @@ def instruct_router(edge: Edge) -> APIRouter:
     return router
 
 
-async def _read_in_time(request: Request, edge: Edge, fields: Collection[str]) -> Form:
-    settings = edge.settings
+async def _read_in_time(request: Request, context: ServerContext, fields: Collection[str]) -> Form:
+    settings = context.settings
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await read_form(request, settings.max_body_bytes, fields)
@@ -92,7 +92,7 @@ async def _read_in_time(request: Request, edge: Edge, fields: Collection[str]) -
 
 async def _answer(call: Call, format: ReplyFormat) -> Response:
     """The whole reply at once."""
-    waiter = Waiter()
+    waiter = ResultFuture()
     call.work.start(waiter.deliver)
     try:
         done = await waiter.wait()

@@ -13,7 +13,7 @@ from server.api.call import Call, while_client_stays
 from server.api.native.schema import DeltaEvent, DoneEvent, ErrorEvent, chosen_tokens, done_event, error_event
 from server.engine.types.events import Failed
 from server.errors import ServeError
-from server.jobs.events import Inbox
+from server.jobs.events import EventQueue
 from server.observability.metrics import StreamOutcome
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class EventStream(Response):
         # The length is not known.
         del self.headers["content-length"]
         self._call = call
-        self._inbox = Inbox()
+        self._inbox = EventQueue()
         self._held = contextlib.ExitStack()
 
     async def begin(self) -> None:
@@ -83,11 +83,11 @@ class EventStream(Response):
             finally:
                 if not self._inbox.ended:
                     self._call.work.abort()
-                self._call.edge.metrics.count_stream(outcome, self._inbox.arrivals_s)
+                self._call.context.metrics.count_stream(outcome, self._inbox.arrivals_s)
 
     async def _send_answer(self, send: Send) -> None:
         """Events up to the last one. Raises the error of a request that fails."""
-        heartbeat_s = self._call.edge.settings.stream_heartbeat_s
+        heartbeat_s = self._call.context.settings.stream_heartbeat_s
         while True:
             text, logprobs, terminal = self._inbox.take()
             if text or logprobs:

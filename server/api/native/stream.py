@@ -5,24 +5,24 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
-from server.api.context import Edge
+from server.api.context import ServerContext
 from server.api.middleware import request_id_of
 from server.api.native.stream_requests import MessageReader
 from server.api.native.stream_session import StreamSession
 from server.errors import ForbiddenOrigin
 
 
-def stream_router(edge: Edge) -> APIRouter:
+def stream_router(context: ServerContext) -> APIRouter:
     """The live API. Who is refused gets a plain HTTP reply in place of the WebSocket."""
     router = APIRouter()
-    reader = MessageReader(edge.settings, edge.engine.max_audio_s)
+    reader = MessageReader(context.settings, context.engine.max_audio_s)
 
     @router.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
         check_origin(socket)
-        with edge.session_admitted():
+        with context.session_admitted():
             await socket.accept()
-            await StreamSession(edge, socket, reader, request_id_of(socket)).run()
+            await StreamSession(context, socket, reader, request_id_of(socket)).run()
 
     return router
 

@@ -27,7 +27,7 @@ NORMAL, POLICY, SERVER_ERROR, RESTART, TRY_AGAIN = 1000, 1008, 1011, 1012, 1013
 
 
 @dataclass(frozen=True)
-class Farewell:
+class CloseReason:
     """How a session ends: the error that the client is told first, and the close code, which is None where nobody reads it."""
 
     outcome: Outcome
@@ -35,21 +35,21 @@ class Farewell:
     error: ServeError | None = None
 
 
-def farewell_of(error: ServeError) -> Farewell:
+def farewell_of(error: ServeError) -> CloseReason:
     """The end of a session because of this error."""
     match error:
         case SessionIdle():
-            return Farewell("idle", POLICY, error)
+            return CloseReason("idle", POLICY, error)
         case SessionTooLong():
-            return Farewell("too_long", POLICY, error)
+            return CloseReason("too_long", POLICY, error)
         case Overloaded():
-            return Farewell("overloaded", TRY_AGAIN, error)
+            return CloseReason("overloaded", TRY_AGAIN, error)
         case NotReady():
-            return Farewell("not_ready", TRY_AGAIN, error)
+            return CloseReason("not_ready", TRY_AGAIN, error)
         case ServeError(status=status) if status < 500:
-            return Farewell("client_error", POLICY, error)
+            return CloseReason("client_error", POLICY, error)
         case _:
-            return Farewell("server_error", SERVER_ERROR, error)
+            return CloseReason("server_error", SERVER_ERROR, error)
 
 
 class _Event(BaseModel):

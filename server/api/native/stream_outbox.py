@@ -3,10 +3,10 @@
 import asyncio
 from collections import deque
 
-from server.api.native.stream_messages import Farewell, ReadyEvent
+from server.api.native.stream_messages import CloseReason, ReadyEvent
 from server.engine.types.events import Delta, LiveEvent, Partial, UtteranceDone
 
-Item = LiveEvent | ReadyEvent | Farewell
+Item = LiveEvent | ReadyEvent | CloseReason
 
 
 class Outbox:

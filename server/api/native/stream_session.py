@@ -1,4 +1,4 @@
-"""The life of one live session at the edge: between a client's WebSocket and the engine."""
+"""The life of one live session at the context: between a client's WebSocket and the engine."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server.api.context import RETRY_AFTER_S, Edge
+from server.api.context import RETRY_AFTER_S, ServerContext
 from server.api.native.stream_inputs import SessionInputs, sample_stream
 from server.api.native.stream_messages import (
     MAX_FRAME_BYTES,
     NORMAL,
     RESTART,
-    Farewell,
+    CloseReason,
     ReadyEvent,
     SessionLimits,
     error_event,
@@ -36,25 +36,25 @@ logger = logging.getLogger(__name__)
 
 # With so many events to be told, or flushes to be answered, nothing more is taken in.
 MAX_WAITING = 64
-LEFT = Farewell("client_left")
-SLOW = Farewell("slow_client")
+LEFT = CloseReason("client_left")
+SLOW = CloseReason("slow_client")
 
 
 class StreamSession:
     """One accepted WebSocket, from its first message to its close. `run` it once.
 
     One task hears the client, one tells it what comes of it, two watch the clock and the connection. Whatever ends the session
-    comes to the one that tells, as a `Farewell` in its turn or an error; then the engine forgets the session, and only then is
+    comes to the one that tells, as a `CloseReason` in its turn or an error; then the engine forgets the session, and only then is
     the farewell said.
     """
 
-    def __init__(self, edge: Edge, socket: WebSocket, reader: MessageReader, request_id: str) -> None:
+    def __init__(self, context: ServerContext, socket: WebSocket, reader: MessageReader, request_id: str) -> None:
         self._id = f"stream-{uuid.uuid4().hex}"
-        self._engine = edge.engine
-        self._settings = edge.settings
-        self._decode_pool = edge.decode_pool
-        self._grammar_trial = edge.grammar_trial
-        self._metrics = edge.metrics.live
+        self._engine = context.engine
+        self._settings = context.settings
+        self._decode_pool = context.decode_pool
+        self._grammar_trial = context.grammar_sandbox
+        self._metrics = context.metrics.live
         self._socket = socket
         self._connection: Connection = socket.state.connection
         self._reader = reader
@@ -66,7 +66,7 @@ class StreamSession:
         self._audio: SampleStream | None = None
         self._hearing: asyncio.Task[None] | None = None
         # Set where the session is ended from here: it is said once everything is answered.
-        self._last_word: Farewell | None = None
+        self._last_word: CloseReason | None = None
         self._active_s = self._loop.time()
         self._listened_s = 0.0
         self._unanswered_flushes = 0
@@ -81,7 +81,7 @@ class StreamSession:
         logger.info("request %s: %.2f s of live audio: %s", self._request_id, self._inputs.pushed_s, reason)
         await self._say(farewell)
 
-    async def _serve(self) -> Farewell:
+    async def _serve(self) -> CloseReason:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._hearing = tasks.create_task(self._hear())
@@ -99,7 +99,7 @@ class StreamSession:
             if self._is_open:
                 self._engine.abort(self._id)
 
-    async def _say(self, farewell: Farewell) -> None:
+    async def _say(self, farewell: CloseReason) -> None:
         if farewell.close_code is None:
             return
         try:
@@ -218,18 +218,18 @@ class StreamSession:
                 self._unanswered_flushes -= 1
         self._outbox.put(event)
 
-    async def _tell(self) -> Farewell:
+    async def _tell(self) -> CloseReason:
         """Tell the client what comes, up to what ends the session."""
         try:
             while True:
                 item = await self._outbox.take()
-                if isinstance(item, Farewell):
+                if isinstance(item, CloseReason):
                     return item
                 if isinstance(item, Ended) and self._last_word is not None:
                     return self._last_word
                 await self._send(item)
                 if isinstance(item, Ended):
-                    return Farewell("ended", NORMAL)
+                    return CloseReason("ended", NORMAL)
         except TimeoutError:
             return SLOW
         except WebSocketDisconnect:
@@ -275,7 +275,7 @@ class StreamSession:
                     await connection.changed.wait()
         self._outbox.put(LEFT if connection.lost else farewell)
 
-    async def _stop(self, farewell: Farewell) -> None:
+    async def _stop(self, farewell: CloseReason) -> None:
         """Hear nothing more, and say `farewell` once everything is answered; a session that is about to end just does."""
         if self._all_pushed or self._last_word is not None or self._hearing is None:
             return

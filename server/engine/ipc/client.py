@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.engine.ipc.channel import pack
-from server.engine.ipc.heartbeat import Heartbeat
+from server.engine.ipc.heartbeat import Watchdog
 from server.engine.ipc.supervisor import EngineChild
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
@@ -227,7 +227,7 @@ class ProcessEngine:
 
     def _attend(self, child: EngineChild) -> None:
         """Take what the child says. Returns once it has to stop; raises `EOFError` or `_ChildLostError` when it is lost."""
-        heartbeat, limit_s = Heartbeat(time.monotonic()), self._start_timeout_s
+        heartbeat, limit_s = Watchdog(time.monotonic()), self._start_timeout_s
         while True:
             for message in child.receive(TICK_S):
                 match message:

@@ -6,7 +6,7 @@ from server.engine.types.stats import EngineStats
 LONGEST_TICK_S = 0.5
 
 
-class Heartbeat:
+class Watchdog:
     """How long a child has been silent, and how long it has had work and ended no step."""
 
     def __init__(self, now_s: float) -> None:

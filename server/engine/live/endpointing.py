@@ -38,7 +38,7 @@ class SpeechOver:
     end: int
 
 
-Mark = SpeechBegan | SpeechPaused | SpeechResumed | SpeechOver
+EndpointEvent = SpeechBegan | SpeechPaused | SpeechResumed | SpeechOver
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class Endpointer:
         """Samples before this will never be part of an utterance that is going on or to come."""
         return self._window_samples * (self._next_start() if self._start is None else self._start)
 
-    def push(self, probabilities: Iterable[float]) -> list[Mark]:
+    def push(self, probabilities: Iterable[float]) -> list[EndpointEvent]:
         """The probability of speech in the next windows, any number of them: how they are cut into calls changes nothing."""
         return [mark for probability in probabilities for mark in self._step(float(probability))]
 
-    def flush(self) -> list[Mark]:
+    def flush(self) -> list[EndpointEvent]:
         """End the utterance that is going on with the audio so far, none of which will be part of a later one."""
-        marks: list[Mark] = [] if self._start is None else [self._over(self._start, self._end())]
+        marks: list[EndpointEvent] = [] if self._start is None else [self._over(self._start, self._end())]
         self._floor = self._heard
         self._speech_on_end = 0
         return marks
 
-    def _step(self, probability: float) -> Iterator[Mark]:
+    def _step(self, probability: float) -> Iterator[EndpointEvent]:
         self._heard += 1
         self._recent.append(probability)
         if self._start is None:
@@ -118,12 +118,12 @@ class Endpointer:
         else:
             yield from self._follow_speech(self._start, probability)
 
-    def _await_speech(self, probability: float) -> Iterator[Mark]:
+    def _await_speech(self, probability: float) -> Iterator[EndpointEvent]:
         self._speech_on_end = self._speech_on_end + 1 if probability >= self._threshold else 0
         if self._speech_on_end >= self._onset:
             yield self._begin(self._next_start())
 
-    def _follow_speech(self, start: int, probability: float) -> Iterator[Mark]:
+    def _follow_speech(self, start: int, probability: float) -> Iterator[EndpointEvent]:
         if probability >= self._threshold:
             self._silence_from = None
             if self._paused:
@@ -141,7 +141,7 @@ class Endpointer:
         if self._heard - start >= self._longest:
             yield from self._cut(start)
 
-    def _cut(self, start: int) -> Iterator[Mark]:
+    def _cut(self, start: int) -> Iterator[EndpointEvent]:
         """The utterance cannot take another window. In a pause it is over; elsewhere it is cut and the rest goes on."""
         silence_from = self._silence_from
         cut = self._end() if self._paused else self._likeliest_pause()

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.assemble import Models
 from models.protocols import AdapterOutput, Float32
-from server.engine.runner.sequence import Generation, new_generation
+from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
 from server.engine.types.requests import InstructRequest, LiveRequest
 from server.errors import EngineFailed
@@ -28,7 +28,7 @@ class RecordingAnswer:
         request: LiveRequest,
         models: Models,
         emit: Callable[[LiveEvent], None],
-        begin: Callable[[Generation], None],
+        begin: Callable[[SequenceState], None],
     ) -> None:
         """Raises the `ServeError` of an instruction that leaves no room for an answer."""
         self._request = request
@@ -42,7 +42,7 @@ class RecordingAnswer:
         self._audio_s = 0.0
         self._sections: list[str | None] = []
         self._section_count = 1
-        empty = self._generation(self._speech([]), lambda _event: None)
+        empty = self._sequence(self._speech([]), lambda _event: None)
         self._room = models.llm.max_positions - len(empty.prompt_ids) - request.sampling.max_tokens
         if self._room < 1:
             raise EngineFailed("The instruction and its answer leave no room for speech.")
@@ -93,9 +93,9 @@ class RecordingAnswer:
                     self._read("\n".join(answers))
 
         limit = max(1, int(self._room * SECTION_ANSWER_SHARE))
-        generation = self._generation(speech, take)
-        generation.max_tokens = min(generation.max_tokens, limit)
-        self._begin(generation)
+        sequence = self._sequence(speech, take)
+        sequence.max_tokens = min(sequence.max_tokens, limit)
+        self._begin(sequence)
 
     def _answer(self, speech: AdapterOutput, basis: Basis) -> None:
         id = self._request.id
@@ -112,22 +112,22 @@ class RecordingAnswer:
                     done = replace(event, request_id=id, usage=usage)
                     self._emit(Ended(id, self._audio_s, basis, self._section_count, done))
 
-        self._begin(self._generation(speech, take, constrained=True))
+        self._begin(self._sequence(speech, take, constrained=True))
 
     def _speech(self, frames: Sequence[Float32]) -> AdapterOutput:
         """Frames for the LLM, joined, with no draft."""
         return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
 
-    def _generation(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> Generation:
+    def _sequence(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> SequenceState:
         """A constraint is for the last answer only."""
         self._asked += 1
         asked = self._request
         sampling = asked.sampling if constrained else replace(asked.sampling, constraint=None)
         id, nothing = f"{asked.id}/whole {self._asked}", np.empty(0, np.float32)
         request = InstructRequest(id, nothing, asked.instruction, sampling, asked.client, asked.priority, draft="off")
-        generation = new_generation(self._models, request, deliver)
-        generation.heard = speech
-        return generation
+        sequence = new_sequence(self._models, request, deliver)
+        sequence.encoded = speech
+        return sequence
 
 
 def cut_evenly(tokens: Sequence[int], longest: int, begins_word: Callable[[int], bool]) -> list[Sequence[int]]:

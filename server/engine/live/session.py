@@ -12,12 +12,12 @@ import numpy as np
 
 from models.assemble import Models
 from models.protocols import Float32, VoiceState
-from server.engine.live.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
+from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.recent_audio import RecentAudio
 from server.engine.live.recording_answer import RecordingAnswer
 from server.engine.live.stable_text import StableText, heard_tokens
 from server.engine.live.utterance import Utterance
-from server.engine.runner.sequence import Generation, new_generation
+from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import Delta, Done, Ended, Event, Failed, Flushed, Listened, LiveEvent, Problem, SpeechStarted
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, InstructRequest, LiveInput, LiveRequest
@@ -45,18 +45,20 @@ class LiveCounters:
 
 
 @dataclass(frozen=True)
-class Host:
+class EngineHooks:
     """What a session needs of the engine: to tell its client, to have work done, and to have it forgotten."""
 
     emit: Callable[[LiveEvent], None]
-    begin: Callable[[Generation], None]
-    drop: Callable[[Generation], None]
+    begin: Callable[[SequenceState], None]
+    drop: Callable[[SequenceState], None]
 
 
 class LiveSession:
     """Raises, on construction, the `ServeError` of a request that cannot be served."""
 
-    def __init__(self, request: LiveRequest, models: Models, sample_rate_hz: int, host: Host, counters: LiveCounters) -> None:
+    def __init__(
+        self, request: LiveRequest, models: Models, sample_rate_hz: int, host: EngineHooks, counters: LiveCounters
+    ) -> None:
         self.request = request
         self._models = models
         self._rate_hz = sample_rate_hz
@@ -141,7 +143,7 @@ class LiveSession:
             self._taken = taken
         self._follow(self._endpointer.flush())
 
-    def _follow(self, marks: list[Mark]) -> None:
+    def _follow(self, marks: list[EndpointEvent]) -> None:
         for mark in marks:
             match mark:
                 case SpeechBegan(start):
@@ -178,7 +180,7 @@ class LiveSession:
         utterance.end = end
         audio = self._audio.between(utterance.start, min(end, self._audio.end))
         request = self._request(audio, utterance.instruction)
-        utterance.answer = new_generation(self._models, request, partial(self._take_answer, utterance))
+        utterance.answer = new_sequence(self._models, request, partial(self._take_answer, utterance))
         self._host.begin(utterance.answer)
 
     def _take_back(self, utterance: Utterance) -> None:
@@ -209,9 +211,9 @@ class LiveSession:
         outcome = utterance.outcome
         if isinstance(outcome, Done):
             self._counters.silent_utterances += outcome.finish_reason == "no_speech"
-            heard = utterance.answer.heard if utterance.answer else None
-            if self._recording is not None and heard is not None:
-                self._recording.add(outcome.text, heard.frames)
+            encoded = utterance.answer.encoded if utterance.answer else None
+            if self._recording is not None and encoded is not None:
+                self._recording.add(outcome.text, encoded.frames)
         # The last window of the voice detector may go beyond the audio.
         utterance.end = min(utterance.end, self._taken)
         self._host.emit(utterance.answered(self.request.id, self._rate_hz))
@@ -236,19 +238,19 @@ class LiveSession:
         take = partial(self._take_partial, utterance, start, end)
         request = self._request(self._audio.between(start, end), utterance.instruction)
         request = replace(request, sampling=DRAFT_ONLY, priority=Priority.PARTIAL, draft="off", word_times=False)
-        utterance.partial = new_generation(self._models, request, take)
+        utterance.partial = new_sequence(self._models, request, take)
         self._host.begin(utterance.partial)
 
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
-        partial_generation, utterance.partial = utterance.partial, None
-        if isinstance(event, Failed) or partial_generation is None or partial_generation.heard is None:
+        partial_sequence, utterance.partial = utterance.partial, None
+        if isinstance(event, Failed) or partial_sequence is None or partial_sequence.encoded is None:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        heard = heard_tokens(partial_generation.heard.best_token.tolist(), start_s, self._models.frame_s)
-        changed = utterance.text.update(heard, end_s)
+        encoded = heard_tokens(partial_sequence.encoded.best_token.tolist(), start_s, self._models.frame_s)
+        changed = utterance.text.update(encoded, end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
-        pause_s = max(interval_s, partial_generation.elapsed_s / PARTIAL_SHARE)
+        pause_s = max(interval_s, partial_sequence.elapsed_s / PARTIAL_SHARE)
         utterance.partial_due = end + round(pause_s * self._rate_hz)
         if changed:
             self._host.emit(utterance.heard_so_far(self.request.id, self._rate_hz, end_s))
@@ -265,7 +267,7 @@ class LiveSession:
 
     def _check(self, instruction: str) -> None:
         """Raises the `ServeError` of an instruction under which nothing can be answered."""
-        new_generation(self._models, self._request(np.empty(0, np.float32), instruction), lambda _event: None)
+        new_sequence(self._models, self._request(np.empty(0, np.float32), instruction), lambda _event: None)
 
     def _request(self, audio: Float32, instruction: str) -> InstructRequest:
         self._asked += 1

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from models.assemble import Models
-from server.engine.live.session import Host, LiveCounters, LiveSession
-from server.engine.runner.sequence import Generation
+from server.engine.live.session import EngineHooks, LiveCounters, LiveSession
+from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Delta, Ended, Event, Failed, LiveEvent
 from server.engine.types.requests import EndOfAudio, LiveInput, LiveRequest
 from server.errors import EngineFailed, InvalidRequest, Overloaded, ServeError
@@ -27,7 +27,7 @@ class LiveSessions:
         sample_rate_hz: int,
         limit: int,
         changed: threading.Condition,
-        begin: Callable[[Generation], None],
+        begin: Callable[[SequenceState], None],
         drop: Callable[[str], None],
     ) -> None:
         """`begin` has the engine take up work, and `drop` has it forget the work with this id."""
@@ -38,7 +38,7 @@ class LiveSessions:
         self.drop = drop
         self._models = models
         self._sample_rate_hz = sample_rate_hz
-        self._sessions: dict[str, _Served] = {}
+        self._sessions: dict[str, SessionHandle] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -54,9 +54,9 @@ class LiveSessions:
             raise InvalidRequest("A session with this id is being served.")
         if len(self._sessions) >= self.limit:
             raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-        served = _Served(self, request.id, deliver)
+        served = SessionHandle(self, request.id, deliver)
         served.session = LiveSession(
-            request, self._models, self._sample_rate_hz, Host(served.emit, served.begin, served.drop), self.counters
+            request, self._models, self._sample_rate_hz, EngineHooks(served.emit, served.begin, served.drop), self.counters
         )
         self._sessions[request.id] = served
 
@@ -92,7 +92,7 @@ class LiveSessions:
                     session.listen()
 
 
-class _Served:
+class SessionHandle:
     """A session with its client and its work; nothing comes of it once it has `ended`.
 
     What ends is cut loose from what it refers to: in circles it would keep its audio until Python looks for them.
@@ -104,7 +104,7 @@ class _Served:
         self._sessions = sessions
         self._id = id
         self._deliver = deliver
-        self._work: dict[str, Generation] = {}
+        self._work: dict[str, SequenceState] = {}
 
     @property
     def busy(self) -> bool:
@@ -114,8 +114,8 @@ class _Served:
         """Forget it and its work."""
         self.ended = True
         self.session = None
-        for generation in list(self._work.values()):
-            self.drop(generation)
+        for sequence in list(self._work.values()):
+            self.drop(sequence)
 
     def emit(self, event: LiveEvent) -> None:
         with self._sessions.changed:
@@ -130,19 +130,19 @@ class _Served:
             if ended:
                 self._sessions.end(self._id)
 
-    def begin(self, generation: Generation) -> None:
+    def begin(self, sequence: SequenceState) -> None:
         with self._sessions.changed:
             if self.ended:
                 return
-            generation.of_session = True
-            generation.deliver = partial(self._take, generation, generation.deliver)
-            self._work[generation.request.id] = generation
-            self._sessions.begin(generation)
+            sequence.of_session = True
+            sequence.deliver = partial(self._take, sequence, sequence.deliver)
+            self._work[sequence.request.id] = sequence
+            self._sessions.begin(sequence)
 
-    def drop(self, generation: Generation) -> None:
+    def drop(self, sequence: SequenceState) -> None:
         with self._sessions.changed:
-            self._release(generation)
-            self._sessions.drop(generation.request.id)
+            self._release(sequence)
+            self._sessions.drop(sequence.request.id)
 
     def fail(self, error: ServeError) -> None:
         self.emit(Failed(self._id, error))
@@ -156,15 +156,15 @@ class _Served:
             logger.exception("session %s failed", self._id)
             self.fail(EngineFailed("The engine failed on this session."))
 
-    def _take(self, generation: Generation, take: Callable[[Event], None], event: Event) -> None:
+    def _take(self, sequence: SequenceState, take: Callable[[Event], None], event: Event) -> None:
         if not isinstance(event, Delta):
-            self._release(generation)
+            self._release(sequence)
         with self.guard():
             take(event)
 
-    def _release(self, generation: Generation) -> None:
-        self._work.pop(generation.request.id, None)
-        generation.deliver = _to_nobody
+    def _release(self, sequence: SequenceState) -> None:
+        self._work.pop(sequence.request.id, None)
+        sequence.deliver = _to_nobody
 
 
 def _to_nobody(_event: Event) -> None: ...

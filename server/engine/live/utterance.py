@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from server.engine.live.stable_text import StableText
-from server.engine.runner.sequence import Generation
+from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone, Word
 
 
@@ -21,9 +21,9 @@ class Utterance:
     text: StableText
     partial_due: int
     end: int = 0
-    answer: Generation | None = None
+    answer: SequenceState | None = None
     outcome: Done | Failed | None = None
-    partial: Generation | None = None
+    partial: SequenceState | None = None
 
     def answered(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
         """The event that ends it; it has an outcome."""

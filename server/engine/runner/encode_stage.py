@@ -10,41 +10,41 @@ from concurrent.futures import Future
 from models.assemble import Models
 from models.protocols import AdapterOutput, BackendError
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
-from server.engine.runner.sequence import Generation
+from server.engine.runner.sequence import SequenceState
 
 logger = logging.getLogger(__name__)
 
 
-class Hearing:
-    """The first half of the stage `encode`: features, encoder, adapter. A generation that has `heard` needs none of it."""
+class EncodeStage:
+    """The first half of the stage `encode`: features, encoder, adapter. A sequence that has `encoded` needs none of it."""
 
     def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput]) -> None:
         self._models = models
         self._encoder_cache = encoder_cache
 
-    def recall(self, generations: Sequence[Generation]) -> None:
-        """Take from the cache what was heard before; audio of sessions does not come again."""
-        for generation in generations:
-            if self._encoder_cache.enabled and not generation.of_session and generation.audio_key is None:
-                generation.audio_key = audio_key(generation.request.client, generation.request.audio)
-                generation.heard = self._encoder_cache.find(generation.audio_key)
+    def lookup_cache(self, sequences: Sequence[SequenceState]) -> None:
+        """Take from the cache what was encoded before; audio of sessions does not come again."""
+        for sequence in sequences:
+            if self._encoder_cache.enabled and not sequence.of_session and sequence.audio_key is None:
+                sequence.audio_key = audio_key(sequence.request.client, sequence.request.audio)
+                sequence.encoded = self._encoder_cache.find(sequence.audio_key)
 
-    def hear(self, generations: Sequence[Generation]) -> None:
-        """Run the models on those that have not heard; a generation that fails, fails alone. Raises `BackendLostError`.
+    def run(self, sequences: Sequence[SequenceState]) -> None:
+        """Run the models on those that have not encoded; a sequence that fails, fails alone. Raises `BackendLostError`.
 
-        It touches nothing but the generations, and so may run beside any stage that works on others.
+        It touches nothing but the sequences, and so may run beside any stage that works on others.
         """
-        unheard = [generation for generation in generations if generation.heard is None and not generation.finished]
-        attempt(self._hear, unheard, self._models.check)
+        pending = [sequence for sequence in sequences if sequence.encoded is None and not sequence.finished]
+        attempt(self._run, pending, self._models.check)
 
-    def keep(self, generation: Generation) -> None:
-        """Have the cache keep what it heard."""
-        if generation.audio_key is not None and generation.heard is not None:
-            self._encoder_cache.keep(generation.audio_key, generation.heard)
+    def keep(self, sequence: SequenceState) -> None:
+        """Have the cache keep what it encoded."""
+        if sequence.audio_key is not None and sequence.encoded is not None:
+            self._encoder_cache.keep(sequence.audio_key, sequence.encoded)
 
-    def _hear(self, batch: Sequence[Generation]) -> None:
+    def _run(self, batch: Sequence[SequenceState]) -> None:
         started_s = time.perf_counter()
-        features = [self._models.features(generation.request.audio) for generation in batch]
+        features = [self._models.features(sequence.request.audio) for sequence in batch]
         featured_s = time.perf_counter()
         states = self._models.encoder.encode(features)
         encoded_s = time.perf_counter()
@@ -52,11 +52,11 @@ class Hearing:
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):
             raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
-        for generation, output in zip(batch, outputs, strict=True):
-            generation.heard = output
-            generation.times.features_s = featured_s - started_s
-            generation.times.encode_s = encoded_s - featured_s
-            generation.times.adapter_s = adapted_s - encoded_s
+        for sequence, output in zip(batch, outputs, strict=True):
+            sequence.encoded = output
+            sequence.times.features_s = featured_s - started_s
+            sequence.times.encode_s = encoded_s - featured_s
+            sequence.times.adapter_s = adapted_s - encoded_s
 
 
 class SideThread:
@@ -109,7 +109,7 @@ class SideThread:
         return True
 
 
-def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Generation], check: Callable[[], None]) -> None:
+def attempt(stage: Callable[[Sequence[SequenceState]], None], batch: Sequence[SequenceState], check: Callable[[], None]) -> None:
     """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail.
 
     `check` is called after each failure; what it raises nobody survives.
@@ -124,5 +124,5 @@ def attempt(stage: Callable[[Sequence[Generation]], None], batch: Sequence[Gener
         if len(batch) == 1:
             batch[0].fail(error)
             return
-        for generation in batch:
-            attempt(stage, [generation], check)
+        for sequence in batch:
+            attempt(stage, [sequence], check)

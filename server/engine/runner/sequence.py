@@ -9,7 +9,7 @@ import numpy as np
 
 from models.assemble import Models
 from models.protocols import AdapterOutput, Float32, SlotState
-from models.text.constraint import Follower
+from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
 from server.engine.runner.caches import AudioKey, PrefixKey
@@ -34,14 +34,14 @@ from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, Promp
 
 
 @dataclass(eq=False)
-class Generation:
+class SequenceState:
     """A request and its answer so far.
 
     `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
     `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
     before the answer goes on; the `proposal` is the last of them, and `forced` where it is the constraint's, not the draft's. A
     stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the client
-    left. What is `heard` of the audio may be given; it is cached under `audio_key`.
+    left. What is `encoded` of the audio may be given; it is cached under `audio_key`.
     """
 
     request: InstructRequest
@@ -49,12 +49,12 @@ class Generation:
     prompt_ids: PromptIds
     detokeniser: Detokeniser
     sampler: Sampler
-    follower: Follower
+    token_constraint: TokenConstraint
     max_tokens: int
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
-    heard: AdapterOutput | None = None
+    encoded: AdapterOutput | None = None
     audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     audio_frames: int = 0
@@ -82,7 +82,7 @@ class Generation:
 
     @property
     def drafts_only(self) -> bool:
-        """Whether nothing but what is `heard` is wanted, and no answer."""
+        """Whether nothing but what is `encoded` is wanted, and no answer."""
         return self.request.sampling.max_tokens == 0
 
     @property
@@ -97,9 +97,9 @@ class Generation:
 
     def propose(self) -> None:
         """Make the proposal for the next pass: what the constraint leaves no choice about, else what it allows of the draft."""
-        forced = self.follower.forced()[: max(0, min(self.room, LONGEST_NEXT_PROPOSAL))]
+        forced = self.token_constraint.forced()[: max(0, min(self.room, LONGEST_NEXT_PROPOSAL))]
         self.forced = len(forced) > 0
-        self.proposal = forced or self.follower.allowed(self.draft.propose(self.room))
+        self.proposal = forced or self.token_constraint.allowed(self.draft.propose(self.room))
 
     def append(self, token: int) -> None:
         """Add a token of the answer. A stop string in it finishes it, a constraint that leaves nothing more to say, and
@@ -109,11 +109,11 @@ class Generation:
         self.delta += self.detokeniser.push(token)
         drafted = self.draft.next
         # Where a constraint does not let the draft's word stand, the answer has not got to it yet.
-        if drafted is None or self.draft.expects(token) or self.follower.allowed((drafted,)):
+        if drafted is None or self.draft.expects(token) or self.token_constraint.allowed((drafted,)):
             self.draft.advance(token)
-        self.follower.advance(token)
+        self.token_constraint.advance(token)
         self.times.detokenise_s += time.perf_counter() - started_s
-        if self.detokeniser.stopped or self.follower.complete:
+        if self.detokeniser.stopped or self.token_constraint.complete:
             self.finish("stop")
         elif len(self.tokens) == self.max_tokens:
             self.finish("length")
@@ -171,7 +171,7 @@ class Generation:
         return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
 
 
-def new_generation(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> Generation:
+def new_sequence(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> SequenceState:
     """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction
     that does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them."""
     constraint = request.sampling.constraint
@@ -193,14 +193,14 @@ def new_generation(models: Models, request: InstructRequest, deliver: Callable[[
     sampling = request.sampling
     # What a constraint asks for, it asks for to the last blank.
     detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if constraint is None else "")
-    follower = follow(models, constraint)
-    return Generation(request, deliver, prompt_ids, detokeniser, Sampler(sampling), follower, sampling.max_tokens)
+    token_constraint = follow(models, constraint)
+    return SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), token_constraint, sampling.max_tokens)
 
 
-def follow(models: Models, constraint: Constraint | None) -> Follower:
+def follow(models: Models, constraint: Constraint | None) -> TokenConstraint:
     """Raises `InvalidConstraint`. What was followed lately takes no time, anything else up to a quarter of a second."""
     if constraint is None:
-        return Follower()
+        return TokenConstraint()
     try:
         return models.grammars.follow(constraint.kind, constraint.grammar)
     except GrammarError as error:

@@ -12,7 +12,7 @@ from models.assemble import Models
 from models.protocols import BackendError, Float32
 from models.text.grammar import GrammarError
 from models.text.tokeniser import plain_words
-from server.engine.runner.sequence import Generation
+from server.engine.runner.sequence import SequenceState
 from server.engine.runner.speculation import DraftGate
 from server.engine.runner.word_times import time_words
 from server.engine.types.stats import DRAFT_POSITIONS
@@ -38,7 +38,7 @@ class RunnerCounters:
 
 
 class Verifier:
-    """Takes tokens out of logits into generations, counts what drafts brought, and learns in `gate` where they help."""
+    """Takes tokens out of logits into sequences, counts what drafts brought, and learns in `gate` where they help."""
 
     def __init__(self, models: Models, counters: RunnerCounters, relaxed_probability: float) -> None:
         self.gate = DraftGate()
@@ -46,69 +46,69 @@ class Verifier:
         self._counters = counters
         self._relaxed_probability = relaxed_probability
 
-    def take(self, generation: Generation, logits: Float32) -> None:
+    def take(self, sequence: SequenceState, logits: Float32) -> None:
         """Add the tokens that the logits of the newest token and of the proposal behind it give, up to the first mismatch.
 
         What stands of the proposal is in the slot already. A token is what it would be without a proposal: it comes from the
         same logits, and its randomness depends on nothing but the seed and its place in the answer.
         """
-        proposal, accepted = generation.proposal, 0
+        proposal, accepted = sequence.proposal, 0
         if np.isnan(logits.max()):
             # Even where it is only behind a mismatch: the LLM clears a slot that it finds poisoned.
-            generation.fail(BackendError("The logits hold NaN."))
+            sequence.fail(BackendError("The logits hold NaN."))
             return
         for index, row in enumerate(logits):
-            token = self._choose_token(generation, row)
+            token = self._choose_token(sequence, row)
             if token is None:
                 break
             if index == len(proposal) or token != proposal[index]:
                 break
             accepted += 1
-            generation.position += 1
-            if generation.finished:
+            sequence.position += 1
+            if sequence.finished:
                 break
-        generation.proposal = ()
-        if proposal and not generation.forced:
-            self._count_draft(generation, len(proposal), accepted)
-        if generation.finish_reason is not None:
-            time_words(self._models, generation)
+        sequence.proposal = ()
+        if proposal and not sequence.forced:
+            self._count_draft(sequence, len(proposal), accepted)
+        if sequence.finish_reason is not None:
+            time_words(self._models, sequence)
 
-    def _choose_token(self, generation: Generation, logits: Float32) -> int | None:
+    def _choose_token(self, sequence: SequenceState, logits: Float32) -> int | None:
         """The next token, added to the answer; None where the answer ended instead."""
-        sampler, constraint = generation.sampler, generation.request.sampling.constraint
+        sampler, constraint = sequence.sampler, sequence.request.sampling.constraint
         try:
-            token = sampler.choose(generation.follower.mask(logits), generation.tokens)
+            token = sampler.choose(sequence.token_constraint.mask(logits), sequence.tokens)
         except BackendError as error:
-            logger.error("request %s: %s", generation.request.id, error)
-            generation.fail(error)
+            logger.error("request %s: %s", sequence.request.id, error)
+            sequence.fail(error)
             return None
         except GrammarError as error:
-            generation.fail(InvalidConstraint.because("constraint" if constraint is None else constraint.kind, error))
+            sequence.fail(InvalidConstraint.because("constraint" if constraint is None else constraint.kind, error))
             return None
-        relaxed = generation.request.draft == "relaxed"
+        relaxed = sequence.request.draft == "relaxed"
         if relaxed:
-            token = self._relax(generation, logits, token)
-        if token in self._models.template.end_tokens or (relaxed and generation.draft.overrun >= RELAXED_OVERRUN):
-            generation.finish("stop")
+            token = self._relax(sequence, logits, token)
+        if token in self._models.template.end_tokens or (relaxed and sequence.draft.overrun >= RELAXED_OVERRUN):
+            sequence.finish("stop")
             return None
-        if generation.request.sampling.logprobs is not None:
-            generation.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
+        if sequence.request.sampling.logprobs is not None:
+            sequence.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
         self._counters.generated_tokens += 1
-        generation.append(token)
+        sequence.append(token)
         return token
 
-    def _relax(self, generation: Generation, logits: Float32, token: int) -> int:
+    def _relax(self, sequence: SequenceState, logits: Float32, token: int) -> int:
         """The draft's token in place of the LLM's own, where it is probable enough."""
-        drafted = generation.draft.next
+        drafted = sequence.draft.next
         if drafted is None or drafted == token:
             return token
-        return drafted if generation.sampler.probability(logits, drafted) >= self._relaxed_probability else token
+        return drafted if sequence.sampler.probability(logits, drafted) >= self._relaxed_probability else token
 
-    def _count_draft(self, generation: Generation, proposed: int, accepted: int) -> None:
-        generation.drafted += proposed
-        generation.accepted += accepted
-        generation.draft.learn(proposed, accepted)
-        self.gate.record(plain_words(generation.request.instruction), proposed, accepted)
+    def _count_draft(self, sequence: SequenceState, proposed: int, accepted: int) -> None:
+        sequence.drafted += proposed
+        sequence.accepted += accepted
+        sequence.draft.learn(proposed, accepted)
+        self.gate.record(plain_words(sequence.request.instruction), proposed, accepted)
         for place in range(proposed):
             self._counters.drafted[min(place, DRAFT_POSITIONS - 1)] += 1
             self._counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted

@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
-from server.engine.scheduler.jobs import Job
+from server.engine.scheduler.jobs import SchedulerEntry
 
 # How far deadlines may take a client ahead of its share: one of the longest utterances.
 DEADLINE_LEAD_MEL_FRAMES = 3000
@@ -14,7 +14,7 @@ class Flow:
     """One client's waiting jobs in the order of their turn, their mel frames, and its `start` (see `FairQueue`)."""
 
     start: float
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[SchedulerEntry] = field(default_factory=list)
     mel_frames: int = 0
 
 
@@ -32,14 +32,14 @@ class FairQueue:
         self._idle: dict[str, float] = {}
         self._clock = 0.0
 
-    def add(self, job: Job) -> None:
+    def add(self, job: SchedulerEntry) -> None:
         flow = self._flows.get(job.client)
         if flow is None:
             flow = self._flows[job.client] = Flow(max(self._clock, self._idle.pop(job.client, 0.0)))
         insort(flow.jobs, job, key=lambda job: job.turn)
         flow.mel_frames += job.mel_frames
 
-    def next(self) -> Job | None:
+    def next(self) -> SchedulerEntry | None:
         """The job whose turn it is."""
         flows = self._flows.values()
         if not flows:
@@ -48,13 +48,13 @@ class FairQueue:
         ready = ((flow.jobs[0].deadline_s, flow.start, flow.jobs[0].number, flow) for flow in flows if flow.start <= limit)
         return min(ready)[-1].jobs[0]
 
-    def take(self, job: Job) -> None:
+    def take(self, job: SchedulerEntry) -> None:
         """Remove a job to serve it."""
         self._clock += job.mel_frames / len(self._flows)
         self._flows[job.client].start += job.mel_frames
         self.remove(job)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: SchedulerEntry) -> None:
         """Remove a job that is not served."""
         flow = self._flows[job.client]
         del flow.jobs[bisect_left(flow.jobs, job.turn, key=lambda job: job.turn)]
@@ -77,7 +77,7 @@ class FairQueue:
                 ahead += min(len(flow.jobs), len(own.jobs) + 1)
         return ahead_mel_frames, ahead
 
-    def surplus(self, client: str) -> Job | None:
+    def surplus(self, client: str) -> SchedulerEntry | None:
         """The latest job of the client with the most waiting, if it has more than `client` would have with one more.
 
         Work of sessions does not count.
@@ -86,7 +86,7 @@ class FairQueue:
         largest = max(flows.values(), key=len, default=[])
         return max(largest, key=lambda job: job.number) if len(largest) > len(flows.get(client, [])) + 1 else None
 
-    def latest(self) -> Job | None:
+    def latest(self) -> SchedulerEntry | None:
         """The job that came last, those of sessions left aside."""
         jobs = (job for flow in self._flows.values() for job in flow.jobs if not job.of_session)
         return max(jobs, key=lambda job: job.number, default=None)

@@ -9,7 +9,7 @@ PROMOTED = -1
 
 
 @dataclass(eq=False)
-class Job:
+class SchedulerEntry:
     """What the scheduler knows of a request. `deadline_s` is a time like `arrived_s`, infinite for none.
 
     `number` is the order of arrival, `taken` the order in which jobs were taken to be encoded. `to_prefill` positions are left

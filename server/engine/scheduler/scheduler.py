@@ -4,7 +4,7 @@ import itertools
 import math
 
 from server.engine.scheduler.fair_queue import FairQueue
-from server.engine.scheduler.jobs import PROMOTED, Backlog, Job, Step
+from server.engine.scheduler.jobs import PROMOTED, Backlog, SchedulerEntry, Step
 from server.engine.types.options import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
@@ -58,12 +58,12 @@ class Scheduler:
         self._gather_s = gather_s
         self._ageing_s = ageing_s
         self._encode_ahead = encode_ahead
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, SchedulerEntry] = {}
         # To be encoded, in order of arrival, and in their turn by level.
-        self._queued: dict[str, Job] = {}
+        self._queued: dict[str, SchedulerEntry] = {}
         self._queues = {level: FairQueue() for level in (PROMOTED, *Priority)}
         # Encoded (or being encoded) or preempted, without a slot.
-        self._held: dict[str, Job] = {}
+        self._held: dict[str, SchedulerEntry] = {}
         self._promoted_at_s = dict.fromkeys(Priority, -math.inf)
         self._numbers = itertools.count(1)
 
@@ -99,7 +99,7 @@ class Scheduler:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
         if (self.full and not of_session) or id in self._jobs:
             raise ValueError(f"request {id} cannot be queued")
-        job = Job(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers), of_session, encode_only)
+        job = SchedulerEntry(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers), of_session, encode_only)
         self._jobs[id] = self._queued[id] = job
         self._queues[priority].add(job)
 
@@ -201,11 +201,11 @@ class Scheduler:
         return max(1, self._step_tokens - self._decodable)
 
     @property
-    def _encoding(self) -> list[Job]:
+    def _encoding(self) -> list[SchedulerEntry]:
         """Those whose prompt is not known yet, although they were taken to be encoded."""
         return [job for job in self._held.values() if not job.to_prefill]
 
-    def _wanting_slots(self) -> list[Job]:
+    def _wanting_slots(self) -> list[SchedulerEntry]:
         return sorted((job for job in self._held.values() if job.to_prefill), key=lambda job: (job.level, job.taken))
 
     def _promote(self, now_s: float) -> None:
@@ -223,13 +223,13 @@ class Scheduler:
                 self._queues[PROMOTED].add(oldest)
             oldest.promoted = True
 
-    def _prefill(self, job: Job, budget: int) -> int:
+    def _prefill(self, job: SchedulerEntry, budget: int) -> int:
         """Count as done what the budget allows to prefill of a job, and say how much that is."""
         positions = min(job.to_prefill, budget)
         job.to_prefill -= positions
         return positions
 
-    def _victim(self, priority: Priority) -> Job | None:
+    def _victim(self, priority: Priority) -> SchedulerEntry | None:
         """Who gives up a slot to a request of this priority: the lowest, and of those the latest."""
         decodable = map(self._jobs.__getitem__, self.running[: self._decodable])
         return max((job for job in decodable if job.level > priority), key=lambda job: (job.level, job.taken), default=None)
@@ -272,10 +272,10 @@ class Scheduler:
         is_full = max(job.mel_frames for job in jobs) * (len(jobs) + 1) > self._encode_budget_mel_frames
         return not is_full and len(self._jobs) < self.slots and jobs[0].arrived_s > now_s - self._gather_s
 
-    def _next_to_encode(self) -> Job | None:
+    def _next_to_encode(self) -> SchedulerEntry | None:
         return next((job for queue in self._queues.values() if (job := queue.next())), None)
 
-    def _has_room(self, job: Job) -> bool:
+    def _has_room(self, job: SchedulerEntry) -> bool:
         """Whether a job needs no slot, one is free for it, or will be, or it may be encoded ahead."""
         if job.encode_only:
             return True

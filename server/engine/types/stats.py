@@ -62,7 +62,7 @@ def _add(left: Any, right: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class FleetStats(EngineStats):
+class RouterStats(EngineStats):
     """Of several engines that are one to the outside: the `members` by name, and above all of them together."""
 
     members: Mapping[str, EngineStats] = field(default_factory=dict)

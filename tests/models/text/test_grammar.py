@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.constraints.sandbox import GrammarTrial
+from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.options import Constraint, ConstraintKind
 from server.errors import InvalidConstraint, NotReady
 
@@ -85,9 +85,9 @@ LARGE: dict[str, tuple[ConstraintKind, str]] = {
 }
 
 
-def with_trial(use: Callable[[GrammarTrial], Awaitable[None]]) -> None:
+def with_trial(use: Callable[[GrammarSandbox], Awaitable[None]]) -> None:
     async def run() -> None:
-        trial = GrammarTrial()
+        trial = GrammarSandbox()
         try:
             await use(trial)
         finally:
@@ -97,7 +97,7 @@ def with_trial(use: Callable[[GrammarTrial], Awaitable[None]]) -> None:
 
 
 def test_the_meaningless_is_refused_with_the_reason_and_the_place() -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         for kind, text, problem in MEANINGLESS:
             with pytest.raises(InvalidConstraint) as refusal:
                 await trial.check(Constraint(kind, text))
@@ -111,7 +111,7 @@ def test_the_meaningless_is_refused_with_the_reason_and_the_place() -> None:
 
 @pytest.mark.parametrize(("kind", "text"), HOSTILE.values(), ids=HOSTILE)
 def test_the_hostile_is_refused_and_holds_up_nobody(kind: ConstraintKind, text: str) -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         async with asyncio.timeout(GIVE_UP_S):
             with pytest.raises(InvalidConstraint):
                 await trial.check(Constraint(kind, text))
@@ -121,7 +121,7 @@ def test_the_hostile_is_refused_and_holds_up_nobody(kind: ConstraintKind, text: 
 
 
 def test_the_large_is_taken() -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         for kind, text in LARGE.values():
             await trial.check(Constraint(kind, text))
 
@@ -143,7 +143,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
 
 
 def test_a_verdict_is_reached_once(children: list[Process]) -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         for _ in range(3):
             with pytest.raises(InvalidConstraint, match="too complex"):
                 await trial.check(Constraint(*HOSTILE["optional characters"]))
@@ -156,7 +156,7 @@ def test_a_verdict_is_reached_once(children: list[Process]) -> None:
 
 
 def test_a_child_that_dies_of_nothing_is_no_verdict(children: list[Process]) -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         await trial.check(Constraint("regex", "a"))
         children[0].kill()
         await children[0].wait()
@@ -167,7 +167,7 @@ def test_a_child_that_dies_of_nothing_is_no_verdict(children: list[Process]) -> 
 
 
 def test_a_client_that_leaves_takes_no_verdict_along() -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         await trial.check(Constraint("regex", "a"))
         leaving = asyncio.create_task(trial.check(Constraint(*HOSTILE["optional characters"])))
         staying = asyncio.create_task(trial.check(Constraint("regex", "b")))
@@ -181,7 +181,7 @@ def test_a_client_that_leaves_takes_no_verdict_along() -> None:
 
 
 def test_no_child_means_not_ready_and_not_that_the_constraint_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def use(trial: GrammarTrial) -> None:
+    async def use(trial: GrammarSandbox) -> None:
         monkeypatch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(NotReady):
             await trial.check(Constraint("regex", "a"))

@@ -66,7 +66,7 @@ def test_speech_becomes_text_while_it_is_spoken(server: ScriptedServer, page: br
     assert (page.text("#note"), page.text("#saying")) == ("", "")
     assert server.starts == [{"type": "start", "instruction": "Transcribe the speech to text.", "sample_rate_hz": RATE_HZ}]
     assert server.messages == [{"type": "update", "instruction": "Say it."}, {"type": "end"}]
-    assert {len(piece) for piece in server.audio.decode} == {2 * round(0.04 * RATE_HZ)}
+    assert {len(piece) for piece in server.audio} == {2 * round(0.04 * RATE_HZ)}
     assert page.log == []
 
 
@@ -77,7 +77,7 @@ def test_a_browser_that_does_not_resample_sends_its_own_rate(server: ScriptedSer
     page.wait_for("document.querySelectorAll('#said li').length === 1")
     rate_hz = server.starts[0]["sample_rate_hz"]
     assert rate_hz in (44_100, 48_000)
-    assert {len(piece) for piece in server.audio.decode} == {2 * round(0.04 * rate_hz)}
+    assert {len(piece) for piece in server.audio} == {2 * round(0.04 * rate_hz)}
     assert page.text("#said").splitlines()[0] == "alpha bravo charlie delta"
 
 

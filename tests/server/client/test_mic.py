@@ -60,7 +60,7 @@ def test_a_file_is_played_and_answered(server: ScriptedServer, clip: str, capsys
     assert captured.err.startswith("2 utterances in 3.4 s of audio\nend of speech to answer: median ")
     assert "onset of speech to first text: median " in captured.err
     assert server.starts == [{"type": "start", "sample_rate_hz": RATE_HZ, "instruction": "Say it."}]
-    sent = b"".join(server.audio.decode)
+    sent = b"".join(server.audio)
     assert np.abs(np.frombuffer(sent, "<i2") - np.frombuffer(RAW, "<i2").astype(int)).max() <= 1
     assert server.messages == [{"type": "end"}]
 
@@ -90,7 +90,7 @@ def test_stdin(server: ScriptedServer, data: bytes, arguments: list[str], rate_h
         out, errors = process.communicate(data, timeout=60)
     assert process.returncode == 0, errors
     assert server.starts[0]["sample_rate_hz"] == rate_hz
-    assert abs(len(b"".join(server.audio.decode)) - len(RAW)) <= 2
+    assert abs(len(b"".join(server.audio)) - len(RAW)) <= 2
     assert len(out.splitlines()) == 2
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLParserLimits
 
 from models.assemble import Models
-from models.text import constraint as follower
+from models.text import constraint as token_constraint
 from models.text import grammar
-from models.text.constraint import Follower, Grammars
+from models.text.constraint import Grammars, TokenConstraint
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import Generation, new_generation
+from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.runner.speculation import Draft
 from server.engine.types.events import Ended
 from server.engine.types.options import Constraint, SamplingOptions, Scope
@@ -71,7 +71,7 @@ def asked(kind: str, text: str, audio_s: float = 1.0, **options: object) -> Inst
     return instruct("r", speech(3, audio_s), constraint=constraint, **{"max_tokens": MAX_TOKENS, **options})  # type: ignore[arg-type]
 
 
-def answer(request: InstructRequest) -> tuple[Generation, Answer]:
+def answer(request: InstructRequest) -> tuple[SequenceState, Answer]:
     return run(Runner(models()), request)
 
 
@@ -79,8 +79,8 @@ def new_grammars() -> Grammars:
     return Grammars(tiny_tokeniser(), tiny_template().end_tokens, VOCABULARY_SIZE)
 
 
-def allowed(follower: Follower) -> set[int]:
-    return set(np.flatnonzero(np.isfinite(follower.mask(np.zeros(VOCABULARY_SIZE, np.float32)))).tolist())
+def allowed(token_constraint: TokenConstraint) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(token_constraint.mask(np.zeros(VOCABULARY_SIZE, np.float32)))).tolist())
 
 
 @settings(max_examples=300)
@@ -88,10 +88,10 @@ def allowed(follower: Follower) -> set[int]:
 def test_every_answer_satisfies_its_constraint(request: InstructRequest) -> None:
     constraint = request.sampling.constraint
     assert constraint is not None
-    generation, answered = answer(request)
+    sequence, answered = answer(request)
     assert answered.finish_reason == "stop"
     assert satisfies(answered.text, constraint), answered.text
-    assert not set(generation.tokens) & set(tiny_tokeniser().special_tokens.values())
+    assert not set(sequence.tokens) & set(tiny_tokeniser().special_tokens.values())
 
 
 @settings(max_examples=150)
@@ -100,11 +100,11 @@ def test_proposals_chunks_and_preemption_change_nothing(
     request: InstructRequest, chunks: list[int], preempt_at: set[int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Generation, "propose", lambda _self: None)
+        patch.setattr(SequenceState, "propose", lambda _self: None)
         plain, alone = answer(request)
     _, answered = run(Runner(models()), request, chunks, sorted(preempt_at))
     assert answered == alone
-    assert plain.llm_passes == len(plain.tokens) + (alone.finish_reason == "stop" and not plain.follower.complete)
+    assert plain.llm_passes == len(plain.tokens) + (alone.finish_reason == "stop" and not plain.token_constraint.complete)
 
 
 @settings(max_examples=100)
@@ -132,31 +132,31 @@ def is_satisfied(content: bytes, constraint: Constraint) -> bool:
 
 def test_what_is_forced_costs_few_passes() -> None:
     schema = {"type": "object", "properties": {"coffee drink": {"enum": ["latte", "mocha"]}}, "required": ["coffee drink"]}
-    generation, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False})))
+    sequence, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False})))
     assert json.loads(answered.text)["coffee drink"] in ("latte", "mocha")
-    assert generation.llm_passes < len(generation.tokens) / 3
-    assert (generation.drafted, generation.accepted) == (0, 0), "they are none of the draft's"
+    assert sequence.llm_passes < len(sequence.tokens) / 3
+    assert (sequence.drafted, sequence.accepted) == (0, 0), "they are none of the draft's"
 
 
 def test_a_transcript_in_json_is_drafted_too() -> None:
     """The fakes' draft is right about every second token; it goes on where it was when the JSON around it is through."""
     usual = tiny_tokeniser().decode(USUAL_TOKENS)
     schema = {"type": "object", "properties": {"text": {"type": "string", "pattern": f"^[{usual}]{{30}}$"}}, "required": ["text"]}
-    generation, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False}), audio_s=3.0))
+    sequence, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False}), audio_s=3.0))
     assert len(json.loads(answered.text)["text"]) == 30
-    assert generation.accepted > 5
+    assert sequence.accepted > 5
 
 
 def test_a_draft_waits_until_the_constraint_lets_its_words_stand() -> None:
-    generation = new_generation(models(), asked("regex", "[xyz]{3}[89]{9}"), lambda _event: None)
-    generation.draft = Draft(USUAL_TOKENS * 5)
+    sequence = new_sequence(models(), asked("regex", "[xyz]{3}[89]{9}"), lambda _event: None)
+    sequence.draft = Draft(USUAL_TOKENS * 5)
     for token in tiny_tokeniser().encode("xyz"):
-        generation.append(token)
-        assert generation.draft.propose(3) == (USUAL_TOKENS * 5)[:3]
+        sequence.append(token)
+        assert sequence.draft.propose(3) == (USUAL_TOKENS * 5)[:3]
     for count, token in enumerate((USUAL_TOKENS * 5)[:9], start=1):
-        generation.append(token)
-        assert generation.draft.propose(3) == (USUAL_TOKENS * 5)[count : count + 3]
-    assert generation.finish_reason == "stop"
+        sequence.append(token)
+        assert sequence.draft.propose(3) == (USUAL_TOKENS * 5)[count : count + 3]
+    assert sequence.finish_reason == "stop"
 
 
 def test_an_answer_ends_with_what_it_has_to_be() -> None:
@@ -182,10 +182,10 @@ def test_logprobs_are_the_models_own() -> None:
     runner, llm = fake_runner()
     llm.mean_tokens = 10**9
     request = asked("choice", json.dumps(["one", "two"]), logprobs=3)
-    generation, _ = run(runner, request)
+    sequence, _ = run(runner, request)
     free, _ = run(runner, dataclasses.replace(request, sampling=SamplingOptions(logprobs=3)))
-    assert generation.logprobs[0].top == free.logprobs[0].top
-    assert generation.logprobs[0].logprob < free.logprobs[0].logprob
+    assert sequence.logprobs[0].top == free.logprobs[0].top
+    assert sequence.logprobs[0].logprob < free.logprobs[0].logprob
 
 
 def test_silence_has_no_answer_whatever_it_should_have_been() -> None:
@@ -196,7 +196,7 @@ def test_silence_has_no_answer_whatever_it_should_have_been() -> None:
 
 def test_a_constraint_goes_with_no_relaxed_draft() -> None:
     with pytest.raises(InvalidRequest, match="together with regex") as refusal:
-        new_generation(models(), dataclasses.replace(asked("regex", "a"), draft="relaxed"), lambda _event: None)
+        new_sequence(models(), dataclasses.replace(asked("regex", "a"), draft="relaxed"), lambda _event: None)
     assert refusal.value.param == "draft"
 
 
@@ -225,7 +225,7 @@ def test_answers_that_share_a_grammar_have_its_limits_each_to_themselves(monkeyp
         return grammar.compile_grammar(*arguments)
 
     monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
-    monkeypatch.setattr(follower, "compile_grammar", compile_grammar)
+    monkeypatch.setattr(token_constraint, "compile_grammar", compile_grammar)
     for seed in range(20):
         walk(new_grammars(), seed)
     assert compiled == 20

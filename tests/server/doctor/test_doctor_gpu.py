@@ -13,7 +13,7 @@ from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server import cli
 from server.doctor import gpu as doctor_gpu
 from server.doctor.checks import examine
-from server.doctor.finding import Finding
+from server.doctor.finding import CheckResult
 from server.settings import Settings, load_settings
 from tests.models.bundle.test_bundle import write_tiny_bundle
 from tests.support.fakes.fake_gpu_machine import Driver, GpuMachine
@@ -56,7 +56,7 @@ def add(folder: Path, part: str, builder: Any, version: str, architecture: str) 
     return add_plan(folder, plan, loose)
 
 
-def findings(folder: Path, settings: Settings) -> dict[str, Finding]:
+def findings(folder: Path, settings: Settings) -> dict[str, CheckResult]:
     """Those of the GPU's checks."""
     names = re.compile("driver|torch|onnxruntime on|TensorRT|.*GPU")
     return {finding.name: finding for finding in examine(settings, lambda: folder) if names.match(finding.name)}
@@ -253,7 +253,9 @@ def test_onnx_runtime_computes_by_the_provider_that_it_is_asked_for(monkeypatch:
 
 
 def test_a_finding_is_one_line() -> None:
-    assert Finding("probe", "cannot run:\n  no cuDNN\n", "install it").line() == "FAIL probe: cannot run: no cuDNN -> install it"
+    assert (
+        CheckResult("probe", "cannot run:\n  no cuDNN\n", "install it").line() == "FAIL probe: cannot run: no cuDNN -> install it"
+    )
 
 
 def test_the_command_fails_where_a_gpu_is_missing(

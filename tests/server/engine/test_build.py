@@ -13,7 +13,7 @@ from models.bundle.bundle import Bundle, BundleError
 from models.protocols import BackendError
 from server.engine.factory import build_engine, one_gpu
 from server.engine.ipc.client import ProcessEngine, StartError
-from server.engine.router import Fleet
+from server.engine.router import EngineRouter
 from server.settings import Settings
 from tests.models.bundle.test_bundle import DESCRIPTION, write_tiny_bundle
 
@@ -104,7 +104,7 @@ def test_a_library_that_is_missing_is_said(bundle: Path, monkeypatch: pytest.Mon
 def test_several_gpus_have_an_engine_process_each(bundle: Path) -> None:
     assert isinstance(build_engine(bundle, Settings(device="cuda", gpus="1")), ProcessEngine)
     fleet = build_engine(bundle, Settings(device="cuda", gpus="0,2"))
-    assert isinstance(fleet, Fleet)
+    assert isinstance(fleet, EngineRouter)
     assert (fleet.sample_rate_hz, fleet.max_audio_s) == (DESCRIPTION.sample_rate_hz, DESCRIPTION.max_audio_s)
     assert fleet.transcribes("Anything?")
     with pytest.raises(StartError, match=r"^GPU [02]: The engine's process could not be started"):

@@ -87,7 +87,7 @@ class _MeetingLLM(FakeLLM):
 
 
 def hearing_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "engine-hearing"]
+    return [thread for thread in threading.enumerate() if thread.name == "engine-encode_stage"]
 
 
 @contextmanager
@@ -235,7 +235,7 @@ def test_an_engine_that_dies_while_hearing_tells_everybody_and_then_ends(monkeyp
     encoder = FakeEncoder()
     with serving(encoder=encoder) as engine:
         encoder.gate.clear()
-        # The step breaks between the beginning of the hearing and its end.
+        # The step breaks between the beginning of the encode_stage and its end.
         monkeypatch.delattr(Runner, "decode")
         clients = [Client(engine, request) for request in crowd(3)]
         assert [type(client.failed().error) for client in clients] == [EngineFailed] * 3

@@ -18,7 +18,7 @@ def expected_text(request: InstructRequest) -> str:
     """The greedy answer, without an engine."""
     models = fake_models(llm := FakeLLM(slots=1))
     ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
-    (speech_frames,) = models.adapter.adapt(models.encoder.encode([models.features.log_mel(request.audio)]))
+    (speech_frames,) = models.adapter.adapt(models.encoder.encode([models.features(request.audio)]))
     before = [llm.embed(ids.before_speech), models.adapter.boundary_before]
     after = [models.adapter.boundary_after, llm.embed(ids.after_speech)]
     prompt = np.concatenate([*before, speech_frames.frames, *after])

@@ -9,7 +9,7 @@ from dataclasses import astuple, replace
 import pytest
 
 from server.engine.ipc.client import ProcessEngine
-from server.engine.router import Fleet
+from server.engine.router import EngineRouter
 from server.engine.types.events import Delta, Event
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.protocol import Engine
@@ -27,7 +27,7 @@ FLEET = 2
 def make_engine(kind: str, gate: str) -> Engine:
     models, _, place = kind.partition(" in a ")
     if place == "fleet":
-        return Fleet({f"member {number}": make_engine(f"{models} in a child", gate) for number in range(FLEET)})
+        return EngineRouter({f"member {number}": make_engine(f"{models} in a child", gate) for number in range(FLEET)})
     if place == "child":
         factory = f"{engine_children.__name__}:{models}"
         return ProcessEngine(factory, (gate,), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=TIMEOUT_S)

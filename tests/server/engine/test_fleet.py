@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from server.engine.ipc.client import ProcessEngine, StartError
-from server.engine.router import Fleet
+from server.engine.router import EngineRouter
 from server.engine.types.events import Ended, Event
 from server.engine.types.stats import EngineCounters
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, PromptTooLong
@@ -44,8 +44,8 @@ def members() -> Iterator[list[FakeEngine]]:
 
 
 @pytest.fixture
-def fleet(members: list[FakeEngine]) -> Fleet:
-    fleet = Fleet({f"GPU {number}": engine for number, engine in enumerate(members)})
+def fleet(members: list[FakeEngine]) -> EngineRouter:
+    fleet = EngineRouter({f"GPU {number}": engine for number, engine in enumerate(members)})
     fleet.start()
     return fleet
 
@@ -61,7 +61,7 @@ def answer(members: list[FakeEngine], calls: list[Call]) -> None:
         call.done()
 
 
-def test_a_request_goes_where_the_smallest_share_of_the_places_is_taken(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_a_request_goes_where_the_smallest_share_of_the_places_is_taken(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     members[0].slots, members[0].queue_limit = 2, 0
     members[1].slots, members[1].queue_limit = 4, 0
     calls = [Call(fleet, request(f"r{index}")) for index in range(6)]
@@ -69,7 +69,7 @@ def test_a_request_goes_where_the_smallest_share_of_the_places_is_taken(fleet: F
     answer(members, calls)
 
 
-def test_a_session_goes_where_the_smallest_share_of_the_sessions_is(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_a_session_goes_where_the_smallest_share_of_the_sessions_is(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     clients = [LiveClient(fleet, live(f"s{index}")) for index in range(4)]
     assert [sorted(engine.sessions) for engine in members] == [["s0", "s2"], ["s1", "s3"]]
     for client in clients:
@@ -77,7 +77,7 @@ def test_a_session_goes_where_the_smallest_share_of_the_sessions_is(fleet: Fleet
         assert isinstance(client.end(), Ended)
 
 
-def test_an_engine_that_is_not_ready_gets_nothing(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_an_engine_that_is_not_ready_gets_nothing(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     members[0].drain(0)
     calls = [Call(fleet, request(f"r{index}")) for index in range(3)]
     assert fleet.stats().ready
@@ -86,14 +86,14 @@ def test_an_engine_that_is_not_ready_gets_nothing(fleet: Fleet, members: list[Fa
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("Full.", retry_after_s=1), NotReady("Not yet.")])
-def test_where_one_refuses_the_next_is_asked(fleet: Fleet, members: list[FakeEngine], refusal: Exception) -> None:
+def test_where_one_refuses_the_next_is_asked(fleet: EngineRouter, members: list[FakeEngine], refusal: Exception) -> None:
     members[0].refusal = refusal
     calls = [Call(fleet, request(f"r{index}")) for index in range(2)]
     assert [len(engine.submitted) for engine in members] == [0, 2]
     answer(members, calls)
 
 
-def test_where_all_refuse_the_shortest_wait_is_told(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_where_all_refuse_the_shortest_wait_is_told(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     members[0].refusal = NotReady("Not yet.")
     members[1].refusal = Overloaded("Full.", retry_after_s=9)
     assert Call(fleet, request("a")).error() is members[1].refusal
@@ -101,13 +101,13 @@ def test_where_all_refuse_the_shortest_wait_is_told(fleet: Fleet, members: list[
     assert Call(fleet, request("a")).error() is members[0].refusal
 
 
-def test_what_is_wrong_with_a_request_is_wrong_everywhere(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_what_is_wrong_with_a_request_is_wrong_everywhere(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     members[0].refusal = PromptTooLong("Too long.")
     assert Call(fleet, request("a")).error() is members[0].refusal
     assert ids(members[1]) == []
 
 
-def test_an_id_is_refused_whichever_engine_serves_it(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_an_id_is_refused_whichever_engine_serves_it(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     first = Call(fleet, request("same"))
     for number in range(2):
         assert isinstance(Call(fleet, request("same")).error(), InvalidRequest)
@@ -118,7 +118,7 @@ def test_an_id_is_refused_whichever_engine_serves_it(fleet: Fleet, members: list
     answer(members, [first])
 
 
-def test_an_abort_goes_where_the_request_went(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_an_abort_goes_where_the_request_went(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     calls = [Call(fleet, request(f"r{index}")) for index in range(4)]
     fleet.abort("r1")
     fleet.abort("r2")
@@ -128,7 +128,7 @@ def test_an_abort_goes_where_the_request_went(fleet: Fleet, members: list[FakeEn
     assert [call.events for call in calls[1:3]] == [[], []]
 
 
-def test_a_request_that_ended_leaves_nothing_behind(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_a_request_that_ended_leaves_nothing_behind(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     def fail(_event: Event) -> None:
         raise RuntimeError("the client's loop is closed")
 
@@ -149,7 +149,7 @@ def test_a_request_that_ended_leaves_nothing_behind(fleet: Fleet, members: list[
     assert fleet.stats().live_sessions == 0
 
 
-def test_clients_may_come_and_go_from_many_threads(fleet: Fleet, members: list[FakeEngine]) -> None:
+def test_clients_may_come_and_go_from_many_threads(fleet: EngineRouter, members: list[FakeEngine]) -> None:
     for engine in members:
         engine.gate.set()
         engine.queue_limit = 400
@@ -172,7 +172,7 @@ def test_clients_may_come_and_go_from_many_threads(fleet: Fleet, members: list[F
 
 
 def test_figures_are_summed_where_a_sum_says_something(
-    fleet: Fleet, members: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+    fleet: EngineRouter, members: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(STATS, step_age_s=0.5, predicted_wait_s=0.75, counters=EngineCounters(steps=1, restarts=2))
     lost = replace(STATS, ready=False, predicted_wait_s=0.0)
@@ -195,7 +195,7 @@ def test_figures_are_summed_where_a_sum_says_something(
 def test_a_child_that_is_lost_costs_its_own_requests_only(tmp_path: Path) -> None:
     gate = FileGate(tmp_path / "closed")
     engines = [child_engine(gate.path, tmp_path / f"trouble {number}") for number in range(2)]
-    fleet = Fleet({f"GPU {number}": engine for number, engine in enumerate(engines)})
+    fleet = EngineRouter({f"GPU {number}": engine for number, engine in enumerate(engines)})
     fleet.start()
     gate.clear()
     calls = [Call(fleet, request(f"r{index}")) for index in range(4)]
@@ -223,7 +223,7 @@ def test_a_start_that_fails_names_the_member_and_leaves_no_process(tmp_path: Pat
     engines = [child_engine(tmp_path / "closed", tmp_path / f"trouble {number}") for number in range(3)]
     (tmp_path / "trouble 1").write_text("raise")
     (tmp_path / "trouble 2").write_text("hang")
-    fleet = Fleet({f"GPU {number}": engine for number, engine in enumerate(engines)})
+    fleet = EngineRouter({f"GPU {number}": engine for number, engine in enumerate(engines)})
     with pytest.raises(StartError, match=r"^GPU 1: .*the models are broken"):
         fleet.start()
     assert [engine.process_id for engine in engines] == [None] * 3
@@ -234,7 +234,7 @@ def test_a_start_that_fails_names_the_member_and_leaves_no_process(tmp_path: Pat
 def test_a_drain_does_not_wait_for_a_member_that_starts(tmp_path: Path) -> None:
     engines = [child_engine(tmp_path / "closed", tmp_path / f"trouble {number}") for number in range(2)]
     (tmp_path / "trouble 1").write_text("hang")
-    fleet = Fleet({f"GPU {number}": engine for number, engine in enumerate(engines)})
+    fleet = EngineRouter({f"GPU {number}": engine for number, engine in enumerate(engines)})
     starting = threading.Thread(target=fleet.start)
     starting.start()
     wait_until(lambda: engines[0].stats().ready)
@@ -259,7 +259,7 @@ def test_all_start_and_drain_at_the_same_time(members: list[FakeEngine], monkeyp
     for engine in members:
         monkeypatch.setattr(engine, "start", starts)
         monkeypatch.setattr(engine, "drain", drains)
-    fleet = Fleet({"GPU 0": members[0], "GPU 1": members[1]})
+    fleet = EngineRouter({"GPU 0": members[0], "GPU 1": members[1]})
     fleet.start()
     fleet.drain(1.0)
     monkeypatch.undo()

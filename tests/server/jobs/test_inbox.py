@@ -9,12 +9,12 @@ import pytest
 
 from server.engine.types.events import Delta, Done, Event, Failed, StageTimes, TokenLogprob, Usage
 from server.errors import EngineFailed
-from server.jobs.events import Inbox, Waiter
+from server.jobs.events import EventQueue, ResultFuture
 
 DONE = Done("r", "", "stop", Usage(0, 0, 0), StageTimes())
 
 
-async def all_of(inbox: Inbox, dice: random.Random) -> tuple[list[str], list[TokenLogprob], Done | Failed]:
+async def all_of(inbox: EventQueue, dice: random.Random) -> tuple[list[str], list[TokenLogprob], Done | Failed]:
     """What was taken, by a reader that is sometimes slower and sometimes faster than the engine."""
     texts: list[str] = []
     logprobs: list[TokenLogprob] = []
@@ -35,7 +35,7 @@ def test_nothing_is_lost_between_two_threads(seed: int) -> None:
     pieces = [f"{number} " for number in range(300)]
     tokens = [TokenLogprob(piece.encode(), -1.0) for piece in pieces]
 
-    def deliver_all(inbox: Inbox) -> None:
+    def deliver_all(inbox: EventQueue) -> None:
         for piece, token in zip(pieces, tokens, strict=True):
             inbox.deliver(Delta("r", piece, (token,)))
             if dice.random() < 0.1:
@@ -43,7 +43,7 @@ def test_nothing_is_lost_between_two_threads(seed: int) -> None:
         inbox.deliver(DONE)
 
     async def read() -> None:
-        inbox = Inbox()
+        inbox = EventQueue()
         engine = threading.Thread(target=deliver_all, args=(inbox,))
         engine.start()
         texts, logprobs, terminal = await all_of(inbox, random.Random(seed + 1))
@@ -60,7 +60,7 @@ def test_nothing_is_lost_between_two_threads(seed: int) -> None:
 
 def test_what_piles_up_is_taken_at_once() -> None:
     async def read() -> tuple[str, object, object]:
-        inbox = Inbox()
+        inbox = EventQueue()
         for text in ("a", "", "b"):
             inbox.deliver(Delta("r", text))
         await inbox.wait()
@@ -72,7 +72,7 @@ def test_what_piles_up_is_taken_at_once() -> None:
 @pytest.mark.parametrize(("first", "fails"), [(Failed("r", EngineFailed("No.")), True), (Delta("r", "a"), False), (DONE, False)])
 def test_only_a_failure_before_anything_else_is_raised(first: Event, fails: bool) -> None:
     async def open_and_take() -> object:
-        inbox = Inbox()
+        inbox = EventQueue()
         inbox.deliver(first)
         inbox.deliver(Failed("r", EngineFailed("Later.")))
         inbox.raise_failure()
@@ -87,7 +87,7 @@ def test_only_a_failure_before_anything_else_is_raised(first: Event, fails: bool
 
 def test_a_waiter_gets_the_end_from_another_thread() -> None:
     async def wait(end: Event) -> tuple[Done, float | None]:
-        waiter = Waiter()
+        waiter = ResultFuture()
 
         def deliver() -> None:
             waiter.deliver(Delta("r", "a"))

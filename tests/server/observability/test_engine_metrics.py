@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine.types.stats import DRAFT_POSITIONS, EngineCounters, EngineStats, FleetStats
+from server.engine.types.stats import DRAFT_POSITIONS, EngineCounters, EngineStats, RouterStats
 from server.observability.metrics import Metrics
 
 COUNTERS = EngineCounters(
@@ -85,7 +85,7 @@ def test_every_figure_of_the_engine_is_served() -> None:
 
 
 def test_each_gpus_engine_is_served_where_there_are_several() -> None:
-    fleet = FleetStats(**{**vars(STATS), "members": {"GPU 0": STATS, "GPU 1": EngineStats(False, 0, 0, 4, 16)}})
+    fleet = RouterStats(**{**vars(STATS), "members": {"GPU 0": STATS, "GPU 1": EngineStats(False, 0, 0, 4, 16)}})
     served = samples(fleet)
     assert served["num_requests_running"] == 2
     names = (

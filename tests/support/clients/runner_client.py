@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import Generation, new_generation
+from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import Done
 from server.engine.types.requests import InstructRequest
 from tests.support.fakes.fake_models import FakeLLM, fake_models
@@ -28,20 +28,20 @@ def fake_runner(encoder_cache_bytes: int = 0, prefix_cache_bytes: int = 2**20) -
 
 def run(
     runner: Runner, request: InstructRequest, chunks: Sequence[int] = (1000,), preempt_at: Sequence[int] = ()
-) -> tuple[Generation, Answer]:
+) -> tuple[SequenceState, Answer]:
     """All of a request in slot 0, its prefill in chunks (the last size repeats), preempted at some of its passes."""
-    generation = new_generation(runner.models, request, lambda _event: None)
-    runner.encode([generation])
+    sequence = new_sequence(runner.models, request, lambda _event: None)
+    runner.encode([sequence])
     passes = 0
-    while not generation.finished:
-        if passes in preempt_at and not generation.to_prefill:
-            runner.preempt(generation)
-        if generation.to_prefill:
-            runner.prefill([(generation, chunks[min(passes, len(chunks) - 1)])])
+    while not sequence.finished:
+        if passes in preempt_at and not sequence.to_prefill:
+            runner.preempt(sequence)
+        if sequence.to_prefill:
+            runner.prefill([(sequence, chunks[min(passes, len(chunks) - 1)])])
         else:
-            runner.decode([generation])
+            runner.decode([sequence])
         passes += 1
         assert passes < 1000
-    done = generation.terminal_event()
+    done = sequence.terminal_event()
     assert isinstance(done, Done), done
-    return generation, Answer(done.text, tuple(generation.tokens), done.finish_reason, done.logprobs)
+    return sequence, Answer(done.text, tuple(sequence.tokens), done.finish_reason, done.logprobs)

@@ -68,10 +68,10 @@ def answer_alone(llm: LLM, requests: list[InstructRequest]) -> list[Alone]:
     models, _ = drafting_models(llm)
     answers = []
     for request in requests:
-        generation, _ = run(Runner(models), replace(request, draft="off"))
-        done = generation.terminal_event()
+        sequence, _ = run(Runner(models), replace(request, draft="off"))
+        done = sequence.terminal_event()
         assert isinstance(done, Done)
-        answers.append(Alone(done, generation.tokens))
+        answers.append(Alone(done, sequence.tokens))
     return answers
 
 
@@ -80,7 +80,7 @@ def draft_answers(
 ) -> None:
     """Give the adapter a draft for every audio: the answer's tokens with errors."""
     for request, answer in zip(asked, alone, strict=True):
-        frames = adapter.adapt(models.encoder.encode([models.features.log_mel(request.audio)]))[0].frames
+        frames = adapter.adapt(models.encoder.encode([models.features(request.audio)]))[0].frames
         adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
 
 

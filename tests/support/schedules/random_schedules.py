@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from server.engine.engine import LocalEngine
-from server.engine.runner.sequence import Generation
+from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Delta, Done, Event
 from server.engine.types.options import Constraint, DraftPolicy, Priority
 from server.engine.types.requests import InstructRequest
@@ -191,7 +191,7 @@ def random_budgets(random: Random) -> dict[str, float]:
 def generations_left() -> list[object]:
     """Requests that something still holds."""
     gc.collect()
-    return [left for left in gc.get_objects() if type(left) is Generation]
+    return [left for left in gc.get_objects() if type(left) is SequenceState]
 
 
 @contextmanager

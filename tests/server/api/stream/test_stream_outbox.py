@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.native.stream_messages import Farewell
+from server.api.native.stream_messages import CloseReason
 from server.api.native.stream_outbox import Item, Outbox
 from server.engine.types.events import Delta, Flushed, Partial, SpeechStarted, UtteranceDone
 from tests.support.fakes.fake_live import fake_done
@@ -54,7 +54,7 @@ EVENTS = st.one_of(
     st.builds(done, st.integers(0, 3)),
     st.builds(lambda utterance: SpeechStarted("s", utterance, 0.0), st.integers(0, 3)),
     st.builds(lambda marker: Flushed("s", marker), st.text(max_size=2)),
-    st.just(Farewell("client_left")),
+    st.just(CloseReason("client_left")),
 )
 
 

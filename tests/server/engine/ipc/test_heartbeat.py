@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.engine.ipc.heartbeat import LONGEST_TICK_S, Heartbeat
+from server.engine.ipc.heartbeat import LONGEST_TICK_S, Watchdog
 from server.engine.types.stats import EngineCounters, EngineStats
 
 
@@ -10,9 +10,9 @@ def report(steps: int, waiting: int = 0, running: int = 0) -> EngineStats:
     return EngineStats(True, waiting, running, 4, 16, counters=EngineCounters(steps=steps))
 
 
-def heartbeat_after(*reports: EngineStats) -> Heartbeat:
+def heartbeat_after(*reports: EngineStats) -> Watchdog:
     """A second passes after each report."""
-    heartbeat = Heartbeat(100.0)
+    heartbeat = Watchdog(100.0)
     for index, each in enumerate(reports):
         heartbeat.beat(each)
         for tick in range(1, 11):
@@ -38,6 +38,6 @@ def test_a_step_or_an_empty_engine_is_not() -> None:
 
 
 def test_time_in_which_the_watcher_slept_is_not_held_against_the_child() -> None:
-    heartbeat = Heartbeat(100.0)
+    heartbeat = Watchdog(100.0)
     heartbeat.look(1000.0)
     assert heartbeat.silent_s == heartbeat.stuck_s == LONGEST_TICK_S

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.live.endpointing import Endpointer, Mark, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed, Tuning
+from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed, Tuning
 from server.engine.types.options import VoiceOptions
 
 WINDOWS_PER_S = 10
@@ -28,7 +28,7 @@ def probabilities(script: str) -> list[float]:
     return [{"#": SPEECH, "~": UNSURE, ".": SILENCE}[each] for each in script]
 
 
-def marks_of(script: str, options: VoiceOptions = OPTIONS) -> list[Mark]:
+def marks_of(script: str, options: VoiceOptions = OPTIONS) -> list[EndpointEvent]:
     return endpointer(options).push(probabilities(script))
 
 
@@ -49,7 +49,7 @@ voices = st.builds(
 )
 
 
-def utterances(marks: Sequence[Mark]) -> list[tuple[int, int]]:
+def utterances(marks: Sequence[EndpointEvent]) -> list[tuple[int, int]]:
     return [(mark.start, mark.end) for mark in marks if isinstance(mark, SpeechOver)]
 
 
@@ -72,7 +72,7 @@ def test_speech_resumes() -> None:
     assert marks_of("##...#...###......") == [*paused, SpeechResumed(), SpeechPaused(0, 9), SpeechResumed(), *marks_of_end(0, 15)]
 
 
-def marks_of_end(start: int, end: int) -> list[Mark]:
+def marks_of_end(start: int, end: int) -> list[EndpointEvent]:
     return [SpeechPaused(start, end), SpeechOver(start, end)]
 
 
@@ -146,7 +146,7 @@ def test_no_room_for_padding_is_refused() -> None:
 
 @given(session=sessions(), options=voices, data=st.data())
 def test_how_windows_are_cut_into_calls_changes_nothing(session: list[float], options: VoiceOptions, data: st.DataObject) -> None:
-    follow, marks, done = endpointer(options), list[Mark](), 0
+    follow, marks, done = endpointer(options), list[EndpointEvent](), 0
     while done < len(session):
         count = data.draw(st.integers(1, 50))
         marks += follow.push(session[done : done + count])

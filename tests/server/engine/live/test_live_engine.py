@@ -103,7 +103,7 @@ def test_silence_makes_no_text() -> None:
 def test_speech_without_text_is_counted() -> None:
     """The voice detector hears what the adapter finds blank."""
     models = fake_models(FakeLLM())
-    deaf = replace(models, features=lambda audio: models.features.log_mel(audio * 0))
+    deaf = replace(models, features=lambda audio: models.features(audio * 0))
     with serving(deaf) as engine:
         client = LiveClient(engine, live())
         client.say(conversation(range(2)))

@@ -7,7 +7,7 @@ import pytest
 
 from server.engine.live.session import LiveSession
 from server.engine.live.utterance import Utterance
-from server.engine.runner.sequence import Generation
+from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Ended
 from tests.support.clients.engine_client import wait_until
 from tests.support.clients.live_client import LiveClient
@@ -24,7 +24,7 @@ def uncollected() -> Iterator[None]:
 
 def alive() -> int:
     # Their types only: objects of other libraries warn when they are asked more.
-    return sum(type(each) in (LiveSession, Utterance, Generation) for each in gc.get_objects())
+    return sum(type(each) in (LiveSession, Utterance, SequenceState) for each in gc.get_objects())
 
 
 @pytest.mark.usefixtures("uncollected")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.protocols import collapse
-from server.engine.runner.sequence import new_generation
+from server.engine.runner.sequence import new_sequence
 from server.engine.runner.speculation import Draft, DraftGate
 from server.engine.runner.verification import RELAXED_OVERRUN
 from server.engine.types.options import DraftPolicy, SamplingOptions
@@ -88,31 +88,31 @@ def test_drafts_save_passes() -> None:
     drafted = passes = tokens = 0
     for seed in range(20):
         runner, _ = fake_runner()
-        generation, _ = run(runner, InstructRequest("r", speech(seed, 3.0), "Transcribe.", SamplingOptions(max_tokens=60)))
-        assert generation.accepted <= generation.drafted
-        assert sum(runner.counters.drafted) == generation.drafted
-        assert sum(runner.counters.accepted) == generation.accepted
-        assert runner.counters.generated_tokens == len(generation.tokens)
-        drafted += generation.drafted
-        passes += generation.llm_passes
-        tokens += len(generation.tokens)
+        sequence, _ = run(runner, InstructRequest("r", speech(seed, 3.0), "Transcribe.", SamplingOptions(max_tokens=60)))
+        assert sequence.accepted <= sequence.drafted
+        assert sum(runner.counters.drafted) == sequence.drafted
+        assert sum(runner.counters.accepted) == sequence.accepted
+        assert runner.counters.generated_tokens == len(sequence.tokens)
+        drafted += sequence.drafted
+        passes += sequence.llm_passes
+        tokens += len(sequence.tokens)
     assert drafted > 0
     assert passes < 0.9 * tokens
 
 
 def test_without_a_draft_every_token_is_a_pass() -> None:
     request = InstructRequest("r", speech(3), "Transcribe.", SamplingOptions(max_tokens=9), draft="off")
-    generation, answer = run(fake_runner()[0], request)
-    assert generation.drafted == 0
-    assert generation.llm_passes == len(answer.tokens) + (answer.finish_reason == "stop")
+    sequence, answer = run(fake_runner()[0], request)
+    assert sequence.drafted == 0
+    assert sequence.llm_passes == len(answer.tokens) + (answer.finish_reason == "stop")
 
 
 def test_relaxed_is_refused_where_no_transcript_is_asked_for() -> None:
     models = dataclasses.replace(fake_models(fake_runner()[1]), boundary_instructions=frozenset({"transcribe"}))
     request = InstructRequest("r", speech(3), "Who speaks?", draft="relaxed")
     with pytest.raises(InvalidRequest, match="transcription only"):
-        new_generation(models, request, lambda _event: None)
-    new_generation(models, dataclasses.replace(request, instruction="Transcribe!"), lambda _event: None)
+        new_sequence(models, request, lambda _event: None)
+    new_sequence(models, dataclasses.replace(request, instruction="Transcribe!"), lambda _event: None)
 
 
 def test_collapse_drops_blanks_and_joins_runs() -> None:
