@@ -3,8 +3,8 @@
     python -m training.word_times --bundle BUNDLE --data DATA_DIR --whisper CT2_DIR --out training/results
 
 Half of the synthetic speech and the held-out recordings of the training data are what the constants of
-`models.text.word_times` are fitted to; the fit is printed. The figures come from the other half and from the evaluation recordings.
-Writes `word_times.json`, `word_times.md` and `word_times.png`.
+`models.text.word_times` are fitted to; the fit is printed. The figures come from the other half and from the evaluation
+recordings. Writes `word_times.json`, `word_times.md` and `word_times.png`.
 """
 
 import argparse

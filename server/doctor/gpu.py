@@ -190,7 +190,7 @@ def check_kernels(number: int) -> CheckResult:
         return CheckResult(name, f"Triton cannot be imported ({error})", f"{INSTALL}, {other}")
     if triton.__version__ != TRITON:
         return CheckResult(
-            name, f"Triton {triton.__version__}, untried with our kernels", f"pip install triton=={TRITON}, {other}"
+            name, f"Triton {triton.__version__}, not tried with our kernels", f"pip install triton=={TRITON}, {other}"
         )
     try:
         architecture = find_gpu(number).architecture

@@ -11,12 +11,12 @@ import pytest
 
 from loadtest.footprint import Footprint, Watch, footprints, total
 from loadtest.sessions import Look, leaks
-from loadtest.stream_drops import CloseReason, Drop, Point, choose, play
+from loadtest.stream_drops import Drop, Farewell, Point, choose, play
 from tests.support.clients.live_server import tone, wait_until
 from tests.support.fakes.scripted_stream import Event, scripted_server
 
 PCM = (tone(0.5, 16_000) * 32767).astype("<i2").tobytes()
-DROPS = [Drop(*each, 1.0, "pcm16") for each in product(CloseReason, Point) if each != (CloseReason.END, Point.CONNECTED)]
+DROPS = [Drop(*each, 1.0, "pcm16") for each in product(Farewell, Point) if each != (Farewell.END, Point.CONNECTED)]
 
 
 @pytest.mark.parametrize("drop", DROPS, ids=lambda drop: f"{drop.farewell.name} {drop.point.name}")
@@ -29,9 +29,9 @@ def test_a_client_goes_as_it_should(drop: Drop) -> None:
     assert len(server.starts) == speaks
     assert b"".join(server.audio) == (PCM if has_audio else b"")
     assert [message["type"] for message in server.messages] == ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (
-        drop.farewell == CloseReason.END
+        drop.farewell == Farewell.END
     )
-    expected = {CloseReason.END: 1000, CloseReason.CLOSE: 1000, CloseReason.RESET: None, CloseReason.SILENCE: 1008}
+    expected = {Farewell.END: 1000, Farewell.CLOSE: 1000, Farewell.RESET: None, Farewell.SILENCE: 1008}
     assert server.gone == [expected[drop.farewell]]
 
 
@@ -40,10 +40,10 @@ def test_sessions_that_are_ended_wrongly_are_told() -> None:
         return [] if event["type"] in ("ended", "error") else [event]
 
     with scripted_server(twist=silent, idle_timeout_s=0.1) as server:
-        assert "not 'ended'" in play(server.url, Drop(CloseReason.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
-        assert "not 'error session_idle'" in play(server.url, Drop(CloseReason.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
+        assert "not 'ended'" in play(server.url, Drop(Farewell.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
+        assert "not 'error session_idle'" in play(server.url, Drop(Farewell.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
         server.refusal = (429, "overloaded")
-        assert "status 429" in play(server.url, Drop(CloseReason.CLOSE, Point.READY, 1.0, "pcm16"), PCM, b"")
+        assert "status 429" in play(server.url, Drop(Farewell.CLOSE, Point.READY, 1.0, "pcm16"), PCM, b"")
 
 
 def test_seeds_decide_on_all_kinds() -> None:
