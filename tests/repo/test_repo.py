@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import ServeError
-
 ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "server": {"server", "models", "kernels"},
@@ -62,10 +60,6 @@ def reads_environment(path: Path) -> bool:
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     return bool(names & {"environ", "environb", "getenv"})
-
-
-def all_errors(base: type[ServeError]) -> list[type[ServeError]]:
-    return [base, *(error for child in base.__subclasses__() for error in all_errors(child))]
 
 
 def test_there_is_something_to_check() -> None:
@@ -124,8 +118,3 @@ def test_ci_runs_the_readme_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().splitlines()[-1] == "exec make --no-print-directory test"
-
-
-@pytest.mark.parametrize("error", all_errors(ServeError), ids=lambda error: error.code)
-def test_readme_lists_every_error(error: type[ServeError]) -> None:
-    assert any(row.startswith(f"| {error.status} |") and f"`{error.code}`" in row for row in README.splitlines())

@@ -1,7 +1,7 @@
-"""What README tells to type works: commands and programs are taken from it, and run against a scripted engine.
+"""The commands and programs of README.md and docs/ work: each is taken from there and run against a scripted engine.
 
-Those that set up or measure a machine (`make`, `docker`, `python -m`) are not run as they stand, but their targets, profiles
-and options have to exist.
+Commands that set up or measure a machine (`make`, `docker`, `python -m`) are not run, but their targets, profiles and options
+have to exist. Pages link to files that exist, list every error and every setting, and README.md stays short.
 """
 
 import re
@@ -16,16 +16,32 @@ import pytest
 import yaml
 
 from server import cli
+from server.errors import ServeError
+from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:8000"
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+README_MAX_LINES = 150
+# On a GPU machine only; `tests/models/runtimes/cuda` looks after what they start.
+PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ("gpu.md", "tensorrt_plans.md"))]
+BLOCKS = [
+    block for page in PAGES for block in re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 # A command goes on in the next line behind a backslash, and within quotes.
 COMMAND = re.compile(r"(?:'[^']*'|\\\n|[^'\n])+")
-COMMANDS = [each.split(" #")[0].strip() for language, text in BLOCKS if language == "sh" for each in COMMAND.findall(text)]
+COMMANDS = sorted(
+    {each.split(" #")[0].strip() for language, text in BLOCKS if language == "sh" for each in COMMAND.findall(text)}
+)
+LINKS = [
+    (page, link)
+    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    if not link.startswith("http")
+]
 
 # `thinbridge` without models, and a microphone that hears a second of silence.
 THINBRIDGE = """#!{python}
@@ -33,6 +49,8 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from server import cli
+from server.errors import ServeError
+from server.settings import Settings
 from tests.support.fakes.fake_engine import FakeEngine
 
 cli.get_bundle = lambda settings: Path("the-bundle")
@@ -40,6 +58,10 @@ cli.load_engine = lambda folder, settings: FakeEngine()
 sys.exit(cli.main(sys.argv[1:]))
 """
 MICROPHONE = "#!/bin/sh\nhead -c 32000 /dev/zero\n"
+
+
+def all_errors(base: type[ServeError]) -> list[type[ServeError]]:
+    return [base, *(error for child in base.__subclasses__() for error in all_errors(child))]
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +155,42 @@ def test_every_command_is_looked_at() -> None:
         "docker ",
     )
     assert [each for each in COMMANDS if not each.startswith(known)] == []
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= README_MAX_LINES
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=[f"{page.name}-{link}" for page, link in LINKS])
+def test_links_lead_somewhere(page: Path, link: str) -> None:
+    path, _, heading = link.partition("#")
+    target = page.parent / path if path else page
+    assert target.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        assert heading in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings]
+
+
+def test_every_setting_is_listed() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    listed = text.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
+    assert listed == settings_table()
+
+
+@pytest.mark.parametrize("error", all_errors(ServeError), ids=lambda error: error.code)
+def test_every_error_is_listed(error: type[ServeError]) -> None:
+    rows = (ROOT / "docs" / "api.md").read_text().splitlines()
+    assert any(row.startswith(f"| {error.status} |") and f"`{error.code}`" in row for row in rows)
+
+
+def settings_table() -> str:
+    """Return the table of docs/settings.md; print it with `python -m tests.repo.test_docs`."""
+    rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "`~/.cache/thinbridge`" if name == "cache_dir" else "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(settings_table(), end="")
