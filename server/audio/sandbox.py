@@ -74,8 +74,8 @@ class DecodePool:
         await asyncio.gather(*(child.kill() for child in self._children))
         self._children.clear()
 
-    async def lease(self) -> "Lease":
-        """A child to open something in. Raises `Overloaded`, or `NotReady` with no child."""
+    async def lease(self, client: str = "") -> "Lease":  # noqa: ARG002
+        """Wait for a child to open something in, for `client`. Raises `Overloaded`, or `NotReady` with no child."""
         return Lease(self, await self._take())
 
     async def _take(self) -> DecodeChild:

@@ -36,9 +36,9 @@ class AudioStream(_Stream):
         self.ended = False
 
     @classmethod
-    async def open(cls, pool: DecodePool, data: bytes) -> Self:
-        """Raises `Overloaded`, or `NotReady` with no child."""
-        lease = await pool.lease()
+    async def open(cls, pool: DecodePool, data: bytes, client: str = "") -> Self:
+        """Open a file for `client`, among whose like decoders are shared. Raises `Overloaded`, or `NotReady` with no child."""
+        lease = await pool.lease(client)
         lease.child.open_file(data, pool.limits)
         return cls(lease)
 
@@ -67,9 +67,9 @@ class OpusStream(_Stream):
         self._block_samples = block_samples
 
     @classmethod
-    async def open(cls, pool: DecodePool) -> Self:
-        """Raises `Overloaded`, or `NotReady` with no child."""
-        lease = await pool.lease()
+    async def open(cls, pool: DecodePool, client: str = "") -> Self:
+        """Open a stream for `client`, as in `AudioStream`. Raises `Overloaded`, or `NotReady` with no child."""
+        lease = await pool.lease(client)
         lease.keep()
         rate_hz = pool.limits.sample_rate_hz
         lease.child.open_stream(AudioLimits(rate_hz, 0.0, ENDLESS_S))

@@ -35,7 +35,7 @@ class GrammarSandbox:
         self._turn = asyncio.Lock()
         self._process: Process | None = None
 
-    async def check(self, constraint: Constraint) -> None:
+    async def check(self, constraint: Constraint, client: str = "") -> None:  # noqa: ARG002
         """Raises `InvalidConstraint` for one that cannot be compiled, or not in a moment; `NotReady` where no child starts."""
         if constraint not in self._verdicts:
             async with self._turn:

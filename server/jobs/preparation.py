@@ -24,9 +24,9 @@ async def prepare(
     """
     engine = context.engine
     if form.sampling.constraint is not None:
-        await context.grammar_sandbox.check(form.sampling.constraint)
+        await context.grammar_sandbox.check(form.sampling.constraint, client)
     decode_started_s = time.perf_counter()
-    audio = held.enter_context(await AudioStream.open(context.decode_pool, form.audio))
+    audio = held.enter_context(await AudioStream.open(context.decode_pool, form.audio, client))
     in_one_piece = form.chunking == "auto"
     head_s = engine.max_audio_s if in_one_piece else BLOCK_S
     # One sample more, so that what fits exactly is known to be all.

@@ -16,10 +16,10 @@ from server.observability.live import SessionTimer
 LEAST_AUDIO_S = 0.01
 
 
-async def sample_stream(start: Start, pool: DecodePool) -> SampleStream:
+async def sample_stream(start: Start, pool: DecodePool, client: str) -> SampleStream:
     """What decodes the audio of a session that starts so. Raises `Overloaded` or `NotReady`."""
     if start.encoding == "ogg_opus":
-        return await OpusStream.open(pool)
+        return await OpusStream.open(pool, client)
     return PcmStream(start.sample_rate_hz, pool.limits.sample_rate_hz)
 
 

@@ -141,8 +141,8 @@ class StreamSession:
         if not isinstance(start, Start):
             raise InvalidRequest("The first message has to be a start.", param="type")
         if start.request.sampling.constraint is not None:
-            await self._grammar_trial.check(start.request.sampling.constraint)
-        self._audio = await sample_stream(start, self._decode_pool)
+            await self._grammar_trial.check(start.request.sampling.constraint, client)
+        self._audio = await sample_stream(start, self._decode_pool, client)
         self._engine.open_live(start.request, self._deliver)
         self._is_open = True
         limits = SessionLimits(
