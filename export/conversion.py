@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.adapter_graph import build_adapter
-from export.ctranslate2_weights import read_ctranslate2
 from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS, Ingredients
-from export.gguf_weights import Llama, read_llama, read_tokeniser
-from export.llama_attention import ExactAttention
-from export.llama_decoder import build_decoder, embedding_table
-from export.quantise import PRECISIONS
-from export.whisper_encoder import build_encoder
+from export.importers.ctranslate2 import read_ctranslate2
+from export.importers.gguf import read_llama, read_tokeniser
+from export.precisions import PRECISIONS
 from models.bundle.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
+from models.encoders.whisper import build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table
+from models.projectors.subsample_ctc import build_adapter
 from models.projectors.trained import read_adapter
 from models.text.tokeniser import Tokeniser
 

@@ -111,7 +111,7 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    from export.quantise import PRECISIONS
+    from export.precisions import PRECISIONS
 
     parser = argparse.ArgumentParser(prog="python -m export.default_bundle", description="Build the default model bundle.")
     parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="default: %(default)s")

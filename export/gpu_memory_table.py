@@ -6,9 +6,9 @@ python -m export.gpu_memory_table
 from collections.abc import Iterator
 from dataclasses import replace
 
-from export.gguf_weights import LlamaConfig
 from export.random_models import QWEN2_500M, SMOLLM2_135M
 from kernels.markdown import table
+from models.llms.llama import LlamaConfig
 from models.runtimes.cuda.gpu_memory import slot_bytes
 
 POSITIONS = (1024, 4096, 8192)

@@ -15,11 +15,10 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from export.gguf_weights import Llama, read_llama
-from export.llama_attention import ExactAttention
-from export.llama_decoder import build_decoder, embedding_table
+from export.importers.gguf import read_llama
 from export.parity import prompt_tokens
-from export.quantise import PRECISIONS
+from export.precisions import PRECISIONS
+from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table
 from models.protocols import DecodeRow, PrefillRow
 from models.runtimes.onnx.llm import OnnxLLM
 

@@ -18,16 +18,16 @@ from typing import Any
 from tqdm import tqdm
 
 from export.default_bundle import default_cache_dir, ensure_default_bundle
-from export.gguf_weights import read_llama
-from export.graph import BFLOAT16, GraphBuilder
+from export.importers.gguf import read_llama
 from export.random_models import QWEN2_500M, T5_SMALL, random_llama, random_t5
-from export.t5 import build_t5_decoder, build_t5_encoder
 from export.tensorrt_build import Profile
 from export.tensorrt_inspect import PlanReport, inspect_plan
 from export.tensorrt_parts import Part, Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_part, default_weights
 from export.tensorrt_profiles import Limits, crossing_decoder_profiles, text_encoder_profiles
 from models.bundle.bundle import open_bundle
+from models.graph.writer import BFLOAT16, GraphBuilder
+from models.llms.t5 import build_t5_decoder, build_t5_encoder
 from models.runtimes.cuda.tensorrt_library import load_tensorrt
 
 PAGE = Path(__file__).parent.parent / "docs" / "tensorrt_plans.md"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from export.default_bundle import default_cache_dir
-from export.gguf_weights import Llama, read_llama
-from export.llama_decoder import build_decoder, embedding_table
+from export.importers.gguf import read_llama
 from export.measure_precisions import SLOTS, Difference, Float32, Reference, compare, forced_answers, make_reference
 from export.measure_tensorrt import fill_page
 from export.parity import prompt_tokens
 from export.tensorrt_plans import default_weights
 from export.tensorrt_weights import WEIGHT_FORMATS
+from models.llms.llama import Llama, build_decoder, embedding_table
 from models.runtimes.onnx.llm import OnnxLLM
 
 

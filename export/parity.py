@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.gguf_weights import read_llama, read_tokeniser
-from export.llama_attention import ExactAttention, StandardAttention
-from export.llama_decoder import build_decoder, embedding_table
+from export.importers.gguf import read_llama, read_tokeniser
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
+from models.llms.llama import ExactAttention, StandardAttention, build_decoder, embedding_table
 from models.protocols import DecodeRow, PrefillRow
 from models.runtimes.onnx.llm import OnnxLLM
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.gguf_weights import Llama, LlamaConfig
-from export.t5 import T5, T5Config
+from models.llms.llama import Llama, LlamaConfig
+from models.llms.t5 import T5, T5Config
 
 SMOLLM2_135M = LlamaConfig(
     layers=30,

@@ -1,6 +1,6 @@
 """Build one TensorRT plan from one ONNX graph: every free dimension gets its range, attention its mask, the operator a bar.
 
-Graphs are strongly typed: the plan computes in the types that the file names (`export.graph`, `float_type`).
+Graphs are strongly typed: the plan computes in the types that the file names (`models.graph.writer`, `float_type`).
 """
 
 import shutil

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.ctranslate2_weights import read_ctranslate2
-from export.gguf_weights import Llama, read_llama
-from export.graph import BFLOAT16, GraphBuilder
-from export.llama_decoder import build_decoder, transposed_linear
+from export.importers.ctranslate2 import read_ctranslate2
+from export.importers.gguf import read_llama
 from export.tensorrt_build import Profile
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
 from models.bundle.bundle import Bundle
+from models.graph.linear import transposed_linear
+from models.graph.writer import BFLOAT16, GraphBuilder
+from models.llms.llama import Llama, build_decoder
 from models.projectors.trained import read_adapter
 from models.runtimes.cuda.tensorrt_library import TensorRTError
 

@@ -21,7 +21,7 @@ class Limits:
 
 
 def decoder_profiles(limits: Limits) -> list[Profile]:
-    """Of `export.llama_decoder`, in the order of `models.bundle.plans`: decode, prefill."""
+    """Of `models.llms.llama`, in the order of `models.bundle.plans`: decode, prefill."""
     rows = (1, min(8, limits.decode_rows), limits.decode_rows)
     return [
         {"rows": rows, "tokens": (1, 1, 1), "wanted": rows},
@@ -34,24 +34,24 @@ def decoder_profiles(limits: Limits) -> list[Profile]:
 
 
 def crossing_decoder_profiles(limits: Limits) -> list[Profile]:
-    """Of a decoder that attends to an encoder's output too (`export.t5`), for which a prefill is the start token or a draft."""
+    """Of a decoder that also attends to an encoder's output (`models.llms.t5`): a prefill is the start token or a draft."""
     encoded = (1, min(128, limits.prefill_tokens), limits.prefill_tokens)
     return [{**profile, "encoded": encoded} for profile in decoder_profiles(limits)]
 
 
 def text_encoder_profiles(limits: Limits) -> list[Profile]:
-    """Of the encoder of `export.t5`."""
+    """Of the encoder of `models.llms.t5`."""
     return [
         {"rows": (1, 1, limits.prefill_rows), "tokens": (1, min(128, limits.prefill_tokens), limits.prefill_tokens)},
     ]
 
 
 def speech_encoder_profiles(limits: Limits) -> list[Profile]:
-    """Of `export.whisper_encoder`: one utterance, at its own length."""
+    """Of `models.encoders.whisper`: one utterance, at its own length."""
     return [{"frames": (2, min(500, limits.audio_frames), limits.audio_frames)}]
 
 
 def adapter_profiles(limits: Limits, subsampling: int) -> Sequence[Profile]:
-    """Of `export.adapter_graph`; the encoder gives a state per two frames of audio."""
+    """Of `models.projectors.subsample_ctc`; the encoder gives a state per two frames of audio."""
     states = limits.audio_frames // 2 // subsampling * subsampling
     return [{"states": (subsampling, min(subsampling * 62, states), states)}]

@@ -1,4 +1,4 @@
-"""Encoder and adapter as TensorRT likes them: the graphs of `export.whisper_encoder` and `export.adapter_graph`, said otherwise.
+"""The encoder's and the adapter's graphs in the form that is fastest on TensorRT.
 
 Query, key and value leave their product by heads, all at once, which is one kernel in place of three. And the adapter keeps
 every frame: shapes that depend on data cost a GPU more than scoring blanks does.
@@ -7,11 +7,10 @@ every frame: shapes that depend on data cost a GPU more than scoring blanks does
 import numpy as np
 import numpy.typing as npt
 
-from export.adapter_graph import TOP_TOKENS, AdapterWriter
-from export.ctranslate2_weights import Arrays
-from export.graph import GraphBuilder
-from export.llama_decoder import Float32, float32_linear
-from export.whisper_encoder import WhisperEncoderWriter
+from models.encoders.whisper import Arrays, WhisperEncoderWriter
+from models.graph.linear import Float32, float32_linear
+from models.graph.writer import GraphBuilder
+from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter
 from models.projectors.trained import TrainedAdapter
 
 
@@ -51,15 +50,15 @@ class DenseAdapterWriter(AdapterWriter):
 
 
 def build_by_head_encoder(arrays: Arrays, float_type: npt.DTypeLike) -> GraphBuilder:
-    """The encoder for TensorRT, computing in `float_type`; inputs and outputs are those of `export.whisper_encoder`."""
+    """The encoder for TensorRT, computing in `float_type`; inputs and outputs are those of `models.encoders.whisper`."""
     return ByHeadEncoderWriter(arrays, float32_linear, float_type).build()
 
 
 def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type: npt.DTypeLike) -> GraphBuilder:
     """The adapter for TensorRT, computing in `float_type`. `embedding` is the LLM's table [vocabulary, embedding_size].
 
-    In, `states` as in `export.adapter_graph`; out, for every frame, `blank_probability`, `top_tokens`, `top_probabilities` and
-    `residual`. The reader drops the frames whose P(blank) is not below the bundle's threshold.
+    The input `states` is that of `models.projectors.subsample_ctc`; the outputs, for every frame, are `blank_probability`,
+    `top_tokens`, `top_probabilities` and `residual`. The runtime drops the frames whose P(blank) reaches the threshold.
     """
     return DenseAdapterWriter(adapter, embedding, float32_linear, float32_linear, float_type).build()
 

@@ -7,8 +7,8 @@ TensorRT merges no products behind a `DequantizeLinear`: query, key and value, a
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import BFLOAT16, FLOAT8, INT4, GraphBuilder
-from export.llama_decoder import Float32, Linear, float32_linear
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.writer import BFLOAT16, FLOAT8, INT4, GraphBuilder
 
 BLOCK = 64
 """Inputs that share a scale in 4 bits."""

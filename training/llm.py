@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from export.conversion import AFTER_INSTRUCTION, PREFIX, SUFFIX
-from export.gguf_weights import read_llama, read_tokeniser
+from export.importers.gguf import read_llama, read_tokeniser
 
 END = "<|im_end|>"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from export.gguf_weights import read_llama, read_tokeniser
+from export.importers.gguf import read_llama, read_tokeniser
 from training.adapter import Adapter, AdapterConfig
 from training.checkpoint import resume, save_checkpoint
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary

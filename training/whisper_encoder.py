@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.ctranslate2_weights import read_ctranslate2
+from export.importers.ctranslate2 import read_ctranslate2
 
 
 class WhisperEncoder:

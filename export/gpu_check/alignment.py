@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.gguf_weights import Llama
 from export.gpu_check.alignment_cases import (
     Case,
     MakePassage,
@@ -20,8 +19,9 @@ from export.gpu_check.alignment_cases import (
     whole_row,
 )
 from export.gpu_check.report import Findings, Table
-from export.llama_decoder import build_decoder, embedding_table, transposed_linear
 from export.tensorrt_attention import LENGTHS_INPUT
+from models.graph.linear import transposed_linear
+from models.llms.llama import Llama, build_decoder, embedding_table
 from models.protocols import LLM, Float32
 from models.runtimes.onnx.llm import OnnxLLM
 

@@ -14,15 +14,16 @@ import soundfile
 
 from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import GPU_PRECISION
-from export.gguf_weights import Llama, read_llama
 from export.gpu_check.alignment import SLOTS
 from export.gpu_check.steps import ROOT
+from export.importers.gguf import read_llama
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
 from export.tensorrt_parts import Weights
 from export.tensorrt_plans import default_weights
 from models.bundle.bundle import Bundle, open_bundle
 from models.bundle.plans import find_plan
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
+from models.llms.llama import Llama
 from models.projectors.trained import TrainedAdapter, read_adapter
 from models.protocols import Float32
 from models.runtimes.cuda.chain import DeviceKind

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.graph import BFLOAT16, GraphBuilder
-from export.llama_decoder import build_decoder
-from export.t5 import build_t5_decoder
 from export.tensorrt_attention import attention_nodes, network_attentions, patch_attention
+from models.graph.writer import BFLOAT16, GraphBuilder
+from models.llms.llama import build_decoder
+from models.llms.t5 import build_t5_decoder
 from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
 from tests.support.tiny.tiny_llama import tiny_llama
 from tests.support.tiny.tiny_t5 import tiny_t5

@@ -13,11 +13,7 @@ import pytest
 
 from export import tensorrt_build
 from export.default_recipe import DEFAULT_RECIPE
-from export.graph import BFLOAT16, GraphBuilder
-from export.llama_decoder import build_decoder
-from export.quantise import INT8, block_linear
 from export.random_models import QWEN2_500M, SMOLLM2_135M, T5_SMALL, random_llama, random_t5
-from export.t5 import build_t5_decoder, build_t5_encoder
 from export.tensorrt_build import Profile, build_plan, require_room
 from export.tensorrt_inspect import PlanReport, ProfileReport, inspect_plan
 from export.tensorrt_parts import Part, llm_part
@@ -33,6 +29,10 @@ from export.tensorrt_profiles import (
 from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
+from models.graph.linear import INT8, block_linear
+from models.graph.writer import BFLOAT16, GraphBuilder
+from models.llms.llama import build_decoder
+from models.llms.t5 import build_t5_decoder, build_t5_encoder
 from models.projectors.trained import read_adapter
 from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
 from tests.support.tiny.tiny_llama import tiny_llama

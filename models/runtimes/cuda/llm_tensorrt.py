@@ -22,7 +22,7 @@ SMALL_BATCH_POSITIONS = 256
 
 
 class TensorRtLLM:
-    """Implements `models.protocols.LLM` for plans of `export.llama_decoder`. For one thread.
+    """Implements `models.protocols.LLM` for plans of `models.llms.llama`. For one thread.
 
     `embeddings` is the input embedding table as `.npy`. Decode steps, and those that verify drafts, are captured graphs, made at
     the start, one for each bucket of rows. The contract's equal bits do not hold: a plan computes in bfloat16, by kernels that

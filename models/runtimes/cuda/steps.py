@@ -21,7 +21,7 @@ INPUTS = {
     "kv_length": torch.int64,
     "wanted": torch.int64,
 }
-"""Of `export.llama_decoder`, beside the slots."""
+"""Of `models.llms.llama`, beside the slots."""
 
 
 @dataclass(frozen=True, order=True)

@@ -19,7 +19,7 @@ SPAN_STEP = 64
 
 
 class OnnxLLM:
-    """Implements `models.protocols.LLM` for the decoder graphs of `export.llama_decoder`. Not thread-safe.
+    """Implements `models.protocols.LLM` for the decoder graphs of `models.llms.llama`. Not thread-safe.
 
     `graph` is the ONNX file, `embeddings` the input embedding table as `.npy` [vocabulary, D] in float16 or float32, of
     which only the rows in use are read into memory. Slot memory likewise: a page is taken when it is first written.

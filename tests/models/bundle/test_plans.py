@@ -10,12 +10,12 @@ import pytest
 
 from export.default_bundle import bundle_folder, default_cache_dir
 from export.fetch import FetchError
-from export.graph import BFLOAT16
 from export.tensorrt_parts import Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_into_bundle, load_builder, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle.bundle import Bundle, BundleError, PlanSection, open_bundle
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
+from models.graph.writer import BFLOAT16
 from models.runtimes.cuda.device import plan_key
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.tensorrt_library import load_tensorrt

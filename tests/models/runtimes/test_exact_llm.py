@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.llama_attention import ExactAttention
-from export.llama_decoder import build_decoder, embedding_table
-from export.quantise import PRECISIONS
+from export.precisions import PRECISIONS
+from models.llms.llama import ExactAttention, build_decoder, embedding_table
 from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.onnx.llm import OnnxLLM
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama

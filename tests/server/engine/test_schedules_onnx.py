@@ -9,9 +9,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from export.llama_attention import ExactAttention
-from export.llama_decoder import build_decoder, embedding_table
-from export.quantise import PRECISIONS
+from export.precisions import PRECISIONS
+from models.llms.llama import ExactAttention, build_decoder, embedding_table
 from models.runtimes.onnx.llm import OnnxLLM
 from server.engine.types.requests import InstructRequest
 from tests.support.fakes.drafting import Alone, answer_alone, drafted_requests, play_on

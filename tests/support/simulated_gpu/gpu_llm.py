@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.llama_attention import StandardAttention
-from export.llama_decoder import build_decoder, embedding_table
 from export.tensorrt_parts import llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
+from models.llms.llama import StandardAttention, build_decoder, embedding_table
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.simulated import SimulatedDevice

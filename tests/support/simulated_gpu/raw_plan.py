@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.graph import GraphBuilder
 from export.simulated_plan import simulated_builder
 from export.tensorrt_build import BuiltPlan, Profile
 from export.tensorrt_parts import Part, llm_part
 from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
+from models.graph.writer import GraphBuilder
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.simulated_stream import SimulatedStream
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama

@@ -12,16 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from export.adapter_graph import build_adapter
-from export.ctranslate2_weights import Arrays
-from export.gguf_weights import Llama
-from export.llama_attention import ExactAttention
-from export.llama_decoder import build_decoder, embedding_table
 from export.tensorrt_parts import Part, adapter_part, llm_part
 from export.tensorrt_plans import build_into_bundle
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
-from export.whisper_encoder import build_encoder
 from models.bundle.bundle import (
     AdapterSection,
     Bundle,
@@ -33,7 +27,10 @@ from models.bundle.bundle import (
     open_bundle,
     write_bundle,
 )
+from models.encoders.whisper import Arrays, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table
+from models.projectors.subsample_ctc import build_adapter
 from models.projectors.trained import read_adapter
 from models.runtimes.cuda.simulated import SimulatedDevice
 from tests.models.test_voice_onnx import WINDOW_SAMPLES, write_graph

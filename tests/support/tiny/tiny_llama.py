@@ -5,7 +5,7 @@ from transformers import LlamaConfig as TransformersConfig
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 from transformers import Qwen2Config as TransformersQwenConfig
 
-from export.gguf_weights import Llama, LlamaConfig
+from models.llms.llama import Llama, LlamaConfig
 
 MAX_POSITIONS = 128
 VOCABULARY = 96

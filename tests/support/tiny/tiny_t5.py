@@ -4,7 +4,7 @@ import torch
 from transformers import T5Config as TransformersConfig
 from transformers import T5ForConditionalGeneration
 
-from export.t5 import T5, T5Config
+from models.llms.t5 import T5, T5Config
 
 VOCABULARY = 96
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.adapter_graph import build_adapter
 from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, adapter_profiles
 from export.tensorrt_speech import build_dense_adapter
 from kernels.adapter.graphs import Bucket
 from models.bundle.plans import PlanError
+from models.projectors.subsample_ctc import build_adapter
 from models.projectors.trained import TrainedAdapter, read_adapter
 from models.protocols import Adapter, AdapterOutput
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
-from export.whisper_encoder import build_encoder
 from models.bundle.plans import PlanError
+from models.encoders.whisper import build_encoder
 from models.protocols import BackendError, Encoder
 from models.runtimes.cuda.device import DeviceError
 from models.runtimes.cuda.encoder_onnx import OnnxDeviceEncoder

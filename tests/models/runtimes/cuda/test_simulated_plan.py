@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.adapter_graph import TOP_TOKENS
 from export.default_recipe import DEFAULT_RECIPE
-from export.graph import BFLOAT16
-from export.llama_decoder import build_decoder, embedding_table
 from export.simulated_plan import build_simulated_plan
 from export.tensorrt_build import graph_bytes
 from export.tensorrt_profiles import adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
+from models.graph.writer import BFLOAT16
+from models.llms.llama import build_decoder, embedding_table
+from models.projectors.subsample_ctc import TOP_TOKENS
 from models.projectors.trained import read_adapter
 from models.protocols import DecodeRow, PrefillRow
 from models.runtimes.cuda.simulated import SimulatedDevice

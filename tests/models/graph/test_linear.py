@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from export.graph import GraphBuilder
-from export.llama_decoder import Linear
-from export.quantise import INT4, INT8, BlockFormat, block_linear, quantise, row_linear
+from models.graph.linear import INT4, INT8, BlockFormat, Linear, block_linear, quantise, row_linear
+from models.graph.writer import GraphBuilder
 
 Float32 = npt.NDArray[np.float32]
 

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.graph import GraphBuilder
-from export.t5 import build_t5_decoder, build_t5_encoder
+from models.graph.writer import GraphBuilder
+from models.llms.t5 import build_t5_decoder, build_t5_encoder
 from tests.support.tiny.tiny_t5 import VOCABULARY, tiny_t5
 
 Array = npt.NDArray[Any]

@@ -13,8 +13,8 @@ The vocabulary is scored only where a frame is kept: blanks, most of all frames,
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import GraphBuilder
-from export.llama_decoder import Float32, Linear, float32_linear
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.writer import GraphBuilder
 from models.projectors.trained import TrainedAdapter
 
 TOP_TOKENS = 8

@@ -11,9 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from export.gguf_weights import Llama
-from export.llama_attention import AttentionWriter, ExactAttention, StandardAttention
-from export.llama_decoder import build_decoder, embedding_table
+from models.llms.llama import AttentionWriter, ExactAttention, Llama, StandardAttention, build_decoder, embedding_table
 from models.protocols import BackendError, DecodeRow, PrefillRow
 from models.runtimes.onnx.llm import OnnxLLM
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen

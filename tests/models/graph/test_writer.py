@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from export.graph import BFLOAT16, FLOAT8, INT4, GraphBuilder
-from export.llama_decoder import Float32, Linear, build_decoder, float32_linear, transposed_linear
 from export.tensorrt_weights import float8_linear, int4_linear, int8_linear
+from models.graph.linear import Float32, Linear, float32_linear, transposed_linear
+from models.graph.writer import BFLOAT16, FLOAT8, INT4, GraphBuilder
+from models.llms.llama import build_decoder
 from tests.support.tiny.tiny_llama import tiny_llama
 
 

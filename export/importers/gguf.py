@@ -3,17 +3,16 @@
 Weights are dequantised; each linear weight is [outputs, inputs], rotary embeddings rotate halves, as in transformers.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-Float32 = npt.NDArray[np.float32]
+from models.graph.linear import Float32
+from models.llms.llama import Llama, LlamaConfig
 
 MODEL_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -36,30 +35,6 @@ PRE_TOKENISERS = {"smollm"}
 
 class GgufError(ValueError):
     """The file is no GGUF that this reader knows, or it is incomplete."""
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The shape of a llama model. `tied` means that the language model head is the embedding table."""
-
-    layers: int
-    embedding_size: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    feed_forward_size: int
-    vocabulary_size: int
-    rope_theta: float
-    norm_epsilon: float
-    tied: bool
-
-
-@dataclass(frozen=True)
-class Llama:
-    """A model as read: `weights` by Hugging Face names; `lm_head.weight` is absent where the head is tied."""
-
-    config: LlamaConfig
-    weights: dict[str, Float32]
 
 
 def read_llama(path: Path) -> Llama:

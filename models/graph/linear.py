@@ -1,4 +1,4 @@
-"""Quantised linear layers for ONNX Runtime: in blocks (`MatMulNBits`), or by rows (`MatMulIntegerToFloat`).
+"""Linear layers of a graph: plain, and quantised for ONNX Runtime in blocks (`MatMulNBits`) or by rows (`MatMulIntegerToFloat`).
 
 Both round activations to 8 bits row by row as the graph runs, so a row's result does not depend on its neighbours in the batch
 (as `DynamicQuantizeLinear`'s would). Blocks, each a run of inputs with a scale of its own, stand activations of very different
@@ -7,20 +7,28 @@ sizes; rows are multiplied more than twice as fast.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from export.ctranslate2_weights import Arrays
-from export.encoder_rotation import rotated_encoder
-from export.gguf_weights import Llama
-from export.graph import GraphBuilder
-from export.llama_decoder import Float32, Linear, float32_linear
-from export.rotation import rotated
+from models.graph.writer import GraphBuilder
 
+Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
-Model = TypeVar("Model")
+
+Linear = Callable[[GraphBuilder, str, str, Float32], str]
+"""Writes `value @ weight.T`: (graph, value, weight's name, weight [outputs, inputs]) -> the product's name."""
+
+
+def float32_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
+    """The plain product."""
+    return graph.node("MatMul", value, graph.weight(name, np.ascontiguousarray(weight.T)))
+
+
+def transposed_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
+    """The plain product with the weight stored as it is, so that it can be an embedding table at the same time."""
+    return graph.node("MatMul", value, graph.node("Transpose", graph.weight(name, weight), perm=[1, 0]))
+
 
 INT8_COMPUTE = 4
 """The `accuracy_level` under which the operator multiplies in 8-bit integers."""
@@ -149,38 +157,3 @@ def linear_by_name(special: Mapping[str, Linear], rest: Linear) -> Linear:
 
 INT8 = BlockFormat(bits=8, block=64, symmetric=True)
 INT4 = BlockFormat(bits=4, block=32, symmetric=False)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How the products of a bundle's models are written: those of encoder and adapter, of the LLM's layers, and of its head.
-
-    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare_encoder` and
-    `prepare_llm` rewrite the weights before.
-    """
-
-    speech: Linear
-    body: Linear
-    head: Linear
-    prepare_encoder: Callable[[Arrays], Arrays]
-    prepare_llm: Callable[[Llama], Llama]
-
-
-def unchanged(model: Model) -> Model:
-    return model
-
-
-PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged),
-    "int8": Precision(
-        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear),
-        body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
-        head=row_linear,
-        prepare_encoder=rotated_encoder,
-        prepare_llm=rotated,
-    ),
-    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged, unchanged),
-}
-"""By name. In "int8" and "int4" ONNX Runtime's product of a row has the same bits beside any number of rows. Block formats
-other than 8 bits in blocks of 32 or 64 and 4 bits in blocks of 32 take another path for a single row: its last bits differ,
-the rounding of the next activations makes that tenths of a logit, and a neighbour changes the answer."""

@@ -4,17 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from export.encoder_rotation import mean_preserving_rotation, rotated_encoder
-from export.gguf_weights import Llama
-from export.llama_attention import ExactAttention
-from export.llama_decoder import Linear, build_decoder, embedding_table, float32_linear
-from export.quantise import row_linear
-from export.rotation import random_rotation, rotated, spreading_rotation
-from export.whisper_encoder import build_encoder
+from models.encoders.whisper import build_encoder, mean_preserving_rotation, rotated_encoder
+from models.graph.linear import Linear, float32_linear, row_linear
+from models.graph.rotation import random_rotation, spreading_rotation
+from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table, rotated
 from models.protocols import Float32, PrefillRow
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
-from tests.export.test_quantise import product
+from tests.models.graph.test_linear import product
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama
 from tests.support.tiny.tiny_whisper import MEL_BINS, arrays_of, random_encoder
 

@@ -10,13 +10,19 @@ padding nor a batch, an utterance's states cannot depend on what else is being s
 import numpy as np
 import numpy.typing as npt
 
-from export.ctranslate2_weights import Arrays
-from export.encoder_rotation import INTO_STREAM, OUT_OF_STREAM
-from export.graph import GraphBuilder
-from export.llama_decoder import Float32, Linear, float32_linear
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.rotation import random_rotation
+from models.graph.writer import GraphBuilder
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+Float64 = npt.NDArray[np.float64]
 
 PREFIX = "encoder/"
 LAYER_NORM_EPSILON = 1e-5
+INTO_STREAM = "encoder/into_stream/weight"
+"""[width, width]: rotates what the convolutions give, before positions are added."""
+OUT_OF_STREAM = "encoder/out_of_stream/weight"
+"""[width, width]: turns the last normalisation's result back; the normalisation's own gain and bias come after it."""
 
 
 class WhisperEncoderWriter:
@@ -95,3 +101,32 @@ class WhisperEncoderWriter:
 def build_encoder(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
     """The graph described above."""
     return WhisperEncoderWriter(arrays, linear).build()
+
+
+def mean_preserving_rotation(size: int) -> Float64:
+    """An orthogonal matrix [size, size] that maps the vector of ones to itself."""
+    basis = np.linalg.qr(np.concatenate([np.ones((size, 1)), np.eye(size)[:, 1:]], axis=1))[0]
+    inner = np.eye(size)
+    inner[1:, 1:] = random_rotation(size - 1)
+    rotation: Float64 = basis @ inner @ basis.T
+    return rotation
+
+
+def rotated_encoder(arrays: Arrays) -> Arrays:
+    """Weights, as `read_ctranslate2` gives them, of an encoder that computes the same."""
+    weights = {name: np.asarray(array, np.float64) for name, array in arrays.items() if name.startswith("encoder/")}
+    rotation = mean_preserving_rotation(len(weights["encoder/layer_norm/gamma"]))
+    weights["encoder/position_encodings/encodings"] = weights["encoder/position_encodings/encodings"] @ rotation.T
+    for name in [
+        name for name in weights if name.endswith("/layer_norm/gamma") and "/layer_" in name[: -len("/layer_norm/gamma")]
+    ]:
+        part = name.removesuffix("/layer_norm/gamma")
+        gain, bias = weights[name], weights[f"{part}/layer_norm/beta"]
+        read = weights[f"{part}/linear_0/weight"]
+        weights[f"{part}/linear_0/bias"] = weights[f"{part}/linear_0/bias"] + read @ bias
+        weights[f"{part}/linear_0/weight"] = read * gain @ rotation.T
+        weights[name], weights[f"{part}/layer_norm/beta"] = np.ones_like(gain), np.zeros_like(bias)
+        weights[f"{part}/linear_1/weight"] = rotation @ weights[f"{part}/linear_1/weight"]
+        weights[f"{part}/linear_1/bias"] = rotation @ weights[f"{part}/linear_1/bias"]
+    weights[INTO_STREAM], weights[OUT_OF_STREAM] = rotation, rotation.T
+    return {name: np.asarray(array, np.float32, order="C") for name, array in weights.items()}

@@ -6,7 +6,7 @@ The encoder, which a prefill runs once over R rows of T positions, instruction a
     length       [R] int64            in   how many positions of each row are true; the rest is padding
     cross_key_i, cross_value_i        out  [R, H, T, h], what decoder layer i attends to
 
-The decoder, with slots as in `export.llama_decoder`; a text begins with the decoder's start token at position 0:
+The decoder, with slots as in `models.llms.llama`; a text begins with the decoder's start token at position 0:
 
     embeddings, positions, write_index, wanted, key_i, value_i, logits, key_out_i, value_out_i   as there, slots [R, H, P, h]
     cross_key_i, cross_value_i        in   [R, H, "encoded", h] as the encoder gave them
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import GraphBuilder, Shape
-from export.llama_attention import MASKED
-from export.llama_decoder import Float32, Linear, float32_linear
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.writer import GraphBuilder, Shape
+from models.llms.llama import MASKED
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.ctranslate2_weights import WeightFileError, read_ctranslate2
+from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
 from export.tensorrt_speech import build_by_head_encoder
-from export.whisper_encoder import build_encoder
+from models.encoders.whisper import build_encoder
 from models.runtimes.onnx.encoder import OnnxEncoder
 from tests.support.tiny.tiny_whisper import MEL_BINS, Array, arrays_of, random_encoder, reference_states, write_ctranslate2
 from training.whisper_encoder import WhisperEncoder

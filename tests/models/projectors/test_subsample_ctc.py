@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from export.adapter_graph import build_adapter
 from export.tensorrt_speech import build_dense_adapter
 from models.ctc import NO_TOKEN, run_starts
+from models.projectors.subsample_ctc import build_adapter
 from models.projectors.trained import read_adapter
 from models.protocols import collapse
 from models.runtimes.onnx.encoder import open_session

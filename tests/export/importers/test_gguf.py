@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from export.gguf_weights import LAYER_TENSORS, GgufError, LlamaConfig, read_llama, read_tokeniser
+from export.importers.gguf import LAYER_TENSORS, GgufError, read_llama, read_tokeniser
+from models.llms.llama import LlamaConfig
 
 Float32 = npt.NDArray[np.float32]
 

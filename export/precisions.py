@@ -1,0 +1,46 @@
+"""The precisions that a bundle can be written in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from models.encoders.whisper import Arrays, rotated_encoder
+from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, row_linear
+from models.llms.llama import Llama, rotated
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the products of a bundle's models are written: those of encoder and adapter, of the LLM's layers, and of its head.
+
+    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare_encoder` and
+    `prepare_llm` rewrite the weights before.
+    """
+
+    speech: Linear
+    body: Linear
+    head: Linear
+    prepare_encoder: Callable[[Arrays], Arrays]
+    prepare_llm: Callable[[Llama], Llama]
+
+
+def unchanged(model: Model) -> Model:
+    return model
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged),
+    "int8": Precision(
+        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear),
+        body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
+        head=row_linear,
+        prepare_encoder=rotated_encoder,
+        prepare_llm=rotated,
+    ),
+    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged, unchanged),
+}
+"""By name. In "int8" and "int4" ONNX Runtime's product of a row has the same bits beside any number of rows. Block formats
+other than 8 bits in blocks of 32 or 64 and 4 bits in blocks of 32 take another path for a single row: its last bits differ,
+the rounding of the next activations makes that tenths of a logit, and a neighbour changes the answer."""

@@ -1,0 +1,324 @@
+"""Write a llama or Qwen2 decoder as an ONNX graph straight from its weights, over dense key/value slots that the caller owns.
+
+The graph, with B rows of S new positions each, slots of P positions, and N wanted logits:
+
+    embeddings  [B, S, D] float32     in   the new positions' input embeddings
+    positions   [B, S] int64          in   their positions, for the rotary embedding
+    write_index [B] int64             in   the position in the slot where each row's first new key and value go
+    wanted      [N, 2] int64          in   (row, index in S) of each position whose logits are wanted
+    key_i, value_i                    in   layer i's slots, in the shape that the attention chose
+    logits      [N, V] float32        out
+    key_out_i, value_out_i            out  the slots with the new positions written
+
+and one input more that the attention declares (`models.llms.llama`). For greedy decoding without the host between steps,
+`on_device` adds
+
+    tokens      [B, S] int64          in   where not negative, the embedding of this token stands in for `embeddings`
+    next_tokens [N] int64             out  the likeliest token of each of `logits`
+
+Bind `key_out_i` to the buffer of `key_i`, and nothing is copied. Rows of different lengths share a batch by padding on
+the right: query j of a row sees the slot's positions up to write_index + j, so a true position never sees padding,
+and the keys and values that padding leaves behind are overwritten before anything can see them. It needs
+write_index + S <= P. Slot memory must hold finite numbers from the start: what is masked still meets a product with 0.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.rotation import spreading_rotation
+from models.graph.writer import GraphBuilder, Shape
+from models.runtimes.onnx.llm import SPAN_STEP
+
+DEFAULT_MAX_POSITIONS = 1024
+EMBEDDING = "model.embed_tokens.weight"
+INPUT_ROTATION = "input_rotation"
+"""A weight [D, D] that some models have: embeddings are multiplied by it before the first layer."""
+
+READERS = {"input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+           "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj")}  # fmt: skip
+"""Which products read what each normalisation gives."""
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+"""Which products add to the residual stream."""
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a llama model. `tied` means that the language model head is the embedding table."""
+
+    layers: int
+    embedding_size: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    feed_forward_size: int
+    vocabulary_size: int
+    rope_theta: float
+    norm_epsilon: float
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A model as read: `weights` by Hugging Face names; `lm_head.weight` is absent where the head is tied."""
+
+    config: LlamaConfig
+    weights: dict[str, Float32]
+
+
+def rotated(model: Llama) -> Llama:
+    """A model that computes the same from the same embeddings: `INPUT_ROTATION` takes them into its rotated stream."""
+    config = model.config
+    weights = {name: array.astype(np.float64) for name, array in model.weights.items()}
+    stream, values = spreading_rotation(config.embedding_size), spreading_rotation(config.head_size)
+    if config.tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = weights["lm_head.weight"] * weights["model.norm.weight"] @ stream.T
+    weights["model.norm.weight"] = np.ones(config.embedding_size)
+    weights[INPUT_ROTATION] = stream
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        for norm, readers in READERS.items():
+            gain = weights[f"{prefix}{norm}.weight"]
+            weights[f"{prefix}{norm}.weight"] = np.ones(config.embedding_size)
+            for reader in readers:
+                weights[f"{prefix}{reader}.weight"] = weights[f"{prefix}{reader}.weight"] * gain @ stream.T
+        for writer in WRITERS:
+            weights[f"{prefix}{writer}.weight"] = stream @ weights[f"{prefix}{writer}.weight"]
+        value, output = f"{prefix}self_attn.v_proj.weight", f"{prefix}self_attn.o_proj.weight"
+        by_head = weights[value].reshape(config.key_value_heads, config.head_size, config.embedding_size)
+        weights[value] = (values @ by_head).reshape(-1, config.embedding_size)
+        by_head = weights[output].reshape(config.embedding_size, config.heads, config.head_size)
+        weights[output] = (by_head @ values.T).reshape(config.embedding_size, -1)
+    singles = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+    singles["model.embed_tokens.weight"] = model.weights["model.embed_tokens.weight"]
+    return Llama(dataclasses.replace(config, tied=False), singles)
+
+
+MASKED = np.float32(-1e30)
+"""Added to the scores of positions that are not seen: their weight is exactly 0, and no infinity can make a NaN."""
+
+
+@dataclass(frozen=True)
+class SlotPair:
+    """The names of one layer's keys and values."""
+
+    key: str
+    value: str
+
+
+class Attention(Protocol):
+    """Writes the attention of all layers of one graph; made once per graph, where it declares the inputs that it needs."""
+
+    slot_shape: Shape
+
+    def order_heads(self, weight: Float32) -> Float32:
+        """The query's weight, or the output's transposed, [heads * h, D], with its heads in the order of `attend`."""
+        ...
+
+    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        """Attended values [B, S, heads * h] and the slots as written."""
+        ...
+
+
+AttentionWriter = Callable[[GraphBuilder, LlamaConfig, int], Attention]
+"""Starts the attention of a graph with slots of so many positions; `positions` and `write_index` are declared already."""
+
+
+class StandardAttention:
+    """ONNX's `Attention` over slots [B, key_value_heads, P, h] as they are: what TensorRT runs, and the simplest to be right.
+
+    Needs the input `kv_length` [B] = write_index + S. ONNX Runtime's CPU kernel computes over whole slots.
+    """
+
+    def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
+        self.graph, self.config, self.max_positions = graph, config, max_positions
+        self.slot_shape: Shape = ["rows", config.key_value_heads, max_positions, config.head_size]
+        graph.input("kv_length", np.int64, ["rows"])
+
+    def order_heads(self, weight: Float32) -> Float32:
+        return weight
+
+    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        graph, heads, kv_heads, head_size = self.graph, self.config.heads, self.config.key_value_heads, self.config.head_size
+        split_shape = graph.weight("heads.split", np.array([0, 0, heads + 2 * kv_heads, head_size], np.int64))
+        by_head = graph.node("Transpose", graph.node("Reshape", packed, split_shape), perm=[0, 2, 1, 3])
+        turning_value = graph.weight("heads.turning_value", np.array([heads + kv_heads, kv_heads], np.int64))
+        turning, value = graph.nodes("Split", by_head, turning_value, outputs=2, axis=1)
+        turned = graph.node("RotaryEmbedding", turning, *rotary_tables(graph, self.config, self.max_positions), "positions")
+        query_key = graph.weight("heads.query_key", np.array([heads, kv_heads], np.int64))
+        query, key = graph.nodes("Split", turned, query_key, outputs=2, axis=1)
+        written = SlotPair(
+            graph.node("TensorScatter", slots.key, key, "write_index", axis=2),
+            graph.node("TensorScatter", slots.value, value, "write_index", axis=2),
+        )
+        attended = graph.node("Attention", query, written.key, written.value, "", "", "", "kv_length", is_causal=1)
+        joined_shape = graph.weight("heads.joined", np.array([0, 0, heads * head_size], np.int64))
+        return graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), joined_shape), written
+
+
+class ExactAttention:
+    """Slots [B, P, key_value_heads * h], of which the first `span` positions are computed; the same bits however it is cut.
+
+    Needs the input `span` [1], a multiple of `SPAN_STEP` that no row's last position reaches. Query heads that share a key
+    head are so many rows of one product. With at least two of them ONNX Runtime's float products give a row the same bits
+    beside any number of others; a product of one row takes another path, so where each query head has a key head of its own
+    every row is computed twice. Positions that are masked add exact zeros at the end of each sum, whatever the span.
+    """
+
+    def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
+        if max_positions % SPAN_STEP:
+            raise ValueError(f"{max_positions} positions are not a multiple of {SPAN_STEP}")
+        self.graph, self.config = graph, config
+        self.slot_shape: Shape = ["rows", max_positions, config.key_value_heads * config.head_size]
+        self.rotary = rotary_tables(graph, config, max_positions)
+        self.sharing = config.heads // config.key_value_heads
+        self.copies = 2 if self.sharing == 1 else 1
+        self.mask = self._mask(graph.input("span", np.int64, [1]))
+
+    def order_heads(self, weight: Float32) -> Float32:
+        """From key head by key head to the first query head of each key head, then the second, and so on."""
+        config = self.config
+        by_head = weight.reshape(config.key_value_heads, self.sharing, config.head_size, -1)
+        return np.ascontiguousarray(by_head.swapaxes(0, 1).reshape(weight.shape))
+
+    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        graph, kv_heads = self.graph, self.config.key_value_heads
+        width, kv_width = self.config.heads * self.config.head_size, kv_heads * self.config.head_size
+        turning, value = graph.nodes("Split", packed, self._sizes(width + kv_width, kv_width), outputs=2, axis=-1)
+        turned = graph.node("RotaryEmbedding", turning, *self.rotary, "positions", num_heads=self.config.heads + kv_heads)
+        query, key = graph.nodes("Split", turned, self._sizes(width, kv_width), outputs=2, axis=-1)
+        written = SlotPair(
+            graph.node("TensorScatter", slots.key, key, "write_index", axis=1),
+            graph.node("TensorScatter", slots.value, value, "write_index", axis=1),
+        )
+        if self.copies > 1:
+            query = graph.node("Concat", *[query] * self.copies, axis=-1)
+        attended = graph.node(
+            "Attention",
+            graph.node("Reshape", query, self._sizes(0, -1, kv_width)),
+            *(graph.node("Slice", each, self._sizes(0), "span", self._sizes(1)) for each in (written.key, written.value)),
+            self.mask,
+            q_num_heads=kv_heads,
+            kv_num_heads=kv_heads,
+        )
+        attended = graph.node("Reshape", attended, self._sizes(0, -1, self.copies * width))
+        if self.copies > 1:
+            attended = graph.nodes("Split", attended, outputs=self.copies, axis=-1, num_outputs=self.copies)[0]
+        return attended, written
+
+    def _mask(self, span: str) -> str:
+        """[B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""
+        graph = self.graph
+        first, step = (graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1))
+        seen = graph.node("Range", first, graph.node("Squeeze", span), step)
+        each = graph.node("Unsqueeze", "positions", self._sizes(2))
+        repeated = graph.node("Expand", each, self._sizes(1, 1, self.sharing * self.copies))
+        positions = graph.node("Reshape", repeated, self._sizes(0, 1, -1, 1))
+        values = (graph.weight(f"mask.{name}", np.array(value)) for name, value in (("out", MASKED), ("in", np.float32(0))))
+        return graph.node("Where", graph.node("Greater", seen, positions), *values)
+
+    def _sizes(self, *sizes: int) -> str:
+        """A constant list of integers."""
+        return self.graph.weight(f"sizes.{'.'.join(map(str, sizes))}", np.array(sizes, np.int64))
+
+
+def rotary_tables(graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> tuple[str, str]:
+    """Cosines and sines [max_positions, h / 2], computed in float64."""
+    frequencies = config.rope_theta ** (-np.arange(0, config.head_size, 2) / config.head_size)
+    angles = np.arange(max_positions)[:, None] * frequencies
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return graph.weight("rotary.cos", cosines), graph.weight("rotary.sin", sines)
+
+
+def build_decoder(
+    model: Llama,
+    *,
+    max_positions: int = DEFAULT_MAX_POSITIONS,
+    attention: AttentionWriter = StandardAttention,
+    body: Linear = float32_linear,
+    head: Linear = float32_linear,
+    float_type: npt.DTypeLike = np.float32,
+    on_device: bool = False,
+) -> GraphBuilder:
+    """The graph described above with slots of `max_positions`; `body` writes the layers' products, `head` the logits'.
+
+    It computes in `float_type`, which its slots have too. A tied head `on_device` has to be `transposed_linear`.
+    """
+    config, weights = model.config, model.weights
+    graph = GraphBuilder("llama_decoder", float_type)
+    hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
+    graph.input("positions", np.int64, ["rows", "tokens"])
+    graph.input("write_index", np.int64, ["rows"])
+    wanted = graph.input("wanted", np.int64, ["wanted", 2])
+    attending = attention(graph, config, max_positions)
+
+    def norm(value: str, name: str) -> str:
+        return graph.node("RMSNormalization", value, graph.weight(name, weights[name]), axis=-1, epsilon=config.norm_epsilon)
+
+    if on_device:
+        hidden = _embed_tokens(graph, hidden, weights[EMBEDDING])
+    if INPUT_ROTATION in weights:
+        hidden = _rotate(graph, hidden, weights[INPUT_ROTATION])
+    all_written = []
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        query, key, value = (weights[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv")
+        query_key_value = np.concatenate([attending.order_heads(query), key, value])
+        slots = SlotPair(*(graph.input(f"{name}_{layer}", graph.float_type, attending.slot_shape) for name in ("key", "value")))
+        normed = norm(hidden, f"{prefix}input_layernorm.weight")
+        packed = body(graph, normed, f"{prefix}self_attn.qkv_proj.weight", query_key_value)
+        if f"{prefix}self_attn.q_proj.bias" in weights:
+            query, key, value = (weights[f"{prefix}self_attn.{name}_proj.bias"] for name in "qkv")
+            bias = np.concatenate([attending.order_heads(query[:, None])[:, 0], key, value])
+            packed = graph.node("Add", packed, graph.weight(f"{prefix}self_attn.qkv_proj.bias", bias))
+        attended, written = attending.attend(packed, slots)
+        all_written.append(written)
+        output_name = f"{prefix}self_attn.o_proj.weight"
+        output = attending.order_heads(weights[output_name].T).T
+        hidden = graph.node("Add", hidden, body(graph, attended, output_name, output))
+
+        gate_up = np.concatenate([weights[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up")])
+        normed = norm(hidden, f"{prefix}post_attention_layernorm.weight")
+        gate, up = graph.nodes(
+            "Split", body(graph, normed, f"{prefix}mlp.gate_up_proj.weight", gate_up), outputs=2, axis=-1, num_outputs=2
+        )
+        gated = graph.node("Mul", graph.node("Mul", gate, graph.node("Sigmoid", gate)), up)
+        down_name = f"{prefix}mlp.down_proj.weight"
+        hidden = graph.node("Add", hidden, body(graph, gated, down_name, weights[down_name]))
+
+    last = norm(graph.node("GatherND", hidden, wanted), "model.norm.weight")
+    head_name = EMBEDDING if config.tied else "lm_head.weight"
+    logits = head(graph, last, head_name, weights[head_name])
+    if on_device:
+        graph.output(graph.node("ArgMax", logits, axis=-1, keepdims=0), "next_tokens", np.int64, ["wanted"])
+    graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
+    for layer, written in enumerate(all_written):
+        graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
+        graph.output(written.value, f"value_out_{layer}", graph.float_type, attending.slot_shape)
+    return graph
+
+
+def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:
+    """The input embeddings [vocabulary, D] to save as `.npy` for `OnnxLLM`; float16 halves the file at 11 bits of precision."""
+    return model.weights[EMBEDDING].astype(dtype)
+
+
+def _embed_tokens(graph: GraphBuilder, embeddings: str, table: Float32) -> str:
+    """`embeddings` with those of `tokens` in the places where there is one."""
+    tokens = graph.input("tokens", np.int64, ["rows", "tokens"])
+    zero = graph.weight("tokens.none", np.array(0, np.int64))
+    looked_up = graph.node("Gather", graph.weight(EMBEDDING, table), graph.node("Max", tokens, zero))
+    there = graph.node("Unsqueeze", graph.node("Less", tokens, zero), graph.weight("tokens.axis", np.array([2], np.int64)))
+    return graph.node("Where", there, embeddings, looked_up)
+
+
+def _rotate(graph: GraphBuilder, hidden: str, rotation: Float32) -> str:
+    """The product in float32 of at least two rows: of one alone ONNX Runtime would compute other last bits."""
+    twice = float32_linear(graph, graph.node("Concat", hidden, hidden, axis=1), INPUT_ROTATION, rotation)
+    return graph.nodes("Split", twice, outputs=2, axis=1, num_outputs=2)[0]
