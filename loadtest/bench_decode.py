@@ -33,7 +33,7 @@ def measure_decode(
     theirs: list[dict[str, Any]] = []
     for turn in tqdm(range(-1, runs), desc="decode"):
         clip, text = clips[turn % len(clips)], texts[turn % len(clips)]
-        reply = server.answer(make_body(clip.audio, INSTRUCTION, "off" if drafts else None, TOKENS))
+        reply = server.answer(make_body(clip.audio, INSTRUCTION, draft="off" if drafts else None, max_tokens=TOKENS))
         other = llama.ask({"prompt": PROMPT.format(instruction=INSTRUCTION, speech=text), "tokens": TOKENS})
         if turn >= 0:
             ours.append(reply)

@@ -28,12 +28,11 @@ class Body:
     content_type: str
 
 
-def make_body(
-    audio: bytes, instruction: str = TRANSCRIBE, draft: str | None = None, max_tokens: int = MAX_TOKENS, **more: str
-) -> Body:
-    """The form of `POST /v1/instruct`, with `more` fields; no `draft` leaves the field out."""
-    fields = {"instruction": instruction, "max_tokens": str(max_tokens), **more} | ({"draft": draft} if draft else {})
-    request = httpx.Request("POST", "http://localhost", files={"audio": ("clip.wav", audio)}, data=fields)
+def make_body(audio: bytes, instruction: str = TRANSCRIBE, **fields: object) -> Body:
+    """Return the form of `POST /v1/instruct`. Fields that are None are left out."""
+    texts = {"instruction": instruction, "max_tokens": MAX_TOKENS, **fields}
+    data = {name: str(value) for name, value in texts.items() if value is not None}
+    request = httpx.Request("POST", "http://localhost", files={"audio": ("clip.wav", audio)}, data=data)
     return Body(request.read(), request.headers["content-type"])
 
 
