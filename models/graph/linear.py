@@ -94,9 +94,19 @@ def block_linear(form: BlockFormat) -> Linear:
         if not form.symmetric:
             constants.append(graph.weight(f"{name}.zero_points", _pack(quantised.zero_points, form.bits)))
         sizes = {"N": outputs, "K": inputs, "bits": form.bits, "block_size": form.block, "accuracy_level": INT8_COMPUTE}
-        return graph.node("MatMulNBits", value, *constants, domain="com.microsoft", **sizes)
+        if form.bits == 8:
+            return graph.node("MatMulNBits", value, *constants, domain="com.microsoft", **sizes)
+        # On a CPU without VNNI a lone row of 4-bit products is summed in another order: it is multiplied beside a copy of itself.
+        first, second, axis = (graph.weight(f"row.{name}", np.array([at], np.int64)) for name, at in _ROWS.items())
+        copied = graph.node("Concat", value, graph.node("Slice", value, first, second, axis), axis=-2)
+        products = graph.node("MatMulNBits", copied, *constants, domain="com.microsoft", **sizes)
+        return graph.node("Slice", products, first, graph.weight("row.last", np.array([-1], np.int64)), axis)
 
     return linear
+
+
+_ROWS = {"first": 0, "second": 1, "of_rows": -2}
+"""Places along the axis of rows."""
 
 
 def _ranges(blocks: Float32, form: BlockFormat, shrink: np.float32) -> tuple[Float32, Float32]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.graph.linear import INT4, INT8, BlockFormat, Linear, block_linear, quantise, row_linear
 from models.graph.writer import GraphBuilder
+from models.runtimes.onnx.encoder import open_session
 
 Float32 = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ def product(linear: Linear, weight: Float32, rows: Float32, folder: Path) -> Flo
     value = graph.input("x", np.float32, ["rows", weight.shape[1]])
     graph.output(linear(graph, value, "weight", weight), "y", np.float32, ["rows", weight.shape[0]])
     graph.save(folder / "linear.onnx")
-    session = onnxruntime.InferenceSession(folder / "linear.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(folder / "linear.onnx", threads=1)
     result: Float32 = session.run(None, {"x": rows})[0]
     return result
 
