@@ -29,7 +29,9 @@ def widen(handle: Any) -> Any:
 
 
 def create_dot(_builder: Any, a: Any, b: Any, sums: Any, _precision: Any, _imprecise: Any) -> Any:
-    return interpreter.TensorHandle(np.matmul(widen(a).data, widen(b).data) + sums.data, sums.dtype.scalar)
+    """Multiply with float64 sums: a float32 product of numpy may round an element differently at another place of a tile."""
+    products = np.matmul(widen(a).data, widen(b).data, dtype=np.float64).astype(np.float32)
+    return interpreter.TensorHandle(products + sums.data, sums.dtype.scalar)
 
 
 def convert(unpatched: Any) -> Any:
