@@ -9,7 +9,6 @@ least once per request, in any of the server's processes. Calls that an idle ser
 
 import argparse
 import json
-import os
 import re
 import struct
 import subprocess
@@ -115,9 +114,10 @@ def counted_server(root: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]
         inject.mkdir()
         (inject / "sitecustomize.py").write_text(COUNTER)
         python = root / ".venv" / "bin" / "python"
-        roots = {"REQUEST_PATH_ROOT": f"{root}/", "REQUEST_PATH_OUT": str(out), "PYTHONPATH": f"{inject}:{root}"}
-        command = [str(python) if python.exists() else sys.executable, "-m", "server", "serve", "--port", "0"]
-        server = subprocess.Popen(command, cwd=root, env={**os.environ, **roots}, stdout=subprocess.PIPE, text=True)
+        variables = [f"REQUEST_PATH_ROOT={root}/", f"REQUEST_PATH_OUT={out}", f"PYTHONPATH={inject}:{root}"]
+        interpreter = python if python.exists() else sys.executable
+        command = ["env", *variables, str(interpreter), "-m", "server", "serve", "--port", "0"]
+        server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
             yield wait_for_address(server), lambda: read(root, out)
         finally:
