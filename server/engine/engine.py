@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from server.engine.book import RequestTable
+from server.engine.book import MEL_FRAMES_PER_SECOND, RequestTable
 from server.engine.live.sessions import LiveSessions
 from server.engine.runner.encode_stage import SideThread
 from server.engine.runner.runner import Runner
@@ -59,6 +59,8 @@ class LocalEngine:
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._models = models
+        self._step_tokens = step_tokens
+        self._encode_budget_mel_frames = encode_budget_mel_frames
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
         # Guards all below.
         self._changed = threading.Condition()
@@ -68,6 +70,7 @@ class LocalEngine:
         self._ready = False
         self._stopping = False
         self._steps = 0
+        self._longest_work_s = 0.0
         self._step_started_s: float | None = None
         self._side = SideThread("engine-encode_stage") if models.encodes_beside else None
         self._encoding: list[SequenceState] = []
@@ -77,8 +80,10 @@ class LocalEngine:
         """Warm the models up and begin to serve. Raises `BackendError` where they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
-        self._runner.warm_up(new_sequence(self._models, warm_up, lambda _event: None))
+        sequence = new_sequence(self._models, warm_up, lambda _event: None)
+        self._runner.warm_up(sequence)
         with self._changed:
+            self._longest_work_s = self._estimate_longest_work_s(sequence)
             self._ready = not self._stopping
         self._thread.start()
 
@@ -112,7 +117,13 @@ class LocalEngine:
             started_s = self._step_started_s
             step_age_s = 0.0 if started_s is None else time.perf_counter() - started_s
             return engine_stats(
-                self._requests, self._live, self._runner, ready=self._ready, steps=self._steps, step_age_s=step_age_s
+                self._requests,
+                self._live,
+                self._runner,
+                ready=self._ready,
+                steps=self._steps,
+                step_age_s=step_age_s,
+                longest_work_s=self._longest_work_s,
             )
 
     def drain(self, timeout_s: float) -> None:
@@ -125,6 +136,16 @@ class LocalEngine:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(STOP_GRACE_S)
+
+    def _estimate_longest_work_s(self, warm_up: SequenceState) -> float:
+        """Scale what the warm-up's stages took to the largest encoder batch, a step's positions and all slots."""
+        times = warm_up.times
+        mel_frames = max(self._encode_budget_mel_frames, round(self.max_audio_s * MEL_FRAMES_PER_SECOND))
+        return max(
+            (times.features_s + times.encode_s + times.adapter_s) * mel_frames / self._requests.mel_frames(warm_up.request),
+            times.prefill_s * max(1.0, self._step_tokens / max(1, len(warm_up.prompt) - warm_up.cached_tokens)),
+            times.decode_s * self._models.llm.slots,
+        )
 
     def _serve(self) -> None:
         if self._side is not None:

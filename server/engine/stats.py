@@ -7,7 +7,14 @@ from server.engine.types.stats import EngineCounters, EngineStats
 
 
 def engine_stats(
-    book: RequestTable, live: LiveSessions, runner: Runner, *, ready: bool, steps: int, step_age_s: float
+    book: RequestTable,
+    live: LiveSessions,
+    runner: Runner,
+    *,
+    ready: bool,
+    steps: int,
+    step_age_s: float,
+    longest_work_s: float,
 ) -> EngineStats:
     """A snapshot; the caller holds the engine's lock."""
     scheduler = book.scheduler
@@ -28,6 +35,7 @@ def engine_stats(
         live_sessions=len(live),
         live_limit=live.limit,
         live_jobs=len(book.sequences) - len(counted) + live.busy,
+        longest_work_s=longest_work_s,
         counters=_counters(runner, live, steps),
     )
 
@@ -36,6 +44,7 @@ def _counters(runner: Runner, live: LiveSessions, steps: int) -> EngineCounters:
     counters, prefixes, encoded = runner.counters, runner.prefix_cache, runner.encoder_cache
     return EngineCounters(
         steps=steps,
+        progress=counters.progress,
         llm_passes=counters.llm_passes,
         generated_tokens=counters.generated_tokens,
         drafted=tuple(counters.drafted),

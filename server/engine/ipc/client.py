@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.engine.ipc.channel import pack
-from server.engine.ipc.heartbeat import Watchdog
-from server.engine.ipc.supervisor import EngineChild
+from server.engine.ipc.supervisor import EngineChild, Watchdog
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineCounters, EngineStats
@@ -53,7 +52,7 @@ class ProcessEngine:
     What only the child can know, such as how long the prompt is, comes back as the request's `Failed`, with the same error.
 
     A request in a child that is lost gets `Failed` with `EngineFailed` at once, and a new child is started. Lost is a child
-    that died, that reported nothing, or had work and ended no step, for `stall_timeout_s`. The first child is not replaced if
+    that died, or that `Watchdog` gives up. The first child is not replaced if
     it cannot be started; a later one is tried again, after growing pauses. Events are delivered as `LocalEngine` does it:
     under the engine's lock, none after a terminal event or a call of `abort`.
 
@@ -227,25 +226,22 @@ class ProcessEngine:
 
     def _attend(self, child: EngineChild) -> None:
         """Take what the child says. Returns once it has to stop; raises `EOFError` or `_ChildLostError` when it is lost."""
-        heartbeat, limit_s = Watchdog(time.monotonic()), self._start_timeout_s
+        watchdog = Watchdog(time.monotonic(), self._start_timeout_s, self._stall_timeout_s)
         while True:
             for message in child.receive(TICK_S):
                 match message:
                     case EngineStats():
-                        heartbeat.beat(message)
-                        limit_s = self._stall_timeout_s
+                        watchdog.take_report(message)
                         self._take_report(child, message)
                     case str():
                         raise _ChildLostError(message)
                     case serial, event:
                         self._deliver(serial, event)
-            heartbeat.look(time.monotonic())
-            if heartbeat.silent_s > limit_s:
-                raise _ChildLostError(f"it reported nothing for {limit_s:g} s")
-            if heartbeat.stuck_s > limit_s:
-                raise _ChildLostError(f"it had work and ended no step for {limit_s:g} s")
+            watchdog.advance(time.monotonic())
+            if (problem := watchdog.problem) is not None:
+                raise _ChildLostError(problem)
             with self._changed:
-                self._silent_s = heartbeat.silent_s
+                self._silent_s = watchdog.silent_s
                 if time.monotonic() > self._stop_at_s or (self._stop_at_s != float("inf") and self._child is not child):
                     return
 

@@ -11,6 +11,7 @@ from models.assemble import Models
 from models.protocols import AdapterOutput, BackendError
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import SequenceState
+from server.engine.runner.verification import RunnerCounters
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +19,10 @@ logger = logging.getLogger(__name__)
 class EncodeStage:
     """The first half of the stage `encode`: features, encoder, adapter. A sequence that has `encoded` needs none of it."""
 
-    def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput]) -> None:
+    def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput], counters: RunnerCounters) -> None:
         self._models = models
         self._encoder_cache = encoder_cache
+        self._counters = counters
 
     def lookup_cache(self, sequences: Sequence[SequenceState]) -> None:
         """Take from the cache what was encoded before; audio of sessions does not come again."""
@@ -45,10 +47,13 @@ class EncodeStage:
     def _run(self, batch: Sequence[SequenceState]) -> None:
         started_s = time.perf_counter()
         features = [self._models.features(sequence.request.audio) for sequence in batch]
+        self._counters.progress += 1
         featured_s = time.perf_counter()
         states = self._models.encoder.encode(features)
+        self._counters.progress += 1
         encoded_s = time.perf_counter()
         outputs = self._models.adapter.adapt(states)
+        self._counters.progress += 1
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):
             raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")

@@ -42,7 +42,7 @@ class Runner:
         self._verifier = Verifier(models, self.counters, relaxed_probability)
         self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
         self.encoder_cache = ByteCache[AudioKey, AdapterOutput](encoder_cache_bytes, output_bytes)
-        self.encode_stage = EncodeStage(models, self.encoder_cache)
+        self.encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
         self.models = models
 
     def encode(self, sequences: Sequence[SequenceState]) -> None:
@@ -168,6 +168,7 @@ class Runner:
                 self.models.llm.write_slot(sequence.slot, sequence.prefix_state)
             rows.append(self._prefill_row(sequence, tokens))
         logits = self.models.llm.prefill(rows)
+        self.counters.progress += 1
         self._check(logits, [row.wanted for row in rows])
         elapsed_s = time.perf_counter() - started_s
         self.counters.llm_passes += len(rows)
@@ -233,6 +234,7 @@ class Runner:
     def _decode_rows(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         self.counters.llm_passes += len(rows)
         logits = self.models.llm.decode(rows)
+        self.counters.progress += 1
         self._check(logits, [len(row.tokens) for row in rows])
         return logits
 

@@ -30,6 +30,7 @@ RELAXED_OVERRUN = 8
 class RunnerCounters:
     """Totals since the start; the fields mean what they mean in `EngineCounters`."""
 
+    progress: int = 0
     llm_passes: int = 0
     generated_tokens: int = 0
     drafted: list[int] = field(default_factory=lambda: [0] * DRAFT_POSITIONS)

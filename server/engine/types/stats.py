@@ -12,11 +12,13 @@ class EngineCounters:
     """Totals since the engine started.
 
     A request has one of the `llm_passes` for each prefill chunk and each decode step, however many requests share the step.
+    `progress` grows with each piece of work within a step: an encoder batch, a prefill chunk, a decode pass, audio listened to.
     `utterances` are those of live sessions; in the `silent_utterances` of them the voice detector heard speech and the models
     no text. `drafted` and `accepted` count draft tokens by their place in a proposal, the last entry all places from there on.
     """
 
     steps: int = 0
+    progress: int = 0
     llm_passes: int = 0
     generated_tokens: int = 0
     drafted: tuple[int, ...] = (0,) * DRAFT_POSITIONS
@@ -40,6 +42,8 @@ class EngineStats:
     """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps.
 
     Live sessions are not among those waiting and running; `live_jobs` is the work that they have for the models right now.
+    `longest_work_s` estimates, from the warm-up, how long the largest piece of work takes between two
+    ticks of `counters.progress`.
     """
 
     ready: bool
@@ -54,6 +58,7 @@ class EngineStats:
     live_sessions: int = 0
     live_limit: int = 0
     live_jobs: int = 0
+    longest_work_s: float = 0.0
     counters: EngineCounters = EngineCounters()
 
 

@@ -77,6 +77,25 @@ def troubled(gate: str, trouble: str) -> Engine:
     return scripted(gate)
 
 
+def slow(gate: str) -> Engine:
+    """`LocalEngine` on fake models whose encoder takes a fifth of the audio's time; it waits at the gate, too."""
+    from collections.abc import Sequence
+
+    from models.protocols import Float32
+    from server.engine.engine import LocalEngine
+    from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, fake_models
+
+    class SlowEncoder(FakeEncoder):
+        def encode(self, features: Sequence[Float32]) -> list[Float32]:
+            time.sleep(sum(each.size for each in features) / SAMPLE_RATE_HZ / 5)
+            return super().encode(features)
+
+    encoder = SlowEncoder()
+    encoder.gate = FileGate(gate)
+    models = fake_models(FakeLLM(slots=SLOTS), encoder)
+    return LocalEngine(models, SAMPLE_RATE_HZ, 12.0, QUEUE_LIMIT, encode_budget_mel_frames=1200)
+
+
 def losing() -> Engine:
     """`LocalEngine` on fake models, for which any failure is the last."""
     from dataclasses import replace
