@@ -85,6 +85,7 @@ class LocalEngine:
         with self._changed:
             self._longest_work_s = self._estimate_longest_work_s(sequence)
             self._ready = not self._stopping
+        self._live.start()
         self._thread.start()
 
     def transcribes(self, instruction: str) -> bool:
@@ -161,6 +162,7 @@ class LocalEngine:
             self._fail_all(EngineFailed("The engine failed."))
             self._requests.clear()
             self._changed.notify_all()
+        self._live.stop()
         if self._side is not None:
             self._side.stop()
 
@@ -168,13 +170,13 @@ class LocalEngine:
         """Block until there is something to do; False once the engine is to stop."""
         with self._changed:
             self._step_started_s = None
-            self._changed.wait_for(lambda: self._requests.sequences or self._live.busy or self._stopping)
+            self._changed.wait_for(lambda: self._requests.sequences or self._live.have_heard or self._stopping)
             self._step_started_s = time.perf_counter()
             return not self._stopping
 
     def _step(self) -> None:
         """One pass for every running request, and one stage further for some of those that came after."""
-        self._live.listen()
+        self._live.take_heard()
         self._settle(self._requests.over())
         self._preempt()
         decode, prefill, encode = self._requests.schedule()

@@ -44,7 +44,7 @@ def _counters(runner: Runner, live: LiveSessions, steps: int) -> EngineCounters:
     counters, prefixes, encoded = runner.counters, runner.prefix_cache, runner.encoder_cache
     return EngineCounters(
         steps=steps,
-        progress=counters.progress,
+        progress=counters.progress + live.counters.progress,
         llm_passes=counters.llm_passes,
         generated_tokens=counters.generated_tokens,
         drafted=tuple(counters.drafted),

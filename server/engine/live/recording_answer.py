@@ -1,11 +1,12 @@
 """The answer to an instruction about all utterances of a session together.
 
-It comes from the speech itself as long as all frames fit the LLM; then from the joined transcript; and where even that is too
-long, the instruction is answered for sections of the transcript, and then for those answers joined.
+It comes from the speech itself as long as all frames fit the LLM; then from the joined transcript; and if even that is too long,
+the instruction is answered for sections of the transcript, and then for those answers joined.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,21 +22,21 @@ SECTION_ANSWER_SHARE = 0.25
 
 
 class RecordingAnswer:
-    """`add` every utterance, then `begin` once: what comes of it is `Delta`s, then `Ended` or `Failed`."""
+    """Takes every utterance, then answers once: it emits `Delta`s, then `Ended` or `Failed`."""
 
     def __init__(
         self,
         request: LiveRequest,
         models: Models,
-        emit: Callable[[LiveEvent], None],
-        begin: Callable[[SequenceState], None],
+        emit_event: Callable[[LiveEvent], None],
+        start_sequence: Callable[[SequenceState], None],
     ) -> None:
-        """Raises the `ServeError` of an instruction that leaves no room for an answer."""
+        """Raises a `ServeError` if the instruction leaves no room for an answer."""
         self._request = request
         self._models = models
-        self._emit = emit
-        self._begin = begin
-        self._asked = 0
+        self._emit_event = emit_event
+        self._start_sequence = start_sequence
+        self._requests = 0
         self._texts: list[str] = []
         self._frames: list[Float32] = []
         self._fits = True
@@ -47,8 +48,8 @@ class RecordingAnswer:
         if self._room < 1:
             raise EngineFailed("The instruction and its answer leave no room for speech.")
 
-    def add(self, text: str, frames: Float32) -> None:
-        """The next utterance: its transcript, and what the LLM would hear of it."""
+    def add_utterance(self, text: str, frames: Float32) -> None:
+        """Take the next utterance: its transcript, and its frames for the LLM [frames, embedding_size]."""
         if text:
             self._texts.append(text)
         self._frames.append(frames)
@@ -57,73 +58,69 @@ class RecordingAnswer:
         if not self._fits:
             self._frames.clear()
 
-    def begin(self, audio_s: float) -> None:
-        """All utterances are there."""
+    def request_answer(self, audio_s: float) -> None:
+        """Answer about all utterances, after the last of them."""
         self._audio_s = audio_s
         if not self._texts:
             silence = Done(self._request.id, "", "no_speech", Usage(0, 0, 0), StageTimes())
-            self._emit(Ended(self._request.id, audio_s, "audio", answer=silence))
+            self._emit_event(Ended(self._request.id, audio_s, "audio", answer=silence))
         elif self._fits:
-            self._answer(self._speech(self._frames), "audio")
+            self._request_final(self._speech(self._frames), "audio")
         else:
-            self._read(" ".join(self._texts))
+            self._answer_from_text(" ".join(self._texts))
 
-    def _read(self, text: str) -> None:
-        """Answer from a text, by sections where it is too long."""
+    def _answer_from_text(self, text: str) -> None:
+        """Answer from a text, by sections if it is too long."""
         models = self._models
         tokens = models.tokeniser.encode(text)
         if len(tokens) <= self._room:
             basis: Basis = "transcript" if self._section_count == 1 else "sections"
-            self._answer(self._speech([models.llm.embed(tokens)]), basis)
+            self._request_final(self._speech([models.llm.embed(tokens)]), basis)
             return
         sections = cut_evenly(tokens, self._room, models.tokeniser.begins_word)
         self._sections = [None] * len(sections)
         self._section_count += len(sections) - (self._section_count == 1)
+        longest_answer = max(1, int(self._room * SECTION_ANSWER_SHARE))
         for index, section in enumerate(sections):
-            self._ask_section(index, self._speech([models.llm.embed(section)]))
+            sequence = self._sequence(self._speech([models.llm.embed(section)]), partial(self._take_section, index))
+            sequence.max_tokens = min(sequence.max_tokens, longest_answer)
+            self._start_sequence(sequence)
 
-    def _ask_section(self, index: int, speech: AdapterOutput) -> None:
-        def take(event: Event) -> None:
-            if isinstance(event, Failed):
-                self._emit(Failed(self._request.id, event.error))
-            elif isinstance(event, Done):
-                self._sections[index] = event.text
-                answers = [answer for answer in self._sections if answer is not None]
-                if len(answers) == len(self._sections):
-                    self._read("\n".join(answers))
+    def _take_section(self, index: int, event: Event) -> None:
+        if isinstance(event, Failed):
+            self._emit_event(Failed(self._request.id, event.error))
+        elif isinstance(event, Done):
+            self._sections[index] = event.text
+            answers = [answer for answer in self._sections if answer is not None]
+            if len(answers) == len(self._sections):
+                self._answer_from_text("\n".join(answers))
 
-        limit = max(1, int(self._room * SECTION_ANSWER_SHARE))
-        sequence = self._sequence(speech, take)
-        sequence.max_tokens = min(sequence.max_tokens, limit)
-        self._begin(sequence)
+    def _request_final(self, speech: AdapterOutput, basis: Basis) -> None:
+        self._start_sequence(self._sequence(speech, partial(self._take_final, basis), constrained=True))
 
-    def _answer(self, speech: AdapterOutput, basis: Basis) -> None:
+    def _take_final(self, basis: Basis, event: Event) -> None:
         id = self._request.id
-
-        def take(event: Event) -> None:
-            match event:
-                case Delta():
-                    self._emit(replace(event, request_id=id))
-                case Failed(_, error):
-                    self._emit(Failed(id, error))
-                case Done(usage=usage):
-                    if basis != "audio":
-                        usage = replace(usage, audio_frames=0, text_tokens=usage.text_tokens + usage.audio_frames)
-                    done = replace(event, request_id=id, usage=usage)
-                    self._emit(Ended(id, self._audio_s, basis, self._section_count, done))
-
-        self._begin(self._sequence(speech, take, constrained=True))
+        match event:
+            case Delta():
+                self._emit_event(replace(event, request_id=id))
+            case Failed(_, error):
+                self._emit_event(Failed(id, error))
+            case Done(usage=usage):
+                if basis != "audio":
+                    usage = replace(usage, audio_frames=0, text_tokens=usage.text_tokens + usage.audio_frames)
+                done = replace(event, request_id=id, usage=usage)
+                self._emit_event(Ended(id, self._audio_s, basis, self._section_count, done))
 
     def _speech(self, frames: Sequence[Float32]) -> AdapterOutput:
-        """Frames for the LLM, joined, with no draft."""
+        """Return frames for the LLM, joined, with no draft."""
         return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
 
     def _sequence(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> SequenceState:
-        """A constraint is for the last answer only."""
-        self._asked += 1
+        """Return a sequence over speech that is encoded; only the final answer follows the request's constraint."""
+        self._requests += 1
         asked = self._request
         sampling = asked.sampling if constrained else replace(asked.sampling, constraint=None)
-        id, nothing = f"{asked.id}/whole {self._asked}", np.empty(0, np.float32)
+        id, nothing = f"{asked.id}/whole {self._requests}", np.empty(0, np.float32)
         request = InstructRequest(id, nothing, asked.instruction, sampling, asked.client, asked.priority, draft="off")
         sequence = new_sequence(self._models, request, deliver)
         sequence.encoded = speech
@@ -131,7 +128,7 @@ class RecordingAnswer:
 
 
 def cut_evenly(tokens: Sequence[int], longest: int, begins_word: Callable[[int], bool]) -> list[Sequence[int]]:
-    """Parts of at most `longest` tokens, about equally long, each from the beginning of a word where there is one in reach."""
+    """Return parts of at most `longest` tokens, about equally long, each from a word's beginning if one is in reach."""
     count = -(-len(tokens) // longest)
     parts: list[Sequence[int]] = []
     start = 0

@@ -1,8 +1,6 @@
-"""One live session inside the engine: from audio, as it comes, to utterances, and from their answers to events in order.
+"""One live session inside the engine: from audio, as it comes, to utterances, and from their answers to events in order."""
 
-Which stages its work passes through, and when, is the engine's business; it belongs to the engine's thread, but for `push`.
-"""
-
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,26 +9,44 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import Float32, VoiceState
+from models.protocols import Float32
+from models.text.tokeniser import PromptIds
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
-from server.engine.live.recent_audio import RecentAudio
+from server.engine.live.listener import HeardAudio, HeardInput, VoiceInputs
 from server.engine.live.recording_answer import RecordingAnswer
 from server.engine.live.stable_text import StableText, heard_tokens
-from server.engine.live.utterance import Utterance
 from server.engine.runner.sequence import SequenceState, new_sequence
-from server.engine.types.events import Delta, Done, Ended, Event, Failed, Flushed, Listened, LiveEvent, Problem, SpeechStarted
+from server.engine.types.events import (
+    Delta,
+    Done,
+    Ended,
+    Event,
+    Failed,
+    Flushed,
+    Listened,
+    LiveEvent,
+    Partial,
+    Problem,
+    SpeechStarted,
+    UtteranceDone,
+    Word,
+)
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, InstructRequest, LiveInput, LiveRequest
 from server.errors import InvalidRequest, ServeError
 
-# Audio that one session is listened to per step, so that a recording does not hold up the others.
-LISTEN_S = 4.0
+# Heard inputs that one session may have waiting, and that one step takes of them.
+MAX_HEARD = 16
+STEP_INPUTS = 16
 # Utterances that are over and not answered yet; beyond them, the rest of the audio waits.
 MAX_UNANSWERED = 8
+# How far a session's audio may be ahead of the wall clock, and by how much its clock may run faster, and still be live.
+LIVE_LEAD_S = 2.0
+LIVE_RATE = 1.1
 # A hypothesis is made so often, at first and once there is text, but takes no more than this share of a session's time.
 FIRST_PARTIAL_INTERVAL_S, PARTIAL_INTERVAL_S = 0.16, 0.32
 PARTIAL_SHARE = 1 / 3
-# What a hypothesis is made of: the utterance, or its last seconds with some of what stands already.
+# A hypothesis is made of the utterance, or of its last seconds with some of the words that stand already.
 PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
 DRAFT_ONLY = SamplingOptions(max_tokens=0)
 
@@ -39,6 +55,7 @@ DRAFT_ONLY = SamplingOptions(max_tokens=0)
 class LiveCounters:
     """Totals over all sessions; the fields mean what they mean in `EngineCounters`."""
 
+    progress: int = 0
     utterances: int = 0
     silent_utterances: int = 0
     partials: int = 0
@@ -46,146 +63,238 @@ class LiveCounters:
 
 @dataclass(frozen=True)
 class EngineHooks:
-    """What a session needs of the engine: to tell its client, to have work done, and to have it forgotten."""
+    """A session's way to its client and to the engine."""
 
-    emit: Callable[[LiveEvent], None]
-    begin: Callable[[SequenceState], None]
-    drop: Callable[[SequenceState], None]
+    emit_event: Callable[[LiveEvent], None]
+    start_sequence: Callable[[SequenceState], None]
+    drop_sequence: Callable[[SequenceState], None]
+
+
+@dataclass(eq=False)
+class Utterance:
+    """One utterance: it begins at sample `start` and, once it is over, ends before `end`.
+
+    `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
+    `partial` is the hypothesis being made; the next one is due when the audio has got to `partial_due`.
+    """
+
+    number: int
+    start: int
+    instruction: str
+    prompt_ids: PromptIds
+    text: StableText
+    partial_due: int
+    end: int = 0
+    answer: SequenceState | None = None
+    outcome: Done | Failed | None = None
+    partial: SequenceState | None = None
+
+    def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
+        """Return the event that ends the utterance, which has an outcome."""
+        start_s, end_s = self.start / sample_rate_hz, self.end / sample_rate_hz
+        if self.outcome is None:
+            raise RuntimeError("the utterance has no outcome yet")
+        if isinstance(self.outcome, Failed):
+            return Problem(session_id, self.outcome.error, self.number)
+        words = self.outcome.words
+        if words is not None:
+            words = tuple(Word(word.text, word.start_s + start_s, word.end_s + start_s) for word in words)
+        done = replace(self.outcome, request_id=session_id, words=words)
+        return UtteranceDone(session_id, self.number, start_s, end_s, done)
+
+    def partial_event(self, session_id: str, sample_rate_hz: int, end_s: float) -> Partial:
+        """Return the utterance's text as it was heard up to `end_s`."""
+        text = self.text
+        return Partial(session_id, self.number, text.stable, text.tail, self.start / sample_rate_hz, text.stable_end_s, end_s)
+
+
+class RecentAudio:
+    """The last samples of a session, addressed by their positions in all of its audio: `start` to `end`.
+
+    Appending costs time for the new samples only, on average: the buffer grows by doubling.
+    """
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.end = 0
+        self._buffer = np.empty(0, np.float32)
+        # The position in the session's audio of the buffer's first sample.
+        self._origin = 0
+
+    def append(self, samples: Float32) -> None:
+        end = self.end + len(samples)
+        if end - self._origin > len(self._buffer):
+            buffer = np.empty(2 * (end - self.start), np.float32)
+            buffer[: self.end - self.start] = self._buffer[self.start - self._origin : self.end - self._origin]
+            self._buffer, self._origin = buffer, self.start
+        self._buffer[self.end - self._origin : end - self._origin] = samples
+        self.end = end
+
+    def between(self, start: int, end: int) -> Float32:
+        """Return a copy of [start, end), which must lie within what is kept."""
+        if not self.start <= start <= end <= self.end:
+            raise ValueError(f"samples {start} to {end} are not within {self.start} to {self.end}")
+        return self._buffer[start - self._origin : end - self._origin].copy()
+
+    def forget_before(self, position: int) -> None:
+        """Keep nothing from before `position`; the memory is used again when the buffer is full."""
+        self.start = max(self.start, min(position, self.end))
+
+
+def work_priority(asked: Priority, heard_s: float, elapsed_s: float) -> Priority:
+    """Return the priority of a session's work `elapsed_s` after its first sample, when `heard_s` of its audio is heard.
+
+    `LIVE` holds only while audio comes as fast as it is spoken: audio of a file that is sent at once is not waited for live.
+    """
+    if asked == Priority.LIVE and heard_s - LIVE_RATE * elapsed_s > LIVE_LEAD_S:
+        return Priority.INTERACTIVE
+    return asked
 
 
 class LiveSession:
-    """Raises, on construction, the `ServeError` of a request that cannot be served."""
+    """Cuts pushed audio into utterances, asks the engine for partials and answers, and emits events in order.
+
+    The constructor raises a `ServeError` if the request cannot be served. `push` is for any thread, `detect_voice` for the
+    listener's, and everything else for the engine's.
+    """
 
     def __init__(
-        self, request: LiveRequest, models: Models, sample_rate_hz: int, host: EngineHooks, counters: LiveCounters
+        self, request: LiveRequest, models: Models, sample_rate_hz: int, hooks: EngineHooks, counters: LiveCounters
     ) -> None:
         self.request = request
         self._models = models
         self._rate_hz = sample_rate_hz
-        self._host = host
+        self._hooks = hooks
         self._counters = counters
-        self._inputs: deque[LiveInput] = deque()
+        self._inputs = VoiceInputs(models.voice, sample_rate_hz)
+        self._heard: deque[HeardInput] = deque()
+        self._first_audio_at_s: float | None = None
         self._audio = RecentAudio()
+        # Samples of the client, and samples in whole windows of the voice detector.
         self._taken = 0
         self._detected = 0
-        self._voice_state: VoiceState | None = None
         self._endpointer = _endpointer(request.voice, models.voice.window_samples, sample_rate_hz)
         self._current: Utterance | None = None
         self._utterances = 0
-        self._asked = 0
-        # What is to be told in this order, as soon as it can be.
+        self._requests = 0
+        # Told in this order, each as soon as it can be.
         self._unanswered: deque[Utterance | Flush | EndOfAudio] = deque()
-        self._recording = RecordingAnswer(request, models, host.emit, host.begin) if self._answers_whole else None
+        self._recording = None
+        if self._answers_whole:
+            self._recording = RecordingAnswer(request, models, hooks.emit_event, hooks.start_sequence)
+        # An instruction about all of the audio says nothing about how its parts are transcribed.
         self._instruction = models.transcription_instruction if self._recording else request.instruction
-        # What was asked about the whole says nothing of how its parts are transcribed.
         self._sampling = SamplingOptions() if self._recording else request.sampling
-        self._check(self._instruction)
+        self._next_instruction: str | None = None
+        self._prompt_ids = self._lay_out(self._instruction)
 
     @property
-    def busy(self) -> bool:
-        """Whether there is something to `listen` to now."""
-        return bool(self._inputs) and len(self._unanswered) < MAX_UNANSWERED
+    def wants_listening(self) -> bool:
+        """Whether `detect_voice` should be called: there are inputs, and not too much that was heard waits."""
+        return len(self._inputs) > 0 and len(self._heard) < MAX_HEARD
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether `take_heard` should be called."""
+        return len(self._heard) > 0 and len(self._unanswered) < MAX_UNANSWERED
 
     def push(self, item: LiveInput) -> None:
-        """For any thread."""
-        self._inputs.append(item)
+        if self._first_audio_at_s is None and isinstance(item, Audio):
+            self._first_audio_at_s = time.monotonic()
+        self._inputs.push(item)
 
-    def listen(self) -> None:
-        """Go through what was pushed, up to `LISTEN_S` of audio or to `MAX_UNANSWERED` utterances."""
-        taken = self._taken
-        limit = taken + round(LISTEN_S * self._rate_hz)
-        while self.busy and self._taken < limit:
-            match self._inputs.popleft():
-                case Audio(samples):
-                    room = limit - self._taken
-                    if len(samples) > room:
-                        self._inputs.appendleft(Audio(samples[room:]))
-                    self._hear(samples[:room])
-                case ChangeInstruction(instruction):
-                    self._change(instruction)
-                case Flush() as flush:
-                    self._follow(self._endpointer.flush())
-                    self._unanswered.append(flush)
-                case EndOfAudio() as end:
-                    self._hear_rest()
-                    self._unanswered.append(end)
-        if self._taken > taken:
-            self._host.emit(Listened(self.request.id, self._taken / self._rate_hz))
+    def detect_voice(self) -> None:
+        """Run the voice detector over the next inputs."""
+        self._heard.extend(self._inputs.detect_voice())
+        self._counters.progress += 1
+
+    def take_heard(self, audio_s: float) -> None:
+        """Follow the inputs that were heard: `STEP_INPUTS` of them at most, and none after `audio_s` of audio."""
+        before, limit = self._taken, self._taken + audio_s * self._rate_hz
+        for _ in range(STEP_INPUTS):
+            if self._taken >= limit or not self.has_heard:
+                break
+            self._take_input(self._heard.popleft())
+        if self._taken > before:
+            self._hooks.emit_event(Listened(self.request.id, self._taken / self._rate_hz))
         self._begin_partial()
         self._release()
 
     @property
     def _answers_whole(self) -> bool:
-        """Transcripts of parts can be joined, but not what has to match a constraint."""
+        """Transcripts of parts can be joined, but not answers that have to match a constraint."""
         asked = self.request
-        follows = asked.sampling.constraint is not None
-        return asked.scope == "recording" and (follows or not self._models.transcribes(asked.instruction))
+        is_constrained = asked.sampling.constraint is not None
+        return asked.scope == "recording" and (is_constrained or not self._models.transcribes(asked.instruction))
 
-    def _hear(self, samples: Float32) -> None:
-        self._taken += len(samples)
-        self._audio.append(samples)
-        window = self._models.voice.window_samples
-        whole = (self._audio.end - self._detected) // window * window
-        if not whole:
-            return
-        audio = self._audio.between(self._detected, self._detected + whole)
-        probabilities, self._voice_state = self._models.voice.detect(audio, self._voice_state)
-        self._detected += whole
-        self._follow(self._endpointer.push(probabilities))
-        self._audio.forget_before(min(self._endpointer.needed_from, self._detected))
+    @property
+    def _priority(self) -> Priority:
+        elapsed_s = 0.0 if self._first_audio_at_s is None else time.monotonic() - self._first_audio_at_s
+        return work_priority(self.request.priority, self._taken / self._rate_hz, elapsed_s)
 
-    def _hear_rest(self) -> None:
-        """The last samples, which fill no window."""
-        rest = self._audio.end - self._detected
-        if rest:
-            taken = self._taken
-            self._hear(np.zeros(self._models.voice.window_samples - rest, np.float32))
-            self._taken = taken
-        self._follow(self._endpointer.flush())
+    def _take_input(self, item: HeardInput) -> None:
+        match item:
+            case HeardAudio(samples, probabilities, padding):
+                self._taken += len(samples) - padding
+                self._detected += len(probabilities) * self._models.voice.window_samples
+                self._audio.append(samples)
+                self._follow(self._endpointer.push(probabilities))
+                self._audio.forget_before(min(self._endpointer.needed_from, self._detected))
+            case ChangeInstruction(instruction):
+                self._change_instruction(instruction)
+            case Flush():
+                self._follow(self._endpointer.flush())
+                self._unanswered.append(item)
+            case EndOfAudio():
+                self._follow(self._endpointer.flush())
+                self._use_next_instruction()
+                self._unanswered.append(item)
 
-    def _follow(self, marks: list[EndpointEvent]) -> None:
-        for mark in marks:
-            match mark:
+    def _follow(self, events: list[EndpointEvent]) -> None:
+        for event in events:
+            match event:
                 case SpeechBegan(start):
                     self._begin_utterance(start)
-                case SpeechPaused(_, end) if self._current and self.request.priority == Priority.LIVE:
-                    self._ask(self._current, end)
+                case SpeechPaused(_, end) if self._current and self._priority == Priority.LIVE:
+                    self._request_answer(self._current, end)
                 case SpeechResumed() if self._current:
-                    self._take_back(self._current)
+                    self._withdraw_answer(self._current)
                 case SpeechOver(_, end) if self._current:
                     self._end_utterance(self._current, end)
                 case _:
                     pass
 
     def _begin_utterance(self, start: int) -> None:
-        models, start_s = self._models, start / self._rate_hz
-        text = StableText(start_s, models.tokeniser.decode)
+        self._use_next_instruction()
+        start_s = start / self._rate_hz
+        text = StableText(start_s, self._models.tokeniser.decode)
         partial_due = start + round((self.request.voice.prefix_padding_s + FIRST_PARTIAL_INTERVAL_S) * self._rate_hz)
-        self._current = Utterance(self._utterances, start, self._instruction, text, partial_due)
+        self._current = Utterance(self._utterances, start, self._instruction, self._prompt_ids, text, partial_due)
         self._utterances += 1
         self._counters.utterances += 1
-        self._host.emit(SpeechStarted(self.request.id, self._current.number, start_s))
+        self._hooks.emit_event(SpeechStarted(self.request.id, self._current.number, start_s))
 
     def _end_utterance(self, utterance: Utterance, end: int) -> None:
         if utterance.answer is None or utterance.end != end:
-            self._take_back(utterance)
-            self._ask(utterance, end)
+            self._withdraw_answer(utterance)
+            self._request_answer(utterance, end)
         if utterance.partial is not None:
-            self._host.drop(utterance.partial)
+            self._hooks.drop_sequence(utterance.partial)
         self._unanswered.append(utterance)
         self._current = None
 
-    def _ask(self, utterance: Utterance, end: int) -> None:
+    def _request_answer(self, utterance: Utterance, end: int) -> None:
         """Have the utterance answered as if it were over at `end`."""
         utterance.end = end
         audio = self._audio.between(utterance.start, min(end, self._audio.end))
-        request = self._request(audio, utterance.instruction)
-        utterance.answer = new_sequence(self._models, request, partial(self._take_answer, utterance))
-        self._host.begin(utterance.answer)
+        request = self._new_request(audio, utterance.instruction)
+        take_event = partial(self._take_answer, utterance)
+        utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        self._hooks.start_sequence(utterance.answer)
 
-    def _take_back(self, utterance: Utterance) -> None:
+    def _withdraw_answer(self, utterance: Utterance) -> None:
         if utterance.answer is not None:
-            self._host.drop(utterance.answer)
+            self._hooks.drop_sequence(utterance.answer)
         utterance.answer = utterance.outcome = None
 
     def _take_answer(self, utterance: Utterance, event: Event) -> None:
@@ -194,39 +303,39 @@ class LiveSession:
             self._release()
 
     def _release(self) -> None:
-        """Tell all that can be told."""
+        """Emit all events whose turn has come."""
         while self._unanswered:
             match self._unanswered[0]:
                 case Utterance(outcome=None):
                     return
                 case Utterance() as utterance:
-                    self._tell(utterance)
+                    self._release_utterance(utterance)
                 case Flush(marker):
-                    self._host.emit(Flushed(self.request.id, marker))
+                    self._hooks.emit_event(Flushed(self.request.id, marker))
                 case EndOfAudio():
                     self._end()
             self._unanswered.popleft()
 
-    def _tell(self, utterance: Utterance) -> None:
+    def _release_utterance(self, utterance: Utterance) -> None:
         outcome = utterance.outcome
         if isinstance(outcome, Done):
             self._counters.silent_utterances += outcome.finish_reason == "no_speech"
             encoded = utterance.answer.encoded if utterance.answer else None
             if self._recording is not None and encoded is not None:
-                self._recording.add(outcome.text, encoded.frames)
+                self._recording.add_utterance(outcome.text, encoded.frames)
         # The last window of the voice detector may go beyond the audio.
         utterance.end = min(utterance.end, self._taken)
-        self._host.emit(utterance.answered(self.request.id, self._rate_hz))
+        self._hooks.emit_event(utterance.final_event(self.request.id, self._rate_hz))
 
     def _end(self) -> None:
         audio_s = self._taken / self._rate_hz
         if self._recording is not None:
-            self._recording.begin(audio_s)
+            self._recording.request_answer(audio_s)
         else:
-            self._host.emit(Ended(self.request.id, audio_s))
+            self._hooks.emit_event(Ended(self.request.id, audio_s))
 
     def _begin_partial(self) -> None:
-        """Have a new hypothesis made of the utterance that is going on, where one is due."""
+        """Have a new hypothesis made of the utterance that is going on, if one is due."""
         utterance = self._current
         if not self.request.partials or utterance is None or utterance.partial is not None or utterance.answer is not None:
             return
@@ -235,46 +344,67 @@ class LiveSession:
             return
         settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
-        take = partial(self._take_partial, utterance, start, end)
-        request = self._request(self._audio.between(start, end), utterance.instruction)
-        request = replace(request, sampling=DRAFT_ONLY, priority=Priority.PARTIAL, draft="off", word_times=False)
-        utterance.partial = new_sequence(self._models, request, take)
-        self._host.begin(utterance.partial)
+        request = replace(
+            self._new_request(self._audio.between(start, end), utterance.instruction),
+            sampling=DRAFT_ONLY,
+            priority=max(Priority.PARTIAL, self._priority),
+            draft="off",
+            word_times=False,
+        )
+        take_event = partial(self._take_partial, utterance, start, end)
+        utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        self._hooks.start_sequence(utterance.partial)
 
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
-        partial_sequence, utterance.partial = utterance.partial, None
-        if isinstance(event, Failed) or partial_sequence is None or partial_sequence.encoded is None:
+        sequence, utterance.partial = utterance.partial, None
+        if isinstance(event, Failed) or sequence is None or sequence.encoded is None:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        encoded = heard_tokens(partial_sequence.encoded.best_token.tolist(), start_s, self._models.frame_s)
-        changed = utterance.text.update(encoded, end_s)
+        tokens = heard_tokens(sequence.encoded.best_token.tolist(), start_s, self._models.frame_s)
+        changed = utterance.text.update(tokens, end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
-        pause_s = max(interval_s, partial_sequence.elapsed_s / PARTIAL_SHARE)
+        pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
         utterance.partial_due = end + round(pause_s * self._rate_hz)
         if changed:
-            self._host.emit(utterance.heard_so_far(self.request.id, self._rate_hz, end_s))
+            self._hooks.emit_event(utterance.partial_event(self.request.id, self._rate_hz, end_s))
 
-    def _change(self, instruction: str) -> None:
-        try:
-            if self._recording is not None:
-                raise InvalidRequest("The instruction about a whole recording cannot be changed.", param="instruction")
-            self._check(instruction)
-        except ServeError as error:
-            self._host.emit(Problem(self.request.id, error))
+    def _change_instruction(self, instruction: str) -> None:
+        """Note the instruction of utterances to come. To lay it out takes time, so that waits until one of them begins."""
+        if self._recording is None:
+            self._next_instruction = instruction
         else:
+            message = "The instruction about a whole recording cannot be changed."
+            self._hooks.emit_event(Problem(self.request.id, InvalidRequest(message, param="instruction")))
+
+    def _use_next_instruction(self) -> None:
+        instruction, self._next_instruction = self._next_instruction, None
+        if instruction is None or instruction == self._instruction:
+            return
+        try:
+            self._prompt_ids = self._lay_out(instruction)
             self._instruction = instruction
+        except ServeError as error:
+            self._hooks.emit_event(Problem(self.request.id, error))
 
-    def _check(self, instruction: str) -> None:
-        """Raises the `ServeError` of an instruction under which nothing can be answered."""
-        new_sequence(self._models, self._request(np.empty(0, np.float32), instruction), lambda _event: None)
+    def _lay_out(self, instruction: str) -> PromptIds:
+        """Return the prompt of an instruction. Raises a `ServeError` if no utterance can be answered under it."""
+        request = self._new_request(np.empty(0, np.float32), instruction)
+        return new_sequence(self._models, request, lambda _event: None).prompt_ids
 
-    def _request(self, audio: Float32, instruction: str) -> InstructRequest:
-        self._asked += 1
+    def _new_request(self, audio: Float32, instruction: str) -> InstructRequest:
+        self._requests += 1
         asked = self.request
-        id = f"{asked.id}/{self._asked}"
         return InstructRequest(
-            id, audio, instruction, self._sampling, asked.client, asked.priority, None, asked.draft, asked.word_times
+            f"{asked.id}/{self._requests}",
+            audio,
+            instruction,
+            self._sampling,
+            asked.client,
+            self._priority,
+            None,
+            asked.draft,
+            asked.word_times,
         )
 
 

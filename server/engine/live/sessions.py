@@ -1,12 +1,13 @@
-"""All live sessions of one engine, and the stage of its steps that listens to them."""
+"""All live sessions of one engine, with their clients and their work."""
 
 import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 
 from models.assemble import Models
+from server.engine.live.listener import TurnThread
 from server.engine.live.session import EngineHooks, LiveCounters, LiveSession
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Delta, Ended, Event, Failed, LiveEvent
@@ -16,10 +17,15 @@ from server.errors import EngineFailed, InvalidRequest, Overloaded, ServeError
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+# Audio that a step takes up, over all sessions.
+STEP_AUDIO_S = 4.0
 
 
 class LiveSessions:
-    """Sessions by id. Every method but `listen` is called under the engine's lock, and so are the sessions' clients."""
+    """Sessions by id. Every method but `take_heard` is called under the engine's lock, and events are delivered under it.
+
+    An input goes through two threads: the listener detects voice in it, then the engine's thread cuts utterances (`take_heard`).
+    """
 
     def __init__(
         self,
@@ -27,97 +33,130 @@ class LiveSessions:
         sample_rate_hz: int,
         limit: int,
         changed: threading.Condition,
-        begin: Callable[[SequenceState], None],
-        drop: Callable[[str], None],
+        start_sequence: Callable[[SequenceState], None],
+        drop_sequence: Callable[[str], None],
     ) -> None:
-        """`begin` has the engine take up work, and `drop` has it forget the work with this id."""
+        """`start_sequence` has the engine take up work, and `drop_sequence` has it forget the work with this id."""
         self.limit = limit
         self.counters = LiveCounters()
         self.changed = changed
-        self.begin = begin
-        self.drop = drop
+        self.start_sequence = start_sequence
+        self.drop_sequence = drop_sequence
         self._models = models
         self._sample_rate_hz = sample_rate_hz
         self._sessions: dict[str, SessionHandle] = {}
+        self._listener = TurnThread[SessionHandle]("engine-listener", self._detect_voice)
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     @property
     def busy(self) -> int:
-        """How many have something to listen to."""
-        return sum(served.busy for served in self._sessions.values())
+        """How many sessions have inputs that are being listened to or wait to be taken up."""
+        return sum(handle.is_listening or handle.has_heard for handle in self._sessions.values())
+
+    @property
+    def have_heard(self) -> bool:
+        """Whether there is something for `take_heard`."""
+        return any(handle.has_heard for handle in self._sessions.values())
+
+    def start(self) -> None:
+        self._listener.start()
+
+    def stop(self) -> None:
+        """End the listener; the caller does not hold the lock."""
+        self._listener.stop()
 
     def open(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
-        """Begin a session. Raises the `ServeError` of one that cannot be served."""
+        """Begin a session. Raises a `ServeError` if it cannot be served."""
         if request.id in self._sessions:
             raise InvalidRequest("A session with this id is being served.")
         if len(self._sessions) >= self.limit:
             raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-        served = SessionHandle(self, request.id, deliver)
-        served.session = LiveSession(
-            request, self._models, self._sample_rate_hz, EngineHooks(served.emit, served.begin, served.drop), self.counters
-        )
-        self._sessions[request.id] = served
+        handle = SessionHandle(self, request.id, deliver)
+        hooks = EngineHooks(handle.emit_event, handle.start_sequence, handle.drop_sequence)
+        handle.session = LiveSession(request, self._models, self._sample_rate_hz, hooks, self.counters)
+        self._sessions[request.id] = handle
 
     def push(self, id: str, item: LiveInput) -> None:
         """Give a session an input, if it is still there."""
-        if (served := self._sessions.get(id)) and served.session:
-            served.session.push(item)
-            self.changed.notify_all()
+        if (handle := self._sessions.get(id)) and handle.session:
+            handle.session.push(item)
+            self._request_turn(handle)
 
     def end(self, id: str) -> None:
         """Forget a session, if it is still there, and all its work."""
-        if served := self._sessions.pop(id, None):
-            served.end()
+        if handle := self._sessions.pop(id, None):
+            handle.end()
             self.changed.notify_all()
 
     def end_all_audio(self) -> None:
         """Have every session answer what was said so far, and then end."""
         for id in self._sessions:
             self.push(id, EndOfAudio())
-        self.changed.notify_all()
 
     def fail_all(self, error: ServeError) -> None:
-        for served in list(self._sessions.values()):
-            served.fail(error)
+        for handle in list(self._sessions.values()):
+            handle.fail(error)
 
-    def listen(self) -> None:
-        """For the engine's thread: go through what was pushed. A session at which that fails, fails alone."""
+    def take_heard(self) -> None:
+        """Cut into utterances what was heard, up to `STEP_AUDIO_S` of it. For the engine's thread.
+
+        A session at which that fails, fails alone.
+        """
         with self.changed:
-            busy = [(served, served.session) for served in self._sessions.values() if served.busy]
-        for served, session in busy:
-            with served.guard():
+            busy = [(handle, handle.session) for handle in self._sessions.values() if handle.has_heard]
+        for handle, session in busy:
+            with handle.failing_alone():
                 if session is not None:
-                    session.listen()
+                    session.take_heard(STEP_AUDIO_S / len(busy))
+            with self.changed:
+                self._request_turn(handle)
+
+    def _request_turn(self, handle: "SessionHandle") -> None:
+        """Have the listener go on with a session if it has inputs, and not too much of what it heard is left."""
+        if handle.session and handle.session.wants_listening and not handle.is_listening:
+            handle.is_listening = True
+            self._listener.request_turn(handle)
+
+    def _detect_voice(self, handle: "SessionHandle") -> None:
+        """Take one turn of a session on the listener's thread."""
+        with handle.failing_alone():
+            if (session := handle.session) is not None:
+                session.detect_voice()
+        with self.changed:
+            handle.is_listening = False
+            self._request_turn(handle)
+            self.changed.notify_all()
 
 
 class SessionHandle:
-    """A session with its client and its work; nothing comes of it once it has `ended`.
+    """A session with its client and its work; no event is delivered once it has `ended`.
 
-    What ends is cut loose from what it refers to: in circles it would keep its audio until Python looks for them.
+    A session that ends is cut loose from what it refers to. Reference cycles would keep its audio until Python collects them.
     """
 
     def __init__(self, sessions: LiveSessions, id: str, deliver: Callable[[LiveEvent], None]) -> None:
         self.session: LiveSession | None = None
+        self.is_listening = False
         self.ended = False
         self._sessions = sessions
         self._id = id
         self._deliver = deliver
-        self._work: dict[str, SequenceState] = {}
+        self._sequences: dict[str, SequenceState] = {}
 
     @property
-    def busy(self) -> bool:
-        return self.session is not None and self.session.busy
+    def has_heard(self) -> bool:
+        return self.session is not None and self.session.has_heard
 
     def end(self) -> None:
-        """Forget it and its work."""
+        """Forget the session and its work."""
         self.ended = True
         self.session = None
-        for sequence in list(self._work.values()):
-            self.drop(sequence)
+        for sequence in list(self._sequences.values()):
+            self.drop_sequence(sequence)
 
-    def emit(self, event: LiveEvent) -> None:
+    def emit_event(self, event: LiveEvent) -> None:
         with self._sessions.changed:
             if self.ended:
                 return
@@ -130,41 +169,51 @@ class SessionHandle:
             if ended:
                 self._sessions.end(self._id)
 
-    def begin(self, sequence: SequenceState) -> None:
+    def start_sequence(self, sequence: SequenceState) -> None:
         with self._sessions.changed:
             if self.ended:
                 return
             sequence.of_session = True
-            sequence.deliver = partial(self._take, sequence, sequence.deliver)
-            self._work[sequence.request.id] = sequence
-            self._sessions.begin(sequence)
+            sequence.deliver = SequenceEvents(self, sequence, sequence.deliver).deliver
+            self._sequences[sequence.request.id] = sequence
+            self._sessions.start_sequence(sequence)
 
-    def drop(self, sequence: SequenceState) -> None:
+    def drop_sequence(self, sequence: SequenceState) -> None:
         with self._sessions.changed:
-            self._release(sequence)
-            self._sessions.drop(sequence.request.id)
+            self.release_sequence(sequence)
+            self._sessions.drop_sequence(sequence.request.id)
+
+    def release_sequence(self, sequence: SequenceState) -> None:
+        """Let go of work that has ended or is dropped."""
+        self._sequences.pop(sequence.request.id, None)
+        sequence.deliver = _ignore_event
 
     def fail(self, error: ServeError) -> None:
-        self.emit(Failed(self._id, error))
+        self.emit_event(Failed(self._id, error))
 
     @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """What goes wrong in the block ends this session, and no other."""
+    def failing_alone(self) -> Iterator[None]:
+        """End this session, and no other, with an exception that leaves the block."""
         try:
             yield
         except Exception:
             logger.exception("session %s failed", self._id)
             self.fail(EngineFailed("The engine failed on this session."))
 
-    def _take(self, sequence: SequenceState, take: Callable[[Event], None], event: Event) -> None:
+
+@dataclass(frozen=True)
+class SequenceEvents:
+    """The way of a sequence's events to the method of the session that takes them."""
+
+    handle: SessionHandle
+    sequence: SequenceState
+    take_event: Callable[[Event], None]
+
+    def deliver(self, event: Event) -> None:
         if not isinstance(event, Delta):
-            self._release(sequence)
-        with self.guard():
-            take(event)
-
-    def _release(self, sequence: SequenceState) -> None:
-        self._work.pop(sequence.request.id, None)
-        sequence.deliver = _to_nobody
+            self.handle.release_sequence(self.sequence)
+        with self.handle.failing_alone():
+            self.take_event(event)
 
 
-def _to_nobody(_event: Event) -> None: ...
+def _ignore_event(_event: Event) -> None: ...

@@ -171,9 +171,14 @@ class SequenceState:
         return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
 
 
-def new_sequence(models: Models, request: InstructRequest, deliver: Callable[[Event], None]) -> SequenceState:
-    """Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction
-    that does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them."""
+def new_sequence(
+    models: Models, request: InstructRequest, deliver: Callable[[Event], None], prompt_ids: PromptIds | None = None
+) -> SequenceState:
+    """Return the sequence of a request; `prompt_ids` are those of its instruction, if the caller has them already.
+
+    Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction that
+    does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them.
+    """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
     if request.draft == "relaxed" and not transcribes:
@@ -185,7 +190,8 @@ def new_sequence(models: Models, request: InstructRequest, deliver: Callable[[Ev
         raise InvalidRequest(message, param="timestamps")
     if request.word_times and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
-    prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    if prompt_ids is None:
+        prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2
     if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:

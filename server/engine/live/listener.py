@@ -1,0 +1,128 @@
+"""Voice detection for all live sessions, on one thread beside the engine's, so that no decode step waits for it."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from models.protocols import Float32, VoiceDetector, VoiceState
+from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput
+
+# Limits of one session's turn, so that the other sessions do not wait for long.
+TURN_S = 0.5
+TURN_INPUTS = 64
+
+STOP_GRACE_S = 5.0
+
+Session = TypeVar("Session")
+
+
+@dataclass(frozen=True)
+class HeardAudio:
+    """The next samples of a session, and the probability of speech in each window that they complete.
+
+    The last `padding` samples are silence behind the end of the audio.
+    """
+
+    samples: Float32
+    probabilities: Float32
+    padding: int = 0
+
+
+HeardInput = HeardAudio | ChangeInstruction | Flush | EndOfAudio
+
+
+class VoiceInputs:
+    """The inputs of one session that wait for voice detection. Any thread may `push`; one thread calls `detect_voice`."""
+
+    def __init__(self, detector: VoiceDetector, sample_rate_hz: int) -> None:
+        self._detector = detector
+        self._turn_samples = round(TURN_S * sample_rate_hz)
+        self._waiting: deque[LiveInput] = deque()
+        self._state: VoiceState | None = None
+        # Samples that do not fill a window yet.
+        self._rest = np.empty(0, np.float32)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, item: LiveInput) -> None:
+        self._waiting.append(item)
+
+    def detect_voice(self) -> list[HeardInput]:
+        """Return the next inputs in order: at most `TURN_INPUTS` of them with at most `TURN_S` of audio.
+
+        Audio in a row becomes one piece, and of several new instructions in a row only the last is returned.
+        """
+        heard: list[HeardInput] = []
+        pieces: list[Float32] = []
+        room = self._turn_samples
+        for _ in range(min(TURN_INPUTS, len(self._waiting))):
+            item = self._waiting.popleft()
+            if isinstance(item, Audio):
+                pieces.append(item.samples[:room])
+                if len(item.samples) >= room:
+                    self._waiting.appendleft(Audio(item.samples[room:]))
+                    break
+                room -= len(item.samples)
+                continue
+            heard += self._detect(pieces)
+            pieces = []
+            if isinstance(item, EndOfAudio):
+                heard += self._detect_rest()
+            elif isinstance(item, ChangeInstruction) and heard and isinstance(heard[-1], ChangeInstruction):
+                heard.pop()
+            heard.append(item)
+        return heard + self._detect(pieces)
+
+    def _detect(self, pieces: Sequence[Float32], padding: int = 0) -> list[HeardInput]:
+        if not sum(map(len, pieces)):
+            return []
+        samples = np.concatenate(pieces)
+        audio = np.concatenate([self._rest, samples])
+        whole = len(audio) - len(audio) % self._detector.window_samples
+        probabilities = np.empty(0, np.float32)
+        if whole:
+            probabilities, self._state = self._detector.detect(audio[:whole], self._state)
+        self._rest = audio[whole:].copy()
+        return [HeardAudio(samples, probabilities, padding)]
+
+    def _detect_rest(self) -> list[HeardInput]:
+        """Fill the last window with silence."""
+        padding = -len(self._rest) % self._detector.window_samples
+        return self._detect([np.zeros(padding, np.float32)], padding)
+
+
+class TurnThread(Generic[Session]):
+    """Runs `take_turn` for the sessions that asked for a turn, first come, first served."""
+
+    def __init__(self, name: str, take_turn: Callable[[Session], None]) -> None:
+        self._take_turn = take_turn
+        self._waiting: queue.SimpleQueue[Session | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def request_turn(self, session: Session) -> None:
+        self._waiting.put(session)
+
+    def stop(self) -> None:
+        """End the thread after the turn that goes on."""
+        self._waiting.put(None)
+        self._thread.join(STOP_GRACE_S)
+
+    def _serve(self) -> None:
+        while self._serve_next():
+            pass
+
+    def _serve_next(self) -> bool:
+        """Serve one turn, and hold no reference to its session while waiting for the next."""
+        if (session := self._waiting.get()) is None:
+            return False
+        self._take_turn(session)
+        return True
