@@ -83,14 +83,10 @@ class Settings(BaseSettings):
     )
 
     max_queue_wait_s: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Longest predicted wait for a slot; beyond it the answer is 429."
-    )
-    encode_gather_s: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
+        default=None,
+        gt=0,
         allow_inf_nan=False,
-        description="Seconds that an encoder batch waits for more while answers run.",
+        description="Longest predicted wait for a slot; beyond it, or `request_timeout_s` with the answer, the reply is 429.",
     )
     encoder_cache_bytes: int = Field(
         default=0,

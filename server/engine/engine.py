@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from server.engine.book import MEL_FRAMES_PER_SECOND, RequestTable
 from server.engine.live.sessions import LiveSessions
+from server.engine.request_table import RequestTable
 from server.engine.runner.encode_stage import SideThread
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, follow, new_sequence
 from server.engine.scheduler.admission import Admission
-from server.engine.scheduler.scheduler import ENCODE_BUDGET_MEL_FRAMES, STEP_TOKENS, Scheduler
+from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
 from server.engine.stats import engine_stats
 from server.engine.types.events import Event, LiveEvent
 from server.engine.types.options import SamplingOptions
@@ -47,26 +47,27 @@ class LocalEngine:
         max_audio_s: float,
         queue_limit: int,
         *,
-        encode_budget_mel_frames: int = ENCODE_BUDGET_MEL_FRAMES,
+        encode_budget_audio_s: float = ENCODE_BUDGET_AUDIO_S,
         step_tokens: int = STEP_TOKENS,
-        encode_gather_s: float = 0.0,
         max_queue_wait_s: float | None = None,
+        request_timeout_s: float | None = None,
         encoder_cache_bytes: int = 0,
         live_limit: int = LIVE_LIMIT,
     ) -> None:
-        """The budgets and `encode_gather_s` are those of `Scheduler`. Beyond `max_queue_wait_s` of predicted wait it refuses
-        requests, and beyond `live_limit` sessions."""
+        """The budgets are those of `Scheduler`; `max_queue_wait_s` and `request_timeout_s` are those of `Admission`."""
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self._models = models
         self._step_tokens = step_tokens
-        self._encode_budget_mel_frames = encode_budget_mel_frames
+        self._encode_budget_audio_s = encode_budget_audio_s
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
         # Guards all below.
         self._changed = threading.Condition()
-        scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_mel_frames, step_tokens, encode_gather_s)
-        self._requests = RequestTable(scheduler, Admission(models.llm.slots, max_queue_wait_s), sample_rate_hz, self._changed)
-        self._live = LiveSessions(models, sample_rate_hz, live_limit, self._changed, self._requests.begin, self._requests.drop)
+        scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_audio_s, step_tokens)
+        admission = Admission(models.llm.slots, max_queue_wait_s, request_timeout_s)
+        self._requests = RequestTable(scheduler, admission, sample_rate_hz, self._changed)
+        submit, cancel = self._requests.submit_internal, self._requests.cancel_request
+        self._live = LiveSessions(models, sample_rate_hz, live_limit, self._changed, submit, cancel)
         self._ready = False
         self._stopping = False
         self._steps = 0
@@ -95,7 +96,7 @@ class LocalEngine:
         sequence = new_sequence(self._models, request, deliver)
         with self._changed:
             self._require_ready()
-            self._requests.submit(sequence)
+            self._requests.submit_request(sequence)
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         # Its answers follow a constraint while the engine is waiting; this takes the time before.
@@ -111,7 +112,7 @@ class LocalEngine:
     def abort(self, request_id: str) -> None:
         with self._changed:
             self._live.end(request_id)
-            self._requests.drop(request_id)
+            self._requests.cancel_request(request_id)
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -141,9 +142,9 @@ class LocalEngine:
     def _estimate_longest_work_s(self, warm_up: SequenceState) -> float:
         """Scale what the warm-up's stages took to the largest encoder batch, a step's positions and all slots."""
         times = warm_up.times
-        mel_frames = max(self._encode_budget_mel_frames, round(self.max_audio_s * MEL_FRAMES_PER_SECOND))
+        audio_s = max(self._encode_budget_audio_s, self.max_audio_s)
         return max(
-            (times.features_s + times.encode_s + times.adapter_s) * mel_frames / self._requests.mel_frames(warm_up.request),
+            (times.features_s + times.encode_s + times.adapter_s) * audio_s / self._requests.audio_s(warm_up),
             times.prefill_s * max(1.0, self._step_tokens / max(1, len(warm_up.prompt) - warm_up.cached_tokens)),
             times.decode_s * self._models.llm.slots,
         )
@@ -177,9 +178,10 @@ class LocalEngine:
     def _step(self) -> None:
         """One pass for every running request, and one stage further for some of those that came after."""
         self._live.take_heard()
-        self._settle(self._requests.over())
+        self._settle(self._requests.expire_requests())
         self._preempt()
-        decode, prefill, encode = self._requests.schedule()
+        decode, prefill, encode = self._requests.schedule_step()
+        self._pack()
         if encode:
             self._hear(encode)
         self._decode(decode)
@@ -190,10 +192,9 @@ class LocalEngine:
             self._steps += 1
 
     def _preempt(self) -> None:
-        preempted = self._requests.preempt()
+        preempted = self._requests.preempt_requests()
         for sequence in preempted:
             self._runner.preempt(sequence)
-        self._requests.note_prefill(preempted)
         self._settle(preempted)
 
     def _hear(self, batch: list[SequenceState]) -> None:
@@ -207,32 +208,30 @@ class LocalEngine:
         self._encoding = batch
 
     def _decode(self, batch: list[SequenceState]) -> None:
-        with self._requests.measuring(self._requests.admission.decode_s, min(1, len(batch))):
+        with self._requests.measure_cost(self._requests.admission.decode_s, min(1, len(batch))):
             self._runner.decode(batch)
         self._settle(batch)
 
     def _prefill(self, work: list[tuple[SequenceState, int]]) -> None:
-        with self._requests.measuring(self._requests.admission.prefill_s, sum(positions for _, positions in work)):
+        with self._requests.measure_cost(self._requests.admission.prefill_s, sum(positions for _, positions in work)):
             self._runner.prefill(work)
         batch = [sequence for sequence, _ in work]
-        self._requests.note_prefill(batch)
         self._settle(batch)
 
     def _encode(self) -> None:
         """The rest of it, or all. Its cost is what it adds to a step: what was encoded beside the other stages is free."""
         batch, self._encoding = [sequence for sequence in self._encoding if not sequence.ended], []
-        mel_frames = sum(self._requests.mel_frames(sequence.request) for sequence in batch)
-        with self._requests.measuring(self._requests.admission.encode_s, mel_frames):
+        audio_s = sum(map(self._requests.audio_s, batch))
+        with self._requests.measure_cost(self._requests.admission.encode_s, audio_s):
             if self._side is not None:
                 self._side.finish()
             self._runner.encode(batch)
-        self._requests.note_prefill(batch)
         self._settle(batch)
 
     def _settle(self, sequences: Sequence[SequenceState]) -> None:
         """Tell the clients what a stage brought, and give the places of requests that ended to others."""
         while sequences:
-            self._requests.tell(sequences)
+            self._requests.publish_events(sequences)
             sequences = self._pack()
 
     def _pack(self) -> list[SequenceState]:
@@ -240,7 +239,7 @@ class LocalEngine:
 
         From the lowest slot on, because every move goes down, into a slot that was left or moved from before.
         """
-        in_slots = self._requests.in_slots()
+        in_slots = self._requests.list_in_slots()
         for slot, sequence in enumerate(in_slots):
             if sequence.slot != slot:
                 self._runner.move(sequence, slot)

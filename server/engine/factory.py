@@ -66,8 +66,8 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
         bundle.manifest.max_audio_s,
         settings.queue_limit,
         step_tokens=STEP_TOKENS if settings.device == "cpu" else GPU_STEP_TOKENS,
-        encode_gather_s=settings.encode_gather_s,
         max_queue_wait_s=settings.max_queue_wait_s,
+        request_timeout_s=settings.request_timeout_s,
         encoder_cache_bytes=settings.encoder_cache_bytes,
         live_limit=settings.live_sessions,
     )

@@ -1,7 +1,7 @@
 """What the engine says of itself."""
 
-from server.engine.book import RequestTable
 from server.engine.live.sessions import LiveSessions
+from server.engine.request_table import RequestTable
 from server.engine.runner.runner import Runner
 from server.engine.types.stats import EngineCounters, EngineStats
 
@@ -29,7 +29,7 @@ def engine_stats(
         slots=scheduler.slots,
         queue_limit=scheduler.queue_limit,
         step_age_s=step_age_s,
-        predicted_wait_s=book.predicted_wait_s(),
+        predicted_wait_s=book.predict_wait_s(),
         prefix_cache_bytes=runner.prefix_cache.nbytes,
         encoder_cache_bytes=runner.encoder_cache.nbytes,
         live_sessions=len(live),

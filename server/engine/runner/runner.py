@@ -46,9 +46,9 @@ class Runner:
         self.models = models
 
     def encode(self, sequences: Sequence[SequenceState]) -> None:
-        """Audio to prompt embeddings and draft; audio without speech is answered with no text here.
+        """Turn audio into prompt embeddings and a draft; audio without speech is answered with no text here.
 
-        Afterwards `to_prefill` says how many positions the prefill has to run. What was `encoded` already is not encoded again.
+        Afterwards `entry.to_prefill` says how many positions the prefill has to run. Nothing is encoded twice.
         """
         self.encode_stage.lookup_cache(sequences)
         self.encode_stage.run(sequences)
@@ -88,7 +88,7 @@ class Runner:
         if not sequence.audio_frames and sequence.error is None:
             sequence.finish_reason = None
             self._lay_out(sequence, np.zeros((1, self.models.llm.embedding_size), np.float32), Draft(()))
-        self.prefill([(sequence, sequence.to_prefill)])
+        self.prefill([(sequence, sequence.entry.to_prefill)])
         # The answer may have ended at once; decode needs a token, whichever.
         sequence.append(0)
         self.decode([sequence])
@@ -158,7 +158,7 @@ class Runner:
         sequence.propose()
         sequence.position = 0
         held = len(sequence.prompt) + len(sequence.tokens) + len(sequence.proposal)
-        sequence.to_prefill = held - sequence.cached_tokens
+        sequence.entry.to_prefill = held - sequence.cached_tokens
 
     def _prefill(self, work: Sequence[tuple[SequenceState, int]]) -> None:
         started_s = time.perf_counter()
@@ -181,7 +181,7 @@ class Runner:
         """The next positions of prompt, answer so far and proposal."""
         answer = [*sequence.tokens, *sequence.proposal]
         whole = np.concatenate([sequence.prompt, self.models.llm.embed(answer)]) if answer else sequence.prompt
-        start = len(whole) - sequence.to_prefill
+        start = len(whole) - sequence.entry.to_prefill
         end = min(start + tokens, len(whole))
         first_wanted = len(whole) - len(sequence.proposal) - 1
         return PrefillRow(sequence.slot, start, whole[start:end], wanted=max(1, end - max(start, first_wanted)))
@@ -190,11 +190,11 @@ class Runner:
         known = len(sequence.prompt) + len(sequence.tokens)
         end = row.position + len(row.embeddings)
         if end < known:
-            sequence.to_prefill -= len(row.embeddings)
+            sequence.entry.to_prefill -= len(row.embeddings)
             sequence.position = end
             return
         sequence.proposal = sequence.proposal[: end - known]
-        sequence.to_prefill = 0
+        sequence.entry.to_prefill = 0
         sequence.position = known
         self._verifier.take(sequence, logits)
         if sequence.prefix_state is None and sequence.error is None:

@@ -16,6 +16,7 @@ from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft
+from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
     Done,
@@ -37,11 +38,11 @@ from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, Promp
 class SequenceState:
     """A request and its answer so far.
 
-    `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is its slot from the prefill on;
-    `position` counts what its K/V holds, so it is where the next token's goes. `to_prefill` positions are still to be run
-    before the answer goes on; the `proposal` is the last of them, and `forced` where it is the constraint's, not the draft's. A
-    stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the client
-    left. What is `encoded` of the audio may be given; it is cached under `audio_key`.
+    `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is where its K/V lies, `position` how many
+    positions that holds, which is where the next token's goes. The scheduler's `entry` says how many positions are still to be
+    run before the answer goes on. The `proposal` is the last of them, and `forced` if it comes from the constraint rather than
+    the draft. A stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the
+    client left. `encoded` may be given; it is cached under `audio_key`.
     """
 
     request: InstructRequest
@@ -54,6 +55,7 @@ class SequenceState:
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
+    entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     encoded: AdapterOutput | None = None
     audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -67,7 +69,6 @@ class SequenceState:
     forced: bool = False
     slot: int = 0
     position: int = 0
-    to_prefill: int = 0
     tokens: list[int] = field(default_factory=list)
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -2,63 +2,74 @@
 
 import itertools
 import math
+from collections import Counter
+from collections.abc import Iterator
 
-from server.engine.scheduler.fair_queue import FairQueue
-from server.engine.scheduler.jobs import PROMOTED, Backlog, SchedulerEntry, Step
+from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, Step
 from server.engine.types.options import Priority
 
-# One of the longest utterances, or several common ones: running answers wait while a batch is encoded.
-ENCODE_BUDGET_MEL_FRAMES = 3000
+# One of the longest utterances, or several common ones: running answers wait while these are encoded.
+ENCODE_BUDGET_AUDIO_S = 30.0
 # Two prompts of common utterances: running answers wait for them about as long as for one utterance to be encoded.
 STEP_TOKENS = 128
 # As many as a plan prefills in one run (`export.tensorrt_profiles`): a GPU takes about as long for few. Not measured on one.
 GPU_STEP_TOKENS = 512
 AGEING_S = 5.0
+# Decode steps for which a slot is safe from requests of the same priority: about half a second on a CPU. The prefill that a
+# preempted request has to repeat costs less than these.
+TURN_STEPS = 32
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
-# enough: on a CPU encoding ahead adds no throughput, and whoever is encoded holds memory and may be overtaken.
+# enough: on a CPU encoding ahead adds no throughput, and encoded requests hold memory and may be overtaken.
 ENCODE_AHEAD = 1
 
 
 class Scheduler:
-    """wait -> encode -> hold (where no slot is free) -> prefill -> decode until `finish`.
+    """wait -> encode -> hold (while no slot is free) -> prefill -> decode until `finish_request`.
 
-    Order: by priority, then as `FairQueue` has it, then first come, first served. Once per `ageing_s` and priority, the request
-    that has waited longest, and at least that long, is promoted: it goes before all others and cannot be preempted, so that
-    nothing starves.
+    Requests are encoded by priority, then as `FairQueue` has it. Slots go by priority, then by rank, then first come, first
+    served. The rank of a request is how many others of its client come before it, so a client with nothing running goes before
+    one that holds several slots.
+
+    A request that waits for a slot preempts the last in this order: any request of a lower priority, and one of its own priority
+    if that has a higher rank and has been decoded for `turn_steps` since it got its slot. So a request is preempted by its
+    equals once in `turn_steps` of its tokens at most, and two clients never take a slot from each other in turns.
+
+    Once per `ageing_s` and priority, the request that has waited longest, and at least that long, is promoted: it goes before
+    all priorities until it has been decoded for `turn_steps`, and then as before. So nothing starves, and promoted work never
+    holds more than a few slots.
 
     Requests in slots keep to the first ones: `running[i]` belongs in slot i. At most one of them is partly prefilled, the last.
-    Holes are filled from the back; the caller copies K/V of those whose place changed, lower slots first.
+    Holes are filled from the back; the caller copies K/V of requests whose place changed, lower slots first.
 
-    The caller asks for `expired`, `preempt` and `schedule`, and runs the whole of a step before it does so again, but for what
-    is to be encoded, which may take it several: no other batch is begun meanwhile. It calls `set_to_prefill` for what was
-    preempted, prefilled and encoded, and `finish` as soon as a request has ended. Times are seconds of any one clock.
+    The caller asks for `list_expired`, `preempt_requests` and `schedule_step`, and runs the whole of a step before it does so
+    again. Only encoding may take several steps: no other batch is begun meanwhile. The caller writes `to_prefill` of entries
+    that were preempted, prefilled and encoded, and calls `finish_request` as soon as a request has ended. Times are seconds of
+    any one clock.
     """
 
     def __init__(
         self,
         slots: int,
         queue_limit: int,
-        encode_budget_mel_frames: int = ENCODE_BUDGET_MEL_FRAMES,
+        encode_budget_audio_s: float = ENCODE_BUDGET_AUDIO_S,
         step_tokens: int = STEP_TOKENS,
-        gather_s: float = 0.0,
         ageing_s: float = AGEING_S,
         encode_ahead: int = ENCODE_AHEAD,
+        turn_steps: int = TURN_STEPS,
     ) -> None:
-        """`encode_budget_mel_frames` bounds an encoder batch by its padded size; one request is always taken.
+        """`encode_budget_audio_s` limits the audio that a step encodes; one request is always taken.
 
-        `step_tokens` bounds the positions that a step prefills and decodes (one per running request); one is always prefilled.
-        `gather_s` is how long a batch that is not full may wait for more, while answers are running: worth it where a larger
-        batch is cheaper per utterance. It is not on a CPU, whose cores one utterance fills, hence the default.
+        `step_tokens` limits the positions that a step prefills and decodes (one per running request); one is always prefilled.
         """
         self.slots = slots
         self.queue_limit = queue_limit
         self.running: list[str] = []
-        self._encode_budget_mel_frames = encode_budget_mel_frames
+        self._encode_budget_audio_s = encode_budget_audio_s
         self._step_tokens = step_tokens
-        self._gather_s = gather_s
         self._ageing_s = ageing_s
         self._encode_ahead = encode_ahead
-        self._jobs: dict[str, SchedulerEntry] = {}
+        self._turn_steps = turn_steps
+        self._entries: dict[str, SchedulerEntry] = {}
         # To be encoded, in order of arrival, and in their turn by level.
         self._queued: dict[str, SchedulerEntry] = {}
         self._queues = {level: FairQueue() for level in (PROMOTED, *Priority)}
@@ -68,7 +79,7 @@ class Scheduler:
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._entries)
 
     @property
     def queued(self) -> int:
@@ -78,208 +89,223 @@ class Scheduler:
     @property
     def full(self) -> bool:
         """True where every slot is spoken for and `queue_limit` more requests wait; work of sessions aside."""
-        return sum(not job.of_session for job in self._jobs.values()) >= self.slots + self.queue_limit
+        return sum(not entry.of_session for entry in self._entries.values()) >= self.slots + self.queue_limit
 
     def is_queued(self, id: str) -> bool:
-        """Whether a request still waits to be encoded, so that it may be finished within a step."""
+        """Return whether a request still waits to be encoded, so that it may be finished within a step."""
         return id in self._queued
 
-    def add(
-        self,
-        id: str,
-        mel_frames: int,
-        now_s: float,
-        client: str = "",
-        priority: Priority = Priority.INTERACTIVE,
-        deadline_s: float = math.inf,
-        *,
-        of_session: bool = False,
-        encode_only: bool = False,
-    ) -> None:
+    def add_request(self, entry: SchedulerEntry) -> None:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
-        if (self.full and not of_session) or id in self._jobs:
-            raise ValueError(f"request {id} cannot be queued")
-        job = SchedulerEntry(id, client, priority, mel_frames, now_s, deadline_s, next(self._numbers), of_session, encode_only)
-        self._jobs[id] = self._queued[id] = job
-        self._queues[priority].add(job)
+        if (self.full and not entry.of_session) or entry.id in self._entries:
+            raise ValueError(f"request {entry.id} cannot be queued")
+        entry.number = next(self._numbers)
+        self._entries[entry.id] = self._queued[entry.id] = entry
+        self._queues[entry.level].add_entry(entry)
 
-    def displaced_by(self, client: str, priority: Priority) -> str | None:
-        """Who should give up a place in a full queue to a newcomer: the latest of a lower priority, or else of the client that
-        takes up most of the queue, where that is more than the newcomer's."""
-        for lower in reversed(Priority):
-            if lower > priority and (job := self._queues[lower].latest()):
-                return job.id
-        job = self._queues[priority].surplus(client)
-        return job.id if job else None
+    def find_displaced(self, client: str, priority: Priority) -> str | None:
+        """Return the request that should give up its place in a full queue to a new one.
 
-    def expired(self, now_s: float) -> list[str]:
-        """Whose deadline has passed; the caller finishes them."""
-        return [id for id, job in self._jobs.items() if job.deadline_s <= now_s]
+        This is the latest of a lower priority, or else of the client that has most requests, if it has more than `client` would
+        have with the new one. None where there is no such request.
+        """
+        queued = [entry for entry in self._queued.values() if not (entry.of_session or entry.promoted)]
+        if lower := [entry for entry in queued if entry.priority > priority]:
+            return max(lower, key=lambda entry: (entry.priority, entry.number)).id
+        counts = Counter(entry.client for entry in self._entries.values() if not entry.of_session)
+        equals = [entry for entry in queued if entry.priority == priority and counts[entry.client] > counts[client] + 1]
+        latest = max(equals, key=lambda entry: (counts[entry.client], entry.number), default=None)
+        return latest.id if latest else None
 
-    def ahead_of(self, client: str, priority: Priority, mel_frames: int) -> Backlog:
-        """What would come before a request that were added now; promotions are left out."""
-        mel_frames, queued = self._queues[priority].ahead_of(client, mel_frames)
-        held = [job for job in self._held.values() if job.level <= priority]
-        running = [job for job in map(self._jobs.__getitem__, self.running) if job.level <= priority]
-        before = [job for job in self._queued.values() if job.level < priority]
-        encoding = [job for job in self._encoding if job.level <= priority]
+    def list_expired(self, now_s: float) -> list[str]:
+        """Return the requests whose deadline has passed; the caller finishes them."""
+        return [id for id, entry in self._entries.items() if entry.deadline_s <= now_s]
+
+    def measure_backlog(self, client: str, priority: Priority, audio_s: float) -> Backlog:
+        """Return the work that would come before a request that were added now; promotions are left out."""
+        queue = self._queues[priority]
+        ahead_s, queued = queue.count_ahead(client, audio_s)
+        ranks = self._ranks()
+        own = sum(entry.client == client and entry.level <= priority for entry in self._in_service())
+        place = priority, own + queue.count_of_client(client)
+        in_service = [entry for entry in self._in_service() if (entry.level, ranks[entry.id]) <= place]
+        before = [entry for entry in self._queued.values() if entry.level < priority]
+        encoding = [entry for entry in self._held.values() if not entry.to_prefill and entry.level <= priority]
         return Backlog(
-            mel_frames=mel_frames + sum(job.mel_frames for job in (*before, *encoding)),
+            audio_s=ahead_s + sum(entry.audio_s for entry in (*before, *encoding)),
             unencoded=queued + len(before) + len(encoding),
-            to_prefill=sum(job.to_prefill for job in (*held, *running)),
-            answers=max(0, queued + len(before) + len(held) + len(running) + 1 - self.slots),
+            to_prefill=sum(entry.to_prefill for entry in in_service),
+            answers=max(0, queued + len(before) + len(in_service) + 1 - self.slots),
         )
 
-    def preempt(self, now_s: float) -> list[str]:
-        """Promote who waited too long, and take slots away where higher priorities will start in them: call it before `schedule`.
+    def preempt_requests(self, now_s: float) -> list[str]:
+        """Promote requests that have waited too long, and take slots for requests that go before those in them.
 
-        Who lost a slot is held until there is one again, and has to be prefilled from the beginning.
+        Call it before `schedule_step`. A request that lost its slot is held until there is one again, and has to be prefilled
+        from the beginning.
         """
         self._promote(now_s)
-        preempted = []
+        preempted: list[str] = []
         free = self.slots - len(self.running)
-        budget = self._prefill_budget - sum(self._jobs[id].to_prefill for id in self.running)
-        for job in self._wanting_slots():
+        budget = self._prefill_budget - sum(self._entries[id].to_prefill for id in self.running)
+        ranks = self._ranks()
+        for entry in self._wanting_slots(ranks):
             if budget <= 0:
                 break
-            budget -= job.to_prefill
+            budget -= entry.to_prefill
             free -= 1
             if free < 0:
-                victim = self._victim(job.priority)
+                victim = self._find_victim(entry, ranks)
                 if victim is None:
                     break
                 self._free_slot(victim.id)
                 self._held[victim.id] = victim
+                victim.waiting_since_s = now_s
                 preempted.append(victim.id)
         return preempted
 
-    def schedule(self, now_s: float) -> Step:
-        """The next step; its requests are then held to be where the step takes them."""
+    def schedule_step(self) -> Step:
+        """Return the next step; its requests are then held to be in the stage that the step names."""
         budget = self._prefill_budget
         decode = self.running[: self._decodable]
+        for id in decode:
+            self._count_turn(self._entries[id])
         started = []
         prefill = []
-        for id in self.running[self._decodable :]:
-            prefill.append((id, self._prefill(self._jobs[id], budget)))
+        for id in self.running[len(decode) :]:
+            prefill.append((id, min(self._entries[id].to_prefill, budget)))
             budget -= prefill[-1][1]
-        for job in self._wanting_slots():
+        for entry in self._wanting_slots(self._ranks()):
             if budget == 0 or len(self.running) == self.slots:
                 break
-            self.running.append(job.id)
-            del self._held[job.id]
-            started.append(job.id)
-            prefill.append((job.id, self._prefill(job, budget)))
+            self.running.append(entry.id)
+            del self._held[entry.id]
+            entry.turn_steps = 0
+            started.append(entry.id)
+            prefill.append((entry.id, min(entry.to_prefill, budget)))
             budget -= prefill[-1][1]
-        return Step(started, decode, prefill, self._next_encode_batch(now_s))
+        return Step(started, decode, prefill, self._take_encode_batch())
 
-    def set_to_prefill(self, id: str, positions: int) -> None:
-        """Say how many positions are left to prefill before a request can be decoded."""
-        self._jobs[id].to_prefill = positions
-
-    def finish(self, id: str) -> None:
+    def finish_request(self, id: str) -> None:
         """Forget a request wherever it is."""
-        if job := self._queued.pop(id, None):
-            self._queues[job.level].remove(job)
+        if entry := self._queued.pop(id, None):
+            self._queues[entry.level].remove_entry(entry)
         elif id in self._held:
             del self._held[id]
         else:
             self._free_slot(id)
-        del self._jobs[id]
+        del self._entries[id]
 
     def clear(self) -> None:
         """Forget every request."""
-        for id in list(self._jobs):
-            self.finish(id)
+        for id in list(self._entries):
+            self.finish_request(id)
 
     @property
     def _decodable(self) -> int:
-        """How many in slots have nothing left to prefill: all but the last, perhaps."""
-        return len(self.running) - (bool(self.running) and self._jobs[self.running[-1]].to_prefill > 0)
+        """How many in slots have nothing left to prefill; the others are the last ones."""
+        waiting = itertools.takewhile(lambda id: self._entries[id].to_prefill > 0, reversed(self.running))
+        return len(self.running) - sum(1 for _ in waiting)
 
     @property
     def _prefill_budget(self) -> int:
         return max(1, self._step_tokens - self._decodable)
 
-    @property
-    def _encoding(self) -> list[SchedulerEntry]:
-        """Those whose prompt is not known yet, although they were taken to be encoded."""
-        return [job for job in self._held.values() if not job.to_prefill]
+    def _in_service(self) -> Iterator[SchedulerEntry]:
+        """Go through the requests that have a slot or will want one."""
+        yield from (self._entries[id] for id in self.running)
+        yield from (entry for entry in self._held.values() if not entry.encode_only)
 
-    def _wanting_slots(self) -> list[SchedulerEntry]:
-        return sorted((job for job in self._held.values() if job.to_prefill), key=lambda job: (job.level, job.taken))
+    def _ranks(self) -> dict[str, int]:
+        """Return by id how many requests of its client are before each request in service: by level, those in slots first."""
+        running = set(self.running)
+        counts: Counter[str] = Counter()
+        ranks: dict[str, int] = {}
+        for entry in sorted(self._in_service(), key=lambda entry: (entry.level, entry.id not in running, entry.taken)):
+            ranks[entry.id] = counts[entry.client]
+            counts[entry.client] += 1
+        return ranks
+
+    def _wanting_slots(self, ranks: dict[str, int]) -> list[SchedulerEntry]:
+        wanting = (entry for entry in self._held.values() if entry.to_prefill)
+        return sorted(wanting, key=lambda entry: (entry.level, ranks[entry.id], entry.taken))
 
     def _promote(self, now_s: float) -> None:
+        latest_s = now_s - self._ageing_s
         for priority, promoted_at_s in self._promoted_at_s.items():
-            latest_s = now_s - self._ageing_s
             if promoted_at_s > latest_s:
                 continue
-            waiting = (job for id, job in self._jobs.items() if id in self._queued or id in self._held)
-            oldest = next((job for job in waiting if job.priority == priority and not job.promoted), None)
-            if oldest is None or oldest.arrived_s > latest_s:
+            waiting = (*self._queued.values(), *self._held.values())
+            candidates = (entry for entry in waiting if entry.priority == priority and not entry.promoted)
+            oldest = min(candidates, key=lambda entry: (entry.waiting_since_s, entry.number), default=None)
+            if oldest is None or oldest.waiting_since_s > latest_s:
                 continue
             self._promoted_at_s[priority] = now_s
             if oldest.id in self._queued:
-                self._queues[priority].take(oldest)
-                self._queues[PROMOTED].add(oldest)
+                self._queues[priority].serve_entry(oldest)
+                self._queues[PROMOTED].add_entry(oldest)
             oldest.promoted = True
 
-    def _prefill(self, job: SchedulerEntry, budget: int) -> int:
-        """Count as done what the budget allows to prefill of a job, and say how much that is."""
-        positions = min(job.to_prefill, budget)
-        job.to_prefill -= positions
-        return positions
+    def _count_turn(self, entry: SchedulerEntry) -> None:
+        """Count a decode step of a request; a promotion ends with the turn."""
+        entry.turn_steps += 1
+        if entry.turn_steps >= self._turn_steps:
+            entry.promoted = False
 
-    def _victim(self, priority: Priority) -> SchedulerEntry | None:
-        """Who gives up a slot to a request of this priority: the lowest, and of those the latest."""
-        decodable = map(self._jobs.__getitem__, self.running[: self._decodable])
-        return max((job for job in decodable if job.level > priority), key=lambda job: (job.level, job.taken), default=None)
+    def _find_victim(self, entry: SchedulerEntry, ranks: dict[str, int]) -> SchedulerEntry | None:
+        """Return the request that gives up its slot to `entry`: the last in the order of slots."""
+
+        def yields(other: SchedulerEntry) -> bool:
+            if other.level == entry.level:
+                return other.turn_steps >= self._turn_steps and ranks[other.id] > ranks[entry.id]
+            return other.level > entry.level
+
+        decodable = map(self._entries.__getitem__, self.running[: self._decodable])
+        candidates = (other for other in decodable if yields(other))
+        return max(candidates, key=lambda other: (other.level, ranks[other.id], other.taken), default=None)
 
     def _free_slot(self, id: str) -> None:
-        """Fill the hole that a request leaves with the last that can be decoded; one behind it moves up."""
-        packed = self._decodable
-        self.running[self.running.index(id)] = self.running[packed - 1]
-        del self.running[packed - 1]
+        """Fill the hole that a request leaves with the last that can be decoded; those behind it move up."""
+        slot, packed = self.running.index(id), self._decodable
+        if slot < packed:
+            self.running[slot] = self.running[packed - 1]
+            slot = packed - 1
+        del self.running[slot]
 
-    def _next_encode_batch(self, now_s: float) -> list[str]:
-        """Those next in turn, as far as slots and the padded cost (longest times count) allow; one is always taken.
+    def _take_encode_batch(self) -> list[str]:
+        """Take the requests next in turn, as far as slots and the budget allow; one is always taken.
 
-        Whoever somebody waits for live is encoded without the others: his prefill is only in the next step.
+        Live requests are encoded alone, so that others do not delay their prefill, which is only in the next step.
         """
         batch: list[str] = []
-        longest = 0
-        urgent = False
-        if self._encoding or self._is_gathering(now_s):
+        if any(not entry.to_prefill for entry in self._held.values()):
             return batch
-        while (job := self._next_to_encode()) and self._has_room(job):
-            longest = max(longest, job.mel_frames)
-            if batch and longest * (len(batch) + 1) > self._encode_budget_mel_frames:
+        audio_s = 0.0
+        is_live = False
+        while entry := self._next_to_encode():
+            audio_s += entry.audio_s
+            if batch and (audio_s > self._encode_budget_audio_s or (is_live and entry.priority > Priority.LIVE)):
                 break
-            if urgent and job.priority > Priority.LIVE:
-                break
-            urgent = urgent or job.priority == Priority.LIVE
-            del self._queued[job.id]
-            self._queues[job.level].take(job)
-            job.taken = next(self._numbers)
-            self._held[job.id] = job
-            batch.append(job.id)
+            is_live = is_live or entry.priority == Priority.LIVE
+            del self._queued[entry.id]
+            self._queues[entry.level].serve_entry(entry)
+            entry.taken = next(self._numbers)
+            self._held[entry.id] = entry
+            batch.append(entry.id)
         return batch
 
-    def _is_gathering(self, now_s: float) -> bool:
-        """Whether to wait for a larger batch: only while answers run, which make use of the time."""
-        if not (self._gather_s and self.running and self._queued):
-            return False
-        jobs = list(self._queued.values())
-        is_full = max(job.mel_frames for job in jobs) * (len(jobs) + 1) > self._encode_budget_mel_frames
-        return not is_full and len(self._jobs) < self.slots and jobs[0].arrived_s > now_s - self._gather_s
-
     def _next_to_encode(self) -> SchedulerEntry | None:
-        return next((job for queue in self._queues.values() if (job := queue.next())), None)
+        ranks = self._ranks()
+        for queue in self._queues.values():
+            for entry in queue.list_heads():
+                if self._has_room(entry, ranks):
+                    return entry
+        return None
 
-    def _has_room(self, job: SchedulerEntry) -> bool:
-        """Whether a job needs no slot, one is free for it, or will be, or it may be encoded ahead."""
-        if job.encode_only:
+    def _has_room(self, entry: SchedulerEntry, ranks: dict[str, int]) -> bool:
+        """Return whether an entry needs no slot, can soon have one, or may be encoded ahead of one."""
+        if entry.encode_only:
             return True
-        before = sum(held.level <= job.level and not held.encode_only for held in self._held.values())
-        running = map(self._jobs.__getitem__, self.running)
-        fixed = sum(other.level <= job.priority for other in running)
-        return before + fixed < self.slots + self._encode_ahead
+        rank = sum(other.client == entry.client and other.level <= entry.level for other in self._in_service())
+        before = sum((other.level, ranks[other.id]) <= (entry.level, rank) for other in self._in_service())
+        return before < self.slots + self._encode_ahead

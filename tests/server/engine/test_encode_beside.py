@@ -96,7 +96,7 @@ def serving(
 ) -> Iterator[LocalEngine]:
     models = replace(fake_models(llm or FakeLLM(), encoder), encodes_beside=True)
     try:
-        with serving_models(models, queue_limit, **{"encode_budget_mel_frames": 300, **settings}) as engine:
+        with serving_models(models, queue_limit, **{"encode_budget_audio_s": 3.0, **settings}) as engine:
             assert hearing_threads()
             yield engine
     finally:
@@ -149,7 +149,7 @@ def test_a_running_answer_goes_on_for_as_long_as_another_request_is_heard() -> N
 def test_a_prompt_is_prefilled_while_another_request_is_encoded() -> None:
     meeting = Meeting("prefill", encoder_call=2)
     # One request per encoder batch.
-    with serving(meeting.llm, meeting.encoder, encode_budget_mel_frames=1) as engine:
+    with serving(meeting.llm, meeting.encoder, encode_budget_audio_s=0.01) as engine:
         others = [instruct(f"other {number}", speech(number), max_tokens=3) for number in range(2)]
         for client in running_until(engine, meeting, others):
             client.done()
@@ -175,7 +175,7 @@ def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(s
 def test_a_request_that_cannot_be_heard_fails_alone(trouble: Trouble) -> None:
     requests = crowd(4)
     encoder = FakeEncoder()
-    with serving(FakeLLM(slots=5), encoder, encode_budget_mel_frames=3000) as engine:
+    with serving(FakeLLM(slots=5), encoder, encode_budget_audio_s=3.00) as engine:
         encoder.gate.clear()
         clients = [Client(engine, request) for request in requests[:2]]
         broken = Client(engine, instruct("broken", speech(1, 0.5, trouble)))

@@ -167,7 +167,7 @@ def test_when_the_loop_dies_every_request_fails_and_readiness_ends(monkeypatch: 
     with serving(encoder=encoder) as engine:
         encoder.gate.clear()
         clients = [Client(engine, request) for request in crowd(6)]
-        monkeypatch.delattr(Scheduler, "schedule")
+        monkeypatch.delattr(Scheduler, "schedule_step")
         encoder.gate.set()
         assert [type(client.failed().error) for client in clients] == [EngineFailed] * 6
         assert not engine.stats().ready

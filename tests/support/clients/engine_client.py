@@ -68,7 +68,7 @@ class Client:
 def serving(
     llm: FakeLLM | None = None, encoder: FakeEncoder | None = None, queue_limit: int = 64
 ) -> AbstractContextManager[LocalEngine]:
-    return serving_models(fake_models(llm or FakeLLM(), encoder), queue_limit, encode_budget_mel_frames=300)
+    return serving_models(fake_models(llm or FakeLLM(), encoder), queue_limit, encode_budget_audio_s=3.0)
 
 
 @contextmanager

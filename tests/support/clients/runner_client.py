@@ -34,9 +34,9 @@ def run(
     runner.encode([sequence])
     passes = 0
     while not sequence.finished:
-        if passes in preempt_at and not sequence.to_prefill:
+        if passes in preempt_at and not sequence.entry.to_prefill:
             runner.preempt(sequence)
-        if sequence.to_prefill:
+        if sequence.entry.to_prefill:
             runner.prefill([(sequence, chunks[min(passes, len(chunks) - 1)])])
         else:
             runner.decode([sequence])

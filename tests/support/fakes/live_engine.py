@@ -24,7 +24,7 @@ def live(id: str = "session", scope: Scope = "utterance", **fields: object) -> L
 
 @contextmanager
 def serving(models: Models | None = None, encoder: FakeEncoder | None = None) -> Iterator[LocalEngine]:
-    engine = LocalEngine(models or fake_models(FakeLLM(), encoder), SAMPLE_RATE_HZ, 30.0, 64, encode_budget_mel_frames=300)
+    engine = LocalEngine(models or fake_models(FakeLLM(), encoder), SAMPLE_RATE_HZ, 30.0, 64, encode_budget_audio_s=3.0)
     engine.start()
     try:
         yield engine

@@ -185,7 +185,7 @@ def play_schedules(
 
 def random_budgets(random: Random) -> dict[str, float]:
     """Of an engine: from one request and a few positions a step to all that there are."""
-    return {"encode_budget_mel_frames": random.choice([1, 300, 1000]), "step_tokens": random.choice([12, 30, 256])}
+    return {"encode_budget_audio_s": random.choice([0.01, 3.0, 10.0]), "step_tokens": random.choice([12, 30, 256])}
 
 
 def generations_left() -> list[object]:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.engine.scheduler.jobs import Step
+from server.engine.scheduler.queues import SchedulerEntry, Step
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.types.options import Priority
 from tests.support.schedules.scheduler_play import Played, Player
@@ -21,25 +21,25 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         slots=st.integers(1, 4),
         queue_limit=st.integers(0, 6),
-        budget=st.integers(1, 300),
+        budget_s=st.integers(1, 3),
         step_tokens=st.integers(1, 40),
-        gather_s=st.sampled_from([0.0, 0.5]),
         ageing_s=st.sampled_from([2.0, math.inf]),
+        turn_steps=st.sampled_from([1, 3]),
     )
-    def build(self, slots: int, queue_limit: int, budget: int, step_tokens: int, gather_s: float, ageing_s: float) -> None:
-        scheduler = Scheduler(slots, queue_limit, budget, step_tokens, gather_s, ageing_s)
-        self.player = Player(scheduler, step_tokens, budget)
+    def build(self, slots: int, queue_limit: int, budget_s: int, step_tokens: int, ageing_s: float, turn_steps: int) -> None:
+        scheduler = Scheduler(slots, queue_limit, budget_s, step_tokens, ageing_s, turn_steps=turn_steps)
+        self.player = Player(scheduler, step_tokens, budget_s, turn_steps)
         self.ages = ageing_s < math.inf
         self.refused = 0
 
     @rule(
-        mel_frames=st.integers(1, 200),
+        audio_s=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
         positions=st.integers(1, 60),
         client=st.sampled_from("abc"),
         priority=st.sampled_from(Priority),
         wait_s=st.none() | st.floats(0, 5),
     )
-    def add(self, mel_frames: int, positions: int, client: str, priority: Priority, wait_s: float | None) -> None:
+    def add(self, audio_s: float, positions: int, client: str, priority: Priority, wait_s: float | None) -> None:
         player, scheduler = self.player, self.player.scheduler
         deadline_s = math.inf if wait_s is None else player.now_s + wait_s
         assert scheduler.full == (len(player.live) >= scheduler.slots + scheduler.queue_limit)
@@ -47,13 +47,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._make_room(client, priority)
         if scheduler.full:
             with pytest.raises(ValueError, match="cannot be queued"):
-                scheduler.add("one too many", mel_frames, player.now_s)
+                scheduler.add_request(SchedulerEntry("one too many", client))
             self.refused += 1
         else:
-            player.add(mel_frames, positions, client, priority, deadline_s)
+            player.add(audio_s, positions, client, priority, deadline_s)
 
     def _make_room(self, client: str, priority: Priority) -> None:
-        displaced = self.player.scheduler.displaced_by(client, priority)
+        displaced = self.player.scheduler.find_displaced(client, priority)
         if displaced is None:
             return
         loser = self.player.live[displaced]
@@ -65,7 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(ends=ENDS, passed_s=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
     def step(self, ends: set[tuple[int, str]], passed_s: float) -> None:
         self.player.now_s += passed_s
-        queued = {id: played for id, played in self.player.live.items() if played.to_prefill is None}
+        queued = {id: played for id, played in self.player.live.items() if not played.is_encoded}
         step = self.player.step(lambda played, stage: (played.number % 20, stage) in ends)
         if not self.ages:
             self._check_turns(step, queued)
@@ -88,14 +88,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def every_request_is_in_one_place_and_nothing_is_left_of_those_that_ended(self) -> None:
         player, scheduler = self.player, self.player.scheduler
         running = scheduler.running
-        held = [played for played in player.live.values() if played.to_prefill is not None and played.id not in running]
+        held = [played for played in player.live.values() if played.is_encoded and played.id not in running]
         assert len(scheduler) == len(player.live)
         assert scheduler.queued == len(player.live) - len(running) - len(held)
         assert len(running) == len(set(running)) <= scheduler.slots
         assert [player.live[id].slot for id in running] == list(range(len(running)))
         assert player.submitted == len(player.ended) + len(player.live)
-        # What is encoded holds memory; every level may fill the slots and have one ready.
-        assert len(held) <= (len(Priority) + 1) * (scheduler.slots + 1)
+        # What is encoded holds memory; at every level, each client may fill its share of the slots and have one ready.
+        assert len(held) <= (len(Priority) + 1) * 2 * (scheduler.slots + 1)
 
     def teardown(self) -> None:
         """Whatever is left runs to its end, in a bounded number of steps."""

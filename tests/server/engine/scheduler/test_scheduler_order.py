@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from server.engine.scheduler.jobs import Backlog, Step
+from server.engine.scheduler.queues import Backlog, SchedulerEntry, Step
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.types.options import Priority
 from tests.support.schedules.scheduler_play import Played, Player
@@ -18,13 +18,12 @@ LIVE, _, INTERACTIVE, BATCH = Priority
 def player(
     slots: int = 1,
     queue_limit: int = 1000,
-    budget: int = 1000,
+    budget_s: float = 10.0,
     step_tokens: int = 100,
-    gather_s: float = 0.0,
     ageing_s: float = math.inf,
     encode_ahead: int = 0,
 ) -> Player:
-    return Player(Scheduler(slots, queue_limit, budget, step_tokens, gather_s, ageing_s, encode_ahead), step_tokens, budget)
+    return Player(Scheduler(slots, queue_limit, budget_s, step_tokens, ageing_s, encode_ahead), step_tokens, budget_s)
 
 
 def after(steps: int) -> Callable[[Played, str], bool]:
@@ -51,9 +50,9 @@ def test_a_request_goes_through_the_stages_one_step_each() -> None:
     assert play.step() == Step(decode=[a, b])
 
 
-def test_an_encode_batch_is_cut_by_its_padded_size() -> None:
+def test_a_step_encodes_so_many_seconds_of_audio() -> None:
     play = player(slots=8)
-    a, b, c, d, e = (play.add(mel_frames).id for mel_frames in (100, 300, 300, 400, 5000))
+    a, b, c, d, e = (play.add(audio_s).id for audio_s in (1, 3, 6, 4, 50))
     assert [play.step().encode for _ in range(3)] == [[a, b, c], [d], [e]]
 
 
@@ -106,8 +105,8 @@ def test_the_earliest_deadline_goes_first_within_a_priority() -> None:
 
 def test_deadlines_do_not_buy_more_than_a_bounded_lead() -> None:
     play = player()
-    flood = [play.add(mel_frames=500, client="flood", deadline_s=1000).id for _ in range(50)]
-    other = play.add(mel_frames=500, client="other").id
+    flood = [play.add(audio_s=5, client="flood", deadline_s=1000).id for _ in range(50)]
+    other = play.add(audio_s=5, client="other").id
     order = encode_order(play)
     assert order.index(other) <= 8
     assert [id for id in order if id != other] == flood
@@ -133,10 +132,10 @@ def test_a_flooding_client_leaves_the_others_their_share() -> None:
     play.add(client="flood")
     play.step()
     for _ in range(60):
-        play.add(mel_frames=200, client="flood")
+        play.add(audio_s=2, client="flood")
     for client in "abc":
         for _ in range(5):
-            play.add(mel_frames=200, client=client)
+            play.add(audio_s=2, client=client)
     served = Counter(play.live[id].client for _ in range(45) for id in play.step(after(1)).encode)
     assert served["flood"] <= 1 + max(served[client] for client in "abc")
 
@@ -144,8 +143,8 @@ def test_a_flooding_client_leaves_the_others_their_share() -> None:
 def test_shares_are_counted_in_audio() -> None:
     play = player()
     for _ in range(60):
-        play.add(mel_frames=300, client="long")
-        play.add(mel_frames=100, client="short")
+        play.add(audio_s=3, client="long")
+        play.add(audio_s=1, client="short")
     order = encode_order(play)[:40]
     served = Counter("long" if int(id[1:]) % 2 else "short" for id in order)
     assert served == {"long": 10, "short": 30}
@@ -164,8 +163,8 @@ def test_idling_saves_nothing_up() -> None:
 
 def test_new_clients_without_end_do_not_starve_an_old_one() -> None:
     play = player()
-    play.add(mel_frames=3000, client="old")
-    old = play.add(mel_frames=3000, client="old").id
+    play.add(audio_s=30, client="old")
+    old = play.add(audio_s=30, client="old").id
     play.add(client="new")
     for index in range(200):
         play.add(client=f"new {index}")
@@ -225,71 +224,50 @@ def test_equals_do_not_preempt_each_other() -> None:
     assert [play.step().started for _ in range(5)] == [["r1"], [], [], [], []]
 
 
-def test_a_batch_of_arrivals_is_gathered_only_while_answers_run() -> None:
-    play = player(slots=4, gather_s=0.5)
-    a = play.add().id
-    assert play.step().encode == [a]
-    play.step()
-    b = play.add().id
-    assert play.step().encode == []
-    play.now_s = 0.2
-    c = play.add().id
-    assert play.step().encode == []
-    play.now_s = 0.5
-    assert play.step().encode == [b, c]
-
-
-def test_a_full_batch_is_not_gathered_for() -> None:
-    play = player(slots=8, gather_s=0.5, budget=300)
-    play.add()
-    play.step()
-    play.step()
-    ids = [play.add().id for _ in range(3)]
-    assert play.step().encode == ids
-
-
 def test_a_full_queue_gives_way_to_higher_priorities_and_to_clients_with_less() -> None:
     play = player(slots=1, queue_limit=4)
     ids = [play.add(client="flood", priority=priority).id for priority in (INTERACTIVE,) * 4 + (BATCH,)]
-    assert play.scheduler.displaced_by("flood", INTERACTIVE) == ids[-1]
+    assert play.scheduler.find_displaced("flood", INTERACTIVE) == ids[-1]
     play.end(ids[-1])
     play.add(client="other")
-    assert play.scheduler.displaced_by("flood", INTERACTIVE) is None
-    assert play.scheduler.displaced_by("another", INTERACTIVE) == ids[3]
-    assert play.scheduler.displaced_by("another", BATCH) is None
+    assert play.scheduler.find_displaced("flood", INTERACTIVE) is None
+    assert play.scheduler.find_displaced("another", INTERACTIVE) == ids[3]
+    assert play.scheduler.find_displaced("another", BATCH) is None
 
 
 def test_the_same_id_is_refused_twice() -> None:
     play = player()
     id = play.add().id
     with pytest.raises(ValueError, match="cannot be queued"):
-        play.scheduler.add(id, 100, 0.0)
+        play.scheduler.add_request(SchedulerEntry(id))
 
 
 def test_the_backlog_counts_what_goes_before_a_newcomer() -> None:
     play = player(slots=2)
     scheduler = play.scheduler
-    assert scheduler.ahead_of("a", LIVE, 100) == Backlog()
+    assert scheduler.measure_backlog("a", LIVE, 1.0) == Backlog()
     for _ in range(2):
-        play.add(mel_frames=100, positions=10)
+        play.add(audio_s=1, positions=10)
     play.step()
-    assert scheduler.ahead_of("a", LIVE, 100) == Backlog()
-    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(to_prefill=20, answers=1)
+    assert scheduler.measure_backlog("a", LIVE, 1.0) == Backlog()
+    assert scheduler.measure_backlog("", INTERACTIVE, 1.0) == Backlog(to_prefill=20, answers=1)
+    assert scheduler.measure_backlog("a", INTERACTIVE, 1.0) == Backlog(to_prefill=10)
     play.step()
-    for mel_frames in (300, 400):
-        play.add(mel_frames=mel_frames, client="flood")
-    assert scheduler.ahead_of("flood", INTERACTIVE, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)
-    assert scheduler.ahead_of("a", INTERACTIVE, 100) == Backlog(mel_frames=100, unencoded=1, answers=2)
-    assert scheduler.ahead_of("a", BATCH, 100) == Backlog(mel_frames=700, unencoded=2, answers=3)
+    for audio_s in (3, 4):
+        play.add(audio_s=audio_s, client="flood")
+    assert scheduler.measure_backlog("flood", INTERACTIVE, 1.0) == Backlog(audio_s=7, unencoded=2, answers=3)
+    assert scheduler.measure_backlog("a", INTERACTIVE, 1.0) == Backlog(audio_s=1, unencoded=1, answers=1)
+    assert scheduler.measure_backlog("a", BATCH, 1.0) == Backlog(audio_s=7, unencoded=2, answers=3)
 
 
 def test_one_batch_is_encoded_at_a_time_however_many_steps_it_takes() -> None:
-    scheduler = Scheduler(slots=4, queue_limit=4, encode_budget_mel_frames=100)
-    for id in "abc":
-        scheduler.add(id, 100, 0.0)
-    assert scheduler.schedule(0.0).encode == ["a"]
-    assert scheduler.schedule(0.0).encode == []
-    scheduler.set_to_prefill("a", 10)
-    assert scheduler.schedule(0.0).encode == ["b"]
-    scheduler.finish("b")
-    assert scheduler.schedule(0.0).encode == ["c"]
+    scheduler = Scheduler(slots=4, queue_limit=4, encode_budget_audio_s=1.0)
+    entries = [SchedulerEntry(id, audio_s=1.0) for id in "abc"]
+    for entry in entries:
+        scheduler.add_request(entry)
+    assert scheduler.schedule_step().encode == ["a"]
+    assert scheduler.schedule_step().encode == []
+    entries[0].to_prefill = 10
+    assert scheduler.schedule_step().encode == ["b"]
+    scheduler.finish_request("b")
+    assert scheduler.schedule_step().encode == ["c"]

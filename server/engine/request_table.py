@@ -1,0 +1,185 @@
+"""The requests that the engine serves, and the scheduler that decides about them."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from server.engine.runner.sequence import SequenceState
+from server.engine.scheduler.admission import Admission, Ratio, overloaded
+from server.engine.scheduler.queues import SchedulerEntry
+from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, Scheduler
+from server.engine.types.events import Delta, Done, Event, Failed
+from server.engine.types.options import Priority
+from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest, Overloaded, RequestTimedOut, ServeError
+
+logger = logging.getLogger(__name__)
+
+
+class RequestTable:
+    """Sequences by id, exactly those that the scheduler holds.
+
+    `changed` is the engine's lock. Every method takes it, so that any thread may call them, and under it events are delivered:
+    none follows a terminal event, nor a call of `cancel_request`.
+    """
+
+    def __init__(self, scheduler: Scheduler, admission: Admission, sample_rate_hz: int, changed: threading.Condition) -> None:
+        self.scheduler = scheduler
+        self.admission = admission
+        self.sequences: dict[str, SequenceState] = {}
+        self._sample_rate_hz = sample_rate_hz
+        self._changed = changed
+
+    def submit_request(self, sequence: SequenceState) -> None:
+        """Queue a client's request. Raises the `ServeError` of a request that has no place, or no time."""
+        request = sequence.request
+        with self._changed:
+            if request.id in self.sequences:
+                raise InvalidRequest("A request with this id is being served.")
+            audio_s = self.audio_s(sequence)
+            backlog = self.scheduler.measure_backlog(request.client, request.priority, audio_s)
+            self.admission.check_request(backlog, audio_s, request.deadline_s, time.perf_counter())
+            busy = overloaded(self.admission.predict_wait_s(backlog))
+            displaced = self._make_room(request, busy) if self.scheduler.full else None
+            self._add_sequence(sequence)
+            if displaced is not None:
+                self.deliver_event(displaced, Failed(displaced.request.id, busy))
+
+    def submit_internal(self, sequence: SequenceState) -> None:
+        """Queue work of a session, which always has a place."""
+        with self._changed:
+            self._add_sequence(sequence)
+
+    def cancel_request(self, id: str) -> None:
+        """Forget a request, if it is still there, as soon as no stage works on it."""
+        with self._changed:
+            if sequence := self.sequences.get(id):
+                sequence.ended = True
+                if self.scheduler.is_queued(id):
+                    self._forget(sequence)
+
+    def expire_requests(self) -> list[SequenceState]:
+        """Fail the requests whose deadline has passed; return them and those that were cancelled since the last step."""
+        with self._changed:
+            for id in self.scheduler.list_expired(time.perf_counter()):
+                self.sequences[id].fail(_timed_out())
+            return [sequence for sequence in self.sequences.values() if sequence.ended or sequence.finished]
+
+    def preempt_requests(self) -> list[SequenceState]:
+        """Return the sequences that lose their slot now."""
+        with self._changed:
+            return [self.sequences[id] for id in self.scheduler.preempt_requests(time.perf_counter())]
+
+    def schedule_step(self) -> tuple[list[SequenceState], list[tuple[SequenceState, int]], list[SequenceState]]:
+        """Return the sequences to decode, to prefill (each with how many positions) and to encode."""
+        with self._changed:
+            sequences = self.sequences
+            step = self.scheduler.schedule_step()
+            prefill = [(sequences[id], positions) for id, positions in step.prefill]
+            return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
+
+    def list_in_slots(self) -> list[SequenceState]:
+        """Return the sequences in slots, where the scheduler has them: the first belongs in slot 0."""
+        with self._changed:
+            return [self.sequences[id] for id in self.scheduler.running]
+
+    @contextmanager
+    def measure_cost(self, cost: Ratio, units: float) -> Iterator[None]:
+        """Add what the block takes for so many units."""
+        started_s = time.perf_counter()
+        yield
+        if units:
+            with self._changed:
+                cost.add_measurement(time.perf_counter() - started_s, units)
+
+    def publish_events(self, sequences: Sequence[SequenceState]) -> None:
+        """Deliver what a stage brought, and forget the requests that ended."""
+        with self._changed:
+            for sequence in sequences:
+                self._publish(sequence)
+
+    def deliver_event(self, sequence: SequenceState, event: Event) -> None:
+        """Deliver one event, unless the request has ended. A client that cannot take it is given up."""
+        with self._changed:
+            if sequence.ended:
+                return
+            sequence.ended = not isinstance(event, Delta)
+            try:
+                sequence.deliver(event)
+            except Exception:
+                logger.exception("request %s: its client cannot be told; giving it up", sequence.request.id)
+                sequence.ended = True
+
+    def fail_all(self, error: ServeError) -> None:
+        """Deliver a failure of every request; nothing is forgotten."""
+        with self._changed:
+            for sequence in list(self.sequences.values()):
+                self.deliver_event(sequence, Failed(sequence.request.id, error))
+
+    def clear(self) -> None:
+        """Forget every request."""
+        with self._changed:
+            self.sequences.clear()
+            self.scheduler.clear()
+
+    def predict_wait_s(self) -> float:
+        """Return how long a common request of a new client would wait if it came now."""
+        with self._changed:
+            backlog = self.scheduler.measure_backlog("", Priority.INTERACTIVE, ENCODE_BUDGET_AUDIO_S)
+            return self.admission.predict_wait_s(backlog)
+
+    def audio_s(self, sequence: SequenceState) -> float:
+        """Return how long a request's audio lasts."""
+        return len(sequence.request.audio) / self._sample_rate_hz
+
+    def _add_sequence(self, sequence: SequenceState) -> None:
+        request, submitted_s = sequence.request, sequence.submitted_at_s
+        sequence.entry = SchedulerEntry(
+            request.id,
+            request.client,
+            request.priority,
+            self.audio_s(sequence),
+            waiting_since_s=submitted_s,
+            deadline_s=math.inf if request.deadline_s is None else submitted_s + request.deadline_s,
+            of_session=sequence.of_session,
+            encode_only=sequence.drafts_only,
+        )
+        self.scheduler.add_request(sequence.entry)
+        self.sequences[request.id] = sequence
+        self._changed.notify_all()
+
+    def _publish(self, sequence: SequenceState) -> None:
+        if sequence.finish_reason is not None and sequence.entry.deadline_s <= time.perf_counter():
+            sequence.fail(_timed_out())
+        if delta := sequence.take_delta():
+            self.deliver_event(sequence, delta)
+        if terminal := sequence.terminal_event():
+            if isinstance(terminal, Done) and sequence.llm_passes:
+                self.admission.record_answer(len(sequence.prompt) - sequence.cached_tokens, sequence.llm_passes - 1)
+            self.deliver_event(sequence, terminal)
+        if sequence.ended:
+            self._forget(sequence)
+
+    def _forget(self, sequence: SequenceState) -> None:
+        """Free all that a request holds, unless it was cancelled and has been forgotten already."""
+        id = sequence.request.id
+        if self.sequences.get(id) is sequence:
+            del self.sequences[id]
+            self.scheduler.finish_request(id)
+            self._changed.notify_all()
+
+    def _make_room(self, request: InstructRequest, busy: Overloaded) -> SequenceState:
+        """Take the place in the queue of a request that has less of a right to it, and return that. Raises `busy`."""
+        id = self.scheduler.find_displaced(request.client, request.priority)
+        if id is None:
+            raise busy
+        displaced = self.sequences[id]
+        self._forget(displaced)
+        return displaced
+
+
+def _timed_out() -> RequestTimedOut:
+    return RequestTimedOut("The request's deadline has passed.")

@@ -1,0 +1,155 @@
+"""What the scheduler knows of a request, and the queues in which requests wait to be encoded. Pure."""
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+
+from server.engine.types.options import Priority
+
+# The level before all priorities.
+PROMOTED = -1
+# How far deadlines may take a client ahead of its share: one of the longest utterances.
+DEADLINE_LEAD_AUDIO_S = 30.0
+
+
+@dataclass(eq=False)
+class SchedulerEntry:
+    """One request. Times are seconds of the scheduler's clock; `deadline_s` is infinite for none.
+
+    `number` is the order of arrival, `taken` the order in which entries were taken to be encoded. `to_prefill` positions are
+    left before the entry can be decoded; the runner writes it, and it is 0 until the prompt is known. `turn_steps` counts the
+    decode steps since the entry was given its slot, and `waiting_since_s` is when it began to wait for one. A `promoted` entry
+    has waited so long that it goes before all others for one turn. An entry `of_session` takes no place in the queue, nor gives
+    one up: sessions are limited themselves. An entry that is `encode_only` is over when it is encoded.
+    """
+
+    id: str
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    audio_s: float = 0.0
+    waiting_since_s: float = 0.0
+    deadline_s: float = float("inf")
+    of_session: bool = False
+    encode_only: bool = False
+    number: int = 0
+    taken: int = 0
+    to_prefill: int = 0
+    turn_steps: int = 0
+    promoted: bool = False
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """Its place among the entries of its client: earliest deadline first, then first come, first served."""
+        return self.deadline_s, self.number
+
+    @property
+    def level(self) -> int:
+        """Its priority, unless it is promoted."""
+        return PROMOTED if self.promoted else self.priority
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The work that comes before a new request.
+
+    `audio_s` seconds in `unencoded` requests are still to be encoded, `to_prefill` positions of others are left to prefill, and
+    `answers` have to end before a slot is free.
+    """
+
+    audio_s: float = 0.0
+    unencoded: int = 0
+    to_prefill: int = 0
+    answers: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The ids to run in each stage of one step, every id in one stage at most.
+
+    `started` are given slots, which are their places in `Scheduler.running`. `decode` is in slot order from slot 0 on; `prefill`
+    says how many positions to run.
+    """
+
+    started: list[str] = field(default_factory=list)
+    decode: list[str] = field(default_factory=list)
+    prefill: list[tuple[str, int]] = field(default_factory=list)
+    encode: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Flow:
+    """One client's waiting entries in the order of their turn, their audio, and its `start` (see `FairQueue`)."""
+
+    start: float
+    entries: list[SchedulerEntry] = field(default_factory=list)
+    audio_s: float = 0.0
+
+
+class FairQueue:
+    """Entries of one level that wait to be encoded, shared among clients by start-time fair queuing.
+
+    The client that was served least goes next. Each client's `start` rises by the seconds of audio that it is served; a client
+    that appears starts at the clock, which rises by what an equal share of the service is. So a client gains nothing by idling,
+    nor by how much it queues, and no client starves however many others appear. Among the clients within
+    `DEADLINE_LEAD_AUDIO_S` of the least served one, the earliest deadline goes first.
+    """
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow] = {}
+        # Starts of clients that have nothing queued, as long as they are ahead of the clock.
+        self._idle: dict[str, float] = {}
+        self._clock = 0.0
+
+    def add_entry(self, entry: SchedulerEntry) -> None:
+        """Queue an entry."""
+        flow = self._flows.get(entry.client)
+        if flow is None:
+            flow = self._flows[entry.client] = Flow(max(self._clock, self._idle.pop(entry.client, 0.0)))
+        insort(flow.entries, entry, key=lambda entry: entry.turn)
+        flow.audio_s += entry.audio_s
+
+    def list_heads(self) -> list[SchedulerEntry]:
+        """Return the first entry of every client, in the order in which the clients go."""
+        flows = self._flows.values()
+        limit = min((flow.start for flow in flows), default=0.0) + DEADLINE_LEAD_AUDIO_S
+
+        def order(flow: Flow) -> tuple[bool, float, float, int]:
+            deadline_s, number = flow.entries[0].turn
+            return flow.start > limit, deadline_s if flow.start <= limit else 0.0, flow.start, number
+
+        return [flow.entries[0] for flow in sorted(flows, key=order)]
+
+    def serve_entry(self, entry: SchedulerEntry) -> None:
+        """Remove an entry to serve it, and count its audio as its client's."""
+        self._clock += entry.audio_s / len(self._flows)
+        self._flows[entry.client].start += entry.audio_s
+        self.remove_entry(entry)
+
+    def remove_entry(self, entry: SchedulerEntry) -> None:
+        """Remove an entry that is not served."""
+        flow = self._flows[entry.client]
+        del flow.entries[bisect_left(flow.entries, entry.turn, key=lambda entry: entry.turn)]
+        flow.audio_s -= entry.audio_s
+        if not flow.entries:
+            del self._flows[entry.client]
+            self._idle[entry.client] = flow.start
+            self._idle = {client: start for client, start in self._idle.items() if start > self._clock}
+        if not self._flows:
+            self._idle.clear()
+            self._clock = 0.0
+
+    def count_ahead(self, client: str, audio_s: float) -> tuple[float, int]:
+        """Return the audio and the number of entries that are served before a new entry of `client`.
+
+        These are all of its own, and no more of each other client's.
+        """
+        own = self._flows.get(client, Flow(0.0))
+        ahead_s, ahead = own.audio_s, len(own.entries)
+        for flow in self._flows.values():
+            if flow is not own:
+                ahead_s += min(flow.audio_s, own.audio_s + audio_s)
+                ahead += min(len(flow.entries), len(own.entries) + 1)
+        return ahead_s, ahead
+
+    def count_of_client(self, client: str) -> int:
+        """Return how many entries of a client wait."""
+        return len(self._flows[client].entries) if client in self._flows else 0
