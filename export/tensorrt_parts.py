@@ -16,11 +16,11 @@ from export.tensorrt_build import Profile
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
-from models.bundle.bundle import Bundle
+from models.bundle.io import Bundle
 from models.graph.linear import transposed_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import Llama, build_decoder
-from models.projectors.trained import read_adapter
+from models.projectors.subsample_ctc import read_adapter
 from models.runtimes.cuda.tensorrt_library import TensorRTError
 
 PARTS = ("encoder", "adapter", "llm")
@@ -59,7 +59,7 @@ def encoder_part(weights: Weights, limits: Limits, float_type: npt.DTypeLike = B
 
 def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
     """The bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
-    adapter, llm = bundle.manifest.adapter, bundle.manifest.llm
+    adapter, llm = bundle.manifest.projector, bundle.manifest.llm
 
     def write() -> GraphBuilder:
         embedding = np.load(bundle.path(llm.embedding)).astype(np.float32)

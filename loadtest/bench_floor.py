@@ -80,7 +80,7 @@ def read_rates(measured: dict[str, Any]) -> Rates:
 def read_shapes(bundle: Path) -> Shapes:
     """From a bundle's folder."""
     manifest = json.loads((bundle / "bundle.json").read_text())
-    encoder, adapter, llm = manifest["encoder"], manifest["adapter"], manifest["llm"]
+    encoder, adapter, llm = manifest["encoder"], manifest["projector"], manifest["llm"]
     with safe_open(bundle / adapter["weights"], framework="numpy") as file:
         trained = json.loads(file.metadata()["config"])
 

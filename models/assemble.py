@@ -1,40 +1,39 @@
-"""All models of a bundle, loaded: what an engine runs and an evaluation measures."""
+"""Load all models of a bundle, for an engine or an evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from models.bundle.bundle import Bundle
-from models.features.log_mel import log_mel
-from models.projectors.trained import read_adapter
-from models.protocols import LLM, Adapter, Encoder, Float32, VoiceDetector
+from models.bundle.io import Bundle
+from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
+from models.protocols import LLM, Adapter, Encoder, Features, Float32, VoiceDetector
+from models.registry import FEATURES, VADS, look_up
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
 from models.runtimes.onnx.projector import OnnxAdapter
 from models.text.constraint import Grammars
-from models.text.tokeniser import PromptTemplate, Tokeniser, plain_words
+from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
 from models.text.word_times import WordTimer
-from models.vad.silero import OnnxVoiceDetector
 
-# Of a bundle that names none of its own.
 TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
+"""The instruction for a transcript where a bundle names none."""
 
 
 def _nothing() -> None:
-    """A CPU is not lost."""
+    """Check nothing: a CPU is never lost."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The chain's parts. `features` turns mono audio into log-mel features [mel_bins, mel_frames]; an adapter frame is `frame_s`.
+    """The parts of the chain. `features` turns mono audio into features [bins, frames]; one projector frame lasts `frame_s`.
 
-    Under `transcription_instruction` the answer is a transcript. There is no `word_timer` where the adapter gives no CTC draft.
-    With `encodes_beside`, encoder and adapter do not take the LLM's processor (on a GPU each has a stream of its own) and may
-    run in one thread while the LLM runs in another. `check` is for after a failure: it raises `BackendLostError` where that was
-    the last of what the models ran.
+    The answer under `transcription_instruction` is a transcript. `word_timer` is None if the projector gives no CTC draft. With
+    `encodes_beside`, encoder and projector do not use the LLM's processor (on a GPU each has its own stream) and may run in one
+    thread while the LLM runs in another. `check` is called after a failure: it raises `BackendLostError` if the models can run
+    nothing any more.
     """
 
     features: Callable[[Float32], Float32]
@@ -45,70 +44,107 @@ class Models:
     template: PromptTemplate
     voice: VoiceDetector
     word_timer: WordTimer | None
-    boundary_instructions: frozenset[str] | None = None
+    boundary_instructions: Collection[str] | None = None
     frame_s: float = 0.08
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
     encodes_beside: bool = False
     check: Callable[[], None] = _nothing
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
-        """The adapter's vectors before and after the speech; none under an instruction that they were not trained for.
+        """Return the boundary vectors before and after the speech; none for an instruction that they were not trained under.
 
-        They make the LLM copy what it hears. Without them it treats the speech as it treats text, which is what any other
-        instruction wants.
+        The vectors make the LLM copy the speech. Without them the LLM treats the speech as text, which suits any other
+        instruction.
         """
         before, after = self.adapter.boundary_before, self.adapter.boundary_after
         return (before, after) if self.transcribes(instruction) else (before[:0], after[:0])
 
     def transcribes(self, instruction: str) -> bool:
-        """Whether the instruction is known to ask for a transcript: the boundary vectors were trained under it."""
-        return self.boundary_instructions is None or plain_words(instruction) in self.boundary_instructions
+        """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
+        return is_transcription(instruction, self.boundary_instructions)
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Grammars for the LLM's answers."""
+        """The compiled grammars of the LLM's answers."""
         return Grammars(self.tokeniser, self.template.end_tokens, self.llm.vocabulary_size)
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
-    """Load a verified bundle's models on the CPU; 0 threads means one per core. Raises `BackendError`."""
+    """Load a verified bundle's models on the CPU; 0 threads means one per core.
+
+    Raises `BackendError`, and `BundleError` where a declared value is not that of the files.
+    """
     manifest = bundle.manifest
-    embedding = bundle.path(manifest.llm.embedding)
-    trained = read_adapter(bundle.path(manifest.adapter.weights))
-    return chain_models(
-        bundle,
-        encoder=OnnxEncoder(bundle.path(manifest.encoder.graph), threads),
-        adapter=OnnxAdapter(
-            bundle.path(manifest.adapter.graph),
-            np.load(embedding, mmap_mode="r"),
-            boundary_before=trained.boundary_before,
-            boundary_after=trained.boundary_after,
-            threads=threads,
-        ),
-        llm=OnnxLLM(bundle.path(manifest.llm.graph), embedding, slots=slots, threads=threads),
+    encoder_section, projector_section, llm_section = manifest.encoder, manifest.projector, manifest.llm
+    encoder = OnnxEncoder(bundle.path(encoder_section.graph), threads)
+    bundle.require_values(encoder_section, "encoder", encoder_section.graph, encoder_section.graph_values(encoder.shapes))
+    embedding = bundle.path(llm_section.embedding)
+    llm = OnnxLLM(bundle.path(llm_section.graph), embedding, slots=slots, threads=threads)
+    bundle.require_values(llm_section, "llm", llm_section.graph, llm_section.graph_values(llm.shapes))
+    trained = read_trained(bundle)
+    projector = OnnxAdapter(
+        bundle.path(projector_section.graph),
+        np.load(embedding, mmap_mode="r"),
+        boundary_before=trained.boundary_before,
+        boundary_after=trained.boundary_after,
+        threads=threads,
     )
+    values = projector_section.graph_values(projector.shapes)
+    bundle.require_values(projector_section, "projector", projector_section.graph, values)
+    models = chain_models(bundle, encoder, projector, llm)
+    _require_rates(bundle, models)
+    return models
+
+
+def read_trained(bundle: Bundle) -> TrainedAdapter:
+    """Read the projector's trained file. Raises `BackendError`; `BundleError` where a declared value is not the trained one."""
+    section = bundle.manifest.projector
+    trained = read_adapter(bundle.path(section.weights))
+    bundle.require_values(section, "projector", section.weights, trained.values)
+    return trained
 
 
 def chain_models(bundle: Bundle, encoder: Encoder, adapter: Adapter, llm: LLM) -> Models:
-    """The chain of a bundle's models, wherever those run; all else in it runs on the CPU.
+    """Chain a bundle's models, on whatever device each runs; all other parts run on the CPU.
 
-    numpy's linear algebra is left one thread in this process: its idle ones spin, and take a core from the models.
+    The front end is the one that the encoder's family declares. numpy's linear algebra is left one thread in this process: its
+    idle threads spin and take a core from the models. Raises `BundleError` where a declared value is not that of the files.
     """
     threadpool_limits(1, "blas")
     manifest = bundle.manifest
-    instructions = manifest.adapter.boundary_instructions
+    features: Features = look_up(FEATURES, manifest.encoder.features)(**manifest.encoder.feature_options())
+    bundle.require_values(manifest, "", f"the front end {manifest.encoder.features}", {"sample_rate_hz": features.sample_rate_hz})
+    voice = look_up(VADS, manifest.voice.architecture)(bundle.path(manifest.voice.graph), manifest.voice.window_samples)
+    bundle.require_values(manifest.voice, "voice", manifest.voice.graph, voice.graph_values)
     tokeniser = Tokeniser.from_file(bundle.path(manifest.llm.tokeniser))
-    frame_s = manifest.adapter.subsampling / manifest.encoder.states_per_s
+    if tokeniser.vocabulary_size > manifest.llm.vocabulary_size:
+        found = {"vocabulary_size": tokeniser.vocabulary_size}
+        bundle.require_values(manifest.llm, "llm", manifest.llm.tokeniser, found)
+    instructions = manifest.projector.boundary_instructions
+    frame_s = manifest.projector.subsampling / manifest.encoder.states_per_s
     return Models(
-        features=log_mel,
+        features=features,
         encoder=encoder,
         adapter=adapter,
         llm=llm,
         tokeniser=tokeniser,
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
-        voice=OnnxVoiceDetector(bundle.path(manifest.voice.graph), manifest.voice.window_samples),
+        voice=voice,
         word_timer=WordTimer(tokeniser, manifest.llm.vocabulary_size, manifest.sample_rate_hz, frame_s),
-        boundary_instructions=None if instructions is None else frozenset(map(plain_words, instructions)),
+        boundary_instructions=instructions,
         frame_s=frame_s,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
     )
+
+
+def _require_rates(bundle: Bundle, models: Models) -> None:
+    """Encode a second of silence, and compare the encoder's rate and the projector's with the declared ones."""
+    manifest = bundle.manifest
+    features = look_up(FEATURES, manifest.encoder.features)(**manifest.encoder.feature_options())
+    silence = features(np.zeros(features.sample_rate_hz, np.float32))
+    (states,) = models.encoder.encode([silence])
+    rate = {"states_per_s": len(states) * features.frames_per_s / silence.shape[1]}
+    bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
+    (output,) = models.adapter.adapt([states])
+    subsampling = {"subsampling": len(states) // max(1, len(output.blank_probability))}
+    bundle.require_values(manifest.projector, "projector", manifest.projector.graph, subsampling)

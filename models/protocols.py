@@ -95,6 +95,17 @@ class VoiceState:
     content: Any
 
 
+class Features(Protocol):
+    """The front end of an encoder."""
+
+    sample_rate_hz: int
+    frames_per_s: float
+
+    def __call__(self, audio: Float32) -> Float32:
+        """Turn mono audio into features [bins, frames]."""
+        ...
+
+
 class VoiceDetector(Protocol):
     """Tells speech from everything else, window by window."""
 

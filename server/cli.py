@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.bundle.bundle import BundleError, Manifest, open_bundle
+from models.bundle.io import BundleError, open_bundle
+from models.bundle.schema import Manifest
 from models.protocols import BackendError
 from server.api.native.schema import InstructReply
 from server.api.reply_format import MEDIA_TYPES, SUBTITLES, written
@@ -204,7 +205,7 @@ def _instruct_file(
 
 
 def _describe(folder: Path, manifest: Manifest) -> list[str]:
-    encoder, adapter, llm = manifest.encoder, manifest.adapter, manifest.llm
+    encoder, adapter, llm = manifest.encoder, manifest.projector, manifest.llm
     return [
         f"{manifest.name}  {folder}",
         f"  created   {manifest.created:%Y-%m-%d %H:%M}, every sha256 right",

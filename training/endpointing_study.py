@@ -22,7 +22,7 @@ import soundfile
 from tqdm import tqdm
 
 from models.assemble import load_models
-from models.bundle.bundle import open_bundle
+from models.bundle.io import open_bundle
 from models.protocols import Float32
 from server.engine.live.endpointing import DEFAULT_TUNING, Endpointer, SpeechOver, SpeechPaused, SpeechResumed, Tuning
 from server.engine.types.options import VoiceOptions

@@ -20,7 +20,7 @@ import soundfile
 from tqdm import tqdm
 
 from models.assemble import Models, load_models
-from models.bundle.bundle import open_bundle
+from models.bundle.io import open_bundle
 from models.protocols import AdapterOutput, DecodeRow, Float32, PrefillRow, collapse
 from models.text.tokeniser import lay_out_prompt
 from training.thin_gap import GAP_INSTRUCTIONS, agreement

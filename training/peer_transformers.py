@@ -21,7 +21,7 @@ from torch import Tensor
 from export.conversion import AFTER_INSTRUCTION, END_TOKENS, PREFIX, SUFFIX
 from export.default_recipe import DEFAULT_RECIPE
 from models.features.log_mel import SAMPLE_RATE_HZ, Float32, log_mel
-from models.projectors.trained import read_adapter
+from models.projectors.subsample_ctc import read_adapter
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs, with_boundaries
 from training.llm import FrozenLlm

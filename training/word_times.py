@@ -24,7 +24,7 @@ import soundfile
 from tqdm import tqdm
 
 from models.assemble import load_models
-from models.bundle.bundle import open_bundle
+from models.bundle.io import open_bundle
 from models.protocols import Float32
 from models.text.word_times import AFTER, BEFORE, HeardWords, Reach, TimedWord
 from training.data import DEV_SHARE

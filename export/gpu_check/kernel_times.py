@@ -180,7 +180,7 @@ class AdapterLab:
         return time_enqueued(graph.replay, self._stream, self._repeats)
 
     def _onnxruntime(self, batch: Batch) -> Timing:
-        graph = self._bench.bundle.path(self._bench.bundle.manifest.adapter.graph)
+        graph = self._bench.bundle.path(self._bench.bundle.manifest.projector.graph)
         session = open_device_session(graph, self._device, self._stream, self._bench.threads)
         states = self._upload(batch.states[: batch.frames * self._weights.reduction].float().cpu())
         binding = session.io_binding()

@@ -16,7 +16,7 @@ from export.tensorrt_parts import Part, adapter_part, encoder_part, llm_part, re
 from export.tensorrt_plans import build_into_bundle, describe_plan, timing_cache_file
 from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import float_type_of
-from models.bundle.bundle import open_bundle
+from models.bundle.io import open_bundle
 from models.bundle.plans import PlanError, find_plan
 from models.runtimes.cuda.device import Device, plan_key
 from models.runtimes.cuda.tensorrt_library import TensorRTError

@@ -20,11 +20,11 @@ from export.importers.gguf import read_llama
 from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
 from export.tensorrt_parts import Weights
 from export.tensorrt_plans import default_weights
-from models.bundle.bundle import Bundle, open_bundle
+from models.bundle.io import Bundle, open_bundle
 from models.bundle.plans import find_plan
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from models.llms.llama import Llama
-from models.projectors.trained import TrainedAdapter, read_adapter
+from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
 from models.protocols import Float32
 from models.runtimes.cuda.chain import DeviceKind
 from models.runtimes.cuda.device import Device, plan_key
@@ -167,7 +167,7 @@ class Workbench:
 
     @cached_property
     def adapter_weights(self) -> TrainedAdapter:
-        return read_adapter(self.bundle.path(self.bundle.manifest.adapter.weights))
+        return read_adapter(self.bundle.path(self.bundle.manifest.projector.weights))
 
     @cached_property
     def embedding(self) -> Float32:
@@ -183,7 +183,7 @@ class Workbench:
     @cached_property
     def cpu_adapter(self) -> OnnxAdapter:
         trained = self.adapter_weights
-        graph = self.bundle.path(self.bundle.manifest.adapter.graph)
+        graph = self.bundle.path(self.bundle.manifest.projector.graph)
         return OnnxAdapter(graph, self.embedding, trained.boundary_before, trained.boundary_after, self.threads)
 
 

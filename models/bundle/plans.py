@@ -5,7 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.bundle.bundle import Bundle, BundleDescription, PlanSection, open_bundle, write_bundle
+from models.bundle.io import Bundle, open_bundle, write_bundle
+from models.bundle.schema import BundleDescription, PlanSection
 
 DECODE_PROFILE = 0
 PREFILL_PROFILE = 1

@@ -7,15 +7,33 @@ One utterance a run, at its own length: the position table is sliced where Whisp
 padding nor a batch, an utterance's states cannot depend on what else is being served.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveInt
 
+from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import random_rotation
 from models.graph.writer import GraphBuilder
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Float64 = npt.NDArray[np.float64]
+
+
+class WhisperSection(EncoderSection):
+    """Whisper's encoder in `bundle.json`."""
+
+    features = "log_mel"
+    mel_bins: PositiveInt
+
+    def feature_options(self) -> dict[str, Any]:
+        return {"mel_bins": self.mel_bins}
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
+
 
 PREFIX = "encoder/"
 LAYER_NORM_EPSILON = 1e-5

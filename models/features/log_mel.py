@@ -5,7 +5,9 @@ Follows `WhisperFeatureExtractor` of transformers and `whisper.audio.log_mel_spe
 the encoder runs on the utterance's own length.
 """
 
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +18,12 @@ SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 MEL_BINS = 80
-# Audio is padded with silence to a multiple of this, so that 4x subsampled encoder states (12.5 Hz) cover it whole.
+# Audio is padded with silence to a multiple of this, so that encoder states subsampled 4x (12.5 a second) cover all of it.
 PAD_SAMPLES = 8 * HOP_SAMPLES
 
 
 def hertz_to_mel(hertz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    """Convert to Slaney's scale: linear below 1 kHz, logarithmic above."""
     linear = hertz * 3 / 200
     logarithmic = 15 + np.log(np.maximum(hertz, 1000) / 1000) * 27 / np.log(6.4)
     return np.where(hertz < 1000, linear, logarithmic)
@@ -32,11 +34,11 @@ def mel_to_hertz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 @cache
-def mel_filters() -> Float32:
-    """Triangular filters of equal area [mel_bins, window / 2 + 1] up to the Nyquist frequency."""
+def mel_filters(mel_bins: int = MEL_BINS) -> Float32:
+    """Return triangular filters of equal area [mel_bins, window / 2 + 1] up to the Nyquist frequency."""
     bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, WINDOW_SAMPLES // 2 + 1)
     nyquist_mel = hertz_to_mel(np.array(SAMPLE_RATE_HZ / 2))
-    edges = mel_to_hertz(np.linspace(0, float(nyquist_mel), MEL_BINS + 2))
+    edges = mel_to_hertz(np.linspace(0, float(nyquist_mel), mel_bins + 2))
     rising = (bins_hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins_hertz) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(0, np.minimum(rising, falling))
@@ -48,12 +50,24 @@ def window() -> Float32:
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES), np.float32)
 
 
-def log_mel(audio: Float32) -> Float32:
-    """Mono samples at 16 kHz, at least one window long -> features [80, frames], 100 frames per second of padded audio."""
+def log_mel(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
+    """Return features [mel_bins, frames], 100 frames per second of padded audio; `audio` is mono, at least one window long."""
     padding = -len(audio) % PAD_SAMPLES
     half_window = WINDOW_SAMPLES // 2
     samples = np.pad(np.pad(audio, (0, padding)), half_window, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
     power = np.abs(np.fft.rfft(frames * window(), axis=-1)).astype(np.float32) ** 2
-    log_power = np.log10(np.maximum(mel_filters() @ power.T, 1e-10))
+    log_power = np.log10(np.maximum(mel_filters(mel_bins) @ power.T, 1e-10))
     return np.asarray((np.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0, np.float32)
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Implements `models.protocols.Features`: log-mel features of so many bins."""
+
+    sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
+    frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES
+    mel_bins: int
+
+    def __call__(self, audio: Float32) -> Float32:
+        return log_mel(audio, self.mel_bins)

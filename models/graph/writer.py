@@ -2,18 +2,21 @@
 
 Every value is named by a plain string: what `input`, `weight` and `node` return is what `node` and `output` take.
 The same calls give the same bytes: names are numbered in call order, and nothing of the machine goes into the file.
+The ONNX library is imported by `save` only: a server imports the families' modules, and writes no graph.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from ml_dtypes import bfloat16, float8_e4m3fn, int4
-from onnx import TensorProto, helper
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 24
 IR_VERSION = 11
@@ -28,6 +31,27 @@ INT4 = np.dtype(int4)
 
 Array = npt.NDArray[Any]
 Shape = Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A graph's input or output."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator; an attribute that is a numpy dtype stands for ONNX's number of it."""
+
+    name: str
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    domain: str
+    attributes: dict[str, Any]
 
 
 class GraphBuilder:
@@ -46,36 +70,38 @@ class GraphBuilder:
     def __init__(self, name: str, float_type: npt.DTypeLike = np.float32) -> None:
         self.name = name
         self.float_type = np.dtype(float_type)
-        self._inputs: list[onnx.ValueInfoProto] = []
-        self._outputs: list[onnx.ValueInfoProto] = []
-        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[Value] = []
+        self._outputs: list[Value] = []
+        self._nodes: list[Node] = []
         self._weights: dict[str, Array] = {}
-        self._domains: set[str] = set()
         self._names: Counter[str] = Counter()
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> str:
-        """Declare a graph input; the value to compute with."""
-        self._inputs.append(_value_info(name, dtype, shape))
+        """Declare a graph input and return the value to compute with."""
+        self._inputs.append(Value(name, np.dtype(dtype), shape))
         if np.dtype(dtype) != np.float32 or self.float_type == np.float32:
             return name
-        return self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(self.float_type))
+        return self.node("Cast", name, to=self.float_type)
 
     def output(self, value: str, name: str, dtype: npt.DTypeLike, shape: Shape) -> None:
-        """Give `value` out under `name`: the node that makes it is renamed to write `name` itself.
+        """Make `value` the output `name`: the node that computes it writes `name` itself.
 
-        Raises `ValueError` where no node makes `value`.
+        Raises `ValueError` if no node computes `value`.
         """
-        if not any(value in node.output for node in self._nodes):
+        if not any(value in node.outputs for node in self._nodes):
             raise ValueError(f"{value} is not the output of a node")
         if np.dtype(dtype) == np.float32 and self.float_type != np.float32:
-            value = self.node("Cast", value, to=TensorProto.FLOAT)
+            value = self.node("Cast", value, to=np.dtype(np.float32))
         for node in self._nodes:
-            node.input[:] = [name if each == value else each for each in node.input]
-            node.output[:] = [name if each == value else each for each in node.output]
-        self._outputs.append(_value_info(name, dtype, shape))
+            node.inputs[:] = [name if each == value else each for each in node.inputs]
+            node.outputs[:] = [name if each == value else each for each in node.outputs]
+        self._outputs.append(Value(name, np.dtype(dtype), shape))
 
     def weight(self, name: str, array: Array) -> str:
-        """A constant tensor. Naming an array twice stores it once; another array under a used name is a `ValueError`."""
+        """Add a constant tensor and return its name. The same array under the same name is stored once.
+
+        Raises `ValueError` for another array under a used name.
+        """
         known = self._weights.setdefault(name, array)
         if known is not array and not (known.dtype == array.dtype and np.array_equal(known, array)):
             raise ValueError(f"two different weights are named {name}")
@@ -91,8 +117,7 @@ class GraphBuilder:
         self._names[op] += 1
         name = f"{op}_{number}"
         names = [name if outputs == 1 else f"{name}.{index}" for index in range(outputs)]
-        self._nodes.append(helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes))
-        self._domains.add(domain)
+        self._nodes.append(Node(name, op, list(inputs), list(names), domain, attributes))
         return names
 
     def save(self, path: Path) -> None:
@@ -100,6 +125,9 @@ class GraphBuilder:
 
         Raises `onnx.checker.ValidationError` or `onnx.shape_inference.InferenceError` for a graph that is not valid.
         """
+        import onnx
+        from onnx import helper
+
         data_path = path.with_name(path.name + ".data")
         tensors = []
         with data_path.open("wb") as data:
@@ -116,19 +144,33 @@ class GraphBuilder:
         if empty:
             data_path.unlink()
 
-        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
-        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(self._domains - {""}))]
+        inputs, outputs = ([_value_info(each) for each in values] for values in (self._inputs, self._outputs))
+        graph = helper.make_graph([_node_proto(each) for each in self._nodes], self.name, inputs, outputs, tensors)
+        domains = sorted({node.domain for node in self._nodes} - {""})
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="thinbridge")
         path.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(path), full_check=True)
 
 
-def _value_info(name: str, dtype: npt.DTypeLike, shape: Shape) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+def _value_info(value: Value) -> "onnx.ValueInfoProto":
+    from onnx import helper
+
+    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _node_proto(node: Node) -> "onnx.NodeProto":
+    from onnx import helper
+
+    attributes: dict[str, Any] = {
+        name: helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+        for name, value in node.attributes.items()
+    }
+    return helper.make_node(node.op, node.inputs, node.outputs, name=node.name, domain=node.domain, **attributes)
 
 
 def _packed(array: Array) -> npt.NDArray[np.uint8]:
-    """The bytes of a tensor in a file; of two 4-bit numbers the earlier one takes the lower half of a byte."""
+    """Return the bytes of a tensor in a file; of two 4-bit numbers the earlier one takes the lower half of a byte."""
     flat = np.ascontiguousarray(array).reshape(-1)
     if array.dtype != INT4:
         return flat.view(np.uint8)
@@ -137,7 +179,9 @@ def _packed(array: Array) -> npt.NDArray[np.uint8]:
     return np.bitwise_or(nibbles[::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
 
 
-def _external_tensor(name: str, array: Array, location: str, offset: int, length: int) -> onnx.TensorProto:
+def _external_tensor(name: str, array: Array, location: str, offset: int, length: int) -> "onnx.TensorProto":
+    from onnx import TensorProto, helper
+
     tensor = TensorProto(
         name=name,
         dims=array.shape,

@@ -30,12 +30,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.bundle.schema import GraphValues, LlmSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import spreading_rotation
 from models.graph.writer import GraphBuilder, Shape
-from models.runtimes.onnx.llm import SPAN_STEP
 
 DEFAULT_MAX_POSITIONS = 1024
+SPAN_STEP = 64
+"""Attention covers the first positions of the slots in steps of so many, so that every sum is cut at the same places."""
 EMBEDDING = "model.embed_tokens.weight"
 INPUT_ROTATION = "input_rotation"
 """A weight [D, D] that some models have: embeddings are multiplied by it before the first layer."""
@@ -45,6 +47,28 @@ READERS = {"input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_att
 """Which products read what each normalisation gives."""
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 """Which products add to the residual stream."""
+
+
+class LlamaSection(LlmSection):
+    """A llama or Qwen2 decoder in `bundle.json`."""
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        """Read slots [rows, heads, P, h] of `StandardAttention`, or [rows, P, heads * h] of `ExactAttention`."""
+        slots = list(shapes.get("key_0", ()))
+        by_head = len(slots) == 4
+        width = slots[-1] if slots else None
+        if by_head or not isinstance(width, int):
+            heads, head_size = dimension(shapes, "key_0", 1), width
+        else:
+            heads, head_size = width // self.head_size, width // self.key_value_heads
+        return {
+            "layers": sum(name.startswith("key_") and "_out_" not in name for name in shapes),
+            "key_value_heads": heads,
+            "head_size": head_size,
+            "max_positions": dimension(shapes, "key_0", 2 if by_head else 1),
+            "embedding_size": dimension(shapes, "embeddings", 2),
+            "vocabulary_size": dimension(shapes, "logits", 1),
+        }
 
 
 @dataclass(frozen=True)

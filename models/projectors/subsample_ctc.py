@@ -10,16 +10,62 @@
 The vocabulary is scored only where a frame is kept: blanks, most of all frames, never meet the embedding table.
 """
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
 
+from models.bundle.schema import GraphValues, ProjectorSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
-from models.projectors.trained import TrainedAdapter
+from models.protocols import BackendError
 
 TOP_TOKENS = 8
 LAYER_NORM_EPSILON = 1e-5
 MAX_FRAMES = 1024
+
+
+class SubsampleCtcSection(ProjectorSection):
+    """The adapter in `bundle.json`."""
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        return {"encoder_width": dimension(shapes, "states", 1), "embedding_size": dimension(shapes, "residual", 1)}
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """Weights by name, and the configuration they were trained with."""
+
+    weights: dict[str, Float32]
+    config: dict[str, Any]
+
+    @property
+    def values(self) -> GraphValues:
+        """The trained values that `SubsampleCtcSection` declares, by its names."""
+        names = {"encoder_width": "encoder_width", "subsampling": "reduction", "embedding_size": "embedding_size"}
+        return {name: self.config.get(trained) for name, trained in names.items()}
+
+    @property
+    def boundary_before(self) -> Float32:
+        return self.weights["boundary_before"]
+
+    @property
+    def boundary_after(self) -> Float32:
+        return self.weights["boundary_after"]
+
+
+def read_adapter(path: Path) -> TrainedAdapter:
+    """Read `adapter.safetensors`; float16 weights become float32. Raises `BackendError` for any other file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            config = json.loads(file.metadata()["config"])
+            return TrainedAdapter({name: file.get_tensor(name).astype(np.float32) for name in file.keys()}, config)  # noqa: SIM118
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise BackendError(f"{path.name} could not be loaded: {error}") from error
 
 
 class AdapterWriter:

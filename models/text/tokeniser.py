@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +76,11 @@ class Tokeniser:
         """The bytes that a token adds to the text: none for special tokens and for ids that the vocabulary leaves unused."""
         return self._token_bytes.get(id, b"")
 
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id, special tokens included."""
+        return max((*self._token_bytes, *self.special_tokens.values()), default=-1) + 1
+
     def begins_word(self, id: int) -> bool:
         """Whether a token's text begins with a space."""
         return self.token_bytes(id).startswith(b" ")
@@ -92,6 +97,14 @@ class Tokeniser:
 def plain_words(instruction: str) -> str:
     """An instruction without case, punctuation and spacing."""
     return " ".join(re.findall(r"\w+", instruction.casefold()))
+
+
+def is_transcription(instruction: str, known: Collection[str] | None) -> bool:
+    """Return whether an instruction is one of those `known` to ask for a transcript, regardless of case and punctuation.
+
+    None means that every instruction does.
+    """
+    return known is None or plain_words(instruction) in map(plain_words, known)
 
 
 def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:

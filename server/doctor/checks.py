@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from models.bundle.bundle import Bundle, BundleError, open_bundle
+from models.bundle.io import Bundle, BundleError, open_bundle
 from models.runtimes.onnx.machine import available_memory_bytes
 from server.audio.child import WorkerError
 from server.audio.decode import AudioLimits

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.cards import CARDS
 from kernels.tiles import ARCHITECTURES
-from models.bundle.bundle import Bundle
+from models.bundle.io import Bundle
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import cuda_version, find_gpu, load_driver
 from models.runtimes.cuda.gpu_memory import gigabytes

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from models.bundle.bundle import Bundle, BundleError, PlanSection
+from models.bundle.io import Bundle, BundleError
 from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
+from models.bundle.schema import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
 from models.runtimes.cuda.gpu_memory import gigabytes, reckon

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from models.bundle.bundle import Bundle, Manifest, open_bundle
+from models.bundle.io import Bundle, open_bundle
+from models.bundle.schema import Manifest
 from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
 from server.engine.router import EngineRouter
 from server.engine.types.protocol import Engine
@@ -43,7 +44,7 @@ def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
         manifest.max_audio_s,
         stall_timeout_s=settings.stall_timeout_s,
         start_timeout_s=START_TIMEOUT_S if settings.device == "cpu" else GPU_START_TIMEOUT_S,
-        transcribes=manifest.adapter.transcribes,
+        transcribes=manifest.projector.transcribes,
     )
 
 

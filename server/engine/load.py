@@ -1,7 +1,7 @@
 """A bundle's models on the device that the settings name."""
 
 from models.assemble import Models, load_models
-from models.bundle.bundle import Bundle
+from models.bundle.io import Bundle
 from models.protocols import BackendError
 from server.settings import Settings
 

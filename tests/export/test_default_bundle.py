@@ -15,9 +15,11 @@ import pytest
 
 from export import default_bundle
 from export.default_bundle import bundle_folder, default_cache_dir, ensure_default_bundle
-from export.default_recipe import DEFAULT_RECIPE, Ingredients, Recipe
+from export.default_recipe import DEFAULT_RECIPE
 from export.fetch import FetchError
-from models.bundle.bundle import BundleDescription, BundleError, open_bundle
+from export.recipe import Ingredients, Recipe
+from models.bundle.io import BundleError, open_bundle
+from models.bundle.schema import BundleDescription
 from tests.export.test_fetch import make_wheel
 from tests.models.bundle.test_bundle import CONTENTS, DESCRIPTION
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from models.protocols import BackendError, Float32
-from models.runtimes.onnx.encoder import open_session
+from models.runtimes.onnx.session import open_session
 from models.vad.silero import CONTEXT_SAMPLES, STATE_WIDTH, OnnxVoiceDetector
 
 WINDOW_SAMPLES = 128

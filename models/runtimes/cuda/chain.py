@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from models.assemble import Models, chain_models
-from models.bundle.bundle import Bundle, Manifest
+from models.assemble import Models, chain_models, read_trained
+from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
-from models.projectors.trained import read_adapter
+from models.bundle.schema import Manifest
 from models.protocols import Adapter, BackendError, Encoder
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
@@ -90,7 +90,7 @@ def _open_device(kind: DeviceKind, gpu: int, threads: int, tensorrt_library: Rea
 
 def longest_audio_frames(manifest: Manifest) -> int:
     """Adapter frames of the longest audio that the bundle takes."""
-    return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.adapter.subsampling)
+    return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.projector.subsampling)
 
 
 def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: EncoderRuntime, threads: int) -> Encoder:
@@ -98,15 +98,17 @@ def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encode
     manifest = bundle.manifest
     if runtime == "tensorrt":
         return TensorRtEncoder(_load_plan(device, bundle, "encoder"), stream)
-    largest_frames = longest_audio_frames(manifest) * manifest.adapter.subsampling * FRAMES_PER_STATE
+    largest_frames = longest_audio_frames(manifest) * manifest.projector.subsampling * FRAMES_PER_STATE
     graph = bundle.path(manifest.encoder.graph)
-    return OnnxDeviceEncoder(graph, device, stream, largest_frames=largest_frames, threads=threads)
+    encoder = OnnxDeviceEncoder(graph, device, stream, largest_frames=largest_frames, threads=threads)
+    bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, manifest.encoder.graph_values(encoder.shapes))
+    return encoder
 
 
 def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Adapter:
     """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
-    trained = read_adapter(bundle.path(manifest.adapter.weights))
+    trained = read_trained(bundle)
     embedding = np.load(bundle.path(manifest.llm.embedding), mmap_mode="r")
     if runtime == "tensorrt":
         return TensorRtAdapter(_load_plan(device, bundle, "adapter"), stream, trained, embedding)

@@ -12,6 +12,7 @@ from models.protocols import Float32
 from models.runtimes.cuda.device import Device, DeviceError, Stream
 from models.runtimes.cuda.onnx_session import open_device_session
 from models.runtimes.cuda.utterances import FRAMES_PER_STATE, UtteranceLanes
+from models.runtimes.onnx.session import tensor_shapes
 
 
 class OnnxDeviceEncoder:
@@ -25,8 +26,9 @@ class OnnxDeviceEncoder:
         self._device = device
         self._stream = stream
         self._session = open_device_session(graph, device, stream, threads)
-        mel_bins, _ = self._session.get_inputs()[0].shape
-        _, self._width = self._session.get_outputs()[0].shape
+        self.shapes = tensor_shapes(self._session)
+        mel_bins, _ = self.shapes["features"]
+        _, self._width = self.shapes["states"]
         self._lanes = UtteranceLanes(device, stream, mel_bins, 1, largest_frames)
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.bundle.bundle import Bundle, LlmSection, PlanSection
+from models.bundle.io import Bundle
+from models.bundle.schema import LlmSection, PlanSection
 from models.runtimes.cuda.gpu import aligned
 
 CONTEXT_BYTES = 2 * 2**30
@@ -90,7 +91,7 @@ def reckon(
 
     An encoder without a plan is run by ONNX Runtime, an adapter without one by our kernels, which read the LLM's embeddings.
     """
-    llm, encoder, adapter = bundle.manifest.llm, bundle.manifest.encoder, bundle.manifest.adapter
+    llm, encoder, adapter = bundle.manifest.llm, bundle.manifest.encoder, bundle.manifest.projector
     plan = plans["llm"]
     without_plan = {
         "encoder": _size(bundle, encoder.graph, f"{encoder.graph}.data"),

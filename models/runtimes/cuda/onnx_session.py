@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 import onnxruntime
 
 from models.runtimes.cuda.device import Device, DeviceError, Stream
-from models.runtimes.onnx.encoder import create_session, session_options
+from models.runtimes.onnx.session import create_session, session_options
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 HOW_TO_INSTALL = (

@@ -1,7 +1,7 @@
 """A plan for a simulated GPU: one ONNX file in float32 with its weights inside, which ONNX Runtime runs on a CPU.
 
 What a TensorRT plan knows besides is in the file's metadata, written by `export.simulated_plan`: `format_version`, `profiles`
-as in `models.bundle.bundle.PlanSection`, and `aliases`, the inputs that outputs are written into, by the outputs' names.
+as in `models.bundle.schema.PlanSection`, and `aliases`, the inputs that outputs are written into, by the outputs' names.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from models.runtimes.onnx.encoder import CPU_PROVIDER, session_options
+from models.runtimes.onnx.session import CPU_PROVIDER, session_options
 
 FORMAT_VERSION = "1"
 ARCHITECTURE = "sm_00"

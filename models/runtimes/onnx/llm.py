@@ -7,15 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from models.llms.llama import SPAN_STEP
 from models.protocols import BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState
 from models.runtimes.onnx.embedding_table import EmbeddingTable
-from models.runtimes.onnx.encoder import open_session
 from models.runtimes.onnx.padding import pad_rows, split_by_row, wanted_places
+from models.runtimes.onnx.session import open_session, tensor_shapes
 
 # Rows are prefilled together where that computes at most this many times their positions.
 MAX_PADDING = 1.25
-SPAN_STEP = 64
-"""Attention is computed over the first positions of the slots, in steps of so many: then no sum is cut at another place."""
 
 
 class OnnxLLM:
@@ -29,7 +28,7 @@ class OnnxLLM:
 
     def __init__(self, graph: Path, embeddings: Path, *, slots: int = 8, threads: int = 2) -> None:
         self._session = open_session(graph, threads)
-        shapes = {value.name: value.shape for value in [*self._session.get_inputs(), *self._session.get_outputs()]}
+        self.shapes = shapes = tensor_shapes(self._session)
         self._slot_names = [name for name in shapes if name.startswith(("key_", "value_")) and "_out_" not in name]
         self._takes_span = "span" in shapes
         _, *slot_shape = shapes["key_0"]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from models.ctc import adapter_output, frame_embeddings
 from models.protocols import AdapterOutput, Float32
-from models.runtimes.onnx.encoder import open_session
+from models.runtimes.onnx.session import open_session, tensor_shapes
 
 OUTPUTS = ["blank_probability", "kept", "top_tokens", "top_probabilities", "residual"]
 
@@ -21,6 +21,7 @@ class OnnxAdapter:
     ) -> None:
         """`embedding` is the LLM's table [vocabulary, embedding_size]; boundary vectors are [n, embedding_size]."""
         self._session = open_session(graph, threads)
+        self.shapes = tensor_shapes(self._session)
         self._embedding = embedding
         self.boundary_before = boundary_before
         self.boundary_after = boundary_after

@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.bundle import (
-    HOW_TO_FIX,
-    AdapterSection,
-    BundleDescription,
-    BundleError,
-    EncoderSection,
-    FileEntry,
-    LlmSection,
-    PromptSection,
-    VoiceSection,
-    open_bundle,
-    write_bundle,
-)
+from models.bundle.io import HOW_TO_FIX, BundleError, open_bundle, write_bundle
+from models.bundle.schema import BundleDescription, FileEntry, PromptSection, VoiceSection
+from models.encoders.whisper import WhisperSection
+from models.llms.llama import LlamaSection
+from models.projectors.subsample_ctc import SubsampleCtcSection
 
 CONTENTS = {
     "encoder.onnx": b"encoder graph",
@@ -41,13 +33,19 @@ DESCRIPTION = BundleDescription(
     created=datetime(2026, 1, 2, tzinfo=UTC),
     sample_rate_hz=16_000,
     max_audio_s=30.0,
-    encoder=EncoderSection(
+    encoder=WhisperSection(
         architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=80, width=512, states_per_s=50.0
     ),
-    adapter=AdapterSection(
-        precision="fp32", graph="adapter.onnx", weights="adapter.safetensors", subsampling=4, embedding_size=576
+    projector=SubsampleCtcSection(
+        architecture="subsample_ctc",
+        precision="fp32",
+        graph="adapter.onnx",
+        weights="adapter.safetensors",
+        encoder_width=512,
+        subsampling=4,
+        embedding_size=576,
     ),
-    llm=LlmSection(
+    llm=LlamaSection(
         architecture="llama",
         precision="fp32",
         graph="llm.onnx",
@@ -154,13 +152,13 @@ def test_giant_manifest(folder: Path) -> None:
     assert "bundle.json is larger than 1048576 bytes" in refusal(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
+@pytest.mark.parametrize("version", [0, 1, 4, "3", None, 2.5])
 def test_other_schema_version(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda manifest: manifest.update(schema_version=version))
-    assert f"bundle.json has schema version {version!r}, this release reads 2" in refusal(folder)
+    assert f"bundle.json has schema version {version!r}, this release reads 2 and 3" in refusal(folder)
 
 
-@pytest.mark.parametrize("section", ["", "encoder", "adapter", "llm", "prompt", "voice"])
+@pytest.mark.parametrize("section", ["", "encoder", "projector", "llm", "prompt", "voice"])
 def test_unknown_key(folder: Path, section: str) -> None:
     edit_manifest(folder, lambda manifest: (manifest[section] if section else manifest).update(surprise=1))
     assert f"bundle.json is not valid: {section and section + '.'}surprise" in refusal(folder)
@@ -173,8 +171,8 @@ def test_missing_key(folder: Path, key: str) -> None:
 
 
 def test_sizes_that_do_not_fit(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest["adapter"].update(embedding_size=512))
-    assert "bundle.json is not valid: Value error, adapter.embedding_size differs from llm.embedding_size" in refusal(folder)
+    edit_manifest(folder, lambda manifest: manifest["projector"].update(embedding_size=512))
+    assert "bundle.json is not valid: Value error, projector.embedding_size differs from llm.embedding_size" in refusal(folder)
 
 
 def test_voice_detector_at_another_rate(folder: Path) -> None:
@@ -247,3 +245,29 @@ def test_writing_an_incomplete_folder_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"embedding\.npy is missing"):
         write_bundle(folder, DESCRIPTION)
     assert not (folder / "bundle.json").exists()
+
+
+def test_a_bundle_of_version_2_still_opens(folder: Path) -> None:
+    (folder / "bundle.json").write_bytes((Path(__file__).parent / "version_2.json").read_bytes())
+    manifest = open_bundle(folder).manifest
+    assert manifest.encoder == DESCRIPTION.encoder
+    assert manifest.projector == DESCRIPTION.projector.model_copy(update={"boundary_instructions": ("Transcribe.",)})
+    assert manifest.llm == DESCRIPTION.llm
+
+
+def test_a_wrong_bundle_of_version_2_is_refused_by_the_names_of_version_3(folder: Path) -> None:
+    (folder / "bundle.json").write_bytes((Path(__file__).parent / "version_2.json").read_bytes())
+    edit_manifest(folder, lambda manifest: manifest["adapter"].update(subsampling=0))
+    assert "bundle.json is not valid: projector.subsampling: Input should be greater than 0" in refusal(folder)
+    edit_manifest(folder, lambda manifest: manifest.update(adapter=None))
+    assert "bundle.json is not valid: projector" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "known"), [("encoder", "whisper"), ("projector", "subsample_ctc"), ("llm", "llama"), ("voice", "silero")]
+)
+def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path, section: str, known: str) -> None:
+    edit_manifest(folder, lambda manifest: manifest[section].update(architecture="warbler"))
+    message = refusal(folder)
+    assert f"{section}.architecture" in message
+    assert f"unknown 'warbler', this release knows {known}" in message

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 
 from export.tensorrt_speech import build_dense_adapter
 from models.ctc import NO_TOKEN, run_starts
-from models.projectors.subsample_ctc import build_adapter
-from models.projectors.trained import read_adapter
+from models.projectors.subsample_ctc import build_adapter, read_adapter
 from models.protocols import collapse
-from models.runtimes.onnx.encoder import open_session
 from models.runtimes.onnx.projector import OUTPUTS, OnnxAdapter
+from models.runtimes.onnx.session import open_session
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
 from training.ctc import greedy_tokens

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from models.assemble import Models
-from models.bundle.bundle import Bundle, BundleError
+from models.bundle.io import Bundle, BundleError
 from models.protocols import BackendError
 from server.engine.factory import build_engine, one_gpu
 from server.engine.ipc.client import ProcessEngine, StartError
@@ -45,8 +45,8 @@ def test_by_default_the_models_are_loaded_in_a_child(bundle: Path) -> None:
 
 
 def test_the_server_knows_which_instructions_transcribe(tmp_path: Path) -> None:
-    adapter = DESCRIPTION.adapter.model_copy(update={"boundary_instructions": ("Transcribe the speech to text.",)})
-    write_tiny_bundle(tmp_path / "tiny", DESCRIPTION.model_copy(update={"adapter": adapter}))
+    adapter = DESCRIPTION.projector.model_copy(update={"boundary_instructions": ("Transcribe the speech to text.",)})
+    write_tiny_bundle(tmp_path / "tiny", DESCRIPTION.model_copy(update={"projector": adapter}))
     engine = build_engine(tmp_path / "tiny", Settings())
     assert engine.transcribes("transcribe the SPEECH to text")
     assert not engine.transcribes("Summarise the speech.")

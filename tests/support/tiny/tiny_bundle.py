@@ -16,22 +16,12 @@ from export.tensorrt_parts import Part, adapter_part, llm_part
 from export.tensorrt_plans import build_into_bundle
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
-from models.bundle.bundle import (
-    AdapterSection,
-    Bundle,
-    BundleDescription,
-    EncoderSection,
-    LlmSection,
-    PromptSection,
-    VoiceSection,
-    open_bundle,
-    write_bundle,
-)
-from models.encoders.whisper import Arrays, build_encoder
+from models.bundle.io import Bundle, open_bundle, write_bundle
+from models.bundle.schema import BundleDescription, PromptSection, VoiceSection
+from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
-from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table
-from models.projectors.subsample_ctc import build_adapter
-from models.projectors.trained import read_adapter
+from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
 from models.runtimes.cuda.simulated import SimulatedDevice
 from tests.models.test_voice_onnx import WINDOW_SAMPLES, write_graph
 from tests.support.fakes.fake_models import END_TOKEN, tokeniser_definition
@@ -107,18 +97,20 @@ def _describe(llama: Llama) -> BundleDescription:
         created=datetime(2026, 1, 2, tzinfo=UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
-        encoder=EncoderSection(
+        encoder=WhisperSection(
             architecture="whisper", precision="fp32", graph="encoder.onnx", mel_bins=MEL_BINS, width=WIDTH, states_per_s=50.0
         ),
-        adapter=AdapterSection(
+        projector=SubsampleCtcSection(
+            architecture="subsample_ctc",
             precision="fp32",
             graph="adapter.onnx",
             weights="adapter.safetensors",
+            encoder_width=WIDTH,
             subsampling=4,
             boundary_instructions=("Transcribe the speech to text.",),
             embedding_size=config.embedding_size,
         ),
-        llm=LlmSection(
+        llm=LlamaSection(
             architecture="llama",
             precision="fp32",
             graph="llm.onnx",

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from models.bundle.bundle import Bundle
+from models.bundle.io import Bundle
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.runtimes.cuda.chain import load_models_on
 from models.runtimes.cuda.device import DeviceError, DeviceLostError

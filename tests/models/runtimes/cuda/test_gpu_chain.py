@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.assemble import Models, load_models
-from models.bundle.bundle import Bundle
+from models.bundle.io import Bundle
 from models.protocols import BackendError, PrefillRow
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.support.fakes.fake_models import speech
@@ -82,7 +82,7 @@ def test_longer_slots_than_any_plan_has_are_refused_with_the_command_that_builds
 
 def test_weights_that_cannot_be_read_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     copied = Bundle(shutil.copytree(bundle.folder, tmp_path / "tiny"), bundle.manifest)
-    copied.path(bundle.manifest.adapter.weights).write_bytes(b"none")
+    copied.path(bundle.manifest.projector.weights).write_bytes(b"none")
     with pytest.raises(BackendError, match=r"adapter\.safetensors could not be loaded"):
         load_gpu_models(copied, **OPTIONS)
     with pytest.raises(BackendError, match=r"adapter\.safetensors could not be loaded"):

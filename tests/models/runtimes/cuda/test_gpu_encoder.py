@@ -23,7 +23,8 @@ from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.simulated_plan import ARCHITECTURE
 from models.runtimes.cuda.utterances import LANES
-from models.runtimes.onnx.encoder import OnnxEncoder, open_session
+from models.runtimes.onnx.encoder import OnnxEncoder
+from models.runtimes.onnx.session import open_session
 from tests.support.tiny.tiny_whisper import MEL_BINS, POSITIONS, WIDTH, arrays_of, random_encoder
 
 LARGEST_FRAMES = 2 * POSITIONS

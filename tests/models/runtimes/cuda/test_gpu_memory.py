@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from export.gpu_memory_table import memory_table, weight_bytes
 from export.random_models import SMOLLM2_135M
 from export.tensorrt_parts import PARTS
-from models.bundle.bundle import Bundle, PlanSection
+from models.bundle.io import Bundle
 from models.bundle.plans import find_plan
+from models.bundle.schema import PlanSection
 from models.runtimes.cuda.chain import load_models_on
 from models.runtimes.cuda.device import OutOfDeviceMemoryError, plan_key
 from models.runtimes.cuda.gpu import ALIGNMENT_BYTES

@@ -20,8 +20,7 @@ from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
 from models.graph.writer import BFLOAT16
 from models.llms.llama import build_decoder, embedding_table
-from models.projectors.subsample_ctc import TOP_TOKENS
-from models.projectors.trained import read_adapter
+from models.projectors.subsample_ctc import TOP_TOKENS, read_adapter
 from models.protocols import DecodeRow, PrefillRow
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.tensorrt_library import TensorRTError

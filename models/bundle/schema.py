@@ -1,0 +1,249 @@
+"""The schema of `bundle.json`, version 3: what a bundle declares of its models.
+
+`architecture` names a family of `models.registry`, whose section class holds the values that the family needs. At load each
+declared value is compared with the graph (`graph_values`), so that a wrong one is a `BundleError` and not a wrong text.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from models.registry import ENCODERS, LLMS, PROJECTORS, VADS, UnknownNameError, look_up, require_known
+from models.text.tokeniser import is_transcription
+
+SCHEMA_VERSION: Final = 3
+
+Shapes = Mapping[str, Sequence[Any]]
+"""The shapes of a graph's inputs and outputs by name; a dimension that is not an int is free."""
+GraphValues = Mapping[str, Any]
+
+
+def dimension(shapes: Shapes, tensor: str, axis: int) -> Any:
+    """Return a dimension of an input or output, or None if the graph has no such tensor or axis."""
+    shape = shapes.get(tensor, ())
+    return shape[axis] if axis < len(shape) else None
+
+
+def _require_plain_name(name: str) -> str:
+    """Require a relative path with forward slashes whose parts begin with no dot: it can neither leave the folder nor hide."""
+    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+    if not re.fullmatch(rf"{part}(/{part})*", name):
+        raise ValueError(f"{name!r} is not the plain name of a file inside the bundle")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_require_plain_name)]
+TokenIds = tuple[NonNegativeInt, ...]
+
+
+class Section(BaseModel):
+    """One part of `bundle.json`: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """One model: its family, its precision and its graph. A family's own section adds values and `graph_values`."""
+
+    architecture: str
+    precision: str
+    graph: FileName
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        """Return the graph's own value, read from its `shapes`, for each declared value that they show."""
+        raise NotImplementedError
+
+
+class EncoderSection(ModelSection):
+    """A frozen speech encoder: features in, `states_per_s` states of `width` out.
+
+    `features` names the front end in `models.registry.FEATURES`.
+    """
+
+    features: ClassVar[str]
+    width: PositiveInt
+    states_per_s: PositiveFloat
+
+    def feature_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of the front end."""
+        return {}
+
+
+class ProjectorSection(ModelSection):
+    """A trained projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
+
+    `weights` is the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech under
+    `boundary_instructions`, regardless of case and punctuation; None means under every instruction.
+    """
+
+    weights: FileName
+    encoder_width: PositiveInt
+    subsampling: PositiveInt
+    embedding_size: PositiveInt
+    boundary_instructions: tuple[str, ...] | None = None
+
+    def transcribes(self, instruction: str) -> bool:
+        """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
+        return is_transcription(instruction, self.boundary_instructions)
+
+
+class LlmSection(ModelSection):
+    """A frozen LLM with K/V slots. `embedding` is its input embedding table [vocabulary_size, embedding_size]."""
+
+    embedding: FileName
+    tokeniser: FileName
+    layers: PositiveInt
+    key_value_heads: PositiveInt
+    head_size: PositiveInt
+    embedding_size: PositiveInt
+    vocabulary_size: PositiveInt
+    max_positions: PositiveInt
+
+
+class PromptSection(Section):
+    """The token ids of `[prefix][instruction][after_instruction] speech [suffix]`, and those that end an answer."""
+
+    prefix: TokenIds
+    after_instruction: TokenIds
+    suffix: TokenIds
+    end_tokens: TokenIds = Field(min_length=1)
+
+
+def _require_detector(name: str) -> str:
+    require_known(VADS, name)
+    return name
+
+
+class VoiceSection(Section):
+    """The voice detector: the probability of speech in each window of `window_samples` at `sample_rate_hz`, the bundle's.
+
+    `architecture` names the detector in `models.registry.VADS`.
+    """
+
+    architecture: Annotated[str, AfterValidator(_require_detector)]
+    graph: FileName
+    sample_rate_hz: PositiveInt
+    window_samples: PositiveInt
+
+
+class PlanSection(Section):
+    """A TensorRT plan of one part, for the exact version of the builder and the GPU architecture (such as `sm_90`) that it names.
+
+    `profiles` are the optimisation profiles in order: smallest, best and largest size of each free dimension of the
+    graph, by its name (`export.tensorrt_profiles`). `max_positions` is the slots' length, 0 in parts without slots.
+    `activation_bytes` is the memory between the kernels of its largest step, 0 where it is not known.
+    """
+
+    part: str
+    file: FileName
+    builder: Literal["tensorrt", "tensorrt_rtx", "simulated"]
+    builder_version: str
+    gpu: str = Field(pattern=r"^sm_[0-9]{2,3}$")
+    precision: str
+    max_positions: NonNegativeInt
+    activation_bytes: NonNegativeInt = 0
+    profiles: tuple[dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]], ...] = Field(min_length=1)
+
+
+class FileEntry(Section):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: NonNegativeInt
+
+
+AnySection = TypeVar("AnySection", bound=ModelSection)
+
+
+def _of_family(kind: type[AnySection], families: Mapping[str, str]) -> BeforeValidator:
+    """Validate a section from JSON with the class that its architecture has in the registry."""
+
+    def validate(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        architecture = value.get("architecture")
+        try:
+            section = look_up(families, architecture) if isinstance(architecture, str) else kind
+            return section.model_validate_json(json.dumps(value))
+        except UnknownNameError as error:
+            raise PydanticCustomError("family", "{problem}", {"place": "architecture", "problem": str(error)}) from None
+        except ValidationError as error:
+            place, problem = first_problem(error)
+            raise PydanticCustomError("section", "{problem}", {"place": place, "problem": problem}) from None
+
+    return BeforeValidator(validate)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the place, such as `encoder.width`, and the message of the first of the problems."""
+    detail = error.errors(include_url=False)[0]
+    inner = detail.get("ctx", {}).get("place", "")
+    return ".".join(str(part) for part in (*detail["loc"], inner) if part != ""), detail["msg"]
+
+
+class BundleDescription(Section):
+    """All of `bundle.json` but the list of files, which `write_bundle` makes."""
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    created: datetime
+    sample_rate_hz: PositiveInt
+    max_audio_s: PositiveFloat
+    encoder: Annotated[SerializeAsAny[EncoderSection], _of_family(EncoderSection, ENCODERS)]
+    projector: Annotated[SerializeAsAny[ProjectorSection], _of_family(ProjectorSection, PROJECTORS)]
+    llm: Annotated[SerializeAsAny[LlmSection], _of_family(LlmSection, LLMS)]
+    prompt: PromptSection
+    voice: VoiceSection
+    licences: dict[str, str] = Field(min_length=1)
+    plans: tuple[PlanSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.projector.encoder_width != self.encoder.width:
+            raise ValueError("projector.encoder_width differs from encoder.width")
+        if self.projector.embedding_size != self.llm.embedding_size:
+            raise ValueError("projector.embedding_size differs from llm.embedding_size")
+        if self.voice.sample_rate_hz != self.sample_rate_hz:
+            raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
+        prompt = self.prompt
+        if max((*prompt.prefix, *prompt.after_instruction, *prompt.suffix, *prompt.end_tokens)) >= self.llm.vocabulary_size:
+            raise ValueError("prompt holds a token id outside the vocabulary")
+        return self
+
+    def named_files(self) -> set[str]:
+        """Return the files that the sections name."""
+        encoder, projector, llm = self.encoder, self.projector, self.llm
+        named = {encoder.graph, projector.graph, projector.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
+        return named | {plan.file for plan in self.plans}
+
+
+class Manifest(BundleDescription):
+    """`bundle.json`."""
+
+    files: dict[FileName, FileEntry]
+
+
+def migrate(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `bundle.json` of version 2 as version 3 has it; wrong content stays wrong."""
+    migrated = {**content, "schema_version": SCHEMA_VERSION}
+    adapter, encoder = migrated.pop("adapter", None), content.get("encoder")
+    if adapter is not None:
+        width = encoder.get("width") if isinstance(encoder, dict) else None
+        same = {"architecture": "subsample_ctc", "encoder_width": width}
+        migrated["projector"] = {**same, **adapter} if isinstance(adapter, dict) else adapter
+    return migrated

@@ -1,0 +1,39 @@
+"""The parts that models are made of, by the names that bundles use. A module is imported when its part is first looked up.
+
+A new family is one module and one line here.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+ENCODERS = {"whisper": "models.encoders.whisper:WhisperSection"}
+PROJECTORS = {"subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection"}
+LLMS = {"llama": "models.llms.llama:LlamaSection"}
+"""The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
+FEATURES = {"log_mel": "models.features.log_mel:LogMel"}
+"""Front ends (`models.protocols.Features`)."""
+VADS = {"silero": "models.vad.silero:OnnxVoiceDetector"}
+"""Voice detectors, made of a graph and the samples of a window."""
+
+
+class UnknownNameError(ValueError):
+    """The registry has no part of that name. The message lists the names that it has."""
+
+
+def require_known(parts: Mapping[str, str], name: str) -> None:
+    """Raise `UnknownNameError` unless `parts` has the name."""
+    if name not in parts:
+        raise UnknownNameError(f"unknown {name!r}, this release knows {', '.join(sorted(parts))}")
+
+
+def look_up(parts: Mapping[str, str], name: str) -> Any:
+    """Import and return the part of that name. Raises `UnknownNameError`."""
+    require_known(parts, name)
+    return import_by_name(parts[name])
+
+
+def import_by_name(place: str) -> Any:
+    """Import and return what a string `module:attribute` names."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
