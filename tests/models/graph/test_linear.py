@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.graph.linear import INT4, INT8, BlockFormat, Linear, block_linear, quantise, row_linear
 from models.graph.writer import GraphBuilder
-from models.runtimes.onnx.encoder import open_session
+from models.runtimes.onnx.session import open_session
 
 Float32 = npt.NDArray[np.float32]
 
