@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 # A session costs little while nobody speaks.
 LIVE_LIMIT = 16
+RECORDING_LIMIT = 16
 # How long a step that runs at the end of a drain is waited for.
 STOP_GRACE_S = 5.0
 
@@ -53,6 +54,7 @@ class LocalEngine:
         request_timeout_s: float | None = None,
         encoder_cache_bytes: int = 0,
         live_limit: int = LIVE_LIMIT,
+        recording_limit: int = RECORDING_LIMIT,
     ) -> None:
         """The budgets are those of `Scheduler`; `max_queue_wait_s` and `request_timeout_s` are those of `Admission`."""
         self.sample_rate_hz = sample_rate_hz
@@ -67,7 +69,7 @@ class LocalEngine:
         admission = Admission(models.llm.slots, max_queue_wait_s, request_timeout_s)
         self._requests = RequestTable(scheduler, admission, sample_rate_hz, self._changed)
         submit, cancel = self._requests.submit_internal, self._requests.cancel_request
-        self._live = LiveSessions(models, sample_rate_hz, live_limit, self._changed, submit, cancel)
+        self._live = LiveSessions(models, sample_rate_hz, live_limit, recording_limit, self._changed, submit, cancel)
         self._ready = False
         self._stopping = False
         self._steps = 0

@@ -66,6 +66,8 @@ class EngineRouter:
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         def share(stats: EngineStats) -> float:
+            if request.is_recording:
+                return stats.recordings / max(1, stats.recording_limit)
             return stats.live_sessions / max(1, stats.live_limit)
 
         self._hand_over(request, deliver, share, lambda engine: engine.open_live)
@@ -96,6 +98,8 @@ class EngineRouter:
             encoder_cache_bytes=sum(stats.encoder_cache_bytes for stats in every),
             live_sessions=sum(stats.live_sessions for stats in every),
             live_limit=sum(stats.live_limit for stats in every),
+            recordings=sum(stats.recordings for stats in every),
+            recording_limit=sum(stats.recording_limit for stats in every),
             live_jobs=sum(stats.live_jobs for stats in every),
             counters=sum((stats.counters for stats in every), EngineCounters()),
             members=dict(zip(self._names, every, strict=True)),

@@ -26,6 +26,9 @@ SILENCE_BEFORE_NOT_READY = 0.25
 EXIT_GRACE_S = 1.0
 STOP_GRACE_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+# Requests, and sessions, that the child is asked about beyond the number that it takes. It decides which ones are refused or
+# give up their place; this only limits what waits for its decision.
+UNDECIDED_LIMIT = 64
 
 
 class StartError(RuntimeError):
@@ -43,13 +46,15 @@ class _Waiting:
     serial: int
     deliver: Callable[[Any], None]
     is_live: bool
+    is_recording: bool
 
 
 class ProcessEngine:
     """The `Engine` protocol over an engine in a child process, which is replaced whenever it dies or stalls.
 
-    `submit` refuses at once, on what is known here: not ready, the id is being served, all places (slots and queue) taken.
-    What only the child can know, such as how long the prompt is, comes back as the request's `Failed`, with the same error.
+    `submit` refuses at once for reasons that are known here: not ready, or the id is being served. The child decides about the
+    rest, such as which request has a place in a full queue and whether the prompt is too long; its refusal comes back as the
+    request's `Failed`, with the same error.
 
     A request in a child that is lost gets `Failed` with `EngineFailed` at once, and a new child is started. Lost is a child
     that died, or that `Watchdog` gives up. The first child is not replaced if
@@ -127,14 +132,17 @@ class ProcessEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            requests = len(self._requests) - self._live_sessions
+            sessions = sum(request.is_live for request in self._requests.values())
+            recordings = sum(request.is_recording for request in self._requests.values())
+            requests = len(self._requests) - sessions
             running = min(requests, self._report.slots)
             return replace(
                 self._report,
                 ready=self._ready,
                 waiting=requests - running,
                 running=running,
-                live_sessions=self._live_sessions,
+                live_sessions=sessions - recordings,
+                recordings=recordings,
                 counters=replace(self._past_counters + self._report.counters, restarts=max(0, self._starts - 1)),
             )
 
@@ -155,23 +163,19 @@ class ProcessEngine:
 
     def _hand_over(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
         serial, is_live = next(self._serials), isinstance(request, LiveRequest)
+        is_recording = isinstance(request, LiveRequest) and request.is_recording
         message = pack((serial, request))
         with self._changed:
             if self._child is None or not self._ready:
                 raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
             if request.id in self._requests:
                 raise InvalidRequest("A request with this id is being served.")
-            report, sessions = self._report, self._live_sessions
-            if is_live and sessions >= report.live_limit:
-                raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-            if not is_live and len(self._requests) - sessions >= report.slots + report.queue_limit:
+            report, sessions = self._report, sum(request.is_live for request in self._requests.values())
+            places = report.live_limit + report.recording_limit if is_live else report.slots + report.queue_limit
+            if (sessions if is_live else len(self._requests) - sessions) >= places + UNDECIDED_LIMIT:
                 raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
-            self._requests[request.id] = _Waiting(serial, deliver, is_live)
+            self._requests[request.id] = _Waiting(serial, deliver, is_live, is_recording)
             self._child.post(message)
-
-    @property
-    def _live_sessions(self) -> int:
-        return sum(request.is_live for request in self._requests.values())
 
     @property
     def _ready(self) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ STEP_AUDIO_S = 4.0
 class LiveSessions:
     """Sessions by id. Every method but `take_heard` is called under the engine's lock, and events are delivered under it.
 
+    There are `live_limit` places for live sessions and `recording_limit` for recordings. When all are taken, a client that holds
+    fewer gets the place of the newest session of the client that holds most.
+
     An input goes through two threads: the listener detects voice in it, then the engine's thread cuts utterances (`take_heard`).
     """
 
@@ -31,13 +35,15 @@ class LiveSessions:
         self,
         models: Models,
         sample_rate_hz: int,
-        limit: int,
+        live_limit: int,
+        recording_limit: int,
         changed: threading.Condition,
         start_sequence: Callable[[SequenceState], None],
         drop_sequence: Callable[[str], None],
     ) -> None:
         """`start_sequence` has the engine take up work, and `drop_sequence` has it forget the work with this id."""
-        self.limit = limit
+        self.live_limit = live_limit
+        self.recording_limit = recording_limit
         self.counters = LiveCounters()
         self.changed = changed
         self.start_sequence = start_sequence
@@ -49,6 +55,11 @@ class LiveSessions:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def recordings(self) -> int:
+        """How many sessions are recordings."""
+        return sum(handle.request.is_recording for handle in self._sessions.values())
 
     @property
     def busy(self) -> int:
@@ -71,12 +82,13 @@ class LiveSessions:
         """Begin a session. Raises a `ServeError` if it cannot be served."""
         if request.id in self._sessions:
             raise InvalidRequest("A session with this id is being served.")
-        if len(self._sessions) >= self.limit:
-            raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-        handle = SessionHandle(self, request.id, deliver)
+        displaced = self._find_displaced(request)
+        handle = SessionHandle(self, request, deliver)
         hooks = EngineHooks(handle.emit_event, handle.start_sequence, handle.drop_sequence)
         handle.session = LiveSession(request, self._models, self._sample_rate_hz, hooks, self.counters)
         self._sessions[request.id] = handle
+        if displaced is not None:
+            displaced.fail(_all_taken(request))
 
     def push(self, id: str, item: LiveInput) -> None:
         """Give a session an input, if it is still there."""
@@ -113,6 +125,17 @@ class LiveSessions:
             with self.changed:
                 self._request_turn(handle)
 
+    def _find_displaced(self, request: LiveRequest) -> "SessionHandle | None":
+        """Return the session that has to give up its place to a new one, None if a place is free. Raises `Overloaded`."""
+        peers = [handle for handle in self._sessions.values() if handle.request.is_recording == request.is_recording]
+        if len(peers) < (self.recording_limit if request.is_recording else self.live_limit):
+            return None
+        held = Counter(handle.request.client for handle in peers)
+        most, count = next(iter(held.most_common(1)), ("", 0))
+        if count <= held[request.client] + 1:
+            raise _all_taken(request)
+        return next(handle for handle in reversed(peers) if handle.request.client == most)
+
     def _request_turn(self, handle: "SessionHandle") -> None:
         """Have the listener go on with a session if it has inputs, and not too much of what it heard is left."""
         if handle.session and handle.session.wants_listening and not handle.is_listening:
@@ -136,12 +159,13 @@ class SessionHandle:
     A session that ends is cut loose from what it refers to. Reference cycles would keep its audio until Python collects them.
     """
 
-    def __init__(self, sessions: LiveSessions, id: str, deliver: Callable[[LiveEvent], None]) -> None:
+    def __init__(self, sessions: LiveSessions, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        self.request = request
         self.session: LiveSession | None = None
         self.is_listening = False
         self.ended = False
         self._sessions = sessions
-        self._id = id
+        self._id = request.id
         self._deliver = deliver
         self._sequences: dict[str, SequenceState] = {}
 
@@ -217,3 +241,8 @@ class SequenceEvents:
 
 
 def _ignore_event(_event: Event) -> None: ...
+
+
+def _all_taken(request: LiveRequest) -> Overloaded:
+    places = "places for long recordings" if request.is_recording else "live sessions"
+    return Overloaded(f"All {places} are taken; try again later.", retry_after_s=RETRY_AFTER_S)

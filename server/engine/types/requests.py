@@ -48,6 +48,11 @@ class LiveRequest:
     partials: bool = True
     word_times: bool = False
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether this is recorded audio: recordings and live sessions have places of their own."""
+        return self.priority > Priority.LIVE
+
 
 @dataclass(frozen=True)
 class Audio:

@@ -41,7 +41,8 @@ class EngineCounters:
 class EngineStats:
     """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps.
 
-    Live sessions are not among those waiting and running; `live_jobs` is the work that they have for the models right now.
+    Live sessions and recordings are not among those waiting and running; `live_jobs` is the work that they have for the models
+    right now.
     `longest_work_s` estimates, from the warm-up, how long the largest piece of work takes between two
     ticks of `counters.progress`.
     """
@@ -57,6 +58,8 @@ class EngineStats:
     encoder_cache_bytes: int = 0
     live_sessions: int = 0
     live_limit: int = 0
+    recordings: int = 0
+    recording_limit: int = 0
     live_jobs: int = 0
     longest_work_s: float = 0.0
     counters: EngineCounters = EngineCounters()

@@ -11,9 +11,9 @@ import pytest
 from server.engine.ipc.client import ProcessEngine
 from server.engine.router import EngineRouter
 from server.engine.types.events import Delta, Event
-from server.engine.types.options import Constraint, SamplingOptions
+from server.engine.types.options import Constraint, Priority, SamplingOptions
 from server.engine.types.protocol import Engine
-from server.errors import InvalidConstraint, InvalidRequest, NotReady, Overloaded, PromptTooLong
+from server.errors import InvalidConstraint, InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
 from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.support.fakes import engine_children
 from tests.support.fakes.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileGate
@@ -150,19 +150,40 @@ def test_an_abort_of_an_unknown_request_does_nothing(engine: Engine) -> None:
     Call(engine, request("a")).done()
 
 
-def test_a_full_engine_refuses_at_once_and_serves_what_it_took(engine: Engine, kind: str, gate: FileGate) -> None:
+def test_a_full_engine_refuses_and_serves_what_it_took(engine: Engine, kind: str, gate: FileGate) -> None:
     gate.clear()
     engines = FLEET if kind.endswith("fleet") else 1
     slots, queue_limit = engines * SLOTS, engines * QUEUE_LIMIT
     calls = [Call(engine, request(f"r{index}")) for index in range(slots + queue_limit)]
     stats = engine.stats()
     assert (stats.slots, stats.queue_limit, stats.waiting + stats.running) == (slots, queue_limit, slots + queue_limit)
-    with pytest.raises(Overloaded) as refusal:
-        engine.submit(request("one too many"), calls[0].events.append)
-    assert refusal.value.retry_after_s is not None
+    error = Call(engine, request("one too many")).error()
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s is not None
     gate.set()
     for call in calls:
         call.done()
+
+
+@pytest.mark.parametrize("priority", [Priority.BATCH, Priority.INTERACTIVE])
+def test_a_client_that_fills_the_engine_gives_up_a_place_to_another(
+    engine: Engine, kind: str, gate: FileGate, priority: Priority
+) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted engine has no scheduler")
+    gate.clear()
+    stats = engine.stats()
+    flood = [
+        Call(engine, replace(request(f"r{index}"), client="flood", priority=priority))
+        for index in range(stats.slots + stats.queue_limit)
+    ]
+    other = Call(engine, replace(request("other"), client="other"))
+    wait_until(lambda: any(call.events for call in flood))
+    gate.set()
+    other.done()
+    errors = [outcome for outcome in (call.outcome() for call in flood) if isinstance(outcome, ServeError)]
+    assert [type(error) for error in errors] == [Overloaded]
+    assert errors[0].retry_after_s is not None
 
 
 def test_an_id_that_is_being_served_is_refused(engine: Engine, gate: FileGate) -> None:

@@ -1,16 +1,17 @@
 """What every engine promises of live sessions, in this process, in a child or in two of them, with models or scripted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from models.protocols import Float32
 from server.engine.types.events import Ended, Failed, Flushed, Listened, SpeechStarted, UtteranceDone
-from server.engine.types.options import SamplingOptions
+from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest
-from server.errors import InvalidRequest, NotReady, Overloaded
+from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 from tests.server.engine.test_engine_conformance import KINDS, make_engine
 from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.support.clients.live_client import LiveClient
@@ -36,7 +37,7 @@ def shared(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engi
 def engine(shared: Engine) -> Iterator[Engine]:
     """One that serves, and has no session and no work after every test."""
     yield shared
-    wait_until(lambda: shared.stats().live_sessions + shared.stats().live_jobs + occupied(shared) == 0)
+    wait_until(lambda: sessions(shared) + shared.stats().live_jobs + occupied(shared) == 0)
     assert shared.stats().ready
 
 
@@ -47,6 +48,19 @@ def rate_hz(shared: Engine) -> int:
 
 def live(id: str, instruction: str = "Transcribe.") -> LiveRequest:
     return LiveRequest(id, instruction, SamplingOptions(max_tokens=8))
+
+
+def sessions(engine: Engine) -> int:
+    stats = engine.stats()
+    return stats.live_sessions + stats.recordings
+
+
+def refusal(engine: Engine, request: LiveRequest) -> ServeError:
+    """The error of a session that has no place, whether it was raised or delivered."""
+    try:
+        return LiveClient(engine, request).error()
+    except ServeError as error:
+        return error
 
 
 def spoken(rate_hz: int, seed: int = 1) -> Float32:
@@ -122,14 +136,45 @@ def test_pushes_to_nobody_do_nothing(engine: Engine, rate_hz: int) -> None:
 def test_sessions_have_a_limit_of_their_own(engine: Engine) -> None:
     limit = engine.stats().live_limit
     clients = [LiveClient(engine, live(f"s{index}")) for index in range(limit)]
-    with pytest.raises(Overloaded) as refusal:
-        LiveClient(engine, live("one too many"))
-    assert refusal.value.retry_after_s is not None
+    error = refusal(engine, live("one too many"))
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s is not None
     assert (engine.stats().live_sessions, occupied(engine)) == (limit, 0)
     # Requests have places of their own.
     Call(engine, request("request")).done()
     for client in clients:
         client.end()
+
+
+def test_recordings_and_live_sessions_have_places_of_their_own(engine: Engine, kind: str, rate_hz: int) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted engine counts them together")
+    limit = engine.stats().recording_limit
+    recordings = [LiveClient(engine, replace(live(f"r{index}"), priority=Priority.BATCH)) for index in range(limit)]
+    assert isinstance(refusal(engine, replace(live("one too many"), priority=Priority.INTERACTIVE)), Overloaded)
+    client = LiveClient(engine, live("live"))
+    assert (engine.stats().live_sessions, engine.stats().recordings) == (1, limit)
+    client.say(spoken(rate_hz))
+    assert isinstance(client.end(), Ended)
+    for recording in recordings:
+        assert isinstance(recording.end(), Ended)
+
+
+@pytest.mark.parametrize("priority", [Priority.LIVE, Priority.BATCH])
+def test_a_client_that_holds_all_places_gives_one_up_to_another(
+    engine: Engine, kind: str, rate_hz: int, priority: Priority
+) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted engine shares nothing")
+    stats = engine.stats()
+    limit = stats.live_limit if priority == Priority.LIVE else stats.recording_limit
+    asked = replace(live("flood"), client="flood", priority=priority)
+    flood = [LiveClient(engine, replace(asked, id=f"flood {index}")) for index in range(limit)]
+    other = LiveClient(engine, replace(asked, id="other", client="other"))
+    other.say(spoken(rate_hz))
+    assert isinstance(other.end(), Ended)
+    outcomes = [client.end() for client in flood]
+    assert [type(outcome.error) for outcome in outcomes if isinstance(outcome, Failed)] == [Overloaded]
 
 
 def test_an_id_that_is_being_served_is_refused(engine: Engine) -> None:
