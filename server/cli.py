@@ -1,6 +1,8 @@
 """The command line: `thinbridge serve | transcribe | mic | models | doctor | version`."""
 
 import argparse
+import asyncio
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -12,10 +14,9 @@ from typing import Any
 from models.bundle.io import BundleError, open_bundle
 from models.bundle.schema import Manifest
 from models.protocols import BackendError
-from server.api.native.schema import InstructReply
-from server.api.reply_format import MEDIA_TYPES, SUBTITLES, written
-from server.api.self_check import INSTRUCTION
-from server.engine.types.events import Word
+from server.api.formats import MEDIA_TYPES, SUBTITLES
+from server.api.native.schema import reply_body
+from server.api.options import DEFAULT_INSTRUCTION
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
 from server.errors import ServeError
@@ -79,24 +80,10 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
     one_engine = {"engine": "thread", "gpus": str(settings.gpu_numbers[0])}
     engine = load_engine(get_bundle(settings), settings.model_copy(update=one_engine))
     engine.start()
-    sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
-    failures = 0
-    for path in options.files:
-        try:
-            reply, words = _instruct_file(engine, settings, path, options, sampling)
-        except (ServeError, OSError) as error:
-            failures += 1
-            print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
-            continue
-        if options.format == "json":
-            fields = {"file": path, **reply.model_dump(exclude={"id"}, exclude_none=True)}
-            print(json.dumps(fields, ensure_ascii=False), flush=True)
-        elif options.format == "text" and len(options.files) > 1:
-            print(f"{path}: {reply.text}", flush=True)
-        else:
-            print(written(reply, words, options.format).removesuffix("\n"), flush=True)
-    engine.drain(0)
-    return 1 if failures else 0
+    try:
+        return asyncio.run(_transcribe_files(engine, settings, options))
+    finally:
+        engine.drain(0)
 
 
 def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
@@ -192,16 +179,34 @@ def load_engine(folder: Path, settings: Settings) -> Engine:
     return build_engine(folder, settings)
 
 
-def _instruct_file(
-    engine: Engine, settings: Settings, path: str, options: argparse.Namespace, sampling: SamplingOptions
-) -> tuple[InstructReply, tuple[Word, ...]]:
-    """The reply for one file, and its words where they are asked for."""
-    from server.audio.decode import AudioLimits
+async def _transcribe_files(engine: Engine, settings: Settings, options: argparse.Namespace) -> int:
+    """Print the answer for each file; return the exit status."""
+    from server.api.context import build_decode_pool
     from server.client.transcribe import instruct_file
 
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    limits = AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s)
-    return instruct_file(engine, data, limits, options.instruction, sampling, word_times=options.format in SUBTITLES)
+    sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
+    word_times = options.format in SUBTITLES
+    failures = 0
+    pool = build_decode_pool(engine, settings.model_copy(update={"decode_workers": 1}))
+    await pool.start()
+    async with contextlib.AsyncExitStack() as held:
+        held.push_async_callback(pool.close)
+        for path in options.files:
+            try:
+                data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+                reply, words = await instruct_file(engine, pool, data, options.instruction, sampling, word_times=word_times)
+            except (ServeError, OSError) as error:
+                failures += 1
+                print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+                continue
+            if options.format == "json":
+                fields = {"file": path, **reply.model_dump(exclude={"id"}, exclude_none=True)}
+                print(json.dumps(fields, ensure_ascii=False), flush=True)
+            elif options.format == "text" and len(options.files) > 1:
+                print(f"{path}: {reply.text}", flush=True)
+            else:
+                print(reply_body(reply, words, options.format).removesuffix("\n"), flush=True)
+    return 1 if failures else 0
 
 
 def _describe(folder: Path, manifest: Manifest) -> list[str]:
@@ -227,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
 
     transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")
-    transcribe.add_argument("-i", "--instruction", default=INSTRUCTION, help="what to do with the audio (default: %(default)s)")
+    transcribe.add_argument(
+        "-i", "--instruction", default=DEFAULT_INSTRUCTION, help="what to do with the audio (default: %(default)s)"
+    )
     transcribe.add_argument("--max-tokens", type=_positive, help="most tokens of an answer")
     transcribe.add_argument(
         "--format", choices=tuple(MEDIA_TYPES), default="text", help="what to print: text, a JSON object per file, or subtitles"
@@ -236,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
 
     mic = _add_command(commands, "mic", "play audio into a running server as it is spoken, and show what it hears", mic_command)
     mic.add_argument("file", metavar="FILE", help="audio file; - reads stdin, an audio file or raw mono 16-bit PCM")
-    mic.add_argument("-i", "--instruction", default=INSTRUCTION, help="what to do with each utterance (default: %(default)s)")
+    mic.add_argument(
+        "-i", "--instruction", default=DEFAULT_INSTRUCTION, help="what to do with each utterance (default: %(default)s)"
+    )
     mic.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is (default: %(default)s)")
     mic.add_argument("--rate", type=_positive, help="sample rate of raw PCM in Hz (default: 16000 where stdin is no audio file)")
     mic.add_argument("--speed", type=_not_negative, default=1.0, help="1 is real time, 0 as fast as it goes (default: 1)")

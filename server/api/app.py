@@ -1,4 +1,4 @@
-"""The HTTP application around an engine: life cycle, routes, and one shape for every error."""
+"""The HTTP application around an engine: start and stop, routes, and one shape for every error."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from models.protocols import BackendError
-from server.api.context import ServerContext
+from server.api.context import ServerContext, build_decode_pool
 from server.api.middleware import RequestContext, error_response, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
-from server.audio.decode import AudioLimits
-from server.audio.sandbox import DecodePool
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
@@ -41,8 +39,13 @@ PAGE_HEADERS = {
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application. It starts `engine` in the background and drains it at shutdown; its parts are at `app.state.context`."""
-    context = _put_together(engine, settings)
+    """Return the application, which starts `engine` in the background and drains it at shutdown.
+
+    Its `ServerContext` is at `app.state.context`.
+    """
+    decode_pool = build_decode_pool(engine, settings)
+    metrics = Metrics(engine.stats, lambda: decode_pool.restarts)
+    context = ServerContext(engine, settings, decode_pool, GrammarSandbox(), metrics)
     app = FastAPI(
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
@@ -62,23 +65,11 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     return app
 
 
-def _put_together(engine: Engine, settings: Settings) -> ServerContext:
-    decode_pool = DecodePool(
-        settings.decode_workers,
-        AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
-        timeout_s=settings.decode_timeout_s,
-        memory_bytes=settings.decode_memory_bytes,
-        max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
-        max_streams=settings.decode_streams,
-    )
-    return ServerContext(engine, settings, decode_pool, GrammarSandbox(), Metrics(engine.stats, lambda: decode_pool.restarts))
-
-
 def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         await context.decode_pool.start()
-        # A daemon, so that a server which is told to stop while models load does not wait for them.
+        # A daemon, so that a server that is stopped while models load does not wait for them.
         threading.Thread(target=_start_engine, args=(context,), name="engine-start", daemon=True).start()
         try:
             yield
@@ -94,7 +85,7 @@ def _start_engine(context: ServerContext) -> None:
     try:
         context.engine.start()
     except StartError as error:
-        # Its message, and a `BackendError`'s, is for the operator and complete; anything else is for a developer.
+        # This message, and a `BackendError`'s, is complete and for the operator; any other error is for a developer.
         logger.error("%s", error)
     except BackendError as error:
         logger.error("The engine could not be started: %s", error)
@@ -112,11 +103,11 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
     async def show_page() -> Response:
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
-    @app.get("/health", summary="Whether the process answers")
+    @app.get("/health", summary="Liveness: the process answers")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Whether requests are taken", responses={503: {"model": ErrorReply}})
+    @app.get("/ready", summary="Readiness: the engine takes requests", responses={503: {"model": ErrorReply}})
     async def ready() -> dict[str, str]:
         context.require_ready()
         return {"status": "ready"}
@@ -136,7 +127,7 @@ async def _on_serve_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such route, or not with this method."""
+    """Answer Starlette's own refusals: no such route, or not with this method."""
     if not isinstance(error, HTTPException):
         raise error
     known: dict[int, ServeError] = {

@@ -1,9 +1,12 @@
-"""What the HTTP handlers share: the parts of one server, put together once by `create_app`."""
+"""The parts of one server that all its handlers share, and the places at its door."""
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecodePool
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.protocol import Engine
@@ -12,58 +15,76 @@ from server.observability.metrics import Metrics
 from server.settings import Settings
 
 RETRY_AFTER_S = 1
-# Requests may be uploading or in the audio decoder while the engine is full.
-UPLOADS_BEYOND_ENGINE = 16
+# Requests that may be uploading or in the audio decoder beyond the number that the engine takes.
+PLACES_BEYOND_ENGINE = 16
+
+
+class Door:
+    """Places for requests that the engine does not know yet, shared between clients.
+
+    A client gets a place while it holds fewer than are free. One client alone thus gets half of the places, the next one half of
+    the rest, and a client that holds none is let in as long as any place is free.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._held: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def place(self, client: str, retry_after_s: int) -> Iterator[None]:
+        """Hold a place for `client`. Raises `Overloaded`."""
+        if self._held[client] >= self._free:
+            raise Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)
+        self._free -= 1
+        self._held[client] += 1
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._held[client] -= 1
+            if not self._held[client]:
+                del self._held[client]
+
+
+def build_decode_pool(engine: Engine, settings: Settings) -> DecodePool:
+    """Return a pool that decodes audio to the engine's sample rate, yet to be started."""
+    return DecodePool(
+        settings.decode_workers,
+        AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
+        timeout_s=settings.decode_timeout_s,
+        memory_bytes=settings.decode_memory_bytes,
+        max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
+        max_streams=settings.decode_streams,
+    )
 
 
 @dataclass
 class ServerContext:
-    """One server's parts, and how many requests and live sessions are inside it."""
+    """The parts of one server, put together by `create_app`.
+
+    The doors hold requests until the engine takes them, and WebSockets until they have started a session. The engine itself
+    decides about its queue, by priority and between clients.
+    """
 
     engine: Engine
     settings: Settings
     decode_pool: DecodePool
     grammar_sandbox: GrammarSandbox
     metrics: Metrics
-    in_flight: int = 0
-    sessions: int = 0
     start_failed: bool = False
+    uploads: Door = field(init=False)
+    new_sockets: Door = field(init=False)
 
-    def require_ready(self) -> None:
-        """Raises `NotReady` unless the engine takes requests."""
+    def __post_init__(self) -> None:
+        engines = len(self.settings.gpu_numbers)
+        self.uploads = Door(engines * (self.settings.slots + self.settings.queue_limit) + PLACES_BEYOND_ENGINE)
+        self.new_sockets = Door(engines * self.settings.live_sessions + PLACES_BEYOND_ENGINE)
+
+    def require_ready(self) -> int:
+        """Return the `Retry-After` of refusals, in seconds, by the engine's predicted wait. Raises `NotReady`."""
         if self.start_failed:
             raise NotReady("The engine could not be started; the server's log says why.")
-        if not self.engine.stats().ready:
+        stats = self.engine.stats()
+        if not stats.ready:
             raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Hold a place for one request. Raises `NotReady` or `Overloaded` before any of its body is read."""
-        self.require_ready()
-        stats = self.engine.stats()
-        room = stats.slots + stats.queue_limit
-        if stats.running + stats.waiting >= room or self.in_flight >= room + UPLOADS_BEYOND_ENGINE:
-            raise Overloaded("The server is busy; try again soon.", retry_after_s=RETRY_AFTER_S)
-        self.in_flight += 1
-        self.metrics.in_flight.set(self.in_flight)
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self.metrics.in_flight.set(self.in_flight)
-
-    @contextlib.contextmanager
-    def session_admitted(self) -> Iterator[None]:
-        """Hold a place for one live session. Raises `NotReady` or `Overloaded`."""
-        self.require_ready()
-        stats = self.engine.stats()
-        # Those that are not in the engine yet count too, and so do those that are still in it when their clients have left.
-        if max(stats.live_sessions, self.sessions) >= stats.live_limit:
-            raise Overloaded("All live sessions are taken; try again later.", retry_after_s=RETRY_AFTER_S)
-        self.sessions += 1
-        self.metrics.live.open_sockets.set(self.sessions)
-        try:
-            yield
-        finally:
-            self.sessions -= 1
-            self.metrics.live.open_sockets.set(self.sessions)
+        return max(RETRY_AFTER_S, math.ceil(stats.predicted_wait_s))

@@ -1,4 +1,4 @@
-"""What every HTTP request and WebSocket passes through: a request id, a count, and one answer for whatever was not foreseen."""
+"""The outermost layer of every HTTP request and WebSocket: a request id, a count, and one reply for unexpected errors."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ SWITCHING_STATUS = 101
 
 
 class RequestContext:
-    """Outermost ASGI layer: sets `request.state.request_id`, adds `x-request-id` to the reply, turns bugs into one 500."""
+    """ASGI layer that sets `request.state.request_id`, adds `x-request-id` to the reply, and turns bugs into one 500."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -36,7 +36,7 @@ class RequestContext:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
-            # A WebSocket is accepted, or else refused as any request is.
+            # A WebSocket is either accepted, or refused like any request.
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
                 status = message.get("status", SWITCHING_STATUS)
                 MutableHeaders(scope=message)["x-request-id"] = request_id
@@ -54,13 +54,18 @@ class RequestContext:
 
 
 def request_id_of(request: HTTPConnection) -> str:
-    """The id that `RequestContext` gave this request."""
+    """Return the id that `RequestContext` gave this request."""
     request_id: str = request.state.request_id
     return request_id
 
 
+def client_of(request: HTTPConnection) -> str:
+    """Return whose share a request counts against: its address, as there are no API keys."""
+    return request.client.host if request.client else ""
+
+
 def error_response(request_id: str, error: ServeError) -> Response:
-    """The one shape of every error."""
+    """Return an error in the one shape of all errors."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     return JSONResponse({**error.body(), "request_id": request_id}, error.status, headers)
 

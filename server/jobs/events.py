@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: the events of one request."""
+"""The events of one request, from the engine's thread to the event loop."""
 
 import asyncio
 import time
@@ -9,36 +9,36 @@ from server.engine.types.events import Delta, Done, Event, Failed, TokenLogprob
 
 
 class ResultFuture:
-    """Waits for the end of one request. Belongs to the event loop that it was made on."""
+    """The end of one request. Belongs to the event loop on which it was made; only `put` is for other threads."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Done | Failed] = self._loop.create_future()
+        self._terminal: asyncio.Future[Done | Failed] = self._loop.create_future()
         self.first_text_s: float | None = None
 
-    def deliver(self, event: Event) -> None:
-        """For the engine's thread."""
+    def put(self, event: Event) -> None:
+        """Take an event; called on the engine's thread."""
         if isinstance(event, Delta):
             self.first_text_s = self.first_text_s or time.perf_counter()
         else:
-            self._loop.call_soon_threadsafe(self._end, event)
+            self._loop.call_soon_threadsafe(self._set_terminal, event)
 
-    def _end(self, event: Done | Failed) -> None:
-        if not self._ended.done():
-            self._ended.set_result(event)
+    def _set_terminal(self, event: Done | Failed) -> None:
+        if not self._terminal.done():
+            self._terminal.set_result(event)
 
     async def wait(self) -> Done:
-        """The answer. Raises the error of a `Failed`."""
-        event = await self._ended
+        """Return the answer. Raises the error of a `Failed`."""
+        event = await self._terminal
         if isinstance(event, Failed):
             raise event.error
         return event
 
 
 class EventQueue:
-    """Collects what comes of one request until the event loop takes it, however late that is; the engine never waits.
+    """The events of one request until the event loop takes them, however late; the engine never waits.
 
-    Belongs to the event loop that it was made on. It holds no more than one answer.
+    Belongs to the event loop on which it was made; only `put` is for other threads. The queue holds at most one answer.
     """
 
     def __init__(self) -> None:
@@ -51,34 +51,34 @@ class EventQueue:
 
     @property
     def first_text_s(self) -> float | None:
-        """When the first text came."""
+        """When the first text came, by `time.perf_counter`."""
         return self.arrivals_s[0] if self.arrivals_s else None
 
-    def deliver(self, event: Event) -> None:
-        """For the engine's thread."""
+    def put(self, event: Event) -> None:
+        """Append an event; called on the engine's thread."""
         self._events.append(event)
         if not isinstance(event, Delta):
             self.ended = True
         elif event.text:
             self.arrivals_s.append(time.perf_counter())
-        # Whoever is being woken takes this event too.
+        # A reader that is being woken takes this event too.
         if not self._waking:
             self._waking = True
             self._loop.call_soon_threadsafe(self._changed.set)
 
     async def wait(self) -> None:
-        """Return once there is something to take."""
+        """Return once there is an event to take."""
         await self._changed.wait()
 
     def raise_failure(self) -> None:
-        """Raises the error of a request that failed before anything else came."""
+        """Raise the error of a request that failed before any other event."""
         if self._events and isinstance(first := self._events[0], Failed):
             raise first.error
 
-    def take(self) -> tuple[str, Sequence[TokenLogprob], Done | Failed | None]:
-        """The text and its tokens since the last call, and the end where it has come."""
+    def take_all(self) -> tuple[str, Sequence[TokenLogprob], Done | Failed | None]:
+        """Return the text and its tokens since the last call, and the terminal event if it has come."""
         self._changed.clear()
-        # Before the events are taken: whatever comes from here on wakes again.
+        # Reset before the events are taken: an event that comes from here on wakes the reader again.
         self._waking = False
         texts: list[str] = []
         logprobs: list[TokenLogprob] = []

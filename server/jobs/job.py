@@ -1,19 +1,27 @@
-"""What the engine does for one request: a short clip in one piece, or a recording in many (`server.jobs.long_audio`)."""
+"""The work of one request: audio that the engine takes in one piece, or longer audio, cut at its pauses.
 
+Which of the two it is shows once the audio is decoded, as far as one piece may last.
+"""
+
+import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.audio.sandbox import DecodePool
+from server.audio.stream import AudioStream
 from server.engine.types.events import Basis, Event
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
+from server.jobs.long_audio import BLOCK_S, LongAudioJob
 
 
 class Job(Protocol):
-    """Started once; then it has exactly one terminal event, unless it is aborted before that.
+    """The work of one request: started once, with one terminal event unless aborted before. Call `close` at the end.
 
-    How it was made is known with that event: the length of the audio, the time that its decoding took, and for a recording what
-    the answer is based on, in how many sections.
+    Once the terminal event has come, the length of the audio and the time of its decoding are known, and for long audio what the
+    answer is based on, in how many sections.
     """
 
     @property
@@ -31,12 +39,16 @@ class Job(Protocol):
     @property
     def sections(self) -> int | None: ...
 
-    def start(self, deliver: Callable[[Event], None]) -> None:
-        """`deliver` may be called on any thread. Raises a `ServeError` where the engine refuses at once."""
+    def start(self, on_event: Callable[[Event], None]) -> None:
+        """Submit the work; `on_event` may be called on any thread. Raises a `ServeError` if the engine refuses at once."""
         ...
 
     def abort(self) -> None:
-        """End it, when its client has left: no event comes any more."""
+        """Stop the work because its client has left; no event comes any more."""
+        ...
+
+    def close(self) -> None:
+        """Free the audio that is not decoded yet."""
         ...
 
 
@@ -58,8 +70,44 @@ class ShortAudioJob:
     def audio_s(self) -> float:
         return len(self.request.audio) / self.engine.sample_rate_hz
 
-    def start(self, deliver: Callable[[Event], None]) -> None:
-        self.engine.submit(self.request, deliver)
+    def start(self, on_event: Callable[[Event], None]) -> None:
+        self.engine.submit(self.request, on_event)
 
     def abort(self) -> None:
         self.engine.abort(self.request.id)
+
+    def close(self) -> None:
+        pass
+
+
+async def build_job(
+    engine: Engine,
+    decode_pool: DecodePool,
+    file: bytes,
+    request: InstructRequest,
+    *,
+    cut_at_pauses: bool,
+    on_progress: Callable[[], None],
+) -> ShortAudioJob | LongAudioJob:
+    """Decode the audio of `request` from `file`, and return its work, ready to be started.
+
+    `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
+    only until it is known to be long; with `cut_at_pauses` all audio counts as long. A job on long audio calls `on_progress`
+    whenever it gets on. Raises the errors of `AudioStream`, and `InvalidRequest` for a request that long audio cannot have.
+    """
+    started_s = time.perf_counter()
+    audio = await AudioStream.open(decode_pool, file, request.client)
+    try:
+        head_s = BLOCK_S if cut_at_pauses else engine.max_audio_s
+        # One sample more, so that audio of exactly this length is known to be all.
+        head = await audio.read(int(head_s * engine.sample_rate_hz) + 1)
+        decode_s = time.perf_counter() - started_s
+        deadline_s = None if request.deadline_s is None else max(0.0, request.deadline_s - decode_s)
+        request = dataclasses.replace(request, audio=head, deadline_s=deadline_s)
+        if audio.ended and not cut_at_pauses:
+            audio.close()
+            return ShortAudioJob(engine, request, decode_s)
+        return LongAudioJob(engine, request, audio, decode_s, on_progress)
+    except BaseException:
+        audio.close()
+        raise

@@ -15,7 +15,8 @@ import pytest
 
 from models.protocols import BackendError
 from server import cli
-from server.api.self_check import CLIP, INSTRUCTION, curl_line
+from server.api.lifecycle import CHECK_CLIP, curl_line
+from server.api.options import DEFAULT_INSTRUCTION
 from server.engine.types.protocol import Engine
 from server.errors import EngineFailed
 from server.settings import Settings, load_settings
@@ -209,7 +210,7 @@ def test_transcribe_cuts_long_files_at_their_pauses(
     damaged.write_bytes(long.read_bytes()[:-10_000])
     assert cli.main(["transcribe", str(damaged), str(long)]) == 1
     captured = capsys.readouterr()
-    assert captured.out == f"{long}: {transcript(45, INSTRUCTION)}\n"
+    assert captured.out == f"{long}: {transcript(45, DEFAULT_INSTRUCTION)}\n"
     assert captured.err == f"{damaged}: The FLAC file is damaged or cut off.\n"
     assert len(engine.aborted) == 1
 
@@ -267,7 +268,7 @@ def test_python_m_server_is_the_same_program() -> None:
 
 
 def test_the_clip_of_the_self_check_is_committed_and_short() -> None:
-    assert 0 < CLIP.stat().st_size < 200_000
+    assert 0 < CHECK_CLIP.stat().st_size < 200_000
 
 
 def test_the_doctor_sees_a_machine_without_the_models_runtime() -> None:

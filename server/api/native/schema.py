@@ -1,15 +1,14 @@
-"""What the native API answers on the wire: the reply, and the events of a streamed one."""
+"""The replies of the native API as they are sent: the whole reply, and the events of a streamed one."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.segments import segments
+from server.api.formats import ReplyFormat, segments, srt, vtt
+from server.api.options import Timestamps
 from server.engine.types.events import Basis, Done, FinishReason, TokenLogprob, Word
 from server.errors import ServeError
-
-Timestamps = Literal["none", "segments", "words"]
 
 
 class UsageReply(BaseModel):
@@ -27,13 +26,13 @@ class SpeculationReply(BaseModel):
 
 
 class LikelyToken(BaseModel):
-    token: str = Field(description="Its text; where it holds part of a character only, U+FFFD stands for that.")
+    token: str = Field(description="Text of the token; U+FFFD stands for part of a character.")
     bytes: list[int]
     logprob: float = Field(description="Natural logarithm, under the model before penalties and temperature.")
 
 
 class ChosenToken(LikelyToken):
-    top: list[LikelyToken] = Field(description="The likeliest in its place, best first.")
+    top: list[LikelyToken] = Field(description="The likeliest tokens in this place, best first.")
 
 
 class WordReply(BaseModel):
@@ -63,10 +62,10 @@ class InstructReply(BaseModel):
     words: list[WordReply] | None = Field(None, description="When each word was said, where the form asks for it.")
     basis: Basis | None = Field(
         None,
-        description="Of a recording that was cut at its pauses: what the answer comes from. `utterances`: each of them, joined; "
-        "`audio`: all of the speech; `transcript`: its transcript; `sections`: answers about parts of that.",
+        description="For audio that was cut at its pauses: the source of the answer. `utterances`: the answers to each, joined; "
+        "`audio`: all of the speech; `transcript`: its transcript; `sections`: answers about parts of the transcript.",
     )
-    sections: int | None = Field(None, description="Of such a recording: how many parts its answer was put together from.")
+    sections: int | None = Field(None, description="For such audio: the number of parts that the answer was put together from.")
 
 
 class DeltaEvent(BaseModel):
@@ -111,8 +110,10 @@ def instruct_reply(
     basis: Basis | None = None,
     sections: int | None = None,
 ) -> InstructReply:
-    """The reply of a request that was answered, with times as fine as asked for, if it has any; `basis` and `sections` are those
-    of a recording."""
+    """Return the reply for an answer, with the times that `timestamps` asks for if the answer has word times.
+
+    `basis` and `sections` are those of long audio.
+    """
     usage, speculation = done.usage, done.speculation
     return InstructReply(
         id=id,
@@ -138,6 +139,19 @@ def instruct_reply(
     )
 
 
+def reply_body(reply: InstructReply, words: Sequence[Word], format: ReplyFormat) -> str:
+    """Return the body of a reply in a format; `words` are those of its text, for subtitles."""
+    match format:
+        case "json":
+            return reply.model_dump_json(exclude_none=True)
+        case "text":
+            return reply.text
+        case "srt":
+            return srt(segments(words))
+        case "vtt":
+            return vtt(segments(words))
+
+
 def done_event(reply: InstructReply) -> DoneEvent:
     return DoneEvent(**dict(reply))
 
@@ -147,7 +161,7 @@ def error_event(request_id: str, error: ServeError) -> ErrorEvent:
 
 
 def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
-    """The tokens as a reply has them."""
+    """Return the tokens in the reply's form."""
     return [
         ChosenToken(**_likely(token.bytes, token.logprob).__dict__, top=[_likely(*likely) for likely in token.top])
         for token in logprobs
@@ -155,12 +169,12 @@ def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
 
 
 def segment_replies(words: Sequence[Word]) -> list[SegmentReply]:
-    """The words in segments, as a reply has them."""
+    """Return the words in segments, in the reply's form."""
     return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments(words)]
 
 
 def word_replies(words: Sequence[Word]) -> list[WordReply]:
-    """The words as a reply has them."""
+    """Return the words in the reply's form."""
     return [WordReply(word=each.text, start_s=round(each.start_s, 3), end_s=round(each.end_s, 3)) for each in words]
 
 

@@ -1,34 +1,39 @@
-"""`/v1/stream`: a WebSocket that audio goes into as it arises, and what is said comes out of."""
+"""`/v1/stream`: a WebSocket that takes audio as it arises and sends back what was said."""
 
+import contextlib
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
 from server.api.context import ServerContext
-from server.api.middleware import request_id_of
-from server.api.native.stream_requests import MessageReader
-from server.api.native.stream_session import StreamSession
+from server.api.middleware import client_of, request_id_of
+from server.api.native.messages import MessageReader
+from server.api.native.session import StreamSession
 from server.errors import ForbiddenOrigin
 
 
 def stream_router(context: ServerContext) -> APIRouter:
-    """The live API. Who is refused gets a plain HTTP reply in place of the WebSocket."""
+    """Return the route of the live API. A refusal is a plain HTTP reply in place of the WebSocket."""
     router = APIRouter()
     reader = MessageReader(context.settings, context.engine.max_audio_s)
 
     @router.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
         check_origin(socket)
-        with context.session_admitted():
-            await socket.accept()
-            await StreamSession(context, socket, reader, request_id_of(socket)).run()
+        retry_after_s = context.require_ready()
+        with contextlib.ExitStack() as place:
+            # Kept until the engine has the session, which then decides about it.
+            place.enter_context(context.new_sockets.place(client_of(socket), retry_after_s))
+            with context.metrics.live.open_sockets.track_inprogress():
+                await socket.accept()
+                await StreamSession(context, socket, reader, request_id_of(socket), place).run()
 
     return router
 
 
 def check_origin(socket: WebSocket) -> None:
-    """Raises `ForbiddenOrigin` for a page that another server gave the browser: WebSockets know no other protection from it."""
+    """Raise `ForbiddenOrigin` for a page from another server: browsers apply no same-origin rule to WebSockets."""
     origin = socket.headers.get("origin")
     if origin is not None and _host(origin) != socket.headers.get("host", "").lower():
         raise ForbiddenOrigin("This page may not open a live session here.")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.segments import LINE_CHARACTERS, LONGEST_S, PAUSE_S, lines, segments
+from server.api.formats import LINE_CHARACTERS, LONGEST_S, PAUSE_S, lines, segments
 from server.engine.types.events import Word
 
 TEXTS = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=60)

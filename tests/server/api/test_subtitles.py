@@ -6,8 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.segments import Segment
-from server.api.subtitles import srt, vtt
+from server.api.formats import Segment, srt, vtt
 
 SEGMENTS = [
     Segment("The beach was empty.", 0.0, 3.32),

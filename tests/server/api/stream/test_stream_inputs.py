@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from server.api.native.stream_inputs import LEAST_AUDIO_S, SessionInputs
+from server.api.native.session import LEAST_AUDIO_S, InputBuffer
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
 from server.observability.live import LiveMetrics, SessionTimer
 from tests.support.fakes.fake_engine import FakeEngine
@@ -28,18 +28,18 @@ def pushed(steps: list[int | Flush | ChangeInstruction]) -> list[LiveInput]:
     engine.start()
     engine.open_live(LiveRequest("s", "Transcribe."), lambda _event: None)
     session = engine.sessions["s"]
-    inputs = SessionInputs(engine, "s", SessionTimer(LiveMetrics(CollectorRegistry(), [1.0])))
+    inputs = InputBuffer(engine, "s", SessionTimer(LiveMetrics(CollectorRegistry(), [1.0])))
     samples = 0
     for step in steps:
         match step:
             case int():
-                inputs.hear(np.arange(samples, samples + step, dtype=np.float32))
+                inputs.add_audio(np.arange(samples, samples + step, dtype=np.float32))
                 samples += step
             case Flush():
-                inputs.flush(step)
+                inputs.push_flush(step)
             case ChangeInstruction():
-                inputs.change(step)
-    inputs.end()
+                inputs.change_instruction(step)
+    inputs.push_end()
     assert inputs.pushed_s == samples / RATE_HZ
     engine.drain(0)
     return session.inputs

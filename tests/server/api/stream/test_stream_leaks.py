@@ -12,7 +12,7 @@ from weakref import WeakSet
 import pytest
 
 from server.api import websocket as web_socket
-from server.api.native.stream_session import StreamSession
+from server.api.native.session import StreamSession
 from server.api.websocket import WebSocketConnection
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
 from tests.support.clients.stream_client import BINARY, PING, TEXT, frame, metric, open_files, pcm, raw_socket, reset

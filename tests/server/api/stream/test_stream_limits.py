@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from server.api import websocket as web_socket
-from server.api.native.stream_session import MAX_WAITING
+from server.api.native.session import MAX_WAITING
 from server.engine.types.events import Flushed, Partial, UtteranceDone
 from server.engine.types.requests import Audio, Flush, LiveInput
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
@@ -97,6 +97,12 @@ def test_many_flushes_wait_for_their_answers(monkeypatch: pytest.MonkeyPatch) ->
             session.deliver(Flushed(session.request.id, marker))
             assert client.event()["id"] == marker
     assert pushed == [Flush(marker) for marker in markers]
+
+
+def test_a_session_is_not_idle_while_its_constraint_is_checked() -> None:
+    """The first check takes longer than the timeout: it starts the process that checks."""
+    with serving(live_idle_timeout_s=0.05) as (server, _engine), streaming(server) as client:
+        assert client.start(regex="[a-z]+")["type"] == "ready"
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.native.stream_messages import CloseReason
-from server.api.native.stream_outbox import Item, Outbox
+from server.api.native.messages import CloseReason
+from server.api.native.session import Outbox, OutboxItem
 from server.engine.types.events import Delta, Flushed, Partial, SpeechStarted, UtteranceDone
 from tests.support.fakes.fake_live import fake_done
 
@@ -19,10 +19,10 @@ def done(utterance: int) -> UtteranceDone:
     return UtteranceDone("s", utterance, 0.0, 1.0, fake_done("s", "text", None))
 
 
-def taken(items: list[Item]) -> list[Item]:
+def taken(items: list[OutboxItem]) -> list[OutboxItem]:
     """What comes out where nothing was taken before all was in."""
 
-    async def take() -> list[Item]:
+    async def take() -> list[OutboxItem]:
         outbox = Outbox()
         for item in items:
             outbox.put(item)
@@ -59,7 +59,7 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=30))
-def test_all_but_partials_come_out_in_order(events: list[Item]) -> None:
+def test_all_but_partials_come_out_in_order(events: list[OutboxItem]) -> None:
     out = taken(events)
     assert [event for event in out if not isinstance(event, Partial)] == [e for e in events if not isinstance(e, Partial)]
     waiting = [event.utterance for event in out if isinstance(event, Partial)]
@@ -67,7 +67,7 @@ def test_all_but_partials_come_out_in_order(events: list[Item]) -> None:
 
 
 def test_whoever_takes_waits_for_the_next() -> None:
-    async def run() -> Item:
+    async def run() -> OutboxItem:
         outbox = Outbox()
         taking = asyncio.create_task(outbox.take())
         await asyncio.sleep(0)

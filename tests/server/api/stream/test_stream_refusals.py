@@ -1,5 +1,6 @@
 """Who may not open a live session, and what no client may say in one: an error in the one shape, then the right close code."""
 
+import contextlib
 import json
 import socket
 import struct
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from server.api.context import PLACES_BEYOND_ENGINE
 from server.engine.types.events import Failed
 from server.errors import EngineFailed, NotReady, Overloaded, PromptTooLong, ServeError
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
@@ -64,24 +66,35 @@ def test_no_second_origin_helps(server: LiveServer) -> None:
         pass
 
 
-def test_too_many_sessions(server: LiveServer, engine: FakeEngine) -> None:
-    """A session has its place from the first byte, so that many that come at once are not let in together."""
-    peers = [raw_socket(server) for _ in range(engine.live_limit)]
-    assert engine.sessions == {}
-    refused = refusal(server)
-    assert code_of(refused) == (429, "overloaded")
-    assert int(refused.response.headers["retry-after"]) >= 1
-    for peer in peers:
-        peer.close()
-    wait_until(lambda: metric(server, "stream_sockets") == 0)
-    with streaming(server) as client:
-        assert client.start()["type"] == "ready"
+def test_sockets_that_start_no_session_shut_no_other_client_out() -> None:
+    """One address gets half of the places for sockets that have not started."""
+    engine = FakeEngine()
+    with live_server(engine, live_sessions=0) as server, contextlib.ExitStack() as peers:
+        wait_until(lambda: engine.stats().ready)
+        for _ in range(PLACES_BEYOND_ENGINE // 2):
+            peers.enter_context(raw_socket(server))
+        refused = refusal(server)
+        assert code_of(refused) == (429, "overloaded")
+        assert int(refused.response.headers["retry-after"]) >= 1
+        with streaming(server, source_address=("127.0.0.2", 0)) as client:
+            assert client.start()["type"] == "ready"
+        peers.close()
+        wait_until(lambda: metric(server, "stream_sockets") == 0)
+        with streaming(server) as client:
+            assert client.start()["type"] == "ready"
 
 
-def test_sessions_that_the_engine_has_from_elsewhere_count(server: LiveServer, engine: FakeEngine) -> None:
-    limit, engine.live_limit = engine.live_limit, 0
-    assert code_of(refusal(server)) == (429, "overloaded")
-    engine.live_limit = limit
+def test_sessions_hold_no_place_at_the_door() -> None:
+    """The engine alone decides how many sessions there may be."""
+    engine = FakeEngine()
+    with live_server(engine, live_sessions=0) as server, contextlib.ExitStack() as clients:
+        wait_until(lambda: engine.stats().ready)
+        engine.live_limit = PLACES_BEYOND_ENGINE
+        for _ in range(PLACES_BEYOND_ENGINE):
+            assert clients.enter_context(streaming(server)).start()["type"] == "ready"
+        last = clients.enter_context(streaming(server))
+        last.tell("start", instruction="Transcribe.")
+        assert last.fatal() == ("overloaded", 1013)
 
 
 def test_a_server_that_is_not_ready() -> None:

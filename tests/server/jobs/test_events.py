@@ -22,7 +22,7 @@ async def all_of(inbox: EventQueue, dice: random.Random) -> tuple[list[str], lis
         async with asyncio.timeout(20):
             await inbox.wait()
         await asyncio.sleep(dice.choice([0, 0, 0.001]))
-        text, more, terminal = inbox.take()
+        text, more, terminal = inbox.take_all()
         texts.append(text)
         logprobs += more
         if terminal is not None:
@@ -37,10 +37,10 @@ def test_nothing_is_lost_between_two_threads(seed: int) -> None:
 
     def deliver_all(inbox: EventQueue) -> None:
         for piece, token in zip(pieces, tokens, strict=True):
-            inbox.deliver(Delta("r", piece, (token,)))
+            inbox.put(Delta("r", piece, (token,)))
             if dice.random() < 0.1:
                 time.sleep(0.0005)
-        inbox.deliver(DONE)
+        inbox.put(DONE)
 
     async def read() -> None:
         inbox = EventQueue()
@@ -62,9 +62,9 @@ def test_what_piles_up_is_taken_at_once() -> None:
     async def read() -> tuple[str, object, object]:
         inbox = EventQueue()
         for text in ("a", "", "b"):
-            inbox.deliver(Delta("r", text))
+            inbox.put(Delta("r", text))
         await inbox.wait()
-        return inbox.take()
+        return inbox.take_all()
 
     assert asyncio.run(read()) == ("ab", [], None)
 
@@ -73,10 +73,10 @@ def test_what_piles_up_is_taken_at_once() -> None:
 def test_only_a_failure_before_anything_else_is_raised(first: Event, fails: bool) -> None:
     async def open_and_take() -> object:
         inbox = EventQueue()
-        inbox.deliver(first)
-        inbox.deliver(Failed("r", EngineFailed("Later.")))
+        inbox.put(first)
+        inbox.put(Failed("r", EngineFailed("Later.")))
         inbox.raise_failure()
-        return inbox.take()
+        return inbox.take_all()
 
     if fails:
         with pytest.raises(EngineFailed, match=r"No\."):
@@ -90,8 +90,8 @@ def test_a_waiter_gets_the_end_from_another_thread() -> None:
         waiter = ResultFuture()
 
         def deliver() -> None:
-            waiter.deliver(Delta("r", "a"))
-            waiter.deliver(end)
+            waiter.put(Delta("r", "a"))
+            waiter.put(end)
 
         threading.Thread(target=deliver).start()
         return await waiter.wait(), waiter.first_text_s

@@ -26,7 +26,7 @@ from server.engine.types.events import (
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import LiveRequest
 from server.errors import EngineFailed
-from server.jobs.gathering import LongAudioAggregator
+from server.jobs.long_audio import LongAudioAggregator
 
 REQUEST = LiveRequest("r", "Transcribe.", partials=False)
 DONE = Done("r", "", "stop", Usage(10, 20, 3, 5), StageTimes(encode_s=0.5, decode_s=0.25), Speculation(4, 3, 2))
@@ -39,7 +39,7 @@ def utterance(number: int, text: str, **fields: object) -> UtteranceDone:
 def gather(request: LiveRequest, *events: LiveEvent) -> tuple[str, Event, LongAudioAggregator]:
     """The deltas joined, the last thing that is heard, and how it was made."""
     gathering = LongAudioAggregator(request)
-    heard = [told for event in events if (told := gathering.take(event)) is not None]
+    heard = [told for event in events if (told := gathering.add_event(event)) is not None]
     deltas, last = heard[:-1], heard[-1]
     assert all(isinstance(event, Delta) for event in deltas)
     return "".join(event.text for event in deltas if isinstance(event, Delta)), last, gathering
@@ -122,5 +122,5 @@ def test_a_problem_is_the_end_of_all() -> None:
 def test_the_rest_of_the_events_is_not_for_the_client() -> None:
     gathering = LongAudioAggregator(REQUEST)
     for event in (SpeechStarted("r", 0, 0.0), Partial("r", 0, "a", "b", 0.0, 0.0, 1.0), Flushed("r", ""), Listened("r", 4.5)):
-        assert gathering.take(event) is None
+        assert gathering.add_event(event) is None
     assert gathering.listened_s == 4.5

@@ -1,12 +1,13 @@
-"""What a live session's messages may hold: the limits of the form, in JSON's types."""
+"""The messages of a live session: the limits of the form, in JSON's types."""
 
 import json
 from typing import Any
 
 import pytest
 
-from server.api.instruct_form import text_fields
-from server.api.native.stream_requests import SAMPLING, MessageReader, Start
+from server.api.native.messages import MessageReader, StartMessage
+from server.api.options import SAMPLING_FIELDS, InstructOptions, parse_form, with_limits
+from server.engine.types.options import Constraint
 from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest
 from server.errors import InvalidRequest, UnknownField
 from server.settings import Settings
@@ -15,18 +16,19 @@ SETTINGS = Settings()
 READER = MessageReader(SETTINGS, max_audio_s=30.0)
 
 
-def read(message: dict[str, Any]) -> Start | Flush | ChangeInstruction | EndOfAudio:
-    return READER.read(json.dumps(message), "stream-1", "client")
+def read(message: dict[str, Any]) -> StartMessage | Flush | ChangeInstruction | EndOfAudio:
+    return READER.read(json.dumps(message))
 
 
-def start(**fields: Any) -> Start:
+def start(**fields: Any) -> StartMessage:
     message = read({"type": "start", "instruction": "Transcribe.", **fields})
-    assert isinstance(message, Start)
+    assert isinstance(message, StartMessage)
     return message
 
 
-def test_the_least() -> None:
-    assert start() == Start("pcm16", 16_000, LiveRequest("stream-1", "Transcribe.", client="client"))
+def test_the_least_that_each_message_needs() -> None:
+    assert (start().encoding, start().sample_rate_hz) == ("pcm16", None)
+    assert start().live_request("stream-1", "client") == LiveRequest("stream-1", "Transcribe.", client="client")
     assert read({"type": "flush", "id": "é" * 64}) == Flush("é" * 64)
     assert read({"type": "update", "instruction": "x"}) == ChangeInstruction("x")
     assert read({"type": "end"}) == EndOfAudio()
@@ -108,7 +110,7 @@ def test_unknown_fields(where: str) -> None:
 def test_one_constraint_at_most() -> None:
     with pytest.raises(InvalidRequest, match="more than one"):
         start(regex="a", choice=["a"])
-    assert start(json_schema={"const": "é"}).request.sampling.constraint is not None
+    assert start(json_schema={"const": "é"}).sampling.constraint == Constraint("json_schema", '{"const": "é"}')
 
 
 def test_opus_says_its_rate_itself() -> None:
@@ -117,14 +119,14 @@ def test_opus_says_its_rate_itself() -> None:
     assert refused.value.param == "sample_rate_hz"
 
 
-@pytest.mark.parametrize("name", [*SAMPLING, "draft"])
-def test_defaults_are_those_of_the_form(name: str) -> None:
-    request = start().request
-    given = request.draft if name == "draft" else getattr(request.sampling, name)
-    assert given == text_fields(SETTINGS)[name].default
+def test_defaults_are_those_of_the_form() -> None:
+    form = parse_form(with_limits(InstructOptions, SETTINGS), {"instruction": "Transcribe."})
+    assert start().sampling == form.sampling
+    assert start().draft == form.draft
+    assert set(SAMPLING_FIELDS) - set(StartMessage.model_fields) == {"logprobs"}
 
 
 def test_an_utterance_is_never_longer_than_the_engine_takes() -> None:
     message = json.dumps({"type": "start", "instruction": "a", "voice": {"max_utterance_ms": 20_001}})
     with pytest.raises(InvalidRequest, match="20000"):
-        MessageReader(SETTINGS, max_audio_s=20.0).read(message, "s", "c")
+        MessageReader(SETTINGS, max_audio_s=20.0).read(message)

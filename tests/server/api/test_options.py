@@ -1,4 +1,4 @@
-"""The fields of the form reach the engine as they were meant; `hostile_inputs` has what they refuse."""
+"""The options of a form reach the engine as they were meant; `hostile_inputs` has the values that are refused."""
 
 import json
 from collections.abc import Iterator
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.instruct_form import InstructForm, check_form, text_fields
-from server.api.multipart import Form
+from server.api.options import InstructOptions, parse_form, with_limits
 from server.engine.types.options import Constraint, ConstraintKind, Priority, SamplingOptions
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
@@ -29,8 +28,11 @@ def server(engine: FakeEngine) -> Iterator[LiveServer]:
         yield live
 
 
-def read(**texts: str) -> InstructForm:
-    return check_form(Form(CLIP, {"instruction": "Transcribe.", **texts}), text_fields(Settings()))
+OPTIONS = with_limits(InstructOptions, Settings())
+
+
+def read(**texts: str) -> InstructOptions:
+    return parse_form(OPTIONS, {"instruction": "Transcribe.", **texts})
 
 
 def test_options_have_defaults(server: LiveServer, engine: FakeEngine) -> None:

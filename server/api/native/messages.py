@@ -1,0 +1,314 @@
+"""The messages of `/v1/stream`, one JSON object per text frame: those of clients, the events for them, and the close codes."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, create_model, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import from_json
+
+from server.api.multipart import MAX_TEXT_BYTES
+from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply, instruct_reply
+from server.api.options import ClientMessage, Instruction, RequestOptions, parse_message, with_limits
+from server.engine.types.events import (
+    Basis,
+    Delta,
+    Done,
+    Ended,
+    FinishReason,
+    Flushed,
+    LiveEvent,
+    Partial,
+    Problem,
+    SpeechStarted,
+    UtteranceDone,
+)
+from server.engine.types.options import Scope, VoiceOptions
+from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest
+from server.errors import InvalidRequest, NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
+from server.observability.live import Outcome
+from server.settings import Settings
+
+MAX_FRAME_BYTES = 256 * 1024
+NORMAL, POLICY, SERVER_ERROR, RESTART, TRY_AGAIN = 1000, 1008, 1011, 1012, 1013
+DEFAULT_RATE_HZ = 16_000
+VOICE = VoiceOptions()
+
+Encoding = Literal["pcm16", "ogg_opus"]
+# Given as JSON, and kept as the JSON text that a form has.
+JsonText = Annotated[str, BeforeValidator(lambda value: json.dumps(value, ensure_ascii=False))]
+
+
+class VoiceMessage(ClientMessage):
+    """Where utterances begin and end. `MessageReader` sets the limit and default of `max_utterance_ms`."""
+
+    threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)
+    silence_duration_ms: int = Field(round(VOICE.silence_s * 1000), ge=100, le=5000)
+    max_utterance_ms: int = 0
+
+    def options(self) -> VoiceOptions:
+        """Return the same in the engine's terms."""
+        return VoiceOptions(
+            threshold=self.threshold,
+            prefix_padding_s=self.prefix_padding_ms / 1000,
+            silence_s=self.silence_duration_ms / 1000,
+            max_utterance_s=self.max_utterance_ms / 1000,
+        )
+
+
+class StartMessage(RequestOptions):
+    """The first message of a session: the shared options, and those of live audio."""
+
+    json_schema: JsonText | SkipJsonSchema[None] = None
+    choice: JsonText | SkipJsonSchema[None] = None
+    sample_rate_hz: Annotated[int, Field(ge=8000, le=48_000)] | SkipJsonSchema[None] = None
+    encoding: Encoding = "pcm16"
+    partials: bool = True
+    words: bool = False
+    scope: Scope = "utterance"
+    voice: VoiceMessage
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> "StartMessage":
+        if self.encoding == "ogg_opus" and self.sample_rate_hz is not None:
+            raise InvalidRequest("An Opus stream says its sample rate itself.", param="sample_rate_hz")
+        return self
+
+    def live_request(self, session_id: str, client: str) -> LiveRequest:
+        """Return the request for a session of this id and client."""
+        return LiveRequest(
+            id=session_id,
+            instruction=self.instruction,
+            sampling=self.sampling,
+            client=client,
+            draft=self.draft,
+            voice=self.voice.options(),
+            scope=self.scope,
+            partials=self.partials,
+            word_times=self.words,
+        )
+
+
+class FlushMessage(ClientMessage):
+    """Ends the utterance that is going on."""
+
+    id: str = Field(min_length=1, max_length=64)
+
+
+class UpdateMessage(ClientMessage):
+    """Changes the instruction for utterances from here on."""
+
+    instruction: Instruction
+
+
+class EndMessage(ClientMessage):
+    """Ends the audio."""
+
+
+class MessageReader:
+    """Reads the messages of one server's clients. An utterance may last up to `max_audio_s`, which is the engine's limit."""
+
+    def __init__(self, settings: Settings, max_audio_s: float) -> None:
+        longest_s = min(VOICE.max_utterance_s, max_audio_s)
+        limits = Field(round(longest_s * 1000), ge=2000, le=round(max_audio_s * 1000))
+        voice = create_model("VoiceMessage", __base__=VoiceMessage, max_utterance_ms=(int, limits))
+        start = create_model("StartMessage", __base__=StartMessage, voice=(voice, voice.model_validate({})))
+        self._models: dict[str, type[ClientMessage]] = {
+            "start": with_limits(start, settings),
+            "flush": FlushMessage,
+            "update": with_limits(UpdateMessage, settings),
+            "end": EndMessage,
+        }
+
+    def read(self, text: str) -> StartMessage | Flush | ChangeInstruction | EndOfAudio:
+        """Return the message of a text frame. Raises `InvalidRequest`."""
+        # Characters, of which there are no more than bytes.
+        if len(text) > MAX_TEXT_BYTES:
+            raise InvalidRequest(f"A message has at most {MAX_TEXT_BYTES} characters.")
+        try:
+            content: Any = from_json(text, allow_inf_nan=False)
+        except ValueError:
+            raise InvalidRequest("The message is not valid JSON.") from None
+        kind = content.pop("type", None) if isinstance(content, dict) else None
+        if not isinstance(kind, str) or kind not in self._models:
+            raise InvalidRequest(f"A message is a JSON object whose type is one of {', '.join(self._models)}.", param="type")
+        match parse_message(self._models[kind], content, kind):
+            case StartMessage() as start:
+                return start
+            case FlushMessage(id=marker):
+                return Flush(marker)
+            case UpdateMessage(instruction=instruction):
+                return ChangeInstruction(instruction)
+        return EndOfAudio()
+
+
+@dataclass(frozen=True)
+class CloseReason:
+    """The end of a session: the error that is sent first, and the close code, None if the client does not read any more."""
+
+    outcome: Outcome
+    close_code: int | None = None
+    error: ServeError | None = None
+
+
+def close_reason_of(error: ServeError) -> CloseReason:
+    """Return how a session ends because of this error."""
+    match error:
+        case SessionIdle():
+            return CloseReason("idle", POLICY, error)
+        case SessionTooLong():
+            return CloseReason("too_long", POLICY, error)
+        case Overloaded():
+            return CloseReason("overloaded", TRY_AGAIN, error)
+        case NotReady():
+            return CloseReason("not_ready", TRY_AGAIN, error)
+        case ServeError(status=status) if status < 500:
+            return CloseReason("client_error", POLICY, error)
+        case _:
+            return CloseReason("server_error", SERVER_ERROR, error)
+
+
+class _Event(BaseModel):
+    def frame(self) -> str:
+        """Return the content of the event's frame."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class SessionLimits(BaseModel):
+    idle_timeout_s: float
+    max_session_s: float
+    max_frame_bytes: int
+
+
+class ReadyEvent(_Event):
+    type: Literal["ready"] = "ready"
+    session_id: str
+    sample_rate_hz: int
+    encoding: str
+    limits: SessionLimits
+
+
+class SpeechStartedEvent(_Event):
+    type: Literal["speech_started"] = "speech_started"
+    utterance: int
+    start_s: float
+
+
+class PartialEvent(_Event):
+    type: Literal["partial"] = "partial"
+    utterance: int
+    stable: str
+    tail: str
+    start_s: float
+    stable_end_s: float
+    end_s: float
+
+
+class FinalEvent(_Event):
+    type: Literal["final"] = "final"
+    utterance: int
+    text: str
+    finish_reason: FinishReason
+    start_s: float
+    end_s: float
+    words: list[WordReply] | None
+    usage: UsageReply
+    times_ms: dict[str, float]
+    speculation: SpeculationReply
+
+
+class LiveDeltaEvent(_Event):
+    type: Literal["delta"] = "delta"
+    delta: str
+
+
+class FlushedEvent(_Event):
+    type: Literal["flushed"] = "flushed"
+    id: str
+
+
+class EndedEvent(_Event):
+    type: Literal["ended"] = "ended"
+    audio_s: float
+    basis: Basis
+    sections: int
+    answer: InstructReply | None
+
+
+class LiveErrorEvent(ErrorReply):
+    type: Literal["error"] = "error"
+    fatal: bool
+    utterance: int | None = None
+
+    def frame(self) -> str:
+        """Return the content of the event's frame."""
+        # An error's empty fields belong to its shape.
+        return self.model_dump_json(exclude={"utterance"} if self.utterance is None else None)
+
+
+def live_error_event(request_id: str, error: ServeError, *, fatal: bool, utterance: int | None = None) -> LiveErrorEvent:
+    fields = {**error.body(), "request_id": request_id, "fatal": fatal, "utterance": utterance}
+    return LiveErrorEvent.model_validate(fields)
+
+
+def event_frame(event: LiveEvent, request_id: str) -> str:
+    """Return the content of the frame for an event of the engine. Raises `ValueError` for one that is not for clients."""
+    match event:
+        case SpeechStarted(utterance=utterance, start_s=start_s):
+            return SpeechStartedEvent(utterance=utterance, start_s=_rounded(start_s)).frame()
+        case Partial():
+            return _partial_event(event).frame()
+        case UtteranceDone():
+            return _final_event(event).frame()
+        case Problem(error=error, utterance=utterance):
+            return live_error_event(request_id, error, fatal=False, utterance=utterance).frame()
+        case Flushed(marker=marker):
+            return FlushedEvent(id=marker).frame()
+        case Delta(text=text):
+            return LiveDeltaEvent(delta=text).frame()
+        case Ended():
+            return _ended_event(event).frame()
+        case _:
+            raise ValueError(f"{type(event).__name__} is not for clients")
+
+
+def _rounded(value_s: float) -> float:
+    return round(value_s, 3)
+
+
+def _reply(id: str, done: Done, audio_s: float) -> InstructReply:
+    # The answer has words only if the start asked for them.
+    return instruct_reply(id, done, audio_s, timestamps="words")
+
+
+def _partial_event(event: Partial) -> PartialEvent:
+    return PartialEvent(
+        utterance=event.utterance,
+        stable=event.stable,
+        tail=event.tail,
+        start_s=_rounded(event.start_s),
+        stable_end_s=_rounded(event.stable_end_s),
+        end_s=_rounded(event.end_s),
+    )
+
+
+def _final_event(event: UtteranceDone) -> FinalEvent:
+    reply = _reply(event.request_id, event.done, event.end_s - event.start_s)
+    return FinalEvent(
+        utterance=event.utterance,
+        text=reply.text,
+        finish_reason=reply.finish_reason,
+        start_s=_rounded(event.start_s),
+        end_s=_rounded(event.end_s),
+        words=reply.words,
+        usage=reply.usage,
+        times_ms=reply.times_ms,
+        speculation=reply.speculation,
+    )
+
+
+def _ended_event(event: Ended) -> EndedEvent:
+    answer = None if event.answer is None else _reply(event.request_id, event.answer, event.audio_s)
+    return EndedEvent(audio_s=_rounded(event.audio_s), basis=event.basis, sections=event.sections, answer=answer)

@@ -1,0 +1,65 @@
+"""The bytes of an upload are freed with its request, without Python's cyclic collector."""
+
+import asyncio
+import gc
+import tracemalloc
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from server.api.multipart import read_form
+from server.errors import BodyTooLarge, InvalidRequest, UnknownField
+
+AUDIO_BYTES = 4 * 2**20
+BODY = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' + bytes(AUDIO_BYTES)
+END = b"\r\n--b--\r\n"
+
+
+async def read(*pieces: bytes) -> int:
+    """Read a body that arrives in these pieces, or breaks off after them; return the bytes of its audio."""
+    messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": piece != END} for piece in pieces]
+    messages.append({"type": "http.disconnect"})
+    waiting = iter(messages)
+
+    async def receive() -> Message:
+        return next(waiting)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    form = await read_form(Request({"type": "http", "headers": headers}, receive), AUDIO_BYTES + 1024, ["instruction"])
+    return len(form.audio)
+
+
+async def outcome_of(pieces: list[bytes]) -> type[Exception] | None:
+    try:
+        assert await read(*pieces) == AUDIO_BYTES
+    except (ClientDisconnect, InvalidRequest) as error:
+        return type(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "error"),
+    [
+        ([BODY, END], None),
+        ([BODY], ClientDisconnect),
+        ([BODY, bytes(2048)], BodyTooLarge),
+        ([BODY, b'\r\n--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n'], UnknownField),
+        ([BODY, b"\r\n--b\r\n\0\r\n"], InvalidRequest),
+    ],
+    ids=["whole", "broken off", "too large", "unknown field", "malformed"],
+)
+def test_an_upload_is_freed_at_once(pieces: list[bytes], error: type[Exception] | None) -> None:
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(3):
+            assert asyncio.run(outcome_of(pieces)) == error
+        after, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert after - before < AUDIO_BYTES
+    assert most - before > AUDIO_BYTES
