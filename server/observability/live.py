@@ -1,4 +1,4 @@
-"""What the context counts of live sessions, and how it comes by their latencies."""
+"""The metrics of live sessions, and how their latencies are measured."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Outcome = Literal[
     "ended", "client_left", "client_error", "slow_client", "idle", "too_long", "overloaded", "not_ready", "server_error"
 ]
 
-# Answers that are later than so many pieces of audio ago are not timed.
+# An answer to audio that came more pieces ago than this is not timed.
 MAX_ARRIVALS = 4096
 
 
@@ -36,7 +36,7 @@ class LiveMetrics:
         )
         self.first_partial_seconds = Histogram(
             "thinbridge_first_partial_latency_seconds",
-            "From an utterance's beginning being noticed to its first text.",
+            "From noticing the start of an utterance to its first text.",
             buckets=seconds_buckets,
             registry=registry,
         )
@@ -49,22 +49,22 @@ class LiveMetrics:
 
 
 class SessionTimer:
-    """Measures one session. Times are `time.perf_counter`'s, but for those of the session's audio."""
+    """Measures one session. Times are by `time.perf_counter`, except those of the session's audio."""
 
     def __init__(self, metrics: LiveMetrics) -> None:
         self._metrics = metrics
-        # Where in the audio each piece ended, and when it came; oldest first.
+        # The end of each piece in the audio, and when the piece came; oldest first.
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=MAX_ARRIVALS)
         self._started_s: dict[int, float] = {}
         self._partial_text = ""
 
     def audio_came(self, seconds: float, end_s: float, now_s: float) -> None:
-        """So many seconds of audio were pushed, up to `end_s` of the session's audio."""
+        """Note that `seconds` of audio were pushed, up to `end_s` of the session's audio."""
         self._metrics.audio_seconds.inc(seconds)
         self._arrivals.append((end_s, now_s))
 
     def event_came(self, event: LiveEvent, now_s: float) -> None:
-        """The engine told something."""
+        """Note an event of the engine."""
         match event:
             case SpeechStarted(utterance=number):
                 self._started_s = {number: now_s}
@@ -72,7 +72,7 @@ class SessionTimer:
                 self._metrics.first_partial_seconds.observe(now_s - self._started_s.pop(number))
 
     def event_sent(self, event: LiveEvent, now_s: float) -> None:
-        """The client was told."""
+        """Note an event that the client was sent."""
         match event:
             case SpeechStarted():
                 self._partial_text = ""
@@ -84,7 +84,7 @@ class SessionTimer:
                 self._metrics.final_seconds.observe(now_s - arrival_s)
 
     def _arrival_s(self, audio_s: float) -> float | None:
-        """When the audio up to there had come; None where that is too long ago."""
+        """Return when the audio up to `audio_s` had come; None if that is too long ago."""
         arrivals = self._arrivals
         forgotten = len(arrivals) == MAX_ARRIVALS and arrivals[0][0] >= audio_s
         # The engine may have made the last piece a little longer.
@@ -94,7 +94,7 @@ class SessionTimer:
 
 
 def words_taken_back(before: str, after: str) -> int:
-    """How many words of a text the next one does not begin with; one that only got longer still stands."""
+    """Return how many words of a text the next one takes back; a word that only got longer still stands."""
     if after.startswith(before):
         return 0
     words = before.split()

@@ -1,16 +1,16 @@
-"""Every metric of the server, by name. Served at `/metrics` from a registry of its own."""
+"""All metrics of the server, by name. Served at `/metrics` from a registry of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine.types.events import Done
-from server.engine.types.stats import EngineStats
-from server.observability.engine_metrics import engine_counters, engine_gauges, member_metrics
+from server.engine.types.stats import EngineStats, RouterStats
 from server.observability.live import LiveMetrics
 
 StreamOutcome = Literal["done", "error", "broken_off"]
@@ -21,53 +21,122 @@ SECONDS_BUCKETS = (
 )
 
 
+@dataclass(frozen=True)
+class EngineMetric:
+    """A metric that is read from one value of the engine, or from several values with labels.
+
+    `values` names a field of `EngineStats` (gauges) or of `EngineCounters`, or the fields by their label values. A field with one
+    count per position has the label `position`, from 1 on; the last position counts all from there on.
+    """
+
+    name: str
+    documentation: str
+    values: str | Mapping[tuple[str, ...], str]
+    labels: tuple[str, ...] = ()
+
+    def read(self, family: type[GaugeMetricFamily | CounterMetricFamily], source: object) -> Metric:
+        """Return the metric with the values of `source`."""
+        metric = family(f"thinbridge_{self.name}", self.documentation, labels=self.labels)
+        for labels, value in self._samples(source):
+            metric.add_metric(labels, value)
+        return metric
+
+    def _samples(self, source: object) -> Iterator[tuple[Sequence[str], float]]:
+        if not isinstance(self.values, str):
+            yield from ((labels, getattr(source, field)) for labels, field in self.values.items())
+            return
+        value: Any = getattr(source, self.values)
+        if isinstance(value, tuple):
+            yield from (([str(position)], count) for position, count in enumerate(value, start=1))
+        else:
+            yield (), float(value)
+
+
+ENGINE_GAUGES = (
+    EngineMetric("ready", "1 while the engine takes requests.", "ready"),
+    EngineMetric("num_requests_waiting", "Requests in the engine's queue.", "waiting"),
+    EngineMetric("num_requests_running", "Requests that hold a slot.", "running"),
+    EngineMetric("slots", "Slots of the engine.", "slots"),
+    EngineMetric("queue_limit", "Requests that may wait.", "queue_limit"),
+    EngineMetric("step_age_seconds", "How long the engine's step in progress has run; 0 between steps.", "step_age_s"),
+    EngineMetric("predicted_wait_seconds", "Predicted wait of a request that is submitted now.", "predicted_wait_s"),
+    EngineMetric("live_sessions", "Live sessions in the engine.", "live_sessions"),
+    EngineMetric("live_session_limit", "Live sessions that there may be.", "live_limit"),
+    EngineMetric("live_jobs", "Work that live sessions have for the models.", "live_jobs"),
+    EngineMetric(
+        "cache_bytes",
+        "Memory that a cache holds.",
+        {("prefix",): "prefix_cache_bytes", ("encoder",): "encoder_cache_bytes"},
+        ("cache",),
+    ),
+)
+ENGINE_COUNTERS = (
+    EngineMetric("engine_steps", "Steps of the engine.", "steps"),
+    EngineMetric("engine_restarts", "Restarts of the engine.", "restarts"),
+    EngineMetric("preemptions", "Requests that lost their slot to others for a while.", "preemptions"),
+    EngineMetric("llm_passes", "LLM passes.", "llm_passes"),
+    EngineMetric("llm_tokens", "Tokens that LLM passes generated, those of aborted requests included.", "generated_tokens"),
+    EngineMetric("draft_tokens", "Draft tokens proposed, by place in the draft.", "drafted", ("position",)),
+    EngineMetric("draft_accepted_tokens", "Draft tokens accepted, by place in the draft.", "accepted", ("position",)),
+    EngineMetric("utterances", "Utterances of live sessions.", "utterances"),
+    EngineMetric("silent_utterances", "Utterances in which the models found no text.", "silent_utterances"),
+    EngineMetric("live_partials", "Partial texts of utterances in progress.", "partials"),
+    EngineMetric(
+        "cache_lookups",
+        "Lookups in a cache.",
+        {
+            ("prefix", "hit"): "prefix_hits",
+            ("prefix", "miss"): "prefix_misses",
+            ("encoder", "hit"): "encoder_cache_hits",
+            ("encoder", "miss"): "encoder_cache_misses",
+        },
+        ("cache", "result"),
+    ),
+)
+# The same values of each GPU's engine, if there are several.
+MEMBER_VALUES = (
+    (GaugeMetricFamily, "gpu_ready", "1 while this GPU's engine takes requests.", lambda member: float(member.ready)),
+    (GaugeMetricFamily, "gpu_num_requests_waiting", "Requests in the engine's queue.", lambda member: member.waiting),
+    (GaugeMetricFamily, "gpu_num_requests_running", "Requests that hold a slot.", lambda member: member.running),
+    (GaugeMetricFamily, "gpu_live_sessions", "Live sessions in the engine.", lambda member: member.live_sessions),
+    (CounterMetricFamily, "gpu_engine_restarts", "Restarts of the engine.", lambda member: member.counters.restarts),
+)
+
+
 class Metrics:
-    """What the context counts itself, and what it reads from the engine and the decode pool at each scrape."""
+    """The metrics that the server counts itself, and those read from the engine and the decode pool at each scrape."""
 
     def __init__(self, engine_stats: Callable[[], EngineStats], decode_restarts: Callable[[], int]) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(_LiveState(engine_stats, decode_restarts))
-        self.http_requests = Counter(
-            "thinbridge_http_requests",
-            "HTTP requests by route and status; 499 is a client that left.",
-            ["route", "status"],
-            registry=self.registry,
+        registry = self.registry = CollectorRegistry()
+        registry.register(_EngineCollector(engine_stats, decode_restarts))
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"thinbridge_{name}", documentation, labels, registry=registry)
+
+        def histogram(name: str, documentation: str, *labels: str) -> Histogram:
+            return Histogram(f"thinbridge_{name}", documentation, labels, buckets=SECONDS_BUCKETS, registry=registry)
+
+        self.http_requests = counter(
+            "http_requests", "HTTP requests by route and status; 499 is a client that left.", "route", "status"
         )
-        self.in_flight = Gauge("thinbridge_instruct_in_flight", "Instruct requests inside the server.", registry=self.registry)
-        self.stage_seconds = Histogram(
-            "thinbridge_stage_seconds", "Time per stage of a request.", ["stage"], buckets=SECONDS_BUCKETS, registry=self.registry
+        self.in_flight = Gauge("thinbridge_instruct_in_flight", "Instruct requests inside the server.", registry=registry)
+        self.stage_seconds = histogram("stage_seconds", "Time per stage of a request.", "stage")
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From the request's start to its first text.")
+        self.answer_seconds = histogram("e2e_request_latency_seconds", "From the request's start to its answer.")
+        self.answers = counter("request_success", "Answered requests.", "finished_reason")
+        self.audio_seconds = counter("audio_seconds", "Seconds of audio answered.")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt positions by kind: audio or text.", "kind")
+        self.generated_tokens = counter("generation_tokens", "Tokens generated.")
+        self.inter_token_seconds = histogram(
+            "inter_token_latency_seconds", "Between two pieces of text of a streamed answer, as they leave the engine."
         )
-        self.time_to_first_token = Histogram(
-            "thinbridge_time_to_first_token_seconds",
-            "From the request's start to its first text.",
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
-        )
-        self.answer_seconds = Histogram(
-            "thinbridge_e2e_request_latency_seconds",
-            "From the request's start to its answer.",
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
-        )
-        self.answers = Counter("thinbridge_request_success", "Answered requests.", ["finished_reason"], registry=self.registry)
-        self.audio_seconds = Counter("thinbridge_audio_seconds", "Seconds of audio answered.", registry=self.registry)
-        self.prompt_tokens = Counter(
-            "thinbridge_prompt_tokens", "Prompt positions by kind: audio or text.", ["kind"], registry=self.registry
-        )
-        self.generated_tokens = Counter("thinbridge_generation_tokens", "Tokens generated.", registry=self.registry)
-        self.inter_token_seconds = Histogram(
-            "thinbridge_inter_token_latency_seconds",
-            "Between two pieces of text of a streamed answer, as they leave the engine.",
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
-        )
-        self.streams = Counter("thinbridge_streams", "Streamed replies by how they ended.", ["outcome"], registry=self.registry)
+        self.streams = counter("streams", "Streamed replies by how they ended.", "outcome")
         for outcome in get_args(StreamOutcome):
             self.streams.labels(outcome)
-        self.live = LiveMetrics(self.registry, SECONDS_BUCKETS)
+        self.live = LiveMetrics(registry, SECONDS_BUCKETS)
 
     def count_answer(self, done: Done, audio_s: float) -> None:
-        """Count a request that was answered, with all its stage times."""
+        """Count an answered request, with all its stage times."""
         for name, seconds in vars(done.times).items():
             if name != "total_s":
                 self.stage_seconds.labels(name.removesuffix("_s")).observe(seconds)
@@ -79,18 +148,18 @@ class Metrics:
         self.generated_tokens.inc(done.usage.output_tokens)
 
     def count_stream(self, outcome: StreamOutcome, arrivals_s: Sequence[float]) -> None:
-        """Count a streamed reply that is over, and when each piece of its text had come."""
+        """Count a streamed reply that has ended; `arrivals_s` are the times at which each piece of its text came."""
         self.streams.labels(outcome).inc()
         for earlier_s, later_s in pairwise(arrivals_s):
             self.inter_token_seconds.observe(later_s - earlier_s)
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class _LiveState(Collector):
-    """Reads at scrape time, so that nothing has to be kept in step."""
+class _EngineCollector(Collector):
+    """Reads the engine and the decode pool at each scrape, so no value has to be kept up to date."""
 
     def __init__(self, engine_stats: Callable[[], EngineStats], decode_restarts: Callable[[], int]) -> None:
         self._engine_stats = engine_stats
@@ -98,9 +167,15 @@ class _LiveState(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine_stats()
-        yield from engine_gauges(stats)
-        yield from engine_counters(stats.counters)
-        yield from member_metrics(stats)
+        yield from (metric.read(GaugeMetricFamily, stats) for metric in ENGINE_GAUGES)
+        yield from (metric.read(CounterMetricFamily, stats.counters) for metric in ENGINE_COUNTERS)
+        if isinstance(stats, RouterStats):
+            for family, name, documentation, value in MEMBER_VALUES:
+                metric = family(f"thinbridge_{name}", documentation, labels=["engine"])
+                for member_name, member in stats.members.items():
+                    metric.add_metric([member_name], value(member))
+                yield metric
+        restarts = self._decode_restarts()
         yield CounterMetricFamily(
-            "thinbridge_decode_worker_restarts", "Audio decode processes that were replaced.", value=self._decode_restarts()
+            "thinbridge_decode_worker_restarts", "Audio decode processes that were replaced.", value=restarts
         )
