@@ -1,9 +1,10 @@
-"""The engine in this process: one thread that listens, schedules, runs and settles, step by step."""
+"""The engine in this process: one thread that schedules and runs the stages, step by step."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from models.assemble import Models
 from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable
-from server.engine.runner.encode_stage import SideThread
+from server.engine.runner.encode_stage import WorkerThread
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, follow, new_sequence
 from server.engine.scheduler.admission import Admission
@@ -26,7 +27,7 @@ from server.errors import EngineFailed, NotReady, ServeError
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-# A session costs little while nobody speaks.
+# A session costs little in silence.
 LIVE_LIMIT = 16
 RECORDING_LIMIT = 16
 # How long a step that runs at the end of a drain is waited for.
@@ -63,11 +64,13 @@ class LocalEngine:
         self._step_tokens = step_tokens
         self._encode_budget_audio_s = encode_budget_audio_s
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
-        # Guards all below.
+        # Guards everything below.
         self._changed = threading.Condition()
         scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_audio_s, step_tokens)
         admission = Admission(models.llm.slots, max_queue_wait_s, request_timeout_s)
-        self._requests = RequestTable(scheduler, admission, sample_rate_hz, self._changed)
+        # Encoding may last as long as many steps, so words are timed on another thread.
+        self._encode_worker, self._word_worker = WorkerThread("engine-encode"), WorkerThread("engine-words")
+        self._requests = RequestTable(scheduler, admission, sample_rate_hz, self._changed, self._start_timing_words)
         submit, cancel = self._requests.submit_internal, self._requests.cancel_request
         self._live = LiveSessions(models, sample_rate_hz, live_limit, recording_limit, self._changed, submit, cancel)
         self._ready = False
@@ -75,12 +78,13 @@ class LocalEngine:
         self._steps = 0
         self._longest_work_s = 0.0
         self._step_started_s: float | None = None
-        self._side = SideThread("engine-encode_stage") if models.encodes_beside else None
+        # The batch that is being encoded, and the worker's part of that.
         self._encoding: list[SequenceState] = []
+        self._encoded: Future[None] | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Warm the models up and begin to serve. Raises `BackendError` where they do not run."""
+        """Warm the models up and begin to serve. Raises `BackendError` if they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
         sequence = new_sequence(self._models, warm_up, lambda _event: None)
@@ -152,8 +156,8 @@ class LocalEngine:
         )
 
     def _serve(self) -> None:
-        if self._side is not None:
-            self._side.start()
+        for worker in (self._encode_worker, self._word_worker):
+            worker.start()
         try:
             while self._wait_for_work():
                 self._step()
@@ -166,29 +170,29 @@ class LocalEngine:
             self._requests.clear()
             self._changed.notify_all()
         self._live.stop()
-        if self._side is not None:
-            self._side.stop()
+        for worker in (self._encode_worker, self._word_worker):
+            worker.stop()
 
     def _wait_for_work(self) -> bool:
-        """Block until there is something to do; False once the engine is to stop."""
+        """Block until there is something to do. Return False once the engine has to stop."""
         with self._changed:
             self._step_started_s = None
-            self._changed.wait_for(lambda: self._requests.sequences or self._live.have_heard or self._stopping)
+            self._changed.wait_for(lambda: self._requests.have_work or self._live.have_heard or self._stopping)
             self._step_started_s = time.perf_counter()
             return not self._stopping
 
     def _step(self) -> None:
-        """One pass for every running request, and one stage further for some of those that came after."""
+        """Run one decode pass for every running request, and one stage further for some of those that came after."""
         self._live.take_heard()
         self._settle(self._requests.expire_requests())
         self._preempt()
         decode, prefill, encode = self._requests.schedule_step()
         self._pack()
         if encode:
-            self._hear(encode)
+            self._start_encoding(encode)
         self._decode(decode)
         self._prefill([(sequence, positions) for sequence, positions in prefill if not sequence.ended])
-        if self._side is None or self._side.idle or not (decode or prefill):
+        if self._encoding and not (self._models.encodes_beside and (decode or prefill) and self._is_encoding):
             self._encode()
         with self._changed:
             self._steps += 1
@@ -199,15 +203,22 @@ class LocalEngine:
             self._runner.preempt(sequence)
         self._settle(preempted)
 
-    def _hear(self, batch: list[SequenceState]) -> None:
-        """Have a batch encoded. Where that has a processor of its own, what touches nothing of other stages begins now, and goes
-        on beside as many steps as it takes."""
-        if self._side is not None:
-            # Of a batch whose requests have all left.
-            self._side.finish()
-            self._runner.encode_stage.lookup_cache(batch)
-            self._side.begin(partial(self._runner.encode_stage.run, batch))
-        self._encoding = batch
+    @property
+    def _is_encoding(self) -> bool:
+        """Whether the encode worker is not through with its batch."""
+        return self._encoded is not None and not self._encoded.done()
+
+    def _start_encoding(self, batch: list[SequenceState]) -> None:
+        """Begin the encode stage beside the other stages. On a GPU that goes on for as many steps as it takes."""
+        # All requests of an earlier batch may have left.
+        self._wait_for_encoding()
+        self._encoding, self._encoded = batch, self._runner.start_encoding(batch, self._encode_worker)
+
+    def _wait_for_encoding(self) -> None:
+        """Wait for the encode worker, if it was given anything, and raise what that raised."""
+        encoded, self._encoded = self._encoded, None
+        if encoded is not None:
+            encoded.result()
 
     def _decode(self, batch: list[SequenceState]) -> None:
         with self._requests.measure_cost(self._requests.admission.decode_s, min(1, len(batch))):
@@ -221,25 +232,27 @@ class LocalEngine:
         self._settle(batch)
 
     def _encode(self) -> None:
-        """The rest of it, or all. Its cost is what it adds to a step: what was encoded beside the other stages is free."""
+        """Finish the encode stage. Its cost is what it adds to a step: work beside the other stages is free."""
         batch, self._encoding = [sequence for sequence in self._encoding if not sequence.ended], []
         audio_s = sum(map(self._requests.audio_s, batch))
         with self._requests.measure_cost(self._requests.admission.encode_s, audio_s):
-            if self._side is not None:
-                self._side.finish()
+            self._wait_for_encoding()
             self._runner.encode(batch)
         self._settle(batch)
 
+    def _start_timing_words(self, sequence: SequenceState) -> Future[None]:
+        return self._word_worker.submit_work(partial(self._runner.time_words, sequence))
+
     def _settle(self, sequences: Sequence[SequenceState]) -> None:
-        """Tell the clients what a stage brought, and give the places of requests that ended to others."""
+        """Publish what a stage brought, and give the slots of requests that ended to others."""
         while sequences:
             self._requests.publish_events(sequences)
             sequences = self._pack()
 
     def _pack(self) -> list[SequenceState]:
-        """Bring every request to the slot that the scheduler has for it; returns those that failed on the way.
+        """Move every sequence to the slot that the scheduler has for it; return those that failed on the way.
 
-        From the lowest slot on, because every move goes down, into a slot that was left or moved from before.
+        The lowest slot is filled first, because every move goes down, into a slot that was left or moved from before.
         """
         in_slots = self._requests.list_in_slots()
         for slot, sequence in enumerate(in_slots):

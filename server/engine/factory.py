@@ -2,13 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.schema import Manifest
+from models.protocols import BackendError
 from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
 from server.engine.router import EngineRouter
 from server.engine.types.protocol import Engine
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from models.assemble import Models
 
 # The first start on a GPU compiles kernels, some seconds each; later ones find them on the disk.
 GPU_START_TIMEOUT_S = 600.0
@@ -58,7 +63,6 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
     """An engine, yet to be started, that runs the models in this process. Raises `BackendError` where they cannot be loaded."""
     # A server whose models run in its child loads no runtime itself.
     from server.engine.engine import LocalEngine
-    from server.engine.load import load_on_device
     from server.engine.scheduler.scheduler import GPU_STEP_TOKENS, STEP_TOKENS
 
     return LocalEngine(
@@ -72,3 +76,29 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
         encoder_cache_bytes=settings.encoder_cache_bytes,
         live_limit=settings.live_sessions,
     )
+
+
+def load_on_device(bundle: Bundle, settings: Settings) -> "Models":
+    """Load a bundle's models on the settings' device, which has one GPU. Raises `BackendError`, which says what to do."""
+    from models.assemble import load_models
+
+    if settings.device == "cpu":
+        return load_models(bundle, settings.slots, settings.threads or 0)
+    (gpu,) = settings.gpu_numbers
+    try:
+        # The default install has no torch, which this needs.
+        from models.runtimes.cuda.chain import load_gpu_models
+
+        return load_gpu_models(
+            bundle,
+            device=settings.device,
+            gpu=gpu,
+            slots=settings.slots,
+            threads=settings.threads or 0,
+            encoder_runtime=settings.encoder_runtime,
+            adapter_runtime=settings.adapter_runtime,
+            tensorrt_library=settings.tensorrt_library,
+            positions=settings.slot_positions,
+        )
+    except ModuleNotFoundError as error:
+        raise BackendError(f"The device {settings.device} needs {error.name}: pip install -e '.[gpu]'.") from error

@@ -4,7 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from server.engine.runner.sequence import SequenceState
@@ -20,18 +21,33 @@ logger = logging.getLogger(__name__)
 
 
 class RequestTable:
-    """Sequences by id, exactly those that the scheduler holds.
+    """Sequences by id: those that the scheduler holds, and those that are answered and whose words are being timed.
 
     `changed` is the engine's lock. Every method takes it, so that any thread may call them, and under it events are delivered:
     none follows a terminal event, nor a call of `cancel_request`.
     """
 
-    def __init__(self, scheduler: Scheduler, admission: Admission, sample_rate_hz: int, changed: threading.Condition) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        admission: Admission,
+        sample_rate_hz: int,
+        changed: threading.Condition,
+        start_timing_words: Callable[[SequenceState], Future[None]],
+    ) -> None:
+        """`start_timing_words` has another thread do this."""
         self.scheduler = scheduler
         self.admission = admission
         self.sequences: dict[str, SequenceState] = {}
         self._sample_rate_hz = sample_rate_hz
         self._changed = changed
+        self._start_timing_words = start_timing_words
+        self._timing: set[SequenceState] = set()
+
+    @property
+    def have_work(self) -> bool:
+        """Whether there is something for a step to do; the caller holds the lock."""
+        return len(self.sequences) > len(self._timing)
 
     def submit_request(self, sequence: SequenceState) -> None:
         """Queue a client's request. Raises the `ServeError` of a request that has no place, or no time."""
@@ -58,7 +74,7 @@ class RequestTable:
         with self._changed:
             if sequence := self.sequences.get(id):
                 sequence.ended = True
-                if self.scheduler.is_queued(id):
+                if self.scheduler.is_queued(id) or sequence in self._timing:
                     self._forget(sequence)
 
     def expire_requests(self) -> list[SequenceState]:
@@ -66,7 +82,8 @@ class RequestTable:
         with self._changed:
             for id in self.scheduler.list_expired(time.perf_counter()):
                 self.sequences[id].fail(_timed_out())
-            return [sequence for sequence in self.sequences.values() if sequence.ended or sequence.finished]
+            sequences = (sequence for sequence in self.sequences.values() if sequence not in self._timing)
+            return [sequence for sequence in sequences if sequence.ended or sequence.finished]
 
     def preempt_requests(self) -> list[SequenceState]:
         """Return the sequences that lose their slot now."""
@@ -123,6 +140,7 @@ class RequestTable:
         """Forget every request."""
         with self._changed:
             self.sequences.clear()
+            self._timing.clear()
             self.scheduler.clear()
 
     def predict_wait_s(self) -> float:
@@ -156,6 +174,9 @@ class RequestTable:
             sequence.fail(_timed_out())
         if delta := sequence.take_delta():
             self.deliver_event(sequence, delta)
+        if sequence.lacks_words and not sequence.ended:
+            self._time_words(sequence)
+            return
         if terminal := sequence.terminal_event():
             if isinstance(terminal, Done) and sequence.llm_passes:
                 self.admission.record_answer(len(sequence.prompt) - sequence.cached_tokens, sequence.llm_passes - 1)
@@ -163,12 +184,26 @@ class RequestTable:
         if sequence.ended:
             self._forget(sequence)
 
+    def _time_words(self, sequence: SequenceState) -> None:
+        """Free the slot, and have the words timed on another thread; a later step publishes the end."""
+
+        def note_end(_done: Future[None]) -> None:
+            with self._changed:
+                self._timing.discard(sequence)
+                self._changed.notify_all()
+
+        self.scheduler.finish_request(sequence.request.id)
+        self._timing.add(sequence)
+        self._start_timing_words(sequence).add_done_callback(note_end)
+
     def _forget(self, sequence: SequenceState) -> None:
         """Free all that a request holds, unless it was cancelled and has been forgotten already."""
         id = sequence.request.id
         if self.sequences.get(id) is sequence:
             del self.sequences[id]
-            self.scheduler.finish_request(id)
+            self._timing.discard(sequence)
+            if self.scheduler.has_request(id):
+                self.scheduler.finish_request(id)
             self._changed.notify_all()
 
     def _make_room(self, request: InstructRequest, busy: Overloaded) -> SequenceState:

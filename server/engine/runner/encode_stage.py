@@ -1,4 +1,4 @@
-"""From audio to what the adapter made of it, and the thread in which that may happen beside the LLM's work."""
+"""The encode stage, from audio to the adapter's output, and a thread for work beside the one that decodes."""
 
 import logging
 import queue
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from models.assemble import Models
-from models.protocols import AdapterOutput, BackendError
+from models.protocols import AdapterOutput, BackendError, Float32
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.verification import RunnerCounters
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class EncodeStage:
-    """The first half of the stage `encode`: features, encoder, adapter. A sequence that has `encoded` needs none of it."""
+    """Runs features, encoder and adapter. Skips sequences whose `encoded` is set, such as those found in the cache."""
 
     def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput], counters: RunnerCounters) -> None:
         self._models = models
@@ -25,29 +25,47 @@ class EncodeStage:
         self._counters = counters
 
     def lookup_cache(self, sequences: Sequence[SequenceState]) -> None:
-        """Take from the cache what was encoded before; audio of sessions does not come again."""
+        """Set `encoded` of sequences whose audio is in the cache; audio of sessions does not come again."""
         for sequence in sequences:
             if self._encoder_cache.enabled and not sequence.of_session and sequence.audio_key is None:
                 sequence.audio_key = audio_key(sequence.request.client, sequence.request.audio)
                 sequence.encoded = self._encoder_cache.find(sequence.audio_key)
 
-    def run(self, sequences: Sequence[SequenceState]) -> None:
-        """Run the models on those that have not encoded; a sequence that fails, fails alone. Raises `BackendLostError`.
+    def compute_features(self, sequences: Sequence[SequenceState]) -> None:
+        """Compute the features of sequences that lack them; a sequence that fails, fails alone. Raises `BackendLostError`.
 
-        It touches nothing but the sequences, and so may run beside any stage that works on others.
+        Only the sequences are touched, so this may run beside any stage that works on others. So may `run`.
         """
-        pending = [sequence for sequence in sequences if sequence.encoded is None and not sequence.finished]
-        attempt(self._run, pending, self._models.check)
+        attempt(self._compute_features, self._unfinished(sequences), self._models.check)
 
-    def keep(self, sequence: SequenceState) -> None:
-        """Have the cache keep what it encoded."""
+    def run(self, sequences: Sequence[SequenceState]) -> None:
+        """Encode sequences, with features where they lack them; a sequence that fails, fails alone. Raises `BackendLostError`."""
+        self.compute_features(sequences)
+        attempt(self._run, self._unfinished(sequences), self._models.check)
+
+    def store(self, sequence: SequenceState) -> None:
+        """Keep in the cache what was encoded of a sequence."""
         if sequence.audio_key is not None and sequence.encoded is not None:
             self._encoder_cache.keep(sequence.audio_key, sequence.encoded)
 
+    @staticmethod
+    def _unfinished(sequences: Sequence[SequenceState]) -> list[SequenceState]:
+        return [sequence for sequence in sequences if sequence.encoded is None and not sequence.finished]
+
+    def _compute_features(self, batch: Sequence[SequenceState]) -> None:
+        for sequence in batch:
+            self._features_of(sequence)
+
+    def _features_of(self, sequence: SequenceState) -> Float32:
+        if sequence.features is None:
+            started_s = time.perf_counter()
+            sequence.features = self._models.features(sequence.request.audio)
+            sequence.times.features_s = time.perf_counter() - started_s
+            self._counters.progress += 1
+        return sequence.features
+
     def _run(self, batch: Sequence[SequenceState]) -> None:
-        started_s = time.perf_counter()
-        features = [self._models.features(sequence.request.audio) for sequence in batch]
-        self._counters.progress += 1
+        features = [self._features_of(sequence) for sequence in batch]
         featured_s = time.perf_counter()
         states = self._models.encoder.encode(features)
         self._counters.progress += 1
@@ -58,41 +76,30 @@ class EncodeStage:
         if len(outputs) != len(batch):
             raise BackendError(f"The adapter returned {len(outputs)} utterances of {len(batch)}.")
         for sequence, output in zip(batch, outputs, strict=True):
-            sequence.encoded = output
-            sequence.times.features_s = featured_s - started_s
+            sequence.encoded, sequence.features = output, None
             sequence.times.encode_s = encoded_s - featured_s
             sequence.times.adapter_s = adapted_s - encoded_s
 
 
-class SideThread:
-    """One thread for work beside its owner's, one piece at a time. It does not keep the process from ending."""
+class WorkerThread:
+    """A thread that does pieces of work in their order. It does not keep the process from ending."""
 
     def __init__(self, name: str) -> None:
         self._work: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
-        self._begun: Future[None] | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     def start(self) -> None:
+        """Begin to work."""
         self._thread.start()
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Have it done; `finish` has to come before the next."""
-        self._begun = Future()
-        self._work.put((work, self._begun))
-
-    @property
-    def idle(self) -> bool:
-        """Whether `finish` would not have to wait."""
-        return self._begun is None or self._begun.done()
-
-    def finish(self) -> None:
-        """Wait for what was begun, if anything; what that raised is raised here."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.result()
+    def submit_work(self, work: Callable[[], None]) -> Future[None]:
+        """Queue a piece of work; what it raises, the future raises."""
+        future: Future[None] = Future()
+        self._work.put((work, future))
+        return future
 
     def stop(self) -> None:
-        """End the thread; returns when it is through with what was begun."""
+        """End the thread; returns when all that was submitted is done."""
         self._work.put(None)
         self._thread.join()
 
@@ -101,23 +108,23 @@ class SideThread:
             pass
 
     def _do_next(self) -> bool:
-        """What it worked on is let go of before the next is waited for."""
+        """Do one piece. A function of its own, so that the piece is let go of before the next one is waited for."""
         if (piece := self._work.get()) is None:
             return False
-        work, done = piece
+        work, future = piece
         try:
             work()
         except BaseException as error:
-            done.set_exception(error)
+            future.set_exception(error)
         else:
-            done.set_result(None)
+            future.set_result(None)
         return True
 
 
 def attempt(stage: Callable[[Sequence[SequenceState]], None], batch: Sequence[SequenceState], check: Callable[[], None]) -> None:
-    """Run a stage, which may be run again; where a batch raises, each of its requests alone, so that only the culprits fail.
+    """Run a stage that may be repeated. If a batch raises, run each of its sequences alone, so that only the culprits fail.
 
-    `check` is called after each failure; what it raises nobody survives.
+    `check` is called after each failure; what it raises ends the engine.
     """
     if not batch:
         return

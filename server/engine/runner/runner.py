@@ -6,6 +6,8 @@ Every stage takes the sequences that the scheduler chose for it and writes into 
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 
@@ -13,10 +15,11 @@ from models.assemble import Models
 from models.protocols import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
-from server.engine.runner.encode_stage import EncodeStage, attempt
+from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.speculation import Draft
 from server.engine.runner.verification import RunnerCounters, Verifier
+from server.engine.types.events import Word
 from server.errors import PromptTooLong
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ class Runner:
         self._verifier = Verifier(models, self.counters, relaxed_probability)
         self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
         self.encoder_cache = ByteCache[AudioKey, AdapterOutput](encoder_cache_bytes, output_bytes)
-        self.encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
+        self._encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
         self.models = models
 
     def encode(self, sequences: Sequence[SequenceState]) -> None:
@@ -50,9 +53,33 @@ class Runner:
 
         Afterwards `entry.to_prefill` says how many positions the prefill has to run. Nothing is encoded twice.
         """
-        self.encode_stage.lookup_cache(sequences)
-        self.encode_stage.run(sequences)
+        self._encode_stage.lookup_cache(sequences)
+        self._encode_stage.run(sequences)
         attempt(self._lay_out_encoded, [sequence for sequence in sequences if not sequence.finished], self.models.check)
+
+    def start_encoding(self, sequences: Sequence[SequenceState], worker: WorkerThread) -> Future[None]:
+        """Have the worker do what touches nothing of other stages; `encode` does the rest, once the future is done.
+
+        This is all of the models' work if they have a processor of their own for it, and the features if they do not.
+        """
+        self._encode_stage.lookup_cache(sequences)
+        stage = self._encode_stage.run if self.models.encodes_beside else self._encode_stage.compute_features
+        return worker.submit_work(partial(stage, sequences))
+
+    def time_words(self, sequence: SequenceState) -> None:
+        """Give a finished sequence the words that its request asks for; never raises. Touches nothing else."""
+        timer, encoded, request = self.models.word_timer, sequence.encoded, sequence.request
+        if timer is None or encoded is None:
+            return
+        started_s = time.perf_counter()
+        try:
+            words = timer.times(encoded, request.audio, sequence.tokens, sequence.detokeniser.text)
+        except Exception as error:
+            logger.exception("request %s: its words could not be timed", request.id)
+            sequence.fail(error)
+        else:
+            sequence.words = tuple(Word(word.text, word.start_s, word.end_s) for word in words)
+        sequence.times.detokenise_s += time.perf_counter() - started_s
 
     def prefill(self, work: Sequence[tuple[SequenceState, int]]) -> None:
         """The next positions, so many each, into the slots; those of which none is left to prefill have their first tokens.
@@ -117,7 +144,7 @@ class Runner:
         for sequence in batch:
             if sequence.encoded is None:
                 raise BackendError("The adapter returned nothing.")
-            self.encode_stage.keep(sequence)
+            self._encode_stage.store(sequence)
             if sequence.drafts_only:
                 sequence.finish("length")
             elif not holds_speech(sequence.encoded):

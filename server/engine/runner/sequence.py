@@ -56,6 +56,7 @@ class SequenceState:
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
+    features: Float32 | None = None
     encoded: AdapterOutput | None = None
     audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -73,7 +74,7 @@ class SequenceState:
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     told_logprobs: int = 0
-    words: tuple[Word, ...] = ()
+    words: tuple[Word, ...] | None = None
     drafted: int = 0
     accepted: int = 0
     llm_passes: int = 0
@@ -136,6 +137,12 @@ class SequenceState:
         """True once a stage has ended it."""
         return self.error is not None or self.finish_reason is not None
 
+    @property
+    def lacks_words(self) -> bool:
+        """Whether the answer is there, and the times of its words are asked for and not known yet."""
+        is_answered = self.error is None and self.finish_reason in ("stop", "length")
+        return is_answered and self.request.word_times and self.words is None
+
     def take_delta(self) -> Delta | None:
         """The text since the last call, with the log-probabilities of the tokens since then; None where there is neither.
 
@@ -162,7 +169,7 @@ class SequenceState:
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
             None if self.request.sampling.logprobs is None else tuple(self.logprobs),
-            self.words if self.request.word_times else None,
+            (self.words or ()) if self.request.word_times else None,
         )
 
     def _final_times(self) -> StageTimes:

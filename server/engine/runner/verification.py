@@ -14,7 +14,6 @@ from models.text.grammar import GrammarError
 from models.text.tokeniser import plain_words
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.speculation import DraftGate
-from server.engine.runner.word_times import time_words
 from server.engine.types.stats import DRAFT_POSITIONS
 from server.errors import InvalidConstraint
 
@@ -71,8 +70,6 @@ class Verifier:
         sequence.proposal = ()
         if proposal and not sequence.forced:
             self._count_draft(sequence, len(proposal), accepted)
-        if sequence.finish_reason is not None:
-            time_words(self._models, sequence)
 
     def _choose_token(self, sequence: SequenceState, logits: Float32) -> int | None:
         """The next token, added to the answer; None where the answer ended instead."""

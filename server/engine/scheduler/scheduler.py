@@ -91,6 +91,10 @@ class Scheduler:
         """True where every slot is spoken for and `queue_limit` more requests wait; work of sessions aside."""
         return sum(not entry.of_session for entry in self._entries.values()) >= self.slots + self.queue_limit
 
+    def has_request(self, id: str) -> bool:
+        """Return whether a request is anywhere here."""
+        return id in self._entries
+
     def is_queued(self, id: str) -> bool:
         """Return whether a request still waits to be encoded, so that it may be finished within a step."""
         return id in self._queued

@@ -86,8 +86,8 @@ class _MeetingLLM(FakeLLM):
         return super().prefill(rows)
 
 
-def hearing_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "engine-encode_stage"]
+def encode_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "engine-encode"]
 
 
 @contextmanager
@@ -97,10 +97,10 @@ def serving(
     models = replace(fake_models(llm or FakeLLM(), encoder), encodes_beside=True)
     try:
         with serving_models(models, queue_limit, **{"encode_budget_audio_s": 3.0, **settings}) as engine:
-            assert hearing_threads()
+            assert encode_threads()
             yield engine
     finally:
-        assert not hearing_threads()
+        assert not encode_threads()
 
 
 def running_until(engine: LocalEngine, meeting: Meeting, others: Sequence[InstructRequest]) -> list[Client]:
@@ -239,7 +239,7 @@ def test_an_engine_that_dies_while_hearing_tells_everybody_and_then_ends(monkeyp
         monkeypatch.delattr(Runner, "decode")
         clients = [Client(engine, request) for request in crowd(3)]
         assert [type(client.failed().error) for client in clients] == [EngineFailed] * 3
-        assert hearing_threads()
+        assert encode_threads()
         encoder.gate.set()
 
 

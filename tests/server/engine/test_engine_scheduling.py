@@ -1,10 +1,13 @@
 """Deadlines, priorities, fair shares and predicted waits, as clients of the engine meet them."""
 
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
+from models.protocols import Float32, PrefillRow
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Delta, Event, Failed
 from server.engine.types.options import Priority
@@ -52,6 +55,19 @@ def test_a_deadline_that_passes_while_a_request_runs_ends_it() -> None:
         assert isinstance(late.failed().error, RequestTimedOut)
         assert any(isinstance(event, Delta) for event in late.events)
         Client(engine, instruct("next", speech(1), max_tokens=2)).done()
+
+
+def test_no_answer_is_delivered_after_its_deadline() -> None:
+    class SlowLLM(FakeLLM):
+        """Its prefill, which gives the only token, ends after the deadline."""
+
+        def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
+            time.sleep(0.3)
+            return super().prefill(rows)
+
+    with serving(SlowLLM(slots=1)) as engine:
+        late = Client(engine, replace(instruct("late", speech(1), max_tokens=1), deadline_s=0.2))
+        assert isinstance(late.failed().error, RequestTimedOut)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
