@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.engine.ipc.channel import pack
+from server.engine.ipc.codec import Abort, Address, StartEngine, StartFailed, pack
 from server.engine.ipc.supervisor import EngineChild, Watchdog
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 TICK_S = 0.1
 START_TIMEOUT_S = 120.0
-# A child that is well reports twice a second; one that has missed this share of its time is no place for new requests.
+# A healthy child reports twice a second; one that has been silent for this share of `stall_timeout_s` gets no new requests.
 SILENCE_BEFORE_NOT_READY = 0.25
-# How long a child that has died is waited for, and one that was told to stop.
+# How long to wait for a child that has died, and for one that was told to stop.
 EXIT_GRACE_S = 1.0
 STOP_GRACE_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -36,12 +36,12 @@ class StartError(RuntimeError):
 
 
 class _ChildLostError(Exception):
-    """The child has died, or must: the message says why."""
+    """The child has died or has to be replaced; the message says why."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A request in the child. Ids may come again after an abort; serials do not."""
+    """A request in the child. Ids may come again after an abort, serial numbers do not."""
 
     serial: int
     deliver: Callable[[Any], None]
@@ -56,13 +56,12 @@ class ProcessEngine:
     rest, such as which request has a place in a full queue and whether the prompt is too long; its refusal comes back as the
     request's `Failed`, with the same error.
 
-    A request in a child that is lost gets `Failed` with `EngineFailed` at once, and a new child is started. Lost is a child
-    that died, or that `Watchdog` gives up. The first child is not replaced if
-    it cannot be started; a later one is tried again, after growing pauses. Events are delivered as `LocalEngine` does it:
-    under the engine's lock, none after a terminal event or a call of `abort`.
+    A child is lost when it dies or `Watchdog` finds a problem. Its requests get `Failed` with `EngineFailed` at once, and a new
+    child is started. If the first child cannot be started, that is an error; a later one is tried again, after growing pauses.
+    Events are delivered as by `LocalEngine`: under the engine's lock, none after a terminal event or a call of `abort`.
 
-    In `stats`, sessions are exact, and so are waiting and running in sum, where as many run as there are slots; the rest is the
-    child's last report, at most half a second old. Counters go on across restarts.
+    In `stats`, the number of sessions is exact, and so is the sum of waiting and running, of which as many count as running as
+    there are slots; the rest is the child's last report, at most half a second old. Counters go on across restarts.
     """
 
     def __init__(
@@ -76,15 +75,15 @@ class ProcessEngine:
         stall_timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """`factory` is the `module:function` that makes the engine in the child, of `arguments`: strings and numbers."""
+        """`factory` is the `module:function` that makes the engine in the child, from `arguments`."""
         self.transcribes = transcribes
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
-        self._first_message = pack((factory, arguments, logging.getLogger().getEffectiveLevel()))
+        self._first_message = pack((None, StartEngine(factory, arguments, logging.getLogger().getEffectiveLevel())))
         self._stall_timeout_s = stall_timeout_s
         self._start_timeout_s = start_timeout_s
         self._serials = itertools.count()
-        # Guards all below.
+        # Guards everything below.
         self._changed = threading.Condition()
         self._requests: dict[str, _Waiting] = {}
         # The child, once it is ready, with its last report and the time since.
@@ -100,12 +99,12 @@ class ProcessEngine:
 
     @property
     def process_id(self) -> int | None:
-        """The child's, while it is ready."""
+        """The process id of the child while it is ready."""
         with self._changed:
             return self._child.process_id if self._child is not None else None
 
     def start(self) -> None:
-        """Start the child; returns when it is ready. Raises `StartError` where it cannot be."""
+        """Start the child and return when it is ready. Raises `StartError` if it does not become so."""
         self._supervisor.start()
         with self._changed:
             self._changed.wait_for(lambda: self._child is not None or self._start_error is not None or self._draining)
@@ -127,7 +126,7 @@ class ProcessEngine:
     def abort(self, request_id: str) -> None:
         with self._changed:
             if self._requests.pop(request_id, None) is not None and self._child is not None:
-                self._child.post(pack((None, request_id)))
+                self._child.post(pack((request_id, Abort())))
             self._changed.notify_all()
 
     def stats(self) -> EngineStats:
@@ -189,12 +188,12 @@ class ProcessEngine:
             pause_s = 0.0 if was_ready else min(max(FIRST_PAUSE_S, 2 * pause_s), LONGEST_PAUSE_S)
 
     def _pause(self, pause_s: float) -> bool:
-        """Wait before the next child is started; True if none is wanted any more."""
+        """Wait before the next child is started. Return True if none is wanted any more."""
         with self._changed:
             return self._changed.wait_for(lambda: self._draining or self._start_error is not None, pause_s)
 
     def _run_child(self) -> bool:
-        """Serve with one child until it ends; whether it was ever ready."""
+        """Serve with one child until it ends. Return whether it was ever ready."""
         with self._changed:
             self._starts += 1
         try:
@@ -229,18 +228,18 @@ class ProcessEngine:
             self._changed.notify_all()
 
     def _attend(self, child: EngineChild) -> None:
-        """Take what the child says. Returns once it has to stop; raises `EOFError` or `_ChildLostError` when it is lost."""
+        """Take the child's messages until it has to stop. Raises `EOFError` or `_ChildLostError` when it is lost."""
         watchdog = Watchdog(time.monotonic(), self._start_timeout_s, self._stall_timeout_s)
         while True:
-            for message in child.receive(TICK_S):
-                match message:
+            for address, value in child.receive(TICK_S):
+                match value:
                     case EngineStats():
-                        watchdog.take_report(message)
-                        self._take_report(child, message)
-                    case str():
-                        raise _ChildLostError(message)
-                    case serial, event:
-                        self._deliver(serial, event)
+                        watchdog.take_report(value)
+                        self._take_report(child, value)
+                    case StartFailed(reason):
+                        raise _ChildLostError(reason)
+                    case _:
+                        self._deliver(address, value)
             watchdog.advance(time.monotonic())
             if (problem := watchdog.problem) is not None:
                 raise _ChildLostError(problem)
@@ -258,7 +257,7 @@ class ProcessEngine:
             self._child, self._report, self._silent_s = child, report, 0.0
             self._changed.notify_all()
 
-    def _deliver(self, serial: int, event: Event | LiveEvent) -> None:
+    def _deliver(self, serial: Address, event: Event | LiveEvent) -> None:
         with self._changed:
             request = self._requests.get(event.request_id)
             if request is None or request.serial != serial:
@@ -273,7 +272,7 @@ class ProcessEngine:
                 self.abort(event.request_id)
 
     def _lose_child(self) -> bool:
-        """Go on without a child; whether there was one that had become ready."""
+        """Go on without a child. Return whether there was one that had become ready."""
         with self._changed:
             was_ready = self._child is not None
             self._child = None

@@ -1,10 +1,9 @@
 """The child of `ProcessEngine`: serves an engine of its own over the socket that it was started with.
 
-`EngineChild` starts it. What it reads: first `(factory, arguments, log level)`, the engine's factory as `module:function`; then
-`(serial, InstructRequest)` for a request, `(serial, LiveRequest)` for a session and `(id, LiveInput)` for what is pushed,
-and `(None, id)` for either to abort. What it writes: `EngineStats` as soon as it is ready and from then on, `(serial, event)`
-of requests and sessions, or one string that says why the engine could not be started. It ends when the socket does, and never
-outlives the process that started it.
+It reads `StartEngine` first; then requests and sessions, each addressed with a serial number, inputs of sessions, addressed with
+the session's id, and `Abort`. It writes `EngineStats` as soon as it is ready and from then on, and the events of requests and
+sessions, addressed with their serial number; or `StartFailed`. It ends when the socket does, and never outlives the process
+that started it.
 """
 
 import contextlib
@@ -16,16 +15,15 @@ import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, cast
 
 from models.protocols import BackendError
-from server.engine.ipc.channel import Channel, pack
+from server.engine.ipc.codec import Abort, Address, Channel, StartEngine, StartFailed, pack
 from server.engine.types.events import Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveRequest
+from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, ServeError
 from server.logs import configure_logging
 
@@ -33,47 +31,135 @@ logger = logging.getLogger(__name__)
 
 BUSY_REPORT_S = 0.05
 IDLE_REPORT_S = 0.5
+# A parent that leaves so many events unread is not coming back.
+MAX_UNSENT_EVENTS = 200_000
 PR_SET_PDEATHSIG = 1
+
+Messages = Iterator[tuple[Address, Any]]
 
 
 def main(descriptor: int) -> None:
     """Build the engine, start it, and serve until the parent hangs up."""
     _depend_on_parent()
     channel = Channel(socket.socket(fileno=descriptor))
-    messages = _messages(channel)
+    messages = read_messages(channel)
     if (first := next(messages, None)) is None:
         return
-    factory, arguments, log_level = first
-    configure_logging(log_level)
+    start: StartEngine = first[1]
+    configure_logging(start.log_level)
     try:
-        engine = build_from_path(factory, arguments)
+        engine = build_from_path(start.factory, start.arguments)
         engine.start()
-    except BackendError as error:
-        # It says all that there is to know, and to whom it may concern.
-        _send(channel, str(error))
-        return
     except Exception as error:
-        logger.exception("the engine could not be started")
-        _send(channel, f"{type(error).__name__}: {error}")
+        # The message of a `BackendError` says all that an operator has to know.
+        reason = str(error)
+        if not isinstance(error, BackendError):
+            logger.exception("the engine could not be started")
+            reason = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            channel.send(pack((None, StartFailed(reason))))
         return
-    threading.Thread(target=_report, args=(engine, channel), name="report", daemon=True).start()
-    for address, content in messages:
-        match address:
-            case None:
-                engine.abort(content)
-            case str(id):
-                engine.push(id, content)
-            case serial:
-                _submit(engine, content, partial(_tell, channel, serial))
-    # The parent has waited for the answers, or does not want them.
-    engine.drain(0)
-    _send(channel, engine.stats())
+    serve(engine, channel, messages)
 
 
 def build_from_path(factory: str, arguments: tuple[str | float, ...]) -> Engine:
-    """The engine that `factory`, a `module:function`, makes of the arguments."""
+    """Return the engine that `factory`, a `module:function`, makes of the arguments."""
     module, _, function = factory.partition(":")
     return cast(Engine, getattr(importlib.import_module(module), function)(*arguments))
+
+
+def read_messages(channel: Channel) -> Messages:
+    """Yield the parent's messages until it hangs up."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield from channel.receive()
+
+
+def serve(engine: Engine, channel: Channel, messages: Messages) -> None:
+    """Serve a started engine until there are no more messages."""
+    outbox, stopping = Outbox(channel), threading.Event()
+    reporter = threading.Thread(target=_report, args=(engine, outbox, stopping), name="report", daemon=True)
+    reporter.start()
+    for address, value in messages:
+        match value:
+            case Abort():
+                engine.abort(str(address))
+            case InstructRequest() | LiveRequest():
+                _submit(engine, value, RequestEvents(outbox, address))
+            case _:
+                engine.push(str(address), value)
+    # The parent has waited for the answers, or does not want them.
+    engine.drain(0)
+    stopping.set()
+    reporter.join()
+    outbox.put_report(engine.stats())
+    outbox.finish()
+
+
+class Outbox:
+    """Sends events and reports to the parent on a thread of its own: no caller waits for the socket.
+
+    All events that are there go in one message, and of the reports the last. If the parent does not read for so long that
+    `MAX_UNSENT_EVENTS` wait, the outbox hangs up, which ends the child.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._changed = threading.Condition()
+        self._events: list[tuple[Address, Event | LiveEvent]] = []
+        self._report: EngineStats | None = None
+        self._finished = False
+        self._sender = threading.Thread(target=self._send_all, name="sender", daemon=True)
+        self._sender.start()
+
+    def put_event(self, address: Address, event: Event | LiveEvent) -> None:
+        with self._changed:
+            self._events.append((address, event))
+            self._changed.notify()
+            if len(self._events) <= MAX_UNSENT_EVENTS:
+                return
+            self._events.clear()
+        logger.error("the server's process does not read; giving up")
+        self._channel.hang_up()
+
+    def put_report(self, report: EngineStats) -> None:
+        with self._changed:
+            self._report = report
+            self._changed.notify()
+
+    def finish(self) -> None:
+        """Return when everything is sent, or the parent is gone."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify()
+        self._sender.join()
+
+    def _send_all(self) -> None:
+        # If the parent is gone, nothing is left to be done.
+        with contextlib.suppress(OSError):
+            while batch := self._next_batch():
+                self._channel.send(pack(*batch))
+
+    def _next_batch(self) -> list[tuple[Address, Any]]:
+        """Return all that there is to send, or nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._report is not None or self._finished)
+            batch: list[tuple[Address, Any]] = list(self._events)
+            if self._report is not None:
+                batch.append((None, self._report))
+            self._events, self._report = [], None
+            return batch
+
+
+class RequestEvents:
+    """The way of one request's events to the parent."""
+
+    def __init__(self, outbox: Outbox, address: Address) -> None:
+        self._outbox = outbox
+        self._address = address
+
+    def deliver(self, event: Event | LiveEvent) -> None:
+        self._outbox.put_event(self._address, event)
 
 
 def _depend_on_parent() -> None:
@@ -87,37 +173,22 @@ def _depend_on_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _messages(channel: Channel) -> Iterator[Any]:
-    with contextlib.suppress(EOFError):
-        while True:
-            yield from channel.receive()
-
-
-def _submit(engine: Engine, request: InstructRequest | LiveRequest, tell: Callable[[Event | LiveEvent], None]) -> None:
+def _submit(engine: Engine, request: InstructRequest | LiveRequest, events: RequestEvents) -> None:
     try:
         if isinstance(request, LiveRequest):
-            engine.open_live(request, tell)
+            engine.open_live(request, events.deliver)
         else:
-            engine.submit(request, tell)
+            engine.submit(request, events.deliver)
     except ServeError as error:
-        tell(Failed(request.id, error))
+        events.deliver(Failed(request.id, error))
     except Exception:
         logger.exception("request %s could not be submitted", request.id)
-        tell(Failed(request.id, EngineFailed("The engine failed.")))
+        events.deliver(Failed(request.id, EngineFailed("The engine failed.")))
 
 
-def _tell(channel: Channel, serial: int, event: Event | LiveEvent) -> None:
-    _send(channel, (serial, event))
-
-
-def _report(engine: Engine, channel: Channel) -> None:
-    while True:
+def _report(engine: Engine, outbox: Outbox, stopping: threading.Event) -> None:
+    interval_s = 0.0
+    while not stopping.wait(interval_s):
         stats = engine.stats()
-        _send(channel, stats)
-        time.sleep(BUSY_REPORT_S if stats.waiting + stats.running + stats.live_jobs else IDLE_REPORT_S)
-
-
-def _send(channel: Channel, message: object) -> None:
-    # With the parent gone nobody is left to be told.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        channel.send(pack(message))
+        outbox.put_report(stats)
+        interval_s = BUSY_REPORT_S if stats.waiting + stats.running + stats.live_jobs else IDLE_REPORT_S

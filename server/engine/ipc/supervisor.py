@@ -10,10 +10,10 @@ import sys
 import threading
 from typing import Any
 
-from server.engine.ipc.channel import Channel
+from server.engine.ipc.codec import Address, Channel
 from server.engine.types.stats import EngineStats
 
-# With the descriptor of its socket and this process's import path.
+# Gets the descriptor of its socket and this process's import path as arguments.
 PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from server.engine.ipc.main import main; main(int(sys.argv[1]))"
 KILL_TIMEOUT_S = 5.0
 # A longer pause between two looks means that the watcher itself did not run, which says nothing about the child.
@@ -23,13 +23,13 @@ WORK_MARGIN = 4.0
 
 
 class EngineChild:
-    """A fresh interpreter that runs `server.engine.ipc.main`. Start it from a thread that outlives it: it ends with that thread.
+    """A new interpreter that runs `server.engine.ipc.main`. Start it from a thread that outlives it: it ends with that thread.
 
-    It has a session of its own, so a terminal's Ctrl-C reaches only the parent, and it writes to the parent's stderr.
+    The process has a session of its own, so a terminal's Ctrl-C reaches only the parent, and writes to the parent's stderr.
     """
 
-    def __init__(self, first_message: bytes) -> None:
-        """Raises `OSError` where no process can be started, and `RuntimeError` where no thread can."""
+    def __init__(self, first_frame: bytearray) -> None:
+        """Raises `OSError` if no process can be started, and `RuntimeError` if no thread can."""
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         with theirs:
@@ -41,37 +41,37 @@ class EngineChild:
                 start_new_session=True,
             )
         self._posting = threading.Lock()
-        # What the socket did not take at once, up to an end; counted until it has gone out.
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        # Frames that the socket did not take at once, until None; counted until they are sent.
+        self._outbox: queue.SimpleQueue[bytearray | memoryview | None] = queue.SimpleQueue()
         self._backlog = 0
         self._writer = threading.Thread(target=self._write, name="engine-child-writer", daemon=True)
         self._writer.start()
-        self.post(first_message)
+        self.post(first_frame)
 
     @property
     def process_id(self) -> int:
         return self._process.pid
 
-    def post(self, message: bytes) -> None:
-        """Send what `pack` made; never blocks, not even on a child that does not read."""
-        # A child that is gone is noticed where it is read from.
+    def post(self, frame: bytearray) -> None:
+        """Send what `pack` returned. Never blocks, not even on a child that does not read."""
+        # `receive` notices a child that is gone.
         with self._posting, contextlib.suppress(OSError):
-            # Not left to the writer alone: it would wait for the caller to let go of the interpreter.
-            rest = message if self._backlog else self._channel.send_some(message)
+            # Sent here if possible: the writer would wait for the caller to release the interpreter's lock.
+            rest = frame if self._backlog else self._channel.send_some(frame)
             if rest:
                 self._backlog += 1
                 self._outbox.put(rest)
 
-    def receive(self, timeout_s: float) -> list[Any]:
-        """The child's messages that have arrived; none after the timeout. Raises `EOFError` once it is dead."""
+    def receive(self, timeout_s: float) -> list[tuple[Address, Any]]:
+        """Return the child's messages that have arrived, none after the timeout. Raises `EOFError` once it is dead."""
         return self._channel.receive(timeout_s)
 
     def finish(self) -> None:
-        """Ask the child to end, after all that was posted."""
+        """Ask the child to end after everything that was posted."""
         self._outbox.put(None)
 
     def end(self, grace_s: float) -> str:
-        """Leave nothing of the child behind, killing it unless it ends by itself in time; how it ended."""
+        """End the child, by force if it does not end by itself in time, and return how it ended. Nothing of it is left."""
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
@@ -86,8 +86,8 @@ class EngineChild:
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                self._channel.send(message)
+            while (frame := self._outbox.get()) is not None:
+                self._channel.send(frame)
                 with self._posting:
                     self._backlog -= 1
             self._channel.finish()

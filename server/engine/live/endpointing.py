@@ -1,4 +1,4 @@
-"""Where utterances begin and end, from the probability of speech alone: no clock, no model.
+"""Endpointing: decides from the probability of speech alone where utterances begin and end, with no clock and no model.
 
 Positions are samples since the session's beginning, and always whole windows of the voice detector.
 """
@@ -12,14 +12,14 @@ from server.engine.types.options import VoiceOptions
 
 @dataclass(frozen=True)
 class SpeechBegan:
-    """An utterance begins at `start`, padding included: never before the end of the last one."""
+    """An utterance begins at `start`, padding included, which is never before the end of the last one."""
 
     start: int
 
 
 @dataclass(frozen=True)
 class SpeechPaused:
-    """Speech has stopped for a moment. If it is over, the utterance is exactly [start, end)."""
+    """Speech has stopped for a moment. If the utterance is over, it is exactly [start, end)."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class SpeechPaused:
 
 @dataclass(frozen=True)
 class SpeechResumed:
-    """It was not over."""
+    """Speech goes on after a pause: the utterance was not over."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ EndpointEvent = SpeechBegan | SpeechPaused | SpeechResumed | SpeechOver
 
 @dataclass(frozen=True)
 class Tuning:
-    """What no client chooses.
+    """The parameters of endpointing that no client chooses.
 
-    An utterance begins with `onset_s` of speech on end. Speech that goes on is still speech down to `hysteresis` below the
-    threshold. It has paused after `pause_s`, which is also what an utterance keeps of the silence after it. Where an utterance
-    gets too long, it is cut in its latter half, where the mean probability of `pause_width_s` is lowest.
+    An utterance begins with `onset_s` of uninterrupted speech. Within an utterance, windows count as speech down to `hysteresis`
+    below the threshold. Speech has paused after `pause_s` of silence, and an utterance keeps that much of the silence after it.
+    An utterance that gets too long is cut in its latter half, where the mean probability over `pause_width_s` is lowest.
 
-    A longer pause is seen later and loses no fewer words, a shorter one is taken back more often: what was measured of these
-    and of `VoiceOptions` is in `training/results/endpointing.md`.
+    A longer pause is noticed later and loses no fewer words; a shorter one is taken back more often. The measurements of these
+    values and of `VoiceOptions` are in `training/results/endpointing.md`.
     """
 
     onset_s: float = 0.05
@@ -63,11 +63,12 @@ DEFAULT_TUNING = Tuning()
 
 
 class Endpointer:
-    """Cuts one session into utterances; seconds are rounded to whole windows, `max_utterance_s` down.
+    """Cuts one session into utterances. Seconds are rounded to whole windows, `max_utterance_s` down.
 
-    `SpeechBegan` comes first, any number of `SpeechPaused` and `SpeechResumed` in turns, then `SpeechOver`, whose start and end
-    are those of the `SpeechPaused` just before it, if there is one. Utterances are in order, do not overlap and hold all
-    speech that is long enough to begin one. Raises `ValueError` where `max_utterance_s` leaves no room for the padding.
+    An utterance brings `SpeechBegan`, any number of `SpeechPaused` and `SpeechResumed` in turns, then `SpeechOver`, whose start
+    and end are those of the `SpeechPaused` just before it, if there is one. Utterances are in order, do not overlap and hold all
+    speech that is long enough to begin one. The constructor raises `ValueError` if `max_utterance_s` leaves no room for the
+    padding.
     """
 
     def __init__(self, options: VoiceOptions, window_samples: int, sample_rate_hz: int, tuning: Tuning = DEFAULT_TUNING) -> None:
@@ -96,19 +97,22 @@ class Endpointer:
 
     @property
     def needed_from(self) -> int:
-        """Samples before this will never be part of an utterance that is going on or to come."""
+        """The position before which no sample is part of the current utterance or a later one."""
         return self._window_samples * (self._next_start() if self._start is None else self._start)
 
     def push(self, probabilities: Iterable[float]) -> list[EndpointEvent]:
-        """The probability of speech in the next windows, any number of them: how they are cut into calls changes nothing."""
-        return [mark for probability in probabilities for mark in self._step(float(probability))]
+        """Take the probability of speech in the next windows, however many, and return what follows from them.
+
+        How windows are cut into calls changes nothing.
+        """
+        return [event for probability in probabilities for event in self._step(float(probability))]
 
     def flush(self) -> list[EndpointEvent]:
-        """End the utterance that is going on with the audio so far, none of which will be part of a later one."""
-        marks: list[EndpointEvent] = [] if self._start is None else [self._over(self._start, self._end())]
+        """End the current utterance with the audio so far, none of which becomes part of a later one."""
+        events: list[EndpointEvent] = [] if self._start is None else [self._over(self._start, self._end())]
         self._floor = self._heard
         self._speech_on_end = 0
-        return marks
+        return events
 
     def _step(self, probability: float) -> Iterator[EndpointEvent]:
         self._heard += 1
@@ -142,7 +146,7 @@ class Endpointer:
             yield from self._cut(start)
 
     def _cut(self, start: int) -> Iterator[EndpointEvent]:
-        """The utterance cannot take another window. In a pause it is over; elsewhere it is cut and the rest goes on."""
+        """End an utterance that cannot take another window. Outside of a pause, its rest begins the next one."""
         silence_from = self._silence_from
         cut = self._end() if self._paused else self._likeliest_pause()
         yield self._over(start, cut)
@@ -151,7 +155,7 @@ class Endpointer:
             yield self._begin(cut)
 
     def _likeliest_pause(self) -> int:
-        """A window's edge in the utterance's latter half; of several that are as likely, the last."""
+        """Return a window's edge in the utterance's latter half; of several that are equally likely, the last."""
         recent = list(self._recent)
         past = self._heard - len(recent)
 
@@ -163,7 +167,7 @@ class Endpointer:
         return min(range(latest, self._heard - self._longest // 2 - 1, -1), key=speech_around)
 
     def _next_start(self) -> int:
-        """Where an utterance starts that begins with the speech heard last, or with what comes next."""
+        """Return the start of an utterance that begins with the latest speech, or with the next window."""
         return max(self._floor, self._heard - self._speech_on_end - self._padding)
 
     def _end(self) -> int:

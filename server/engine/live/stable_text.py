@@ -1,17 +1,17 @@
-"""The text of an utterance that is still being spoken: a prefix that stands, and a tail that may change. Pure.
+"""The text of an utterance that is still being spoken: a stable prefix, and a tail that may change. Pure.
 
-Every hypothesis is a CTC draft of the utterance so far, or of its last seconds. Words stand once two hypotheses in a row agree on
-them (LocalAgreement, arXiv 2009.11066 and 2307.14743) and the audio has gone on for a while: what is said next can change how
-the last word is heard.
+Every hypothesis is a CTC draft of the utterance so far, or of its last seconds. Words become stable once two hypotheses in a row
+agree on them (LocalAgreement, arXiv 2009.11066 and 2307.14743) and the audio has gone on for a while, because the next words can
+change how the last one is heard.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 
-# How much audio has to follow a word before it may stand.
+# The audio that has to follow a word before it may become stable.
 SETTLED_S = 0.5
-# Of what is cut off within a word, the last frames are guesses.
+# The last frames of a hypothesis are guesses, because the audio may be cut off within a word.
 GUESSED_S = 0.16
 # How far apart two hypotheses of overlapping audio may put the same token.
 SAME_TOKEN_S = 0.24
@@ -26,7 +26,7 @@ class HeardToken:
 
 
 def heard_tokens(best_token: Sequence[int], start_s: float, frame_s: float) -> list[HeardToken]:
-    """The runs of a draft that begins at `start_s`; blanks (negative) are none."""
+    """Return the runs of equal tokens in a draft that begins at `start_s`, without blanks (negative)."""
     heard: list[HeardToken] = []
     previous = -1
     for frame, token in enumerate(best_token):
@@ -40,10 +40,10 @@ def heard_tokens(best_token: Sequence[int], start_s: float, frame_s: float) -> l
 
 
 class StableText:
-    """`stable` only ever grows, by whole words; `stable + tail` is the text."""
+    """Joins hypotheses of one utterance: `stable + tail` is the text, and `stable` only ever grows, by whole words."""
 
     def __init__(self, start_s: float, decode: Callable[[Sequence[int]], str]) -> None:
-        """`decode` gives the text of tokens; that of one that begins a word begins with a space."""
+        """`decode` returns the text of tokens, in which every word begins with a space."""
         self.stable_end_s = start_s
         self._decode = decode
         self._stable: list[HeardToken] = []
@@ -58,9 +58,9 @@ class StableText:
         return self._text([*self._stable, *self._tail])[len(self.stable) :]
 
     def update(self, heard: Sequence[HeardToken], end_s: float) -> bool:
-        """Take a hypothesis of the audio up to `end_s`, from `stable_end_s` at the latest; whether the text changed.
+        """Take a hypothesis of the audio up to `end_s`, and return whether the text changed.
 
-        What it has of the last `GUESSED_S` is left out.
+        The hypothesis begins at `stable_end_s` at the latest. Its tokens of the last `GUESSED_S` are left out.
         """
         before = len(self._stable), [each.token for each in self._tail]
         tail = self._beyond_stable([each for each in heard if each.end_s <= end_s - GUESSED_S])
@@ -75,9 +75,9 @@ class StableText:
         return self._decode([each.token for each in tokens]).lstrip()
 
     def _beyond_stable(self, heard: Sequence[HeardToken]) -> list[HeardToken]:
-        """What comes after the last token that stands, or, where that is not heard again, after its time.
+        """Return the tokens after the last stable one, or after its time if the hypothesis does not have it.
 
-        What would go on with a word that stands is left out: it belongs to another idea of that word.
+        Tokens that would continue a stable word are left out: they belong to another reading of that word.
         """
         if not self._stable:
             return list(heard)
@@ -89,7 +89,7 @@ class StableText:
         return list(dropwhile(lambda each: self._decode([each.token])[:1].isalnum(), beyond))
 
     def _agreed(self, tail: Sequence[HeardToken], end_s: float) -> int:
-        """How many tokens of the new tail now stand: whole words that the last tail began with too."""
+        """Return how many tokens of the new tail become stable: whole words that the last tail began with, too."""
         agreed = 0
         for index, (old, new) in enumerate(zip(self._tail, tail, strict=False)):
             if old.token != new.token or new.end_s > end_s - SETTLED_S:

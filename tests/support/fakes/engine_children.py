@@ -13,14 +13,14 @@ from tests.support.fakes.fake_engine import FakeEngine
 
 SLOTS, QUEUE_LIMIT = 3, 61
 LONGEST_INSTRUCTION = 200
-# That of `fake_models`.
+# The rate of `fake_models`.
 SAMPLE_RATE_HZ = 800
 # Answers end by their limit.
 NEVER = 2**40
 
 
 class FileGate(threading.Event):
-    """An event for several processes: it is set unless a file exists."""
+    """An event for several processes, which is set unless a file exists."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class FileGate(threading.Event):
 
 
 def local(gate: str) -> Engine:
-    """`LocalEngine` on fake models; its encoder waits at the gate."""
-    # A child without models starts sooner without what they need.
+    """Return a `LocalEngine` on fake models whose encoder waits at the gate."""
+    # A child without models starts sooner without these imports.
     from server.engine.engine import LocalEngine
     from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, fake_models
 
@@ -56,7 +56,7 @@ def local(gate: str) -> Engine:
 
 
 def scripted(gate: str) -> Engine:
-    """`FakeEngine`; its thread waits at the gate."""
+    """Return a `FakeEngine` whose thread waits at the gate."""
     engine = FakeEngine(sample_rate_hz=SAMPLE_RATE_HZ)
     engine.gate = FileGate(gate)
     engine.slots, engine.queue_limit, engine.longest_instruction = SLOTS, QUEUE_LIMIT, LONGEST_INSTRUCTION
@@ -64,7 +64,7 @@ def scripted(gate: str) -> Engine:
 
 
 def troubled(gate: str, trouble: str) -> Engine:
-    """A scripted engine; the file `trouble` says how its start goes wrong, where it exists."""
+    """Return a scripted engine; the file `trouble`, if it exists, says how its start goes wrong."""
     match Path(trouble).read_text() if Path(trouble).exists() else "none":
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +78,7 @@ def troubled(gate: str, trouble: str) -> Engine:
 
 
 def slow(gate: str) -> Engine:
-    """`LocalEngine` on fake models whose encoder takes a fifth of the audio's time; it waits at the gate, too."""
+    """Return a `LocalEngine` on fake models whose encoder takes a fifth of the audio's time and waits at the gate."""
     from collections.abc import Sequence
 
     from models.protocols import Float32
@@ -97,7 +97,7 @@ def slow(gate: str) -> Engine:
 
 
 def losing() -> Engine:
-    """`LocalEngine` on fake models, for which any failure is the last."""
+    """Return a `LocalEngine` on fake models that ends at its first failure."""
     from dataclasses import replace
 
     from models.protocols import BackendLostError

@@ -1,4 +1,4 @@
-"""Live sessions of the scripted engine: every second of audio is an utterance, whatever is in it."""
+"""Live sessions of the scripted engine: every second of audio is an utterance, silent or not."""
 
 import threading
 from collections.abc import Callable
@@ -30,7 +30,7 @@ UTTERANCE_S = 1.0
 
 @dataclass
 class FakeSession:
-    """One session of the script, with all that was pushed into it."""
+    """One session of the script, with all inputs that were pushed into it."""
 
     request: LiveRequest
     deliver: Callable[[LiveEvent], None]
@@ -42,10 +42,10 @@ class FakeSession:
 
 
 class FakeLive:
-    """`open_live`, `push` and the end of sessions. Utterance n is answered with `f"{instruction} {n}"` within `push`.
+    """Scripts `open_live`, `push` and the end of sessions. Utterance n is answered with `f"{instruction} {n}"` within `push`.
 
-    While `listens` is false, audio is taken and nothing comes of it: no `Listened` either. So it is in a session once it has got
-    beyond `listens_until_s`. Where it `is_silent`, there are no utterances; those with a number in `problems` have a `Problem`.
+    While `listens` is false, or once a session is beyond `listens_until_s`, audio is taken and no event follows, not even
+    `Listened`. An engine that `is_silent` has no utterances; those with a number in `problems` end with a `Problem`.
     """
 
     sample_rate_hz: int
@@ -93,14 +93,14 @@ class FakeLive:
                     self._end_live(session)
 
     def go_on_listening(self) -> None:
-        """From now on, and to what was pushed before."""
+        """Listen from now on, also to audio that was pushed before."""
         with self._live_lock:
             self.listens, self.listens_until_s = True, float("inf")
             for session in list(self.sessions.values()):
                 self._listen(session)
 
     def end_all_audio(self) -> None:
-        """As at a drain."""
+        """End all sessions, as a drain does."""
         with self._live_lock:
             for id in list(self.sessions):
                 self.push(id, EndOfAudio())
@@ -112,7 +112,7 @@ class FakeLive:
         raise NotImplementedError
 
     def end_session(self, request_id: str) -> None:
-        """As when its client left."""
+        """End a session as if its client had left."""
         with self._live_lock:
             if (session := self.sessions.pop(request_id, None)) is not None:
                 self.past_sessions.append(session)
@@ -170,13 +170,13 @@ class FakeLive:
 
 
 def even_words(text: str, start_s: float, end_s: float) -> tuple[Word, ...]:
-    """The words of a text, each as long as the others."""
+    """Return the words of a text, all equally long."""
     bounds_s = np.linspace(start_s, end_s, len(text.split()) + 1).tolist()
     return tuple(Word(word, *span_s) for word, span_s in zip(text.split(), pairwise(bounds_s), strict=True))
 
 
 def fake_done(id: str, text: str, span_s: tuple[float, float] | None) -> Done:
-    """An answer whose words share a span of time evenly; without one it has no words."""
+    """Return an answer whose words share a span of time evenly; without a span it has no words."""
     words = None if span_s is None else even_words(text, *span_s)
     usage = Usage(audio_frames=12, text_tokens=12, output_tokens=len(text.split()))
     return Done(id, text, "stop", usage, StageTimes(encode_s=0.01, total_s=0.02), words=words)

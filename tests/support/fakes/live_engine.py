@@ -35,12 +35,12 @@ def serving(models: Models | None = None, encoder: FakeEncoder | None = None) ->
 
 
 def two_tasks() -> Models:
-    """Models that transcribe under one instruction only, and follow the others."""
+    """Return models that transcribe under one instruction only, and follow all others."""
     models = fake_models(FakeLLM(max_positions=400, mean_tokens=4))
     return replace(models, boundary_instructions=frozenset({"transcribe"}), transcription_instruction="Transcribe.")
 
 
 def conversation(seeds: range, pause_s: float = 0.6) -> Float32:
-    """Utterances of different lengths and the silence after each."""
+    """Return utterances of different lengths, each with silence after it."""
     parts = [part for seed in seeds for part in (speech(seed, 0.4 + seed % 3 * 0.5), silence(pause_s))]
     return np.concatenate(parts)

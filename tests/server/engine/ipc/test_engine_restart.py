@@ -1,4 +1,4 @@
-"""What the clients of the server see when the engine's process is lost, once or again and again."""
+"""Clients of the server get an error when the engine's process is lost, and an answer from the next one."""
 
 import os
 import random
@@ -25,7 +25,7 @@ STALL_TIMEOUT_S = 8.0
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[FileGate]:
-    """The child answers nothing while it is cleared."""
+    """A gate: the child answers nothing while it is cleared."""
     gate = FileGate(tmp_path / "closed")
     yield gate
     gate.set()
@@ -38,7 +38,7 @@ def engine(gate: FileGate) -> ProcessEngine:
 
 
 def kill_child(engine: ProcessEngine) -> None:
-    """Returns when its loss has been noticed."""
+    """Kill the child and return when its loss has been noticed."""
     before, child = engine.stats().counters.restarts, engine.process_id
     assert child is not None
     os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whatever happens to the engine's process, every request ends and the engine is ready again."""
+"""Every request ends and the engine becomes ready again when the engine's process dies, hangs or stops."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ time.sleep(600)
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[FileGate]:
-    """The child answers nothing while it is cleared."""
+    """A gate: the child answers nothing while it is cleared."""
     gate = FileGate(tmp_path / "closed")
     yield gate
     gate.set()
@@ -44,13 +44,13 @@ def gate(tmp_path: Path) -> Iterator[FileGate]:
 
 @pytest.fixture
 def trouble(tmp_path: Path) -> Path:
-    """What goes wrong when a child starts: die, hang or raise."""
+    """A file that says how the start of a child goes wrong: die, hang, raise or refuse."""
     return tmp_path / "trouble"
 
 
 @pytest.fixture
 def make(gate: FileGate, trouble: Path) -> Iterator[Callable[..., ProcessEngine]]:
-    """Makes engines over a child, which are drained in the end."""
+    """A function that makes engines over a child; they are drained in the end."""
     engines: list[ProcessEngine] = []
 
     def make_engine(**timeouts_s: float) -> ProcessEngine:
@@ -74,19 +74,19 @@ def child_of(engine: ProcessEngine) -> int:
 
 
 def lose_child(engine: ProcessEngine) -> None:
-    """Kill it; returns when its loss has been noticed."""
+    """Kill the child and return when its loss has been noticed."""
     before = engine.stats().counters.restarts
     os.kill(child_of(engine), signal.SIGKILL)
     wait_until(lambda: engine.stats().counters.restarts > before)
 
 
 def is_gone(process_id: int) -> bool:
-    """Dead and reaped."""
+    """Return whether a process is dead and reaped."""
     return not Path(f"/proc/{process_id}").exists()
 
 
 def has_ended(process_id: int) -> bool:
-    """Dead, whether or not its new parent has reaped it."""
+    """Return whether a process is dead, reaped by its new parent or not."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2].startswith("Z")
     except FileNotFoundError:

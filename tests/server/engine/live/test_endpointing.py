@@ -1,4 +1,4 @@
-"""Utterances are what the probabilities of speech say, never overlap, are never too long, and lose no speech.
+"""Utterances follow the probabilities of speech, never overlap, are never too long, and lose no speech.
 
 A window is one sample here, and a second ten, so that positions are windows.
 """
@@ -24,17 +24,17 @@ def endpointer(options: VoiceOptions = OPTIONS) -> Endpointer:
 
 
 def probabilities(script: str) -> list[float]:
-    """One window per character."""
+    """Return one window per character."""
     return [{"#": SPEECH, "~": UNSURE, ".": SILENCE}[each] for each in script]
 
 
-def marks_of(script: str, options: VoiceOptions = OPTIONS) -> list[EndpointEvent]:
+def events_of(script: str, options: VoiceOptions = OPTIONS) -> list[EndpointEvent]:
     return endpointer(options).push(probabilities(script))
 
 
 @st.composite
 def sessions(draw: st.DrawFn) -> list[float]:
-    """Runs of speech, silence and what is between, some of them longer than an utterance may be."""
+    """Draw runs of speech, silence and values between them, some longer than an utterance may be."""
     level = st.sampled_from([SPEECH, UNSURE, SILENCE]) | st.floats(0, 1, width=32)
     runs = draw(st.lists(st.tuples(level, st.integers(1, 60)), max_size=20))
     return [value for value, length in runs for _ in range(length)]
@@ -49,12 +49,12 @@ voices = st.builds(
 )
 
 
-def utterances(marks: Sequence[EndpointEvent]) -> list[tuple[int, int]]:
-    return [(mark.start, mark.end) for mark in marks if isinstance(mark, SpeechOver)]
+def utterances(events: Sequence[EndpointEvent]) -> list[tuple[int, int]]:
+    return [(event.start, event.end) for event in events if isinstance(event, SpeechOver)]
 
 
 def test_one_utterance() -> None:
-    assert marks_of(".....####........") == [SpeechBegan(3), SpeechPaused(3, 12), SpeechOver(3, 12)]
+    assert events_of(".....####........") == [SpeechBegan(3), SpeechPaused(3, 12), SpeechOver(3, 12)]
 
 
 def test_nothing_is_known_before_its_window() -> None:
@@ -69,37 +69,43 @@ def test_nothing_is_known_before_its_window() -> None:
 
 def test_speech_resumes() -> None:
     paused = [SpeechBegan(0), SpeechPaused(0, 5)]
-    assert marks_of("##...#...###......") == [*paused, SpeechResumed(), SpeechPaused(0, 9), SpeechResumed(), *marks_of_end(0, 15)]
+    assert events_of("##...#...###......") == [
+        *paused,
+        SpeechResumed(),
+        SpeechPaused(0, 9),
+        SpeechResumed(),
+        *events_of_end(0, 15),
+    ]
 
 
-def marks_of_end(start: int, end: int) -> list[EndpointEvent]:
+def events_of_end(start: int, end: int) -> list[EndpointEvent]:
     return [SpeechPaused(start, end), SpeechOver(start, end)]
 
 
-def test_what_is_unsure_neither_begins_nor_ends_an_utterance() -> None:
-    assert marks_of("~~~~~~~~~~") == []
-    assert marks_of("##~~~~~~~~~~") == [SpeechBegan(0)]
-    assert marks_of("##..~~") == [SpeechBegan(0), SpeechPaused(0, 5)]
+def test_unsure_windows_neither_begin_nor_end_an_utterance() -> None:
+    assert events_of("~~~~~~~~~~") == []
+    assert events_of("##~~~~~~~~~~") == [SpeechBegan(0)]
+    assert events_of("##..~~") == [SpeechBegan(0), SpeechPaused(0, 5)]
 
 
 def test_one_window_of_noise_is_no_utterance() -> None:
-    assert marks_of("...#....#....#...") == []
-    assert marks_of("##......#......") == [SpeechBegan(0), SpeechPaused(0, 5), SpeechOver(0, 5)]
+    assert events_of("...#....#....#...") == []
+    assert events_of("##......#......") == [SpeechBegan(0), SpeechPaused(0, 5), SpeechOver(0, 5)]
 
 
 def test_padding_never_reaches_into_the_last_utterance() -> None:
     options = VoiceOptions(threshold=0.6, prefix_padding_s=1.0, silence_s=0.2, max_utterance_s=4.0)
-    assert utterances(marks_of("......####..##..##..", options)) == [(0, 12), (12, 16), (16, 20)]
+    assert utterances(events_of("......####..##..##..", options)) == [(0, 12), (12, 16), (16, 20)]
 
 
 def test_silence_shorter_than_a_pause_ends_an_utterance_without_one() -> None:
     options = VoiceOptions(threshold=0.6, prefix_padding_s=0.2, silence_s=0.2, max_utterance_s=4.0)
-    assert marks_of("####...", options) == [SpeechBegan(0), SpeechOver(0, 6)]
+    assert events_of("####...", options) == [SpeechBegan(0), SpeechOver(0, 6)]
 
 
 def test_too_long_is_cut_where_speech_is_least_likely_and_goes_on_there() -> None:
-    marks = marks_of("#" * 10 + "~~" + "#" * 15 + "~~" + "#" * 20)
-    assert marks == [SpeechBegan(0), SpeechOver(0, 28), SpeechBegan(28)]
+    events = events_of("#" * 10 + "~~" + "#" * 15 + "~~" + "#" * 20)
+    assert events == [SpeechBegan(0), SpeechOver(0, 28), SpeechBegan(28)]
 
 
 @pytest.mark.parametrize("short_dip", [20, 32])
@@ -112,19 +118,19 @@ def test_a_pause_is_more_than_one_unlikely_window(short_dip: int) -> None:
 
 
 def test_silence_that_began_before_a_cut_goes_on_after_it() -> None:
-    marks = marks_of("#" * 28 + ".." + "#" * 8 + "...")
-    assert marks == [SpeechBegan(0), SpeechOver(0, 29), SpeechBegan(29), SpeechPaused(29, 41)]
+    events = events_of("#" * 28 + ".." + "#" * 8 + "...")
+    assert events == [SpeechBegan(0), SpeechOver(0, 29), SpeechBegan(29), SpeechPaused(29, 41)]
 
 
 def test_too_long_without_any_pause_is_cut_late() -> None:
-    assert marks_of("#" * 50) == [SpeechBegan(0), SpeechOver(0, 38), SpeechBegan(38)]
+    assert events_of("#" * 50) == [SpeechBegan(0), SpeechOver(0, 38), SpeechBegan(38)]
 
 
 def test_too_long_in_a_pause_is_over() -> None:
-    assert marks_of("#" * 36 + "....##") == [SpeechBegan(0), SpeechPaused(0, 39), SpeechOver(0, 39), SpeechBegan(39)]
+    assert events_of("#" * 36 + "....##") == [SpeechBegan(0), SpeechPaused(0, 39), SpeechOver(0, 39), SpeechBegan(39)]
 
 
-def test_flush_ends_what_goes_on_with_the_audio_so_far() -> None:
+def test_flush_ends_the_utterance_with_the_audio_so_far() -> None:
     follow = endpointer()
     follow.push(probabilities("..####."))
     assert follow.flush() == [SpeechOver(0, 7)]
@@ -146,12 +152,12 @@ def test_no_room_for_padding_is_refused() -> None:
 
 @given(session=sessions(), options=voices, data=st.data())
 def test_how_windows_are_cut_into_calls_changes_nothing(session: list[float], options: VoiceOptions, data: st.DataObject) -> None:
-    follow, marks, done = endpointer(options), list[EndpointEvent](), 0
+    follow, events, done = endpointer(options), list[EndpointEvent](), 0
     while done < len(session):
         count = data.draw(st.integers(1, 50))
-        marks += follow.push(session[done : done + count])
+        events += follow.push(session[done : done + count])
         done += count
-    assert marks == endpointer(options).push(session)
+    assert events == endpointer(options).push(session)
 
 
 @given(session=sessions(), options=voices, flushes=st.sets(st.integers(0, 300)))
@@ -160,28 +166,28 @@ def test_promises(session: list[float], options: VoiceOptions, flushes: set[int]
     state, start, last_end, needed_from = "idle", -1, 0, 0
     ended: tuple[int, int] | None = None
     for heard, probability in enumerate(session, start=1):
-        marks = follow.push([probability])
+        events = follow.push([probability])
         if heard in flushes:
-            marks += follow.flush()
-        for mark in marks:
-            match mark:
+            events += follow.flush()
+        for event in events:
+            match event:
                 case SpeechBegan():
                     assert state == "idle"
-                    assert max(last_end, needed_from) <= mark.start < heard
-                    state, start = "speech", mark.start
+                    assert max(last_end, needed_from) <= event.start < heard
+                    state, start = "speech", event.start
                 case SpeechPaused():
                     assert state == "speech"
-                    assert mark.start == start < mark.end <= heard
-                    state, ended = "paused", (mark.start, mark.end)
+                    assert event.start == start < event.end <= heard
+                    state, ended = "paused", (event.start, event.end)
                 case SpeechResumed():
                     assert state == "paused"
                     state, ended = "speech", None
                 case SpeechOver():
                     assert state != "idle"
-                    assert (mark.start, mark.end) == (ended or (start, mark.end))
-                    assert start < mark.end <= heard
-                    assert mark.end - mark.start <= options.max_utterance_s * WINDOWS_PER_S
-                    state, last_end, ended = "idle", mark.end, None
+                    assert (event.start, event.end) == (ended or (start, event.end))
+                    assert start < event.end <= heard
+                    assert event.end - event.start <= options.max_utterance_s * WINDOWS_PER_S
+                    state, last_end, ended = "idle", event.end, None
         assert needed_from <= follow.needed_from <= heard
         needed_from = follow.needed_from
         if state != "idle":

@@ -1,4 +1,4 @@
-"""What every engine promises of live sessions, in this process, in a child or in two of them, with models or scripted."""
+"""The promises about live sessions that every engine keeps: in this process, in a child or in two, with models or scripted."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ def shared(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engi
 
 @pytest.fixture
 def engine(shared: Engine) -> Iterator[Engine]:
-    """One that serves, and has no session and no work after every test."""
+    """A serving engine, which has no session and no work left after the test."""
     yield shared
     wait_until(lambda: sessions(shared) + shared.stats().live_jobs + occupied(shared) == 0)
     assert shared.stats().ready
@@ -64,7 +64,7 @@ def refusal(engine: Engine, request: LiveRequest) -> ServeError:
 
 
 def spoken(rate_hz: int, seed: int = 1) -> Float32:
-    """A second of speech and one of silence."""
+    """Return a second of speech and one of silence."""
     noise = np.random.default_rng(seed).normal(size=rate_hz).astype(np.float32)
     return np.concatenate([noise, np.zeros(rate_hz, np.float32)])
 
@@ -118,7 +118,7 @@ def test_a_client_may_leave_from_within_a_delivery(engine: Engine, rate_hz: int)
     assert len(client.events) == 1
 
 
-def test_a_client_that_cannot_be_told_harms_nobody_else(engine: Engine, rate_hz: int) -> None:
+def test_a_client_that_cannot_be_told_harms_no_other(engine: Engine, rate_hz: int) -> None:
     def fail(_event: object) -> None:
         raise RuntimeError("the client's loop is closed")
 
@@ -128,9 +128,9 @@ def test_a_client_that_cannot_be_told_harms_nobody_else(engine: Engine, rate_hz:
     assert isinstance(other.end(), Ended)
 
 
-def test_pushes_to_nobody_do_nothing(engine: Engine, rate_hz: int) -> None:
+def test_inputs_of_unknown_sessions_do_nothing(engine: Engine, rate_hz: int) -> None:
     for item in (Audio(spoken(rate_hz)), Flush("a"), EndOfAudio()):
-        engine.push("nobody", item)
+        engine.push("unknown", item)
 
 
 def test_sessions_have_a_limit_of_their_own(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Live sessions on fake models: how audio comes, and who else is served, changes no answer."""
+"""Live sessions on fake models: neither the pieces in which audio comes nor other work changes an answer."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -187,7 +187,7 @@ def test_audio_waits_while_too_much_is_unanswered() -> None:
 
 
 def test_speech_that_lasts_to_the_end_ends_with_the_audio() -> None:
-    """Whose last samples fill no window of the voice detector."""
+    """The last samples fill no window of the voice detector."""
     with serving() as engine:
         client = LiveClient(engine, live())
         audio = speech(1, 1.0 + 1 / SAMPLE_RATE_HZ)

@@ -1,4 +1,4 @@
-"""What live sessions leave behind: nothing that has to wait for Python's collector of circles."""
+"""Live sessions leave nothing behind that has to wait for Python's cyclic garbage collector."""
 
 import gc
 from collections.abc import Iterator

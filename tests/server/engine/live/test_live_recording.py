@@ -60,7 +60,7 @@ def test_a_silent_recording_has_an_empty_answer() -> None:
 
 
 def test_a_recording_whose_answer_fails_fails() -> None:
-    """Its prefill meets the frames of an utterance that was answered before."""
+    """The prefill that fails is that of frames of an utterance that was answered before."""
     models = two_tasks()
     prefilled: list[int] = []
 

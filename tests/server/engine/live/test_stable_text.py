@@ -1,4 +1,4 @@
-"""Partial text: what stands is never taken back, whatever is heard next."""
+"""Partial text: stable words are never taken back."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ FRAME_S = 0.08
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """Even tokens begin a word, 3 is punctuation, other odd ones go on with a word."""
+    """Decode tokens: even ones begin a word, 3 is punctuation, other odd ones continue a word."""
     return "".join(f" {token}" if token % 2 == 0 else "," if token == 3 else str(token) for token in tokens)
 
 
@@ -23,7 +23,7 @@ def spoken(*tokens: int, every_s: float = 0.2, start_s: float = 0.0) -> list[Hea
     return [HeardToken(token, start_s + (index + 1) * every_s) for index, token in enumerate(tokens)]
 
 
-def test_words_stand_when_two_hypotheses_agree_and_time_has_passed() -> None:
+def test_words_become_stable_when_two_hypotheses_agree_and_time_has_passed() -> None:
     text = text_of()
     text.update(spoken(2, 3, 4), 0.8)
     assert (text.stable, text.tail) == ("", "2, 4")
@@ -32,31 +32,31 @@ def test_words_stand_when_two_hypotheses_agree_and_time_has_passed() -> None:
     assert text.stable_end_s == 0.4
 
 
-def test_a_word_that_may_go_on_does_not_stand() -> None:
+def test_a_word_that_may_go_on_is_not_stable() -> None:
     text = text_of()
     for end_s in (2.0, 3.0, 4.0):
         text.update(spoken(2, 3), end_s)
     assert (text.stable, text.tail) == ("", "2,")
 
 
-def test_what_one_hypothesis_says_alone_does_not_stand() -> None:
+def test_words_of_one_hypothesis_alone_are_not_stable() -> None:
     text = text_of()
     text.update(spoken(2, 4, 6), 9.0)
     text.update(spoken(8, 4, 6), 9.0)
     assert (text.stable, text.tail) == ("", "8 4 6")
 
 
-def test_the_tail_of_a_later_window_goes_on_behind_what_stands() -> None:
+def test_the_tail_of_a_later_window_goes_on_behind_the_stable_words() -> None:
     text = text_of()
     for _ in range(2):
         text.update(spoken(2, 4, 6, 8), 9.0)
     assert (text.stable, text.tail) == ("2 4 6", " 8")
-    # The window begins within the words that stand, and puts the last of them a frame later.
+    # The window begins within the stable words, and puts the last of them a frame later.
     text.update([HeardToken(6, 0.68), HeardToken(8, 0.85), HeardToken(10, 1.0)], 9.0)
     assert (text.stable, text.tail) == ("2 4 6 8", " 10")
 
 
-def test_a_window_that_hears_other_words_does_not_take_back_what_stands() -> None:
+def test_a_window_that_hears_other_words_takes_no_stable_word_back() -> None:
     text = text_of()
     for _ in range(2):
         text.update(spoken(2, 4, 6), 9.0)
@@ -65,7 +65,7 @@ def test_a_window_that_hears_other_words_does_not_take_back_what_stands() -> Non
     assert (text.stable, text.tail) == ("2 4", " 24")
 
 
-def test_another_idea_of_a_word_that_stands_is_not_glued_to_it() -> None:
+def test_another_reading_of_a_stable_word_is_not_joined_to_it() -> None:
     text = text_of()
     for _ in range(2):
         text.update(spoken(2, 4, 6), 9.0)
