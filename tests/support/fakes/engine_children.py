@@ -93,7 +93,7 @@ def slow(gate: str) -> Engine:
     encoder = SlowEncoder()
     encoder.gate = FileGate(gate)
     models = fake_models(FakeLLM(slots=SLOTS), encoder)
-    return LocalEngine(models, SAMPLE_RATE_HZ, 12.0, QUEUE_LIMIT, encode_budget_mel_frames=1200)
+    return LocalEngine(models, SAMPLE_RATE_HZ, 12.0, QUEUE_LIMIT, encode_budget_audio_s=12.0)
 
 
 def losing() -> Engine:
