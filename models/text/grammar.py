@@ -11,7 +11,10 @@ GrammarKind = Literal["json_schema", "regex", "choice"]
 
 MAX_CHARACTERS = 65_536
 # What one token may cost: about 0.1 s at the very worst, in a grammar that was written for it, and about 10 MB over all tokens.
-LIMITS = LLParserLimits(step_lexer_fuel=50_000, step_max_items=20_000, max_lexer_states=30_000, verbose_errors=False)
+# An object of 1,000 optional properties needs 4,000 items in a row.
+LIMITS = LLParserLimits(
+    step_lexer_fuel=50_000, step_max_items=20_000, max_items_in_row=20_000, max_lexer_states=30_000, verbose_errors=False
+)
 # A small LLM that may write blanks wherever JSON has room for them sometimes goes on with nothing else.
 JSON_OPTIONS = {"whitespace_flexible": False}
 MAX_PROBLEM_CHARACTERS = 200

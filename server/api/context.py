@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from server.audio.decode import AudioLimits
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import DecoderPool
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.protocol import Engine
 from server.errors import NotReady, Overloaded
@@ -46,9 +46,9 @@ class Door:
                 del self._held[client]
 
 
-def build_decode_pool(engine: Engine, settings: Settings) -> DecodePool:
+def build_decode_pool(engine: Engine, settings: Settings) -> DecoderPool:
     """Return a pool that decodes audio to the engine's sample rate, yet to be started."""
-    return DecodePool(
+    return DecoderPool(
         settings.decode_workers,
         AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
         timeout_s=settings.decode_timeout_s,
@@ -68,7 +68,7 @@ class ServerContext:
 
     engine: Engine
     settings: Settings
-    decode_pool: DecodePool
+    decode_pool: DecoderPool
     grammar_sandbox: GrammarSandbox
     metrics: Metrics
     start_failed: bool = False

@@ -1,35 +1,93 @@
 """Audio decoding in warm child processes, so that hostile bytes can neither crash, hang nor exhaust the server.
 
-Each open file or stream has a child of its own while it is open. A child that dies or exceeds its time is killed and replaced,
-and its request is answered as undecodable. There is no in-process fallback: with no child alive, requests wait for one and then
-fail.
+Each open file or stream has a decoder of its own while it is open. A decoder that dies is replaced, whether it was idle or in
+use. There is no in-process fallback: where no decoder can be started, requests wait for one and then fail.
 """
 
 import asyncio
 import logging
+import struct
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from server.audio.child import START_TIMEOUT_S, DecodeChild, WorkerError
 from server.audio.decode import AudioLimits, Samples
-from server.audio.worker import END
-from server.errors import NotReady, Overloaded, ServeError, UndecodableAudio
+from server.audio.worker import CLOSE, END, ERROR, FILE, LIMITS, READ, REPLY, REQUEST, STREAM, WRITE
+from server.child_process import START_TIMEOUT_S, ChildFailed, ChildProcess
+from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, NotReady, Overloaded, ServeError, UndecodableAudio
+from server.fair_semaphore import FairSemaphore
 
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
+MAX_MESSAGE_BYTES = 1024
+ERRORS: dict[str, type[ServeError]] = {kind.code: kind for kind in (AudioTooShort, AudioTooLong, InvalidAudio, UndecodableAudio)}
 
 Result = TypeVar("Result")
 
 
-class DecodePool:
-    """`workers` decode processes for files that are decoded at once, and others for what takes longer.
+class DecoderLost(Exception):
+    """A decoder ended or hung while it was in use, which may be no fault of the audio; `crashed` tells that its code failed."""
 
-    A file that is not at its end after its first read, or a live stream, keeps its child, and another takes that one's place;
-    up to `max_streams` may be kept, and up to `max_waiting` callers may wait for a child. `timeout_s` is what one read may take.
-    Belongs to one event loop; `start` before use, `close` after.
+    def __init__(self, crashed: bool) -> None:
+        super().__init__()
+        self.crashed = crashed
+
+
+class Decoder:
+    """A child process that decodes, and the file or stream that is open in it."""
+
+    def __init__(self, process: ChildProcess, timeout_s: float) -> None:
+        self.process = process
+        self._timeout_s = timeout_s
+
+    @classmethod
+    async def start(cls, memory_bytes: int, timeout_s: float) -> Self:
+        """Start a decoder of which each `read` may take `timeout_s`. Raises `ChildFailed`."""
+        return cls(await ChildProcess.start("server.audio.worker", str(memory_bytes), str(timeout_s)), timeout_s)
+
+    def open_file(self, data: bytes, limits: AudioLimits) -> None:
+        self._open(FILE, data, limits)
+
+    def open_stream(self, limits: AudioLimits) -> None:
+        self._open(STREAM, b"", limits)
+
+    def write(self, data: bytes) -> None:
+        """Add bytes to the stream that is open; none end it."""
+        self.process.write(REQUEST.pack(WRITE, len(data)), data)
+
+    def close(self) -> None:
+        """Forget the file or stream that is open. No `read` may be going on."""
+        self.process.write(REQUEST.pack(CLOSE, 0))
+
+    async def read(self, count: int) -> tuple[int, Samples]:
+        """Return a status of `server.audio.worker` and the next samples: `count` with `MORE`, fewer with `DRY` and `END`.
+
+        Raises the error of audio that cannot be decoded, after which nothing is open, or `ChildFailed`.
+        """
+        self.process.write(REQUEST.pack(READ, count))
+        status, size = REPLY.unpack(await self.process.read(REPLY.size, self._timeout_s))
+        if size > (MAX_MESSAGE_BYTES if status == ERROR else 4 * count) or (status != ERROR and size % 4):
+            raise ChildFailed("it announced an answer that it may not give")
+        payload = await self.process.read(size, self._timeout_s)
+        if status == ERROR:
+            code, _, message = payload.decode("utf-8", "replace").partition("\n")
+            raise ERRORS.get(code, UndecodableAudio)(message, param="audio")
+        return status, np.frombuffer(payload, dtype="<f4")
+
+    def _open(self, kind: int, body: bytes, limits: AudioLimits) -> None:
+        packed = LIMITS.pack(limits.sample_rate_hz, limits.min_audio_s, limits.max_audio_s)
+        self.process.write(REQUEST.pack(kind, len(packed) + len(body)), packed, body)
+
+
+class DecoderPool:
+    """`workers` decoders for files that are decoded at once, and others for audio that takes longer.
+
+    Clients wait for one of the `workers` places in turn (`FairSemaphore`), at most `max_waiting` requests in all. A file that is
+    not at its end after its first read, or a live stream, leaves its place and keeps its decoder, and another is started for the
+    place; at most `max_streams` are kept. `timeout_s` is how long one read may take. Belongs to one event loop; `start` before
+    use, `close` after.
     """
 
     def __init__(
@@ -40,137 +98,161 @@ class DecodePool:
         self._workers = workers
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
-        self._max_waiting = max_waiting
         self._max_streams = max_streams
-        self._waiting = 0
+        refusal = "Too many requests are waiting for their audio to be decoded; try again soon."
+        self._places = FairSemaphore(workers, max_waiting, refusal)
         self._starting = 0
         self._kept = 0
-        self._idle: asyncio.LifoQueue[DecodeChild] = asyncio.LifoQueue()
-        self._children: set[DecodeChild] = set()
+        # The decoders that can be used. Of those that are idle some may have died since.
+        self._decoders: set[Decoder] = set()
+        self._idle: asyncio.LifoQueue[Decoder] = asyncio.LifoQueue()
+        # One task per child process that waits for its end, so that none stays a zombie.
+        self._watches: dict[Decoder, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Of those, the ones that `close` waits for and does not cancel: a child whose end is not awaited stays a zombie.
-        self._endings: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
     def process_ids(self) -> set[int]:
-        """The children that live now."""
-        return {child.process_id for child in self._children}
+        """The decoders that can be used now."""
+        return {decoder.process.process_id for decoder in self._decoders}
 
     async def start(self) -> None:
-        """Start the children and wait until each is warm. Raises `WorkerError` where one cannot run here."""
+        """Start the decoders and wait until each is warm. Raises `ChildFailed` where one cannot run here."""
         try:
-            await asyncio.gather(*(self._start_child() for _ in range(self._workers)))
+            await asyncio.gather(*(self.track(self._start_idle()) for _ in range(self._workers)))
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Kill the children; nothing may be decoded afterwards."""
+        """Kill all decoders. Nothing may be decoded afterwards."""
         self._closed = True
-        for task in self._tasks - self._endings:
+        for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(child.kill() for child in self._children))
-        self._children.clear()
+        self._decoders.clear()
+        for decoder in self._watches:
+            decoder.process.kill()
+        await asyncio.gather(*self._watches.values())
 
-    async def lease(self, client: str = "") -> "Lease":  # noqa: ARG002
-        """Wait for a child to open something in, for `client`. Raises `Overloaded`, or `NotReady` with no child."""
-        return Lease(self, await self._take())
-
-    async def _take(self) -> DecodeChild:
-        if self._waiting >= self._max_waiting:
-            raise Overloaded("Too many requests are waiting for their audio to be decoded; try again soon.", retry_after_s=1)
-        self._waiting += 1
+    async def lease(self, client: str = "") -> "DecoderLease":
+        """Wait for a decoder to open something in. Raises `Overloaded`, or `NotReady` where none can be started."""
+        await self._places.acquire(client)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                return await self._idle.get()
-        except TimeoutError:
-            raise NotReady("No audio decoder is available; try again soon.", retry_after_s=5) from None
-        finally:
-            self._waiting -= 1
+                while (decoder := await self._idle.get()) not in self._decoders:
+                    pass
+        except BaseException as error:
+            self._places.release(client)
+            if isinstance(error, TimeoutError):
+                raise NotReady("No audio decoder is available; try again soon.", retry_after_s=5) from None
+            raise
+        return DecoderLease(self, decoder, client)
 
-    def keep(self) -> None:
-        """Let a child be kept, and start another in its place. Raises `Overloaded`."""
+    def keep(self, client: str) -> None:
+        """Move a lease from its place to the kept ones. Raises `Overloaded` where too many are kept."""
         if self._kept >= self._max_streams:
             raise Overloaded("Too many recordings and streams are being decoded; try again later.", retry_after_s=5)
         self._kept += 1
-        self._fill_up()
+        self._places.release(client)
+        self.track(self._fill_up())
 
-    def give_back(self, child: DecodeChild, was_kept: bool) -> None:
-        """Take a child that nothing is open in any more."""
+    def release(self, decoder: Decoder, client: str, was_kept: bool) -> None:
+        """Take back a decoder in which nothing is open, or one that was discarded, and its place."""
         self._kept -= was_kept
-        # Some more than are needed, so that streams that come and go need not each wait for a start.
-        if len(self._children) - self._kept > 2 * self._workers:
-            self._end(child)
+        if decoder not in self._decoders:
+            # The client holds its place until there is another decoder, so that breaking them gains it no turns.
+            self.track(self._replace(client, was_kept))
+            return
+        # Some more than are needed stay, so that streams that come and go need not each wait for a start.
+        if len(self._decoders) - self._kept > 2 * self._workers:
+            self._discard(decoder)
         else:
-            self._idle.put_nowait(child)
+            self._idle.put_nowait(decoder)
+        if not was_kept:
+            self._places.release(client)
 
-    def replace(self, broken: DecodeChild, was_kept: bool) -> None:
-        """Kill a child that cannot be used any more."""
-        self.restarts += 1
-        self._kept -= was_kept
-        self._end(broken)
-        self._fill_up()
+    async def discard_broken(self, decoder: Decoder) -> str:
+        """Kill a decoder that cannot be used any more; return how it ended."""
+        self.restarts += decoder in self._decoders
+        self._discard(decoder)
+        return await decoder.process.wait()
+
+    async def start_decoder(self) -> Decoder:
+        """Start a decoder that is in use from the beginning. Raises `ChildFailed`."""
+        decoder = await Decoder.start(self._memory_bytes, self._timeout_s)
+        self._decoders.add(decoder)
+        self._watches[decoder] = asyncio.create_task(self._watch(decoder))
+        return decoder
 
     def track(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run a task that goes on when its caller leaves, until `close`."""
         task = asyncio.create_task(work)
-        # The loop holds tasks weakly, so somebody has to hold them.
+        # The loop itself holds tasks weakly.
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task
 
-    def _end(self, child: DecodeChild) -> None:
-        self._children.discard(child)
-        ending = self.track(child.kill())
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        # An error that nobody waits for any more has been looked at here.
+        # The error of a task whose caller has left is looked at here.
         if not task.cancelled():
             task.exception()
 
-    def _fill_up(self) -> None:
-        while not self._closed and len(self._children) + self._starting - self._kept < self._workers:
-            self._starting += 1
-            self.track(self._start_in_background())
+    def _discard(self, decoder: Decoder) -> None:
+        self._decoders.discard(decoder)
+        decoder.process.kill()
 
-    async def _start_in_background(self) -> None:
+    async def _watch(self, decoder: Decoder) -> None:
+        """Wait for the end of a decoder, and replace one that died by itself."""
+        ending = await decoder.process.wait()
+        del self._watches[decoder]
+        if decoder in self._decoders:
+            self._decoders.discard(decoder)
+            self.restarts += 1
+            logger.warning("A decode process that was not at work ended: %s.", ending)
+            self.track(self._fill_up())
+
+    async def _replace(self, client: str, was_kept: bool) -> None:
         try:
-            while True:
-                try:
-                    return await self._start_child()
-                except (WorkerError, OSError):
-                    logger.exception("A decode process could not be started; trying again.")
-                    await asyncio.sleep(RESTART_PAUSE_S)
+            await self._fill_up()
         finally:
-            self._starting -= 1
+            if not was_kept:
+                self._places.release(client)
 
-    async def _start_child(self) -> None:
-        child = await DecodeChild.start(self._memory_bytes, self._timeout_s)
-        self._children.add(child)
-        self._idle.put_nowait(child)
+    async def _fill_up(self) -> None:
+        """Start decoders until there is one for each place, however long that takes."""
+        while not self._closed and len(self._decoders) + self._starting - self._kept < self._workers:
+            self._starting += 1
+            try:
+                await self._start_idle()
+            except ChildFailed:
+                logger.exception("A decode process could not be started; trying again.")
+                await asyncio.sleep(RESTART_PAUSE_S)
+            finally:
+                self._starting -= 1
+
+    async def _start_idle(self) -> None:
+        self._idle.put_nowait(await self.start_decoder())
 
 
-class Lease:
-    """A child, to open one file or stream in. It goes back after the last read or `close`, whereupon this is `over`."""
+class DecoderLease:
+    """A decoder, to open one file or stream in. It goes back after the last `read` or `close`; then the lease is `over`."""
 
-    def __init__(self, pool: DecodePool, child: DecodeChild) -> None:
-        self.child = child
+    def __init__(self, pool: DecoderPool, decoder: Decoder, client: str) -> None:
+        self.decoder = decoder
         self.over = False
         self._pool = pool
-        self._kept = self._is_back = False
+        self._client = client
+        self._kept = self._released = False
         self._reading: asyncio.Task[tuple[int, Samples]] | None = None
 
     def keep(self) -> None:
-        """Say that this takes longer than one read. Raises `Overloaded`, and gives the child back."""
+        """Announce that this takes longer than one read. Raises `Overloaded`, and gives the decoder back."""
         if self.over or self._kept:
             return
         try:
-            self._pool.keep()
+            self._pool.keep(self._client)
         except Overloaded:
             self.close()
             raise
@@ -178,52 +260,70 @@ class Lease:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the caller of a `read` has left. The next one gets its samples."""
+        """Whether a `read` goes on whose caller has left. The next `read` returns its samples."""
         return self._reading is not None
 
     async def read(self, count: int) -> tuple[int, Samples]:
-        """As `DecodeChild.read`, but what breaks the child is undecodable audio, and after the end there is nothing more."""
+        """Return a status and samples as `Decoder.read` does; after the end there are none.
+
+        Raises the errors of `Decoder.read`, `UndecodableAudio` for audio that used up its CPU time, or `DecoderLost`, after
+        which only `restart` and `close` may follow.
+        """
         if self._reading is None:
             if self.over:
                 return END, np.zeros(0, np.float32)
-            # A client that leaves must not cost a child: this is short and bounded, and goes on to its end.
+            # A client that leaves must not cost a decoder: a read is short and bounded, and goes on to its end.
             self._reading = self._pool.track(self._read(count))
         try:
             answer = await asyncio.shield(self._reading)
-        except ServeError:
+        except (ServeError, DecoderLost):
             self._reading = None
             raise
         self._reading = None
         return answer
 
-    async def _read(self, count: int) -> tuple[int, Samples]:
+    async def restart(self) -> None:
+        """Go on with a fresh decoder, in which nothing is open. Raises `DecoderLost`."""
         try:
-            status, samples = await self.child.read(count)
-        except WorkerError as error:
-            self.over = self._is_back = True
-            self._pool.replace(self.child, self._kept)
-            logger.warning("A decode process was replaced: %s", error)
-            raise UndecodableAudio("The audio could not be decoded: its decoder failed on it.", param="audio") from None
-        except ServeError:
-            self._give_back()
-            raise
-        if status == END:
-            self._give_back()
-        return status, samples
+            self.decoder = await self._pool.start_decoder()
+        except ChildFailed:
+            raise DecoderLost(crashed=False) from None
 
     def close(self) -> None:
-        """Give the child back, as soon as it has answered what it was asked."""
-        if not self.over:
-            self.over = True
-            self._pool.track(self._close())
+        """Give the decoder back, as soon as it has answered what it was asked."""
+        if self.over:
+            return
+        self.over = True
+        if self._reading is None:
+            self.decoder.close()
+            self._release()
+        else:
+            self._pool.track(self._close_after(self._reading))
 
-    async def _close(self) -> None:
-        if self._reading is not None:
-            await asyncio.wait([self._reading])
-        if not self._is_back:
-            self.child.close()
-            self._give_back()
+    async def _close_after(self, reading: asyncio.Task[tuple[int, Samples]]) -> None:
+        await asyncio.wait([reading])
+        if not self._released:
+            self.decoder.close()
+            self._release()
 
-    def _give_back(self) -> None:
-        self.over = self._is_back = True
-        self._pool.give_back(self.child, self._kept)
+    async def _read(self, count: int) -> tuple[int, Samples]:
+        try:
+            status, samples = await self.decoder.read(count)
+        except ServeError:
+            self._release()
+            raise
+        except (ChildFailed, struct.error) as error:
+            ending = await self._pool.discard_broken(self.decoder)
+            logger.warning("A decode process was replaced: %s; %s.", error, ending)
+            if self.decoder.process.reached_cpu_limit:
+                self._release()
+                message = "The audio could not be decoded: it takes too long for what it holds."
+                raise UndecodableAudio(message, param="audio") from None
+            raise DecoderLost(self.decoder.process.crashed) from None
+        if status == END:
+            self._release()
+        return status, samples
+
+    def _release(self) -> None:
+        self.over = self._released = True
+        self._pool.release(self.decoder, self._client, self._kept)

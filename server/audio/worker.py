@@ -1,16 +1,15 @@
-"""The child of the decode pool: decodes audio from stdin, as much at a time as it is asked for, and answers on stdout, for ever.
+"""The child process of `server.audio.sandbox`: decodes one file or stream at a time, as far as it is asked.
 
-Started as `python -m server.audio.worker MEMORY_BYTES CPU_S`. Messages are a fixed header and raw bytes; nothing is
-unpickled on either side. It ends when its stdin closes, so it never outlives the server.
+Started as `python -m server.audio.worker MEMORY_BYTES STEP_CPU_S`. Messages are a fixed header and raw bytes; neither side
+unpickles anything. The process ends when its stdin closes, so it never outlives the server.
 
-The parent opens a file or a stream, writes to a stream where it wants to, and gets one reply for every READ. After CLOSE, END or
-ERROR nothing is open; a CLOSE where nothing is open does nothing.
+The parent opens a file or a stream, may write to a stream, and gets one reply for every READ. After CLOSE, END or ERROR nothing
+is open; a CLOSE where nothing is open does nothing.
 """
 
-import os
-import resource
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -18,108 +17,131 @@ import numpy as np
 
 from server.audio.decode import AudioLimits, Samples, decode_blocks
 from server.audio.ogg_stream import decode_arriving
+from server.child_process import announce_ready, confine, limit_cpu
 from server.errors import ServeError, UndecodableAudio
 
-# Kind, and the number of bytes that follow it; for READ of samples that are wanted, at least one.
+# Kind, and the number of bytes that follow; for READ the number of wanted samples, at least one.
 REQUEST = struct.Struct("<BQ")
-# FILE: the limits, and a whole file. STREAM: the limits. WRITE: more of a stream, nothing where it is over.
+# FILE: the limits and a whole file. STREAM: the limits. WRITE: more of a stream; no bytes end it.
 FILE, STREAM, WRITE, READ, CLOSE = range(5)
 # Sample rate, shortest and longest audio.
 LIMITS = struct.Struct("<Idd")
-# Status and payload bytes. The payload is float32 samples, but for ERROR "code\nmessage" in UTF-8.
+# Status and payload bytes. The payload is float32 samples; for ERROR "code\nmessage" in UTF-8.
 REPLY = struct.Struct("<BQ")
-# MORE: as many as are wanted. DRY: all that there are before the next WRITE. END: the last.
+# MORE: as many samples as are wanted. DRY: all that there are before the next WRITE. END: the last.
 MORE, DRY, END, ERROR = range(4)
-READY = b"ready"
+
+# CPU time that decoding may take. Measured at most 0.01 s, 0.01 s and 0.04 s, the last for eight channels at 192 kHz.
+START_CPU_S = 0.25
+CPU_S_PER_MIB = 0.02
+CPU_S_PER_AUDIO_S = 0.1
 
 
-def main(memory_bytes: int, cpu_s: int) -> None:
-    """Confine this process, say that it is ready, and serve until stdin ends."""
+def main(memory_bytes: int, step_cpu_s: float) -> None:
+    """Confine this process and serve requests until stdin ends."""
+    confine(memory_bytes)
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    # mpg123 complains on stderr about every damaged frame.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    replies.write(READY)
-    replies.flush()
+    announce_ready()
     while (request := _next_request(requests)) is not None:
         kind, size = request
         if kind in (FILE, STREAM):
             limits = AudioLimits(*LIMITS.unpack(requests.read(LIMITS.size)))
-            _Decode(requests, replies, cpu_s).run(kind, requests.read(size - LIMITS.size), limits)
+            body = requests.read(size - LIMITS.size)
+            _Decode(requests, replies, _CpuBudget(step_cpu_s), limits).run(kind, body)
+            limit_cpu(None)
 
 
 def _next_request(requests: BinaryIO) -> tuple[int, int] | None:
-    """Kind and number; None where stdin has ended."""
+    """Return the kind and the number of a request; None where stdin has ended."""
     header = requests.read(REQUEST.size)
     return REQUEST.unpack(header) if len(header) == REQUEST.size else None
 
 
-class _Decode:
-    """What is open, until it is closed or at its end."""
+class _CpuBudget:
+    """The CPU time that audio may take: in proportion to its bytes and to the seconds decoded so far.
 
-    def __init__(self, requests: BinaryIO, replies: BinaryIO, cpu_s: int) -> None:
+    A small file that keeps a decoder busy is noticed early, and `step_cpu_s` is the most for one reply.
+    """
+
+    def __init__(self, step_cpu_s: float) -> None:
+        self._step_cpu_s = step_cpu_s
+        self._ends_at_s = time.process_time() + START_CPU_S
+
+    def extend(self, *, size: int = 0, audio_s: float = 0.0) -> None:
+        """Allow for more bytes or more decoded audio, and end this process when all that was allowed is used up."""
+        self._ends_at_s += size / 2**20 * CPU_S_PER_MIB + audio_s * CPU_S_PER_AUDIO_S
+        limit_cpu(min(self._ends_at_s - time.process_time(), self._step_cpu_s))
+
+
+class _Decode:
+    """The file or stream that is open, until it is closed or at its end."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO, budget: _CpuBudget, limits: AudioLimits) -> None:
         self._requests = requests
         self._replies = replies
-        self._cpu_s = cpu_s
+        self._budget = budget
+        self._limits = limits
         self._closed = False
-        self._wanted = 0
+        self._wanted_samples = 0
         # Decoded and not sent.
         self._blocks: list[Samples] = []
-        self._held = 0
+        self._held_samples = 0
         # Written and not decoded.
         self._written = b""
-        self._over = False
+        self._stream_ended = False
 
-    def run(self, kind: int, body: bytes, limits: AudioLimits) -> None:
+    def run(self, kind: int, body: bytes) -> None:
+        """Decode and reply until the end, an error or a CLOSE."""
+        self._budget.extend(size=len(body))
         self._wait_for_read()
         try:
-            self._send_all(decode_blocks(body, limits) if kind == FILE else decode_arriving(self._more, limits))
+            self._send_all(decode_blocks(body, self._limits) if kind == FILE else decode_arriving(self._next_bytes, self._limits))
         except ServeError as error:
             self._reply(ERROR, f"{error.code}\n{error.message}".encode())
         except Exception:
-            # Whatever hostile bytes provoke in a decoder is about those bytes; crashes and hangs are the parent's to see.
+            # An exception that hostile bytes provoke in a decoder is about those bytes. The parent sees crashes and hangs.
             self._reply(ERROR, f"{UndecodableAudio.code}\nThe audio could not be decoded.".encode())
 
     def _send_all(self, blocks: Iterator[Samples]) -> None:
         for block in blocks:
+            self._budget.extend(audio_s=len(block) / self._limits.sample_rate_hz)
             self._blocks.append(block)
-            self._held += len(block)
-            while self._held >= self._wanted and not self._closed:
+            self._held_samples += len(block)
+            while self._held_samples >= self._wanted_samples and not self._closed:
                 self._send(MORE)
                 self._wait_for_read()
             if self._closed:
                 return
         self._send(END)
 
-    def _more(self) -> bytes:
-        """The next bytes of a stream. libsndfile's reads come here, and no error passes through those."""
-        while not (self._written or self._over or self._closed):
+    def _next_bytes(self) -> bytes:
+        """Return the next bytes of a stream. libsndfile calls this, and no error passes through it."""
+        while not (self._written or self._stream_ended or self._closed):
             self._send(DRY)
             self._wait_for_read()
         data, self._written = self._written, b""
         return data
 
     def _wait_for_read(self) -> None:
-        """Return with something wanted, or with nothing open any more."""
+        """Return once samples are wanted, or once nothing is open any more."""
         while (request := _next_request(self._requests)) is not None:
             kind, number = request
             if kind == CLOSE:
                 break
             if kind == READ:
-                self._wanted = number
-                _allow_more_cpu(self._cpu_s)
+                self._wanted_samples = number
+                self._budget.extend()
                 return
-            self._over = number == 0
+            self._stream_ended = number == 0
             self._written += self._requests.read(number)
+            self._budget.extend(size=number)
         self._closed = True
 
     def _send(self, status: int) -> None:
         samples = np.concatenate([np.zeros(0, np.float32), *self._blocks])
-        self._reply(status, np.ascontiguousarray(samples[: self._wanted], dtype="<f4").data.cast("B"))
-        self._blocks = [samples[self._wanted :]]
-        self._held = len(self._blocks[0])
+        self._reply(status, np.ascontiguousarray(samples[: self._wanted_samples], dtype="<f4").data.cast("B"))
+        self._blocks = [samples[self._wanted_samples :]]
+        self._held_samples = len(self._blocks[0])
 
     def _reply(self, status: int, payload: bytes | memoryview) -> None:
         if self._closed:
@@ -129,12 +151,5 @@ class _Decode:
         self._replies.flush()
 
 
-def _allow_more_cpu(cpu_s: int) -> None:
-    # The kernel counts over the process's whole life, so the limit moves along with what is asked for.
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used_s = int(usage.ru_utime + usage.ru_stime)
-    resource.setrlimit(resource.RLIMIT_CPU, (used_s + cpu_s, resource.RLIM_INFINITY))
-
-
 if __name__ == "__main__":
-    main(memory_bytes=int(sys.argv[1]), cpu_s=int(sys.argv[2]))
+    main(memory_bytes=int(sys.argv[1]), step_cpu_s=float(sys.argv[2]))

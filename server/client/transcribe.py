@@ -9,7 +9,7 @@ import uuid
 import numpy as np
 
 from server.api.native.schema import InstructReply, instruct_reply
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import DecoderPool
 from server.engine.types.events import Word
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
@@ -20,7 +20,7 @@ from server.jobs.job import build_job
 
 async def instruct_file(
     engine: Engine,
-    decode_pool: DecodePool,
+    decode_pool: DecoderPool,
     file: bytes,
     instruction: str,
     sampling: SamplingOptions,

@@ -1,108 +1,88 @@
-"""Constraints are tried out in a process of their own before an engine meets them, so that a hostile one holds up nobody.
+"""Constraints are compiled in child processes before an engine gets them, so that a hostile one delays no other request.
 
-A schema of a few thousand characters can keep the library busy for minutes, and then nothing stops it but the end of its process.
+A schema of a few thousand characters can keep the library busy for minutes, and only the end of its process stops it.
 """
 
-import asyncio
-import contextlib
 import json
 import logging
-import os
-import sys
-from asyncio.subprocess import PIPE, Process
 
 from cachetools import LRUCache
 
+from server.child_process import ChildFailed, ChildProcess
 from server.engine.types.options import Constraint
 from server.errors import InvalidConstraint, NotReady
+from server.fair_semaphore import FairSemaphore
 
 logger = logging.getLogger(__name__)
 
-# Beyond the child's own limit, which counts processor time.
+# The child's own limit counts CPU time and is far below.
 TIMEOUT_S = 10.0
-START_TIMEOUT_S = 60.0
+WORKERS = 2
+MAX_WAITING = 64
 KEPT_VERDICTS = 64
 
 
 class GrammarSandbox:
-    """Tries out one constraint at a time. Belongs to one event loop; `close` after use.
+    """Compiles constraints in `workers` child processes, for which clients wait in turn (`FairSemaphore`).
 
-    The child starts with the first trial, and anew after each that it did not survive.
+    A child starts when it is needed, and anew after each constraint that it did not survive. Belongs to one event loop; `close`
+    after use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = WORKERS, max_waiting: int = MAX_WAITING) -> None:
+        # What is wrong with a constraint; None where it compiles.
         self._verdicts: LRUCache[Constraint, str | None] = LRUCache(KEPT_VERDICTS)
-        self._turn = asyncio.Lock()
-        self._process: Process | None = None
+        self._places = FairSemaphore(workers, max_waiting, "Too many constraints are waiting to be checked; try again soon.")
+        self._idle: list[ChildProcess] = []
 
-    async def check(self, constraint: Constraint, client: str = "") -> None:  # noqa: ARG002
-        """Raises `InvalidConstraint` for one that cannot be compiled, or not in a moment; `NotReady` where no child starts."""
+    async def check(self, constraint: Constraint, client: str = "") -> None:
+        """Compile a constraint for `client`.
+
+        Raises `InvalidConstraint` for one that cannot be compiled, or takes too much CPU time or memory; `Overloaded` where too
+        many wait; and `NotReady` where no child starts, or two ended for another reason.
+        """
         if constraint not in self._verdicts:
-            async with self._turn:
+            async with self._places.place(client):
                 if constraint not in self._verdicts:
-                    self._verdicts[constraint] = await self._try(constraint)
+                    self._verdicts[constraint] = await self._compile(constraint)
         verdict = self._verdicts[constraint]
         if verdict is not None:
             raise InvalidConstraint.because(constraint.kind, verdict)
 
     async def close(self) -> None:
-        """Leave no child behind."""
-        process, self._process = self._process, None
-        if process is not None:
-            await _end(process)
+        """End the children. No `check` may be going on."""
+        for child in self._idle:
+            child.kill()
+            await child.wait()
+        self._idle.clear()
 
-    async def _try(self, constraint: Constraint) -> str | None:
-        process = self._process
-        if process is None or process.returncode is not None:
-            process = self._process = await _start()
+    async def _compile(self, constraint: Constraint) -> str | None:
+        """Return what is wrong with the constraint. A child that is lost says nothing about it, so a fresh one tries again."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await _ask(process, constraint)
-        except (TimeoutError, OSError, EOFError):
-            logger.warning("a %s of %d characters could not be compiled", constraint.kind, len(constraint.grammar))
-            await self.close()
-            return "it is too complex"
-        except asyncio.CancelledError:
-            # Its verdict would be taken for that on the next one.
-            await self.close()
+            verdict = await self._ask(self._idle.pop(), constraint) if self._idle else await self._ask_fresh(constraint)
+        except ChildFailed:
+            try:
+                verdict = await self._ask_fresh(constraint)
+            except ChildFailed:
+                raise NotReady("The constraint cannot be checked now; try again soon.", retry_after_s=5) from None
+        return verdict
+
+    async def _ask_fresh(self, constraint: Constraint) -> str | None:
+        return await self._ask(await ChildProcess.start("server.constraints.worker"), constraint)
+
+    async def _ask(self, child: ChildProcess, constraint: Constraint) -> str | None:
+        """Return the verdict of a child, which is idle again or ended afterwards. Raises `ChildFailed` where it was lost."""
+        try:
+            child.write(json.dumps([constraint.kind, constraint.grammar]).encode() + b"\n")
+            verdict: str | None = json.loads(await child.read_line(TIMEOUT_S))
+        except BaseException as error:
+            child.kill()
+            ending = await child.wait()
+            if not isinstance(error, ChildFailed):
+                raise
+            logger.warning("A %s of %d characters was not compiled: %s.", constraint.kind, len(constraint.grammar), ending)
+            if child.reached_cpu_limit or child.crashed:
+                return "it is too complex"
             raise
-
-
-async def _start() -> Process:
-    # The child gets the import path and nothing else of the environment.
-    environment = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "server.constraints.worker"]
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True)
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await _verdict(process)
-    except asyncio.CancelledError:
-        await _end(process)
-        raise
-    except (TimeoutError, EOFError):
-        await _end(process)
-        raise NotReady("Constraints cannot be tried out now; try again soon.", retry_after_s=5) from None
-    return process
-
-
-async def _end(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
-
-
-async def _ask(process: Process, constraint: Constraint) -> str | None:
-    if process.stdin is None:
-        raise EOFError
-    process.stdin.write(json.dumps([constraint.kind, constraint.grammar]).encode() + b"\n")
-    await process.stdin.drain()
-    return await _verdict(process)
-
-
-async def _verdict(process: Process) -> str | None:
-    """The child's next line. Raises `EOFError` once it is dead."""
-    line = await process.stdout.readline() if process.stdout is not None else b""
-    if not line.endswith(b"\n"):
-        raise EOFError
-    verdict: str | None = json.loads(line)
-    return verdict
+        self._idle.append(child)
+        return verdict

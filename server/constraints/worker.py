@@ -1,50 +1,44 @@
-"""The child of `GrammarSandbox`: compiles constraints, and dies of the first that takes too long or too much memory.
+"""The child process of `GrammarSandbox`: compiles constraints, and ends at the first that takes too much time or memory.
 
-It reads `[kind, text]` a line, as JSON. It writes one line to say that it is ready, then one for each: null or the problem, as
-JSON. It ends when its stdin closes, so it never outlives the server.
+It reads `[kind, text]` as one line of JSON each, and answers each with one line of JSON: null, or what is wrong. The process
+ends when its stdin closes, so it never outlives the server.
 """
 
 import json
-import resource
-import signal
 import sys
 
 from llguidance import LLTokenizer
 
 from models.text.grammar import GrammarError, GrammarKind, compile_grammar
+from server.child_process import announce_ready, confine, limit_cpu
 
-# Of processor time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
-MAX_CPU_S = 0.25
+# CPU time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
+MAX_CPU_S = 0.4
 MAX_MEMORY_BYTES = 2**30
 
 
 def main() -> None:
-    """Confine this process and serve until stdin ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Single bytes for tokens: what takes long does so before tokens come into it.
+    """Confine this process and serve requests until stdin ends."""
+    confine(MAX_MEMORY_BYTES)
+    # Tokens of single bytes will do: a grammar that takes long does so before tokens matter.
     tokenizer = LLTokenizer("byte")
-    _write(None)
+    announce_ready()
     for line in sys.stdin.buffer:
         kind, text = json.loads(line)
-        # Nothing handles its signal, so it ends the process in the middle of whatever the library does.
-        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
-        verdict = _verdict(tokenizer, kind, text)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _write(verdict)
+        limit_cpu(MAX_CPU_S)
+        problem = find_problem(tokenizer, kind, text)
+        limit_cpu(None)
+        sys.stdout.buffer.write(json.dumps(problem).encode() + b"\n")
+        sys.stdout.buffer.flush()
 
 
-def _verdict(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> str | None:
+def find_problem(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> str | None:
+    """Return what is wrong with a constraint, or None where it compiles."""
     try:
         compile_grammar(tokenizer, kind, text)
     except GrammarError as error:
         return str(error)
     return None
-
-
-def _write(verdict: str | None) -> None:
-    sys.stdout.buffer.write(json.dumps(verdict).encode() + b"\n")
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

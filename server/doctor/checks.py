@@ -12,10 +12,10 @@ from pathlib import Path
 
 from models.bundle.io import Bundle, BundleError, open_bundle
 from models.runtimes.onnx.machine import available_memory_bytes
-from server.audio.child import WorkerError
 from server.audio.decode import AudioLimits
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
+from server.child_process import ChildFailed
 from server.doctor.finding import CheckResult
 from server.doctor.gpu import gpu_checks
 from server.errors import ServeError
@@ -104,7 +104,7 @@ def check_decoder(settings: Settings) -> CheckResult:
     """Whether a confined decode process starts here and decodes."""
     try:
         samples = asyncio.run(_decode_silence(settings))
-    except (WorkerError, ServeError, OSError) as error:
+    except (ChildFailed, ServeError, OSError) as error:
         return CheckResult("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see above")
     return CheckResult("audio decoder", f"a child with {settings.decode_memory_bytes >> 20} MiB decoded {samples} samples")
 
@@ -115,7 +115,7 @@ async def _decode_silence(settings: Settings) -> int:
         writer.setparams((1, 2, 8000, 0, "NONE", ""))
         writer.writeframes(bytes(2 * 8000))
     limits = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.1, max_audio_s=2.0)
-    pool = DecodePool(
+    pool = DecoderPool(
         1,
         limits,
         timeout_s=settings.decode_timeout_s,

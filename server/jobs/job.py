@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.engine.types.events import Basis, Event
 from server.engine.types.protocol import Engine
@@ -82,7 +82,7 @@ class ShortAudioJob:
 
 async def build_job(
     engine: Engine,
-    decode_pool: DecodePool,
+    decode_pool: DecoderPool,
     file: bytes,
     request: InstructRequest,
     *,

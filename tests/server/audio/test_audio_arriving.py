@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from server.audio.decode import AudioLimits, Samples, decode_audio
 from server.audio.ogg_stream import decode_arriving
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import DecoderPool
 from server.audio.stream import OpusStream
 from server.errors import AudioTooLong, Overloaded, UndecodableAudio
-from tests.server.audio.test_decode_pool import CLIP, decode, run_with_pool
 from tests.support.clients.live_server import audio_file
+from tests.support.decoders import CLIP, decode, run_with_pool
 from tests.support.inputs.hostile_audio import hostile_files
 
 LIMITS = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.0, max_audio_s=30.0)
@@ -100,7 +100,7 @@ def test_damage_does_what_it_does_to_the_file(place: int, noise: bytes, size: in
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 def test_audio_comes_as_soon_as_its_page_is_there(rate_hz: int) -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         skipped = 0
         samples = 0
         with await OpusStream.open(pool) as stream:
@@ -119,7 +119,7 @@ def test_a_page_that_holds_much_comes_in_blocks() -> None:
     """An hour of silence in a few kilobytes is not an hour in memory."""
     silence = audio_file(np.zeros(16_000 * 28, np.float32), 16_000, "OGG", "OPUS")
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await OpusStream.open(pool) as stream:
             blocks = await write_all(stream, silence)
         assert max(map(len, blocks)) <= 16_000
@@ -131,7 +131,7 @@ def test_a_page_that_holds_much_comes_in_blocks() -> None:
 def test_a_block_that_is_not_taken_comes_later() -> None:
     data = opus(16_000)
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await OpusStream.open(pool) as stream:
             blocks = []
             async for block in stream.decode(data[: len(data) // 2]):
@@ -146,7 +146,7 @@ def test_a_block_that_is_not_taken_comes_later() -> None:
 def test_a_caller_that_leaves_loses_nothing() -> None:
     data = opus(48_000)
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await OpusStream.open(pool) as stream:
             writing = asyncio.create_task(write(stream, data[:1_000]))
             await asyncio.sleep(0)
@@ -160,7 +160,7 @@ def test_a_caller_that_leaves_loses_nothing() -> None:
 
 
 def test_nothing_is_no_audio_and_no_error() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await OpusStream.open(pool) as stream:
             assert await write(stream, b"") == await finish(stream) == []
 
@@ -200,7 +200,7 @@ def test_hostile_bytes_are_refused(data: bytes) -> None:
 
 
 def test_hostile_bytes_cost_no_child_and_a_stream_left_open_neither() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         for data in (b"OggS" + bytes(400), CLIP, DATA[:60] + bytes(10_000)):
             with await OpusStream.open(pool) as stream, pytest.raises(UndecodableAudio):
                 await write_all(stream, data)
@@ -214,7 +214,7 @@ def test_hostile_bytes_cost_no_child_and_a_stream_left_open_neither() -> None:
 
 
 def test_streams_are_counted_with_the_files_that_are_kept() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await OpusStream.open(pool):
             with pytest.raises(Overloaded):
                 await OpusStream.open(pool)

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 from unittest import mock
 
 import numpy as np
@@ -11,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio.child import DecodeChild
 from server.audio.decode import AudioLimits, Samples, decode_audio, decode_blocks
-from server.audio.sandbox import DecodePool
+from server.audio.sandbox import Decoder, DecoderPool
 from server.audio.stream import AudioStream
 from server.errors import AudioTooLong, InvalidAudio, Overloaded, UndecodableAudio
-from tests.server.audio.test_decode_pool import CLIP, LIMITS, decode, run_with_pool, settled
 from tests.support.clients.live_server import audio_file, tone
+from tests.support.decoders import CLIP, LIMITS, decode, run_with_pool
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, (48_000 * 5, 2)).astype(np.float32)
 FORMATS = [
@@ -39,7 +36,7 @@ def test_the_samples_do_not_depend_on_how_they_are_read(container: str, subtype:
     data = audio_file(NOISE[: rate_hz * 5], rate_hz, container, subtype)
     whole = decode_audio(data, LIMITS)
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         for count in (999, 16_000, 100_000):
             with await AudioStream.open(pool, data) as stream:
                 blocks = await read_all(stream, count)
@@ -66,15 +63,15 @@ def test_no_more_is_decoded_than_was_read() -> None:
     """By the samples that come from the child: it answers nothing that it was not asked for."""
     data = audio_file(tone(29.0, 16_000), 16_000, "FLAC", "PCM_16")
     answers: list[int] = []
-    read = DecodeChild.read
+    read = Decoder.read
 
-    async def counting_read(child: DecodeChild, count: int) -> tuple[int, Samples]:
-        status, samples = await read(child, count)
+    async def counting_read(decoder: Decoder, count: int) -> tuple[int, Samples]:
+        status, samples = await read(decoder, count)
         answers.append(len(samples))
         return status, samples
 
-    async def use(pool: DecodePool) -> None:
-        with mock.patch.object(DecodeChild, "read", counting_read), await AudioStream.open(pool, data) as stream:
+    async def use(pool: DecoderPool) -> None:
+        with mock.patch.object(Decoder, "read", counting_read), await AudioStream.open(pool, data) as stream:
             assert len(await stream.read(10_000)) == 10_000
             assert len(await stream.read(5)) == 5
             await asyncio.sleep(0.1)
@@ -86,7 +83,7 @@ def test_no_more_is_decoded_than_was_read() -> None:
 def test_a_reader_that_dawdles_holds_up_nobody() -> None:
     """With a single worker: each file that is kept open has a child of its own, so that one is always left."""
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with contextlib.ExitStack() as held:
             begun = []
             for _ in range(3):
@@ -102,7 +99,7 @@ def test_a_reader_that_dawdles_holds_up_nobody() -> None:
 
 
 def test_no_more_are_kept_than_may_be() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         with await AudioStream.open(pool, CLIP) as kept:
             await kept.read(1_000)
             with await AudioStream.open(pool, CLIP) as refused:
@@ -117,20 +114,20 @@ def test_no_more_are_kept_than_may_be() -> None:
 
 
 def test_files_that_are_left_half_read_leave_few_children() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         for _ in range(12):
             with await AudioStream.open(pool, CLIP) as stream:
                 await stream.read(1_000)
-        # One that decodes, and one so that the next file to be kept does not wait for a start.
-        await settled(pool, 2)
         assert len(await decode(pool, CLIP)) == 16_000
+        # One that decodes, and one so that the next file to be kept does not wait for a start.
+        assert len(pool.process_ids) <= 2
         assert pool.restarts == 0
 
     run_with_pool(use)
 
 
 def test_leaving_while_it_is_read_costs_no_child() -> None:
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         for _ in range(3):
             with await AudioStream.open(pool, CLIP) as stream:
                 await stream.read(1_000)
@@ -145,23 +142,6 @@ def test_leaving_while_it_is_read_costs_no_child() -> None:
     run_with_pool(use)
 
 
-@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_child_that_breaks_midway_is_replaced(fate: signal.Signals) -> None:
-    async def use(pool: DecodePool) -> None:
-        (child,) = pool.process_ids
-        with await AudioStream.open(pool, CLIP) as stream:
-            await stream.read(1_000)
-            os.kill(child, fate)
-            with pytest.raises(UndecodableAudio):
-                await stream.read(1_000)
-            assert len(await stream.read(1_000)) == 0
-        assert len(await decode(pool, CLIP)) == 16_000
-        assert pool.restarts == 1
-        assert child not in pool.process_ids
-
-    run_with_pool(use, timeout_s=3.0)
-
-
 def test_what_is_wrong_midway_comes_where_it_is() -> None:
     noise = NOISE[:, 0]
     cut_off = audio_file(noise, 16_000, "FLAC", "PCM_16")
@@ -170,7 +150,7 @@ def test_what_is_wrong_midway_comes_where_it_is() -> None:
     not_sound[16_000 * 8] = np.nan
     too_long = audio_file(np.zeros(16_000 * 32, np.float32), 16_000, "MP3")
 
-    async def use(pool: DecodePool) -> None:
+    async def use(pool: DecoderPool) -> None:
         for data, kind, good_s in [
             (cut_off, UndecodableAudio, 10),
             (audio_file(not_sound, 16_000, "WAV", "FLOAT"), InvalidAudio, 7),

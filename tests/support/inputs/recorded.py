@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from server.audio.child import DecodeChild
 from server.audio.decode import Samples
+from server.audio.sandbox import Decoder
 from server.engine.types.requests import Audio
 from tests.support.clients.live_server import LiveServer, audio_file
 from tests.support.fakes.fake_engine import FakeEngine
@@ -60,13 +60,13 @@ class Ledger:
     @contextlib.contextmanager
     def kept(self) -> Iterator["Ledger"]:
         """Count whatever comes from a decode process within the block."""
-        read = DecodeChild.read
+        read = Decoder.read
 
-        async def counted(child: DecodeChild, count: int) -> tuple[int, Samples]:
-            status, samples = await read(child, count)
+        async def counted(decoder: Decoder, count: int) -> tuple[int, Samples]:
+            status, samples = await read(decoder, count)
             self.decoded_s += len(samples) / RATE_HZ
             self.most_s = max(self.most_s, self.decoded_s - sum(each.audio_s for each in self._engine.sessions.values()))
             return status, samples
 
-        with mock.patch.object(DecodeChild, "read", counted):
+        with mock.patch.object(Decoder, "read", counted):
             yield self

@@ -1,0 +1,222 @@
+"""Hostile constraints are refused within a moment, and a child process that is lost is no verdict on a constraint."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from server.child_process import ChildProcess
+from server.constraints.sandbox import GrammarSandbox
+from server.engine.types.options import Constraint, ConstraintKind
+from server.errors import InvalidConstraint, NotReady, Overloaded
+
+pytestmark = pytest.mark.usefixtures("each_event_loop")
+
+SELF = {"type": "object", "properties": {"self": {"$ref": "#"}}, "required": ["self"], "additionalProperties": False}
+HOSTILE: dict[str, tuple[ConstraintKind, str]] = {
+    "optional characters": ("regex", "a?" * 20_000),
+    "unicode classes": ("regex", r"\w?" * 4000),
+    "anything, often": ("regex", ".*" * 4000),
+    "repetition of repetitions": ("regex", "(a{1000}){1000}"),
+    "groups in groups": ("regex", "(" * 20_000 + ")" * 20_000),
+    "patterns that all have to match": (
+        "json_schema",
+        json.dumps({"type": "string", "allOf": [{"pattern": f"a.*{number}"} for number in range(186)]}),
+    ),
+    "optional properties": ("json_schema", json.dumps({"properties": {f"p{number}": {} for number in range(4000)}})),
+    "alternatives of alternatives": (
+        "json_schema",
+        json.dumps({"allOf": [{"anyOf": [{"required": [f"{name}{number}"]} for name in "ab"]} for number in range(25)]}),
+    ),
+    "an object that has to hold itself": ("json_schema", json.dumps(SELF)),
+    "references in circles": ("json_schema", '{"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {}]}}, "$ref": "#/$defs/a"}'),
+}
+GIVE_UP_S = 60
+PYTHON = sys.executable
+LARGE: dict[str, tuple[ConstraintKind, str]] = {
+    "a choice of 5,000": ("choice", json.dumps([f"word {number}" for number in range(4000)])),
+    "an enum of 4,000": ("json_schema", json.dumps({"enum": [f"word {number}" for number in range(4000)]})),
+    "100 properties": ("json_schema", json.dumps({"properties": {f"p{number}": {"type": "string"} for number in range(100)}})),
+    "700 optional properties": (
+        "json_schema",
+        json.dumps({"type": "object", "properties": {f"property_{number}": {"type": "string"} for number in range(700)}}),
+    ),
+    "a tree": ("json_schema", json.dumps({"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}})),
+    "a long text": ("regex", r"(?s).{1,50000}"),
+}
+
+
+def with_sandbox(use: Callable[[GrammarSandbox], Awaitable[None]], **options: int) -> None:
+    """Run `use` with a sandbox that is closed afterwards."""
+
+    async def run() -> None:
+        sandbox = GrammarSandbox(**options)
+        try:
+            await use(sandbox)
+        finally:
+            await sandbox.close()
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[ChildProcess]:
+    """The child processes that are started, in their order."""
+    started: list[ChildProcess] = []
+    start = ChildProcess.start
+
+    async def start_and_note(*arguments: str) -> ChildProcess:
+        started.append(await start(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(ChildProcess, "start", start_and_note)
+    return started
+
+
+@pytest.fixture
+def fates(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
+    """Signals for the children that are asked next, one each, which come before their answers."""
+    planned: list[signal.Signals] = []
+    write = ChildProcess.write
+
+    def stop_and_write(child: ChildProcess, *parts: bytes) -> None:
+        if planned:
+            # What a stopped process was sent, it meets first when it goes on.
+            fate = planned.pop(0)
+            os.kill(child.process_id, signal.SIGSTOP)
+            os.kill(child.process_id, fate)
+            if fate != signal.SIGSTOP:
+                os.kill(child.process_id, signal.SIGCONT)
+        write(child, *parts)
+
+    monkeypatch.setattr(ChildProcess, "write", stop_and_write)
+    return planned
+
+
+def test_what_is_wrong_is_said_of_the_field() -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        with pytest.raises(InvalidConstraint) as refusal:
+            await sandbox.check(Constraint("regex", "a(b"))
+        assert refusal.value.message.startswith("No answer can match this regex: unclosed group")
+        assert refusal.value.param == "regex"
+
+    with_sandbox(use)
+
+
+@pytest.mark.parametrize(("kind", "text"), HOSTILE.values(), ids=HOSTILE)
+def test_the_hostile_is_refused_and_delays_no_other(kind: ConstraintKind, text: str) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        async with asyncio.timeout(GIVE_UP_S):
+            with pytest.raises(InvalidConstraint):
+                await sandbox.check(Constraint(kind, text))
+            await sandbox.check(Constraint("regex", "a+"))
+
+    with_sandbox(use)
+
+
+def test_the_large_is_taken() -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        for kind, text in LARGE.values():
+            await sandbox.check(Constraint(kind, text))
+
+    with_sandbox(use)
+
+
+def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        for _ in range(3):
+            with pytest.raises(InvalidConstraint, match="too complex"):
+                await sandbox.check(Constraint(*HOSTILE["optional characters"]))
+        assert len(children) == 1
+        for text in ("a", "b", "a"):
+            await sandbox.check(Constraint("regex", text))
+        assert len(children) == 2, "the first one ended at it"
+
+    with_sandbox(use)
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_a_child_that_is_lost_is_no_verdict(
+    fate: signal.Signals, fates: list[signal.Signals], children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 3.0)
+
+    async def use(sandbox: GrammarSandbox) -> None:
+        for text in ("a", "b"):
+            fates.append(fate)
+            await sandbox.check(Constraint("regex", text))
+        # A second loss is not the client's fault either, and nothing of it is remembered.
+        fates.extend([fate, fate])
+        with pytest.raises(NotReady):
+            await sandbox.check(Constraint("regex", "c"))
+        await sandbox.check(Constraint("regex", "c"))
+
+    with_sandbox(use)
+    assert not any(os.path.exists(f"/proc/{child.process_id}") for child in children), "none is left behind"
+
+
+def test_children_that_died_while_idle_are_replaced(children: list[ChildProcess]) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        await asyncio.gather(*(sandbox.check(Constraint("regex", client), client) for client in "ab"))
+        for child in children:
+            os.kill(child.process_id, signal.SIGKILL)
+        await asyncio.gather(*(sandbox.check(Constraint("regex", client * 2), client) for client in "ab"))
+
+    with_sandbox(use)
+
+
+def test_one_client_does_not_hold_up_another(children: list[ChildProcess]) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        await sandbox.check(Constraint("regex", "a"), "flood")
+        os.kill(children[0].process_id, signal.SIGSTOP)
+        flood = [asyncio.create_task(sandbox.check(Constraint("regex", "b" * count), "flood")) for count in range(1, 5)]
+        await asyncio.sleep(0.1)
+        await sandbox.check(Constraint("regex", "c"), "victim")
+        assert not any(task.done() for task in flood)
+        os.kill(children[0].process_id, signal.SIGCONT)
+        await asyncio.gather(*flood)
+
+    with_sandbox(use)
+
+
+def test_waiting_is_bounded(children: list[ChildProcess]) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        await sandbox.check(Constraint("regex", "a"))
+        os.kill(children[0].process_id, signal.SIGSTOP)
+        waiting = [asyncio.create_task(sandbox.check(Constraint("regex", "b" * count))) for count in range(1, 4)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded):
+            await sandbox.check(Constraint("regex", "c"))
+        os.kill(children[0].process_id, signal.SIGCONT)
+        await asyncio.gather(*waiting)
+
+    with_sandbox(use, max_waiting=2)
+
+
+def test_a_client_that_leaves_takes_no_verdict_along() -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        await sandbox.check(Constraint("regex", "a"))
+        leaving = asyncio.create_task(sandbox.check(Constraint(*HOSTILE["optional characters"])))
+        staying = asyncio.create_task(sandbox.check(Constraint("regex", "b")))
+        await asyncio.sleep(0.02)
+        leaving.cancel()
+        await staying
+        with pytest.raises(InvalidConstraint, match="unclosed"):
+            await sandbox.check(Constraint("regex", "a("))
+
+    with_sandbox(use)
+
+
+def test_no_child_means_not_ready_and_not_that_the_constraint_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(NotReady):
+            await sandbox.check(Constraint("regex", "a"))
+        monkeypatch.setattr(sys, "executable", PYTHON)
+        await sandbox.check(Constraint("regex", "a"))
+
+    with_sandbox(use)
