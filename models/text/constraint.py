@@ -1,7 +1,9 @@
-"""Which tokens an answer may go on with, so that in the end it matches a grammar."""
+"""Which tokens an answer may continue with, so that in the end it matches a grammar."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from cachetools import LRUCache
@@ -13,13 +15,17 @@ from models.text.tokeniser import Tokeniser
 
 # Each may come to hold about 10 MB, however hostile.
 KEPT_GRAMMARS = 16
-# Of a long forced text only the beginning is made into tokens, time and again while the answer goes on: more than is proposed at
-# once, and more than any token's length.
+# The CPU time that following one answer may take on the thread that decodes for all: so much, and so much more for each token.
+# Measured 0.2 to 0.8 ms a token for honest grammars, and up to 100 ms for grammars that were written for it.
+START_CPU_S = 0.25
+CPU_S_PER_TOKEN = 0.003
+# Of a long forced text only the beginning is made into tokens, again at each step: more than is proposed at once, and more than
+# the length of any token.
 FORCED_CHARACTERS = 256
 
 
 class TokenConstraint:
-    """Follows one answer, token by token. This one follows no grammar: anything may come. For one thread at a time."""
+    """Follows one answer, token by token. This class allows any answer. For one thread at a time."""
 
     @property
     def complete(self) -> bool:
@@ -27,51 +33,63 @@ class TokenConstraint:
         return False
 
     def mask(self, logits: Float32) -> Float32:
-        """Logits [vocabulary_size], at minus infinity where the token may not come next. End tokens may where the answer matches.
+        """Return logits [vocabulary_size] with minus infinity for tokens that may not come next.
 
-        Raises `GrammarError` where nothing may come, or the grammar turns out to be too complex.
+        End tokens may come where the answer matches. Raises `GrammarError` where no token may come, or the grammar turns out to
+        be too complex or takes too long.
         """
         return logits
 
     def forced(self) -> tuple[int, ...]:
-        """The next tokens, as far as there is no other way to go on; of very many, the first."""
+        """Return the next tokens as far as there is only one way to continue; of very many, the first."""
         return ()
 
     def allowed(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """The first of these tokens, as far as the answer may go on with them."""
+        """Return the first of these tokens, as many as the answer may continue with."""
         return tokens
 
     def advance(self, token: int) -> None:
-        """The answer went on with this token, which the mask let through."""
+        """Continue the answer with a token that the mask allowed."""
 
 
 class Grammars:
-    """Compiles grammars for the tokens of one LLM, and keeps those that were used last. Thread-safe."""
+    """Compiles grammars for the tokens of one LLM and keeps the ones that were used last. Thread-safe."""
 
     def __init__(self, tokeniser: Tokeniser, end_tokens: Sequence[int], vocabulary_size: int) -> None:
         vocabulary = TokenizerWrapper(_Vocabulary(tokeniser, end_tokens, vocabulary_size))
         self._tokenizer = LLTokenizer(vocabulary, eos_token=list(end_tokens))
         self._lock = threading.Lock()
         self._matchers: LRUCache[tuple[GrammarKind, str], LLMatcher] = LRUCache(KEPT_GRAMMARS)
+        # Held by the thread that compiles, while others may take what is compiled.
+        self._compiling = threading.Lock()
 
     def follow(self, kind: GrammarKind, text: str) -> TokenConstraint:
-        """Return the constraint at the beginning of its answer. Raises `GrammarError` where `compile_grammar` refuses."""
-        with self._lock:
-            matcher = self._matchers.get((kind, text))
-        if matcher is None:
-            matcher = compile_grammar(self._tokenizer, kind, text)
-            with self._lock:
-                self._matchers[kind, text] = matcher
-        return _GrammarFollower(self, kind, text, matcher.deep_copy())
+        """Return the constraint at the beginning of an answer.
 
-    def renew(self, kind: GrammarKind, text: str) -> LLMatcher:
-        """A matcher of its own; `follow` begins with another one from now on."""
+        Raises `GrammarError` where `compile_grammar` does. Threads that want the same grammar compile it once.
+        """
+        matcher = self._find(kind, text)
+        if matcher is None:
+            with self._compiling:
+                matcher = self._find(kind, text)
+                if matcher is None:
+                    matcher = compile_grammar(self._tokenizer, kind, text)
+                    with self._lock:
+                        self._matchers[kind, text] = matcher
+        return _GrammarConstraint(self, kind, text, matcher.deep_copy())
+
+    def compile_alone(self, kind: GrammarKind, text: str) -> LLMatcher:
+        """Return a matcher that shares nothing with others. Later calls of `follow` begin with a fresh one too."""
         with self._lock:
             self._matchers.pop((kind, text), None)
         return compile_grammar(self._tokenizer, kind, text)
 
+    def _find(self, kind: GrammarKind, text: str) -> LLMatcher | None:
+        with self._lock:
+            return self._matchers.get((kind, text))
 
-class _GrammarFollower(TokenConstraint):
+
+class _GrammarConstraint(TokenConstraint):
     def __init__(self, grammars: Grammars, kind: GrammarKind, text: str, matcher: LLMatcher) -> None:
         self._grammars = grammars
         self._kind = kind
@@ -79,37 +97,51 @@ class _GrammarFollower(TokenConstraint):
         self._matcher = matcher
         self._shares = True
         self._tokens: list[int] = []
+        self._cpu_s = 0.0
 
     @property
     def complete(self) -> bool:
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def mask(self, logits: Float32) -> Float32:
-        bits = self._matcher.compute_bitmask()
-        if self._shares and self._matcher.is_error():
-            # All copies of a matcher share what it learnt, which has a limit: together they get to it sooner than one alone.
-            self._matcher = self._grammars.renew(self._kind, self._text)
-            self._shares = False
-            self._matcher.consume_tokens(self._tokens)
+        with self._timed():
             bits = self._matcher.compute_bitmask()
+        if self._shares and self._matcher.is_error():
+            # Copies of a matcher share what they learnt, which is limited: together they reach the limit sooner than one alone.
+            self._matcher = self._grammars.compile_alone(self._kind, self._text)
+            self._shares = False
+            with self._timed():
+                self._matcher.consume_tokens(self._tokens)
+                bits = self._matcher.compute_bitmask()
         if problem := self._matcher.get_error():
             raise GrammarError(describe(problem))
+        if self._cpu_s > START_CPU_S + CPU_S_PER_TOKEN * len(self._tokens):
+            raise GrammarError("it takes too long")
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(logits), bitorder="little")
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def forced(self) -> tuple[int, ...]:
-        return tuple(self._matcher.compute_ff_tokens())
+        with self._timed():
+            return tuple(self._matcher.compute_ff_tokens())
 
     def allowed(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        return tokens[: self._matcher.validate_tokens(list(tokens))]
+        with self._timed():
+            return tokens[: self._matcher.validate_tokens(list(tokens))]
 
     def advance(self, token: int) -> None:
         self._tokens.append(token)
-        self._matcher.consume_token(token)
+        with self._timed():
+            self._matcher.consume_token(token)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        started_s = time.thread_time()
+        yield
+        self._cpu_s += time.thread_time() - started_s
 
 
 class _Vocabulary:
-    """A tokeniser as the library wants it. Special tokens have no bytes, so no text can hold them."""
+    """A tokeniser with the interface that the library expects. Special tokens have no bytes, so no text can hold them."""
 
     bos_token_id = None
 
@@ -120,5 +152,5 @@ class _Vocabulary:
         self._encode = tokeniser.encode
 
     def __call__(self, text: bytes) -> list[int]:
-        """The tokens with which a text in UTF-8 begins."""
+        """Return the tokens at the beginning of a text in UTF-8."""
         return self._encode(text.decode()[:FORCED_CHARACTERS])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from random import Random
 from typing import Any
@@ -208,6 +210,34 @@ def test_a_constraint_that_turns_out_too_complex_fails_its_request_alone() -> No
         error = failing.failed().error
     assert isinstance(error, InvalidConstraint)
     assert (error.param, "too complex" in error.message) == ("regex", True)
+
+
+def test_a_constraint_that_takes_too_long_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_constraint, "START_CPU_S", 0.0)
+    monkeypatch.setattr(token_constraint, "CPU_S_PER_TOKEN", 1e-9)
+    with serving() as engine:
+        failing = Client(engine, asked("regex", "[ab]{100}"))
+        fine = Client(engine, instruct("fine", speech(3)))
+        assert fine.done().finish_reason
+        error = failing.failed().error
+    assert isinstance(error, InvalidConstraint)
+    assert (error.param, "takes too long" in error.message) == ("regex", True)
+
+
+def test_threads_that_want_the_same_grammar_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = 0
+
+    def compile_slowly(*arguments: Any) -> LLMatcher:
+        nonlocal compiled
+        compiled += 1
+        time.sleep(0.1)
+        return grammar.compile_grammar(*arguments)
+
+    monkeypatch.setattr(token_constraint, "compile_grammar", compile_slowly)
+    grammars = new_grammars()
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(lambda _number: grammars.follow("regex", "[ab]{3}"), range(4)))) == 4
+    assert compiled == 1
 
 
 def test_engines_refuse_at_once_what_no_answer_can_match() -> None:
