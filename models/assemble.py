@@ -9,11 +9,11 @@ from threadpoolctl import threadpool_limits
 
 from models.bundle.io import Bundle
 from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
-from models.protocols import LLM, Adapter, Encoder, Features, Float32, VoiceDetector
+from models.protocols import LLM, Encoder, Features, Float32, Projector, VoiceDetector
 from models.registry import FEATURES, VADS, look_up
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
-from models.runtimes.onnx.projector import OnnxAdapter
+from models.runtimes.onnx.projector import OnnxProjector
 from models.text.constraint import Grammars
 from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
 from models.text.word_times import WordTimer
@@ -38,7 +38,7 @@ class Models:
 
     features: Callable[[Float32], Float32]
     encoder: Encoder
-    adapter: Adapter
+    projector: Projector
     llm: LLM
     tokeniser: Tokeniser
     template: PromptTemplate
@@ -56,7 +56,7 @@ class Models:
         The vectors make the LLM copy the speech. Without them the LLM treats the speech as text, which suits any other
         instruction.
         """
-        before, after = self.adapter.boundary_before, self.adapter.boundary_after
+        before, after = self.projector.boundary_before, self.projector.boundary_after
         return (before, after) if self.transcribes(instruction) else (before[:0], after[:0])
 
     def transcribes(self, instruction: str) -> bool:
@@ -82,7 +82,7 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     llm = OnnxLLM(bundle.path(llm_section.graph), embedding, slots=slots, threads=threads)
     bundle.require_values(llm_section, "llm", llm_section.graph, llm_section.graph_values(llm.shapes))
     trained = read_trained(bundle)
-    projector = OnnxAdapter(
+    projector = OnnxProjector(
         bundle.path(projector_section.graph),
         np.load(embedding, mmap_mode="r"),
         boundary_before=trained.boundary_before,
@@ -104,7 +104,7 @@ def read_trained(bundle: Bundle) -> TrainedAdapter:
     return trained
 
 
-def chain_models(bundle: Bundle, encoder: Encoder, adapter: Adapter, llm: LLM) -> Models:
+def chain_models(bundle: Bundle, encoder: Encoder, projector: Projector, llm: LLM) -> Models:
     """Chain a bundle's models, on whatever device each runs; all other parts run on the CPU.
 
     The front end is the one that the encoder's family declares. numpy's linear algebra is left one thread in this process: its
@@ -125,7 +125,7 @@ def chain_models(bundle: Bundle, encoder: Encoder, adapter: Adapter, llm: LLM) -
     return Models(
         features=features,
         encoder=encoder,
-        adapter=adapter,
+        projector=projector,
         llm=llm,
         tokeniser=tokeniser,
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
@@ -145,6 +145,6 @@ def _require_rates(bundle: Bundle, models: Models) -> None:
     (states,) = models.encoder.encode([silence])
     rate = {"states_per_s": len(states) * features.frames_per_s / silence.shape[1]}
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
-    (output,) = models.adapter.adapt([states])
-    subsampling = {"subsampling": len(states) // max(1, len(output.blank_probability))}
+    (output,) = models.projector.project([states])
+    subsampling = {"subsampling": len(states) // max(1, len(output.require_draft().blank_probability))}
     bundle.require_values(manifest.projector, "projector", manifest.projector.graph, subsampling)

@@ -1,12 +1,12 @@
-"""What a model backend must offer: the contracts between the engine and whatever runs the models.
+"""The contracts between the engine and the runtimes of the models.
 
-The chain of one request is `Encoder` -> `Adapter` -> `LLM.prefill` -> `LLM.decode`; in audio that is not one request, a
-`VoiceDetector` finds the utterances first. Everything that crosses is numpy, but for what only the next model reads
-(`EncoderStates`). A backend raises `BackendError` for a failure that is its own; any other exception is a bug.
+One request runs `Features` -> `Encoder` -> `Projector` -> `LLM.prefill` -> `LLM.decode`; a `VoiceDetector` first finds the
+utterances in longer audio. All arrays are numpy except `EncoderStates`, which only the projector reads. A runtime raises
+`BackendError` for a failure of its own; any other exception is a bug.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,48 +16,51 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
-def collapse(best_token: Int64) -> tuple[int, ...]:
-    """CTC's greedy transcript: runs of one token are one, blanks (negative) are none. best_token [frames]."""
-    previous = -1
-    tokens = []
-    for token in best_token.tolist():
-        if token >= 0 and token != previous:
-            tokens.append(token)
-        previous = token
-    return tuple(tokens)
-
-
 EncoderStates = Any
-"""One utterance as the encoder gives it to the adapter of the same chain: float32 [states, width] on a CPU; what is computed on a
-GPU stays in its memory."""
+"""The encoder's states of one utterance, for the projector of the same chain: float32 [states, width], on a GPU in its memory."""
 
 
 class BackendError(RuntimeError):
-    """The backend could not run what it was given."""
+    """A runtime could not run its input."""
 
 
 class BackendLostError(BackendError):
-    """The backend will run nothing any more in this process, which has to be replaced."""
+    """The runtime can run nothing any more in this process, which has to be replaced."""
 
 
 @dataclass(frozen=True)
-class AdapterOutput:
-    """One utterance in the LLM's embedding space.
+class CtcDraft:
+    """The CTC transcript of one utterance by the projector's T frames, n of which are `kept` as not blank.
 
-    `frames` [kept, embedding_size] float32 goes into the prompt between the adapter's boundary vectors.
-    The CTC draft is given per adapter frame, before any frame was dropped: `best_token` [T] int64 (-1 where the blank
-    wins) with its `probability` [T] float32, and `blank_probability` [T] float32. Of the frames that were not dropped,
-    whose numbers are `kept` [n] int64, it holds the best `top_tokens` [n, K] int64, best first, with `top_probabilities`
-    [n, K] float32, given that the frame is not blank. An adapter without a draft leaves all of these empty.
+    best_token [T] int64 (-1 where the blank wins), probability [T] float32 of it, blank_probability [T] float32; kept [n] int64,
+    the numbers of the kept frames; top_tokens [n, K] int64, best first, with top_probabilities [n, K] float32, given that the
+    frame is not blank.
     """
 
-    frames: Float32
-    best_token: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
-    probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
-    blank_probability: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
-    kept: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
-    top_tokens: Int64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
-    top_probabilities: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    best_token: Int64
+    probability: Float32
+    blank_probability: Float32
+    kept: Int64
+    top_tokens: Int64
+    top_probabilities: Float32
+
+
+@dataclass(frozen=True)
+class ProjectorOutput:
+    """One utterance in the LLM's embedding space.
+
+    `embeddings` [frames, embedding_size] float32 goes into the prompt between the boundary vectors. A projector without a CTC
+    head gives no `draft`.
+    """
+
+    embeddings: Float32
+    draft: CtcDraft | None = None
+
+    def require_draft(self) -> CtcDraft:
+        """Return the draft. Raises `ValueError` if there is none."""
+        if self.draft is None:
+            raise ValueError("the projector gives no CTC draft")
+        return self.draft
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class PrefillRow:
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """The newest token of the request in `slot`, and after it any draft of what follows; their K/V goes to `position` on."""
+    """The newest token of the request in `slot`, then any drafted tokens; their K/V is written from `position` on."""
 
     slot: int
     position: int
@@ -81,7 +84,7 @@ class DecodeRow:
 
 @dataclass(frozen=True)
 class SlotState:
-    """A copy of the first `length` positions of a slot's K/V; only the LLM that made it can read `content`."""
+    """A copy of the first `length` positions of a slot; only the cache that made it can read `content`."""
 
     length: int
     nbytes: int
@@ -90,7 +93,7 @@ class SlotState:
 
 @dataclass(frozen=True)
 class VoiceState:
-    """What a voice detector has heard so far; only the one that made it can read `content`, and nobody changes it."""
+    """A voice detector's state after some audio; only the detector that made it can read `content`, which never changes."""
 
     content: Any
 
@@ -107,14 +110,14 @@ class Features(Protocol):
 
 
 class VoiceDetector(Protocol):
-    """Tells speech from everything else, window by window."""
+    """Tells speech from other sounds, window by window."""
 
     window_samples: int
 
     def detect(self, audio: Float32, state: VoiceState | None) -> tuple[Float32, VoiceState]:
-        """The probability of speech in each window of `audio`, which is whole windows, and the state to go on with.
+        """Return the probability of speech in each window of `audio`, which is whole windows, and the state for the next call.
 
-        `state` is None at the beginning. How the audio is cut into calls changes no bit of the result.
+        `state` is None at the beginning. The result has the same bits however the audio is cut into calls.
         """
         ...
 
@@ -123,24 +126,42 @@ class Encoder(Protocol):
     """The frozen speech encoder."""
 
     def encode(self, features: Sequence[Float32]) -> list[EncoderStates]:
-        """Log-mel features [mel_bins, mel_frames] per utterance -> states [mel_frames // 2 (rounded up), width] each."""
+        """Turn features [bins, frames] per utterance into states [states, width] each."""
         ...
 
 
-class Adapter(Protocol):
-    """4x subsampling, transformer layers and projection, with the CTC draft."""
+class Projector(Protocol):
+    """The trained projector from encoder states to the LLM's embedding space, with a CTC draft if it has one."""
 
     boundary_before: Float32
     boundary_after: Float32
 
-    def adapt(self, states: Sequence[EncoderStates]) -> list[AdapterOutput]: ...
+    def project(self, states: Sequence[EncoderStates]) -> list[ProjectorOutput]:
+        """Return one output per utterance."""
+        ...
+
+
+class KVCache(Protocol):
+    """The LLM's K/V slots, each `max_positions` long."""
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions from one slot to another."""
+        ...
+
+    def read(self, slot: int, length: int) -> SlotState:
+        """Return a copy of the first `length` positions of a slot."""
+        ...
+
+    def write(self, slot: int, state: SlotState) -> None:
+        """Put a copy back, from the slot's position 0 on."""
+        ...
 
 
 class LLM(Protocol):
-    """The frozen LLM over dense K/V slots: row i of a decode batch is slot i, so running requests keep to the first slots.
+    """The frozen LLM over the dense slots of `cache`: row i of a decode batch is slot i, so running requests keep to the first.
 
-    The logits of a position depend on nothing but what its slot holds up to it, bit for bit: not on how the positions were cut
-    into calls, nor on the other rows. Speculation, prefix reuse and preemption rely on it.
+    The logits of a position depend only on what its slot holds up to it, bit for bit: neither on how the positions were cut
+    into calls nor on the other rows. Speculation, prefix reuse and preemption rely on it.
     """
 
     slots: int
@@ -148,30 +169,23 @@ class LLM(Protocol):
     embedding_size: int
     vocabulary_size: int
 
+    @property
+    def cache(self) -> KVCache:
+        """The slots that `prefill` and `decode` write."""
+        ...
+
     def embed(self, tokens: Sequence[int]) -> Float32:
-        """Embeddings [tokens, embedding_size] of token ids."""
+        """Return the embeddings [tokens, embedding_size] of token ids."""
         ...
 
     def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
-        """Append each row's embeddings to its slot; per row, logits [wanted, vocabulary_size] of its last positions."""
+        """Append each row's embeddings to its slot; return per row the logits [wanted, vocabulary_size] of its last positions."""
         ...
 
     def decode(self, rows: Sequence[DecodeRow]) -> list[Float32]:
         """Append each row's tokens to slots 0..n-1, which `rows` must cover in that order.
 
-        Per row, logits [tokens, vocabulary_size] after each of its tokens. What a rejected draft left in a slot is
+        Return per row the logits [tokens, vocabulary_size] after each of its tokens. Positions of a rejected draft are
         overwritten by the next call that writes there.
         """
-        ...
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of K/V from one slot to another."""
-        ...
-
-    def read_slot(self, slot: int, length: int) -> SlotState:
-        """A copy of the first `length` positions of a slot's K/V."""
-        ...
-
-    def write_slot(self, slot: int, state: SlotState) -> None:
-        """Put a copy back, from the slot's position 0 on."""
         ...

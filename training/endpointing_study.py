@@ -168,7 +168,7 @@ class Transcriber:
         return self.clip(self._tracks[track].audio[start:end])
 
     def clip(self, audio: Float32) -> tuple[str, str]:
-        output = self._chain.adapt(audio)
+        output = self._chain.project(audio)
         draft = self._chain.draft(output)
         return (self._chain.answer_speech(TRANSCRIBE, output), draft) if draft else ("", "")
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
-from models.protocols import AdapterOutput, DecodeRow, Float32, PrefillRow, collapse
+from models.ctc import collapse
+from models.protocols import DecodeRow, Float32, PrefillRow, ProjectorOutput
 from models.text.tokeniser import lay_out_prompt
 from training.thin_gap import GAP_INSTRUCTIONS, agreement
 from training.word_errors import word_error_rate
@@ -57,18 +58,18 @@ class Chain:
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def adapt(self, audio: Float32) -> AdapterOutput:
-        return self.models.adapter.adapt(self.models.encoder.encode([self.models.features(audio)]))[0]
+    def project(self, audio: Float32) -> ProjectorOutput:
+        return self.models.projector.project(self.models.encoder.encode([self.models.features(audio)]))[0]
 
-    def draft(self, output: AdapterOutput) -> str:
+    def draft(self, output: ProjectorOutput) -> str:
         """The CTC draft's text."""
-        return self.models.tokeniser.decode(collapse(output.best_token))
+        return self.models.tokeniser.decode(collapse(output.require_draft().best_token))
 
-    def answer_speech(self, instruction: str, output: AdapterOutput) -> str:
-        if not len(output.frames):
+    def answer_speech(self, instruction: str, output: ProjectorOutput) -> str:
+        if not len(output.embeddings):
             return ""
         before, after = self.models.boundaries(instruction)
-        return self.generate(instruction, np.concatenate([before, output.frames, after]))
+        return self.generate(instruction, np.concatenate([before, output.embeddings, after]))
 
     def answer_text(self, instruction: str, text: str) -> str:
         """What the same LLM answers to the same instruction about written text."""
@@ -109,7 +110,7 @@ def faster_whisper(folder: Path, beam_size: int, threads: int) -> Callable[[Clip
     return transcribe
 
 
-def thin_gap(chain: Chain, clips: list[Clip], outputs: list[AdapterOutput], count: int) -> dict[str, Any]:
+def thin_gap(chain: Chain, clips: list[Clip], outputs: list[ProjectorOutput], count: int) -> dict[str, Any]:
     """How near the answers from speech are to those from the true text, per instruction, over clips spread over the sets."""
     chosen = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
     gap = {}
@@ -133,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chain = Chain(load_models(open_bundle(arguments.bundle), slots=1, threads=arguments.threads))
     clips = read_clips(arguments.eval)
-    outputs = [chain.adapt(clip.audio) for clip in tqdm(clips, desc="encoder and adapter")]
+    outputs = [chain.project(clip.audio) for clip in tqdm(clips, desc="encoder and adapter")]
     by_audio = {id(clip): output for clip, output in zip(clips, outputs, strict=True)}
 
     rates: dict[str, dict[str, float]] = {}

@@ -66,13 +66,14 @@ def hear(chain: Chain, clip: TimedClip) -> Heard:
     timer = chain.models.word_timer
     if timer is None:
         raise ValueError("the bundle's adapter cannot tell times")
-    output = chain.adapt(clip.audio)
+    output = chain.project(clip.audio)
     text = chain.answer_speech(TRANSCRIBE, output).strip()
     tokens = chain.models.tokeniser.encode(text)
+    draft = output.require_draft()
     started_s = time.perf_counter()
-    words = timer.times(output, clip.audio, tokens, text)
+    words = timer.times(draft, clip.audio, tokens, text)
     timing_s = time.perf_counter() - started_s
-    return Heard(clip, words, timer.hear(output, tokens, text, len(clip.audio) / SAMPLE_RATE_HZ), timing_s)
+    return Heard(clip, words, timer.hear(draft, tokens, text, len(clip.audio) / SAMPLE_RATE_HZ), timing_s)
 
 
 def faster_whisper(folder: Path, threads: int) -> Transcriber:

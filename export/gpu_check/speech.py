@@ -7,7 +7,8 @@ import torch
 
 from export.gpu_check.report import Findings, Table
 from export.gpu_check.workbench import Workbench
-from models.protocols import Adapter, AdapterOutput, Encoder, collapse
+from models.ctc import collapse
+from models.protocols import Encoder, Projector, ProjectorOutput
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_adapter, load_encoder
 from models.runtimes.cuda.device import Stream, upload
 
@@ -52,11 +53,11 @@ def check_adapter(bench: Workbench) -> Findings:
     """Our kernels and the plan, on the CPU's states: errors, drafts, and what a batch changes."""
     stream = bench.device.stream()
     states = [upload(bench.device, torch.from_numpy(each), stream) for each in bench.cpu_states]
-    expected = bench.cpu_adapter.adapt(bench.cpu_states)
+    expected = bench.cpu_adapter.project(bench.cpu_states)
     rows, failures = [], []
     for name, adapter in adapters(bench, stream).items():
-        outputs = adapter.adapt(states)
-        alone = [adapter.adapt([each])[0] for each in states]
+        outputs = adapter.project(states)
+        alone = [adapter.project([each])[0] for each in states]
         for clip, mine, by_itself, theirs in zip(bench.clips, outputs, alone, expected, strict=True):
             label = f"{name}, {clip.file.stem}"
             rows.append((name, clip.file.stem, *_compared(mine, theirs), *_batched(mine, by_itself)))
@@ -69,35 +70,41 @@ def check_adapter(bench: Workbench) -> Findings:
     return Findings((Table("Beside ONNX Runtime on the CPU, on its states", heading, tuple(rows)),), (note,), tuple(failures))
 
 
-def adapters(bench: Workbench, stream: Stream) -> Mapping[str, Adapter]:
+def adapters(bench: Workbench, stream: Stream) -> Mapping[str, Projector]:
     """By both runtimes."""
     ours = "our kernels" if bench.kind == "cuda" else "plain twins in float32"
     runtimes: dict[str, AdapterRuntime] = {ours: "triton", "TensorRT": "tensorrt"}
     return {name: load_adapter(bench.device, stream, bench.bundle, each) for name, each in runtimes.items()}
 
 
-def _compared(mine: AdapterOutput, theirs: AdapterOutput) -> Sequence[str]:
-    blank = np.abs(mine.blank_probability - theirs.blank_probability)
-    if mine.frames.shape == theirs.frames.shape and theirs.frames.size:
-        frames = f"{np.abs(mine.frames - theirs.frames).mean() / theirs.frames.std():.2g}"
+def _compared(mine: ProjectorOutput, theirs: ProjectorOutput) -> Sequence[str]:
+    draft, expected = mine.require_draft(), theirs.require_draft()
+    blank = np.abs(draft.blank_probability - expected.blank_probability)
+    if mine.embeddings.shape == theirs.embeddings.shape and theirs.embeddings.size:
+        frames = f"{np.abs(mine.embeddings - theirs.embeddings).mean() / theirs.embeddings.std():.2g}"
     else:
-        frames = f"{len(mine.frames)} frames, not {len(theirs.frames)}"
-    same = collapse(mine.best_token) == collapse(theirs.best_token)
+        frames = f"{len(mine.embeddings)} frames, not {len(theirs.embeddings)}"
+    same = collapse(draft.best_token) == collapse(expected.best_token)
     return f"{blank.max():.2g}", f"{blank.mean():.2g}", f"{_share_equal(mine, theirs):.1%}", "yes" if same else "no", frames
 
 
-def _batched(mine: AdapterOutput, by_itself: AdapterOutput) -> Sequence[str]:
-    same = collapse(mine.best_token) == collapse(by_itself.best_token)
-    return "same" if same else "differ", f"{np.abs(mine.blank_probability - by_itself.blank_probability).max():.2g}"
+def _batched(mine: ProjectorOutput, by_itself: ProjectorOutput) -> Sequence[str]:
+    together, alone = mine.require_draft(), by_itself.require_draft()
+    same = collapse(together.best_token) == collapse(alone.best_token)
+    return (
+        "same" if same else "differ",
+        f"{np.abs(together.blank_probability - alone.blank_probability).max():.2g}",
+    )
 
 
-def _problems(mine: AdapterOutput, theirs: AdapterOutput) -> Iterator[str]:
-    blank = float(np.abs(mine.blank_probability - theirs.blank_probability).mean())
+def _problems(mine: ProjectorOutput, theirs: ProjectorOutput) -> Iterator[str]:
+    draft, expected = mine.require_draft(), theirs.require_draft()
+    blank = float(np.abs(draft.blank_probability - expected.blank_probability).mean())
     if not blank <= LARGEST_BLANK_ERROR:
         yield f"P(blank) is off by {blank:.2g} on average, {LARGEST_BLANK_ERROR} allowed"
     if not _share_equal(mine, theirs) >= SMALLEST_SHARE_EQUAL:
         yield f"{_share_equal(mine, theirs):.1%} of the frames have the same best token, {SMALLEST_SHARE_EQUAL:.0%} asked for"
 
 
-def _share_equal(mine: AdapterOutput, theirs: AdapterOutput) -> float:
-    return float((mine.best_token == theirs.best_token).mean())
+def _share_equal(mine: ProjectorOutput, theirs: ProjectorOutput) -> float:
+    return float((mine.require_draft().best_token == theirs.require_draft().best_token).mean())

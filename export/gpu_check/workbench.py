@@ -32,7 +32,7 @@ from models.runtimes.cuda.gpu import gpu_count, load_driver
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.onnx.encoder import OnnxEncoder
-from models.runtimes.onnx.projector import OnnxAdapter
+from models.runtimes.onnx.projector import OnnxProjector
 from models.text.tokeniser import Tokeniser
 
 CLIPS = ROOT / "tests" / "clips"
@@ -181,10 +181,10 @@ class Workbench:
         return encoder.encode([clip.features for clip in self.clips])
 
     @cached_property
-    def cpu_adapter(self) -> OnnxAdapter:
+    def cpu_adapter(self) -> OnnxProjector:
         trained = self.adapter_weights
         graph = self.bundle.path(self.bundle.manifest.projector.graph)
-        return OnnxAdapter(graph, self.embedding, trained.boundary_before, trained.boundary_after, self.threads)
+        return OnnxProjector(graph, self.embedding, trained.boundary_before, trained.boundary_after, self.threads)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from models.protocols import AdapterOutput, Float32, Int64
+from models.protocols import CtcDraft, Float32, Int64
 from models.text.tokeniser import Tokeniser
 
 Float64 = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ def spoken_form(token: bytes) -> str | bytes:
         return token
 
 
-def align(output: AdapterOutput, sounds: Sounds, tokens: Int64) -> Float64:
+def align(draft: CtcDraft, sounds: Sounds, tokens: Int64) -> Float64:
     """The middle of where each of the tokens, none of them silent, was heard [tokens], in frames; 0.5 is that of the first frame.
 
     It increases from one token to the next. An answer with more tokens than there are frames, which nobody can have said, is
@@ -51,21 +51,21 @@ def align(output: AdapterOutput, sounds: Sounds, tokens: Int64) -> Float64:
     """
     wanted = sounds.of[tokens]
     places = len(wanted) + np.count_nonzero(wanted[1:] == wanted[:-1])
-    cuts = max(1, math.ceil(places / len(output.blank_probability)))
-    token_score, blank_score = (np.repeat(np.log(each), cuts, 0) for each in probabilities(output, sounds, wanted))
+    cuts = max(1, math.ceil(places / len(draft.blank_probability)))
+    token_score, blank_score = (np.repeat(np.log(each), cuts, 0) for each in probabilities(draft, sounds, wanted))
     first, last = best_path(token_score, blank_score, wanted)
     return (first + last + 1) / 2 / cuts
 
 
-def probabilities(output: AdapterOutput, sounds: Sounds, wanted: Int64) -> tuple[Float32, Float32]:
+def probabilities(draft: CtcDraft, sounds: Sounds, wanted: Int64) -> tuple[Float32, Float32]:
     """Of each wanted sound [frames, wanted] and of none [frames], punctuation being none; never 0."""
-    blank = output.blank_probability
+    blank = draft.blank_probability
     heard = np.full((len(blank), len(wanted)), FLOOR, np.float32)
     silent = np.zeros(len(blank), np.float32)
-    top = sounds.of[output.top_tokens]
-    matches = np.einsum("nk,nkw->nw", output.top_probabilities, (top[:, :, None] == wanted).astype(np.float32))
-    heard[output.kept] = np.maximum(matches, FLOOR)
-    silent[output.kept] = (output.top_probabilities * (top == SILENT)).sum(1)
+    top = sounds.of[draft.top_tokens]
+    matches = np.einsum("nk,nkw->nw", draft.top_probabilities, (top[:, :, None] == wanted).astype(np.float32))
+    heard[draft.kept] = np.maximum(matches, FLOOR)
+    silent[draft.kept] = (draft.top_probabilities * (top == SILENT)).sum(1)
     speech = np.maximum(1 - blank, FLOOR)
     return speech[:, None] * heard, np.maximum(blank + (1 - blank) * silent, FLOOR)
 

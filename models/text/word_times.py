@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.protocols import AdapterOutput, Float32, Int64
+from models.protocols import CtcDraft, Float32, Int64
 from models.text.alignment import SILENT, Float64, Sounds, align
 from models.text.tokeniser import Tokeniser
 
@@ -76,28 +76,28 @@ class WordTimer:
         self._sample_rate_hz = sample_rate_hz
         self._frame_s = frame_s
 
-    def times(self, output: AdapterOutput, audio: Float32, tokens: Sequence[int], text: str) -> tuple[TimedWord, ...]:
+    def times(self, draft: CtcDraft, audio: Float32, tokens: Sequence[int], text: str) -> tuple[TimedWord, ...]:
         """The words of `text`, which joined by spaces are the text again (whitespace aside), in order and within the audio.
 
-        `output` is what the adapter made of `audio` [samples]; `tokens` are those of the answer, whose text, stripped, begins
+        `draft` is that of `audio` [samples]; `tokens` are those of the answer, whose text, stripped, begins
         with `text`. A text without letters or digits has no words. One that was not said has times all the same, which mean
         nothing.
         """
         audio_s = len(audio) / self._sample_rate_hz
-        heard = self.hear(output, tokens, text, audio_s)
+        heard = self.hear(draft, tokens, text, audio_s)
         if not heard.texts:
             return ()
         start_s, end_s = bounds(heard, silences(audio, self._sample_rate_hz), audio_s)
         return tuple(map(TimedWord, heard.texts, start_s.tolist(), end_s.tolist()))
 
-    def hear(self, output: AdapterOutput, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
+    def hear(self, draft: CtcDraft, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
         """Where in the audio the words of `text` were heard, arguments as above."""
         words, starts, spoken = self._words(tokens, text)
         if not words:
             return HeardWords([], *(np.empty(0) for _ in range(4)))
         lasts = np.append(starts[1:], len(spoken)) - 1
         # The last frame may stand for audio that is not there.
-        heard_s = np.minimum(align(output, self._sounds, spoken) * self._frame_s, audio_s)
+        heard_s = np.minimum(align(draft, self._sounds, spoken) * self._frame_s, audio_s)
         letters = self._sounds.letters[spoken]
         return HeardWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
 

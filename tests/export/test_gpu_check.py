@@ -35,11 +35,11 @@ from export.gpu_check.server_process import Answer, Question, Server, ServerErro
 from export.gpu_check.speech import check_adapter, check_encoder
 from export.gpu_check.steps import ROOT, Step, choose, run_steps
 from export.gpu_check.workbench import Clip, Scale, Workbench
-from models.protocols import LLM, AdapterOutput, Float32
+from models.protocols import LLM, Float32, ProjectorOutput
 from models.runtimes.cuda.device import Result, Stream
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.simulated_stream import SimulatedGraph
-from models.runtimes.onnx.projector import OnnxAdapter
+from models.runtimes.onnx.projector import OnnxProjector
 from server.errors import InvalidRequest
 from tests.support.clients.live_server import live_server
 from tests.support.fakes.fake_engine import FakeEngine
@@ -237,11 +237,11 @@ def test_another_models_states_and_drafts_are_found(bench: Workbench) -> None:
     other.clips, other.cpu_states = bench.clips, [np.roll(each, 1, axis=0) for each in bench.cpu_states]
     assert any(failure.startswith("TensorRT, 64: states are off by") for failure in check_encoder(other).failures)
 
-    class Backwards(OnnxAdapter):
+    class Backwards(OnnxProjector):
         def __init__(self) -> None: ...
 
-        def adapt(self, states: Sequence[Float32]) -> list[AdapterOutput]:
-            return bench.cpu_adapter.adapt([each[::-1].copy() for each in states])
+        def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+            return bench.cpu_adapter.project([each[::-1].copy() for each in states])
 
     other.cpu_adapter = Backwards()
     assert any(failure.startswith("TensorRT, 64: P(blank) is off by") for failure in check_adapter(other).failures)

@@ -16,8 +16,8 @@ def models() -> Models:
 @pytest.mark.parametrize("instruction", ["Transcribe the audio.", "transcribe the audio", "  TRANSCRIBE the audio! "])
 def test_case_and_punctuation_do_not_matter(models: Models, instruction: str) -> None:
     before, after = models.boundaries(instruction)
-    assert before is models.adapter.boundary_before
-    assert after is models.adapter.boundary_after
+    assert before is models.projector.boundary_before
+    assert after is models.projector.boundary_after
 
 
 @pytest.mark.parametrize("instruction", ["Transcribe the audio in French.", "Summarise the audio.", "..."])

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from models.ctc import adapter_output, frame_embeddings
+from models.ctc import frame_embeddings, projector_output
 from models.projectors.subsample_ctc import TrainedAdapter
-from models.protocols import AdapterOutput
+from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import DeviceError, Stream, copy
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.utterances import LANES, settling
@@ -43,7 +43,7 @@ class TensorRtAdapter:
         self._outputs = {name: plan.device.empty(*shape) for name, shape in shapes.items()}
         self._lanes = [{name: plan.device.staging(*shape) for name, shape in shapes.items()} for _ in range(LANES)]
 
-    def adapt(self, states: Sequence[Tensor]) -> list[AdapterOutput]:
+    def project(self, states: Sequence[Tensor]) -> list[ProjectorOutput]:
         for each in states:
             self._check(each)
         results = []
@@ -71,9 +71,9 @@ class TensorRtAdapter:
         for name, output in outputs.items():
             copy(self._device, lane[name][:frames], output, self._stream)
 
-    def _read(self, frames: int, lane: dict[str, Tensor]) -> AdapterOutput:
+    def _read(self, frames: int, lane: dict[str, Tensor]) -> ProjectorOutput:
         blank, tokens, probabilities, residual = (lane[name][:frames].numpy() for name in OUTPUTS)
         kept = np.flatnonzero(blank < self._blank_threshold).astype(np.int64)
         tokens, probabilities = tokens[kept].astype(np.int64), probabilities[kept]
         embeddings = frame_embeddings(self._embedding, tokens, probabilities, residual[kept])
-        return adapter_output(blank.copy(), kept, tokens, probabilities, embeddings)
+        return projector_output(blank.copy(), kept, tokens, probabilities, embeddings)

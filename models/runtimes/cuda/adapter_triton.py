@@ -12,9 +12,9 @@ from torch import Tensor
 from kernels.adapter.forward import AdapterFrames, UtteranceFrames
 from kernels.adapter.graphs import Bucket, Graph, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
-from models.ctc import adapter_output
+from models.ctc import projector_output
 from models.projectors.subsample_ctc import TrainedAdapter
-from models.protocols import AdapterOutput
+from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import Device, DeviceError, Stream, capture_launched, copy, upload
 from models.runtimes.cuda.utterances import settling
 
@@ -58,11 +58,11 @@ class TritonAdapter:
         output = self._graphs.slot(self._largest.frames, self._largest.utterances).output
         self._staged_output = AdapterFrames(*(device.staging(each.shape, each.dtype) for each in output))
 
-    def adapt(self, states: Sequence[Tensor]) -> list[AdapterOutput]:
+    def project(self, states: Sequence[Tensor]) -> list[ProjectorOutput]:
         frames = [self._frames(each) for each in states]
         results = []
         for first, last in self._batches(frames):
-            results += [adapter_output(**vars(each)) for each in self._run(states[first:last], frames[first:last])]
+            results += [projector_output(**vars(each)) for each in self._run(states[first:last], frames[first:last])]
         return results
 
     def _frames(self, states: Tensor) -> int:

@@ -10,7 +10,7 @@ from models.assemble import Models, chain_models, read_trained
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
-from models.protocols import Adapter, BackendError, Encoder
+from models.protocols import BackendError, Encoder, Projector
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
 from models.runtimes.cuda.device import Device, Stream, plan_key
@@ -71,7 +71,7 @@ def load_models_on(
     models = chain_models(
         bundle,
         encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
-        adapter=load_adapter(device, stream, bundle, adapter_runtime),
+        projector=load_adapter(device, stream, bundle, adapter_runtime),
         llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
     )
     return replace(models, encodes_beside=True, check=device.check)
@@ -105,7 +105,7 @@ def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encode
     return encoder
 
 
-def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Adapter:
+def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Projector:
     """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
     trained = read_trained(bundle)

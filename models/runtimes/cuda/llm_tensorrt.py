@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError
-from models.protocols import DecodeRow, Float32, PrefillRow, SlotState
+from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.cuda.device import Device
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.slots import SlotMemory
@@ -51,7 +51,7 @@ class TensorRtLLM:
             )
         self._plan = plan
         self._stream = device.stream()
-        self._slots = SlotMemory(device, self._stream, plan, slots)
+        self.cache = SlotMemory(device, self._stream, plan, slots)
         decode = [StepShape(rows, 1, rows) for rows in buckets(slots)]
         self._memory = StepMemory(
             device, self._stream, self.embedding_size, self.vocabulary_size, [self._largest, *decode, *self._draft_shapes()]
@@ -61,7 +61,7 @@ class TensorRtLLM:
         self._draft_steps = {shape: self._capture(PREFILL_PROFILE, shape) for shape in self._draft_shapes()}
         self._prefill_context = self._context(PREFILL_PROFILE)
         # What the captures' first runs left in the slots.
-        self._slots.clear()
+        self.cache.clear()
         self._stream.synchronize()
 
     def embed(self, tokens: Sequence[int]) -> Float32:
@@ -99,18 +99,6 @@ class TensorRtLLM:
         logits = list(self._replay(self._decode_steps[bucket], inputs)[: len(rows), None])
         self._clear_poisoned(0, inputs.embeddings[: len(rows)], logits)
         return logits
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of K/V from one slot to another."""
-        self._slots.move(source, target, length)
-
-    def read_slot(self, slot: int, length: int) -> SlotState:
-        """A copy of the first `length` positions of a slot's K/V, which stays on the GPU."""
-        return self._slots.read(slot, length)
-
-    def write_slot(self, slot: int, state: SlotState) -> None:
-        """Put a copy back, from the slot's position 0 on."""
-        self._slots.write(slot, state)
 
     def _check(self, row: PrefillRow) -> None:
         end = row.position + len(row.embeddings)
@@ -173,7 +161,7 @@ class TensorRtLLM:
             logits = self._replay(captured, inputs)[places[:, 0] * tokens + places[:, 1]]
         else:
             self._memory.stage(inputs)
-            Step(self._prefill_context, self._memory, self._slots, inputs.shape, rows[0].slot).enqueue()
+            Step(self._prefill_context, self._memory, self.cache, inputs.shape, rows[0].slot).enqueue()
             self._stream.synchronize()
             logits = self._memory.take_logits(inputs.shape)[: len(places)]
         split = split_by_row(logits, rows)
@@ -203,7 +191,7 @@ class TensorRtLLM:
         """Zero the slots where NaN or infinity came up, which would reach their next request through the mask."""
         for row, (read, gave) in enumerate(zip(embeddings, logits, strict=True)):
             if not (np.isfinite(read).all() and np.isfinite(gave).all()):
-                self._slots.clear_slot(first_slot + row)
+                self.cache.clear_slot(first_slot + row)
 
     def _context(self, profile: int) -> PlanContext:
         return PlanContext(self._plan, profile, self._stream, self._workspace)
@@ -213,7 +201,7 @@ class TensorRtLLM:
         numbers = np.zeros(shape.rows, np.int64)
         positions = np.broadcast_to(np.arange(shape.tokens), (shape.rows, shape.tokens))
         self._memory.stage(StepInputs(zeros, positions, numbers, numbers + shape.tokens, all_places(shape)))
-        return Step(self._context(profile), self._memory, self._slots, shape, first_slot=0).capture()
+        return Step(self._context(profile), self._memory, self.cache, shape, first_slot=0).capture()
 
     def _replay(self, captured: CapturedStep, inputs: StepInputs) -> Float32:
         self._memory.stage(inputs)

@@ -11,7 +11,7 @@ from models.runtimes.cuda.plan import Plan
 
 
 class SlotMemory:
-    """So many slots of a plan's `key_i` and `value_i`, zero at first. All that is done to them is enqueued on one stream."""
+    """Implements `models.protocols.KVCache` for a plan's `key_i` and `value_i`, zero at first; all work is put on one stream."""
 
     def __init__(self, device: Device, stream: Stream, plan: Plan, slots: int) -> None:
         """Raises `OutOfDeviceMemoryError` where they do not fit, and says how many would."""

@@ -17,6 +17,24 @@ from models.runtimes.onnx.session import open_session, tensor_shapes
 MAX_PADDING = 1.25
 
 
+class NumpyKVCache:
+    """Implements `models.protocols.KVCache`: all layers' keys and values, `memory` [names, slots, ..., max_positions, width]."""
+
+    def __init__(self, names: int, slots: int, slot_shape: Sequence[int]) -> None:
+        # Zeros, because attention multiplies what it masks by 0, and 0 * NaN is NaN.
+        self.memory = np.zeros((names, slots, *slot_shape), np.float32)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self.memory[:, target, ..., :length, :] = self.memory[:, source, ..., :length, :]
+
+    def read(self, slot: int, length: int) -> SlotState:
+        content = self.memory[:, slot, ..., :length, :].copy()
+        return SlotState(length, content.nbytes, content)
+
+    def write(self, slot: int, state: SlotState) -> None:
+        self.memory[:, slot, ..., : state.length, :] = state.content
+
+
 class OnnxLLM:
     """Implements `models.protocols.LLM` for the decoder graphs of `models.llms.llama`. Not thread-safe.
 
@@ -37,9 +55,7 @@ class OnnxLLM:
         self.embedding_size: int = shapes["embeddings"][-1]
         self.vocabulary_size: int = shapes["logits"][-1]
         self._embeddings = EmbeddingTable(embeddings, self.vocabulary_size, self.embedding_size)
-        # Keys and values of all layers, [names, slots, ..., max_positions, width]. Zeros, because attention multiplies what
-        # it masks by 0, and 0 * NaN is NaN.
-        self._memory = np.zeros((len(self._slot_names), slots, *slot_shape), np.float32)
+        self.cache = NumpyKVCache(len(self._slot_names), slots, slot_shape)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def embed(self, tokens: Sequence[int]) -> Float32:
@@ -86,19 +102,6 @@ class OnnxLLM:
         logits = self._run(0, embeddings, np.array([row.position for row in rows], np.int64), wanted)
         return np.split(logits, np.cumsum([len(row.tokens) for row in rows[:-1]]))
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of K/V from one slot to another."""
-        self._memory[:, target, ..., :length, :] = self._memory[:, source, ..., :length, :]
-
-    def read_slot(self, slot: int, length: int) -> SlotState:
-        """A copy of the first `length` positions of a slot's K/V."""
-        content = self._memory[:, slot, ..., :length, :].copy()
-        return SlotState(length, content.nbytes, content)
-
-    def write_slot(self, slot: int, state: SlotState) -> None:
-        """Put a copy back, from the slot's position 0 on."""
-        self._memory[:, slot, ..., : state.length, :] = state.content
-
     def _run(self, first_slot: int, embeddings: Float32, write_index: Int64, wanted: Int64) -> Float32:
         """Run embeddings [rows, tokens, D] over the slots from `first_slot` on; logits [N, V] of `wanted` [N, 2]."""
         count, tokens, _ = embeddings.shape
@@ -135,15 +138,15 @@ class OnnxLLM:
 
         What is not finite in any layer is so in the last one's keys and values too, or its logits.
         """
-        last_layer = self._memory[-2:, slot, ..., position : position + tokens, :]
+        last_layer = self.cache.memory[-2:, slot, ..., position : position + tokens, :]
         if not (np.isfinite(logits).all() and np.isfinite(last_layer).all()):
-            self._memory[:, slot, ..., : position + tokens, :] = 0
+            self.cache.memory[:, slot, ..., : position + tokens, :] = 0
 
     def _slot_binding(self, first_slot: int, count: int) -> onnxruntime.IOBinding:
         """A binding whose slot inputs and outputs are the memory of `count` slots: row i of a run is slot first_slot + i."""
         if (first_slot, count) not in self._bindings:
             binding = self._session.io_binding()
-            for name, memory in zip(self._slot_names, self._memory, strict=True):
+            for name, memory in zip(self._slot_names, self.cache.memory, strict=True):
                 rows = memory[first_slot : first_slot + count]
                 kind, layer = name.split("_")
                 binding.bind_input(name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)

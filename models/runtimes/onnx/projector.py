@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from models.ctc import adapter_output, frame_embeddings
-from models.protocols import AdapterOutput, Float32
+from models.ctc import frame_embeddings, projector_output
+from models.protocols import Float32, ProjectorOutput
 from models.runtimes.onnx.session import open_session, tensor_shapes
 
 OUTPUTS = ["blank_probability", "kept", "top_tokens", "top_probabilities", "residual"]
 
 
-class OnnxAdapter:
+class OnnxProjector:
     """The `Adapter` protocol."""
 
     def __init__(
@@ -26,10 +26,10 @@ class OnnxAdapter:
         self.boundary_before = boundary_before
         self.boundary_after = boundary_after
 
-    def adapt(self, states: Sequence[Float32]) -> list[AdapterOutput]:
-        return [self._adapt_one(each) for each in states]
+    def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+        return [self._project_one(each) for each in states]
 
-    def _adapt_one(self, states: Float32) -> AdapterOutput:
+    def _project_one(self, states: Float32) -> ProjectorOutput:
         blank, kept, tokens, probabilities, residual = self._session.run(OUTPUTS, {"states": states})
         embeddings = frame_embeddings(self._embedding, tokens, probabilities, residual)
-        return adapter_output(blank, kept, tokens, probabilities, embeddings)
+        return projector_output(blank, kept, tokens, probabilities, embeddings)

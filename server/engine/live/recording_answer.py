@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import AdapterOutput, Float32
+from models.protocols import Float32, ProjectorOutput
 from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
 from server.engine.types.requests import InstructRequest, LiveRequest
@@ -95,7 +95,7 @@ class RecordingAnswer:
             if len(answers) == len(self._sections):
                 self._answer_from_text("\n".join(answers))
 
-    def _request_final(self, speech: AdapterOutput, basis: Basis) -> None:
+    def _request_final(self, speech: ProjectorOutput, basis: Basis) -> None:
         self._start_sequence(self._sequence(speech, partial(self._take_final, basis), constrained=True))
 
     def _take_final(self, basis: Basis, event: Event) -> None:
@@ -111,11 +111,11 @@ class RecordingAnswer:
                 done = replace(event, request_id=id, usage=usage)
                 self._emit_event(Ended(id, self._audio_s, basis, self._section_count, done))
 
-    def _speech(self, frames: Sequence[Float32]) -> AdapterOutput:
+    def _speech(self, frames: Sequence[Float32]) -> ProjectorOutput:
         """Return frames for the LLM, joined, with no draft."""
-        return AdapterOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
+        return ProjectorOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
 
-    def _sequence(self, speech: AdapterOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> SequenceState:
+    def _sequence(self, speech: ProjectorOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> SequenceState:
         """Return a sequence over speech that is encoded; only the final answer follows the request's constraint."""
         self._requests += 1
         asked = self._request

@@ -322,7 +322,7 @@ class LiveSession:
             self._counters.silent_utterances += outcome.finish_reason == "no_speech"
             encoded = utterance.answer.encoded if utterance.answer else None
             if self._recording is not None and encoded is not None:
-                self._recording.add_utterance(outcome.text, encoded.frames)
+                self._recording.add_utterance(outcome.text, encoded.embeddings)
         # The last window of the voice detector may go beyond the audio.
         utterance.end = min(utterance.end, self._taken)
         self._hooks.emit_event(utterance.final_event(self.request.id, self._rate_hz))
@@ -361,7 +361,7 @@ class LiveSession:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        tokens = heard_tokens(sequence.encoded.best_token.tolist(), start_s, self._models.frame_s)
+        tokens = heard_tokens(sequence.encoded.require_draft().best_token, start_s, self._models.frame_s)
         changed = utterance.text.update(tokens, end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)

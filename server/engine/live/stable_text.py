@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 
+from models.ctc import find_runs
+from models.protocols import Int64
+
 # The audio that has to follow a word before it may become stable.
 SETTLED_S = 0.5
 # The last frames of a hypothesis are guesses, because the audio may be cut off within a word.
@@ -25,18 +28,9 @@ class HeardToken:
     end_s: float
 
 
-def heard_tokens(best_token: Sequence[int], start_s: float, frame_s: float) -> list[HeardToken]:
-    """Return the runs of equal tokens in a draft that begins at `start_s`, without blanks (negative)."""
-    heard: list[HeardToken] = []
-    previous = -1
-    for frame, token in enumerate(best_token):
-        end_s = start_s + (frame + 1) * frame_s
-        if token >= 0 and token == previous:
-            heard[-1] = HeardToken(token, end_s)
-        elif token >= 0:
-            heard.append(HeardToken(token, end_s))
-        previous = token
-    return heard
+def heard_tokens(best_token: Int64 | Sequence[int], start_s: float, frame_s: float) -> list[HeardToken]:
+    """Return the tokens of a draft [frames] that begins at `start_s`."""
+    return [HeardToken(run.token, start_s + (run.last + 1) * frame_s) for run in find_runs(best_token)]
 
 
 class StableText:

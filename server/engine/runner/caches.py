@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from models.protocols import AdapterOutput, Float32
+from models.protocols import Float32, ProjectorOutput
 
 PREFIX_CACHE_BYTES = 64 * 2**20
 
@@ -49,8 +49,12 @@ class ByteCache(Generic[Key, Value]):
             self._values[key] = value
 
 
-def output_bytes(output: AdapterOutput) -> int:
-    return sum(getattr(output, field.name).nbytes for field in fields(output))
+def output_bytes(output: ProjectorOutput) -> int:
+    """Return the memory of an output's arrays."""
+    arrays = [output.embeddings]
+    if output.draft is not None:
+        arrays += [getattr(output.draft, field.name) for field in fields(output.draft)]
+    return sum(array.nbytes for array in arrays)
 
 
 def audio_key(client: str, audio: Float32) -> AudioKey:

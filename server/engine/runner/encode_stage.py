@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from models.assemble import Models
-from models.protocols import AdapterOutput, BackendError, Float32
+from models.protocols import BackendError, Float32, ProjectorOutput
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.verification import RunnerCounters
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class EncodeStage:
     """Runs features, encoder and adapter. Skips sequences whose `encoded` is set, such as those found in the cache."""
 
-    def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, AdapterOutput], counters: RunnerCounters) -> None:
+    def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, ProjectorOutput], counters: RunnerCounters) -> None:
         self._models = models
         self._encoder_cache = encoder_cache
         self._counters = counters
@@ -70,7 +70,7 @@ class EncodeStage:
         states = self._models.encoder.encode(features)
         self._counters.progress += 1
         encoded_s = time.perf_counter()
-        outputs = self._models.adapter.adapt(states)
+        outputs = self._models.projector.project(states)
         self._counters.progress += 1
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import AdapterOutput, BackendError, DecodeRow, Float32, PrefillRow, SlotState, collapse
+from models.ctc import collapse
+from models.protocols import BackendError, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
@@ -44,7 +45,7 @@ class Runner:
         self.counters = RunnerCounters()
         self._verifier = Verifier(models, self.counters, relaxed_probability)
         self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
-        self.encoder_cache = ByteCache[AudioKey, AdapterOutput](encoder_cache_bytes, output_bytes)
+        self.encoder_cache = ByteCache[AudioKey, ProjectorOutput](encoder_cache_bytes, output_bytes)
         self._encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
         self.models = models
 
@@ -69,11 +70,11 @@ class Runner:
     def time_words(self, sequence: SequenceState) -> None:
         """Give a finished sequence the words that its request asks for; never raises. Touches nothing else."""
         timer, encoded, request = self.models.word_timer, sequence.encoded, sequence.request
-        if timer is None or encoded is None:
+        if timer is None or encoded is None or encoded.draft is None:
             return
         started_s = time.perf_counter()
         try:
-            words = timer.times(encoded, request.audio, sequence.tokens, sequence.detokeniser.text)
+            words = timer.times(encoded.draft, request.audio, sequence.tokens, sequence.detokeniser.text)
         except Exception as error:
             logger.exception("request %s: its words could not be timed", request.id)
             sequence.fail(error)
@@ -129,7 +130,7 @@ class Runner:
         if sequence.position == 0 or sequence.finished:
             return
         try:
-            self.models.llm.move(source, target, sequence.position)
+            self.models.llm.cache.move(source, target, sequence.position)
         except Exception as error:
             logger.exception("request %s could not be moved", sequence.request.id)
             self.models.check()
@@ -150,16 +151,16 @@ class Runner:
             elif not holds_speech(sequence.encoded):
                 sequence.finish("no_speech")
             else:
-                self._lay_out(sequence, sequence.encoded.frames, self._draft(sequence, sequence.encoded))
+                self._lay_out(sequence, sequence.encoded.embeddings, self._draft(sequence, sequence.encoded))
 
-    def _draft(self, sequence: SequenceState, output: AdapterOutput) -> Draft:
+    def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
         """The draft that the request asks for, empty where drafts do not pay; the relaxed policy reads it all the same."""
         request = sequence.request
         if request.draft == "exact":
             wanted = self._verifier.gate.allows(plain_words(request.instruction))
         else:
             wanted = request.draft == "relaxed"
-        return Draft(collapse(output.best_token) if wanted else ())
+        return Draft(collapse(output.draft.best_token) if wanted and output.draft is not None else ())
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
         """Build the prompt; `max_tokens` is cut to the positions that it leaves."""
@@ -192,7 +193,7 @@ class Runner:
         rows = []
         for sequence, tokens in work:
             if sequence.position == 0 and sequence.prefix_state is not None:
-                self.models.llm.write_slot(sequence.slot, sequence.prefix_state)
+                self.models.llm.cache.write(sequence.slot, sequence.prefix_state)
             rows.append(self._prefill_row(sequence, tokens))
         logits = self.models.llm.prefill(rows)
         self.counters.progress += 1
@@ -229,7 +230,7 @@ class Runner:
 
     def _keep_prefix(self, sequence: SequenceState) -> None:
         try:
-            state = self.models.llm.read_slot(sequence.slot, sequence.prefix_length)
+            state = self.models.llm.cache.read(sequence.slot, sequence.prefix_length)
         except Exception:
             logger.exception("the prefix of request %s could not be kept", sequence.request.id)
             self.models.check()
@@ -271,7 +272,7 @@ class Runner:
             raise BackendError(f"The LLM returned logits {[rows.shape for rows in logits]} instead of {expected}.")
 
 
-def holds_speech(output: AdapterOutput) -> bool:
-    """False where nothing is left for the LLM, or the draft holds no token at all; an adapter without a draft cannot tell."""
-    silent = len(output.best_token) > 0 and bool((output.best_token < 0).all())
-    return len(output.frames) > 0 and not silent
+def holds_speech(output: ProjectorOutput) -> bool:
+    """Return whether anything is left for the LLM; an output whose draft is all blank holds no speech."""
+    silent = output.draft is not None and bool((output.draft.best_token < 0).all())
+    return len(output.embeddings) > 0 and not silent

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import AdapterOutput, Float32, SlotState
+from models.protocols import Float32, ProjectorOutput, SlotState
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
@@ -57,7 +57,7 @@ class SequenceState:
     of_session: bool = False
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
-    encoded: AdapterOutput | None = None
+    encoded: ProjectorOutput | None = None
     audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     audio_frames: int = 0

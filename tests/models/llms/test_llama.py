@@ -113,7 +113,7 @@ def test_a_moved_request_goes_on_undisturbed(pair: tuple[OnnxLLM, Logits]) -> No
     tokens = tokens_of(8, 9)
     prefill(llm, 2, tokens[:8])
     prefill(llm, 0, tokens_of(9, 20))
-    llm.move(2, 0, 8)
+    llm.cache.move(2, 0, 8)
     prefill(llm, 2, tokens_of(10, 20))
     np.testing.assert_allclose(llm.decode([DecodeRow(0, 8, tokens[8:])])[0][0], expected(tokens)[-1], atol=TOLERANCE)
 

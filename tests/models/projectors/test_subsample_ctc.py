@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from export.tensorrt_speech import build_dense_adapter
-from models.ctc import NO_TOKEN, run_starts
+from models.ctc import NO_TOKEN, collapse, run_starts
 from models.projectors.subsample_ctc import build_adapter, read_adapter
-from models.protocols import collapse
-from models.runtimes.onnx.projector import OUTPUTS, OnnxAdapter
+from models.runtimes.onnx.projector import OUTPUTS, OnnxProjector
 from models.runtimes.onnx.session import open_session
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
@@ -43,12 +42,12 @@ def random_adapter(subsampling: str) -> Adapter:
     return adapter
 
 
-def served(adapter: Adapter, folder: Path, blank_threshold: float) -> OnnxAdapter:
+def served(adapter: Adapter, folder: Path, blank_threshold: float) -> OnnxProjector:
     metadata = {"config": json.dumps({**asdict(adapter.config), "blank_threshold": blank_threshold})}
     save_file(adapter.state_dict(), folder / "adapter.safetensors", metadata=metadata)
     build_adapter(read_adapter(folder / "adapter.safetensors"), EMBEDDING).save(folder / "adapter.onnx")
     boundaries = np.zeros((2, 24), np.float32)
-    return OnnxAdapter(folder / "adapter.onnx", EMBEDDING, boundaries, boundaries, threads=1)
+    return OnnxProjector(folder / "adapter.onnx", EMBEDDING, boundaries, boundaries, threads=1)
 
 
 def states(count: int) -> npt.NDArray[np.float32]:
@@ -59,17 +58,17 @@ def states(count: int) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("count", [4, 40, 300])
 def test_graph_equals_the_trained_module(subsampling: str, count: int, tmp_path: Path) -> None:
     adapter = random_adapter(subsampling)
-    output = served(adapter, tmp_path, blank_threshold=0.5).adapt([states(count)])[0]
+    output = served(adapter, tmp_path, blank_threshold=0.5).project([states(count)])[0]
     table = torch.from_numpy(EMBEDDING)
     with torch.inference_mode():
         hidden, _ = adapter(torch.from_numpy(states(count))[None], torch.tensor([count // 4]))
         queries, blank = adapter.token_queries(hidden)[0], adapter.blank(hidden)[0, :, 0]
         runs = ctc_runs(queries, blank, table, blank_threshold=0.5)
         frames = bridge(adapter, hidden[0], runs, table)
-    assert np.abs(output.blank_probability - torch.sigmoid(blank).numpy()).max() < 1e-5
-    assert output.frames.shape == frames.shape
-    assert np.abs(output.frames - frames.numpy()).max(initial=0) < 1e-4
-    assert list(collapse(output.best_token)) == greedy_tokens(queries, blank, table)
+    assert np.abs(output.require_draft().blank_probability - torch.sigmoid(blank).numpy()).max() < 1e-5
+    assert output.embeddings.shape == frames.shape
+    assert np.abs(output.embeddings - frames.numpy()).max(initial=0) < 1e-4
+    assert list(collapse(output.require_draft().best_token)) == greedy_tokens(queries, blank, table)
 
 
 def test_the_dense_graph_scores_a_kept_frame_as_the_other_does(tmp_path: Path) -> None:
@@ -91,19 +90,20 @@ def test_the_dense_graph_scores_a_kept_frame_as_the_other_does(tmp_path: Path) -
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_all_or_no_frames_are_kept_at_the_ends_of_the_threshold(threshold: float, tmp_path: Path) -> None:
-    output = served(random_adapter("uniform"), tmp_path, threshold).adapt([states(24)])[0]
-    kept = (output.best_token != NO_TOKEN).sum()
+    output = served(random_adapter("uniform"), tmp_path, threshold).project([states(24)])[0]
+    best_token = output.require_draft().best_token
+    kept = (best_token != NO_TOKEN).sum()
     assert kept == (6 if threshold == 1.0 else 0)
-    assert len(output.frames) == len(run_starts(np.arange(kept), output.best_token[output.best_token != NO_TOKEN]))
-    assert np.isfinite(output.frames).all()
+    assert len(output.embeddings) == len(run_starts(np.arange(kept), best_token[best_token != NO_TOKEN]))
+    assert np.isfinite(output.embeddings).all()
 
 
 def test_an_utterance_in_a_batch_is_what_it_is_alone(tmp_path: Path) -> None:
     adapter = served(random_adapter("uniform"), tmp_path, blank_threshold=0.5)
     batch = [states(count) for count in (8, 200, 44)]
-    for together, alone in zip(adapter.adapt(batch), (adapter.adapt([each])[0] for each in batch), strict=True):
-        assert np.array_equal(together.frames, alone.frames)
-        assert np.array_equal(together.best_token, alone.best_token)
+    for together, alone in zip(adapter.project(batch), (adapter.project([each])[0] for each in batch), strict=True):
+        assert np.array_equal(together.embeddings, alone.embeddings)
+        assert np.array_equal(together.require_draft().best_token, alone.require_draft().best_token)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=30))

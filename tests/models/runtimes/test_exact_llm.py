@@ -86,14 +86,14 @@ def test_a_rejected_draft_and_a_copied_or_moved_slot_change_nothing(
     cut = data.draw(st.integers(1, len(text) - 1))
     prefill(llm, 0, 0, text[:cut])
     llm.decode([DecodeRow(0, cut, draft)])
-    state = llm.read_slot(0, cut)
-    llm.move(0, 2, cut)
+    state = llm.cache.read(0, cut)
+    llm.cache.move(0, 2, cut)
     prefill(llm, 0, 0, draft)
-    llm.write_slot(1, state)
+    llm.cache.write(1, state)
     for slot in (1, 2):
         assert_same_bits(prefill(llm, slot, cut, text[cut:]), whole[cut:])
     assert state.length == cut
-    assert state.nbytes == llm.read_slot(2, cut).nbytes
+    assert state.nbytes == llm.cache.read(2, cut).nbytes
 
 
 def test_a_batch_that_cannot_be_padded_at_the_end_of_a_slot_runs_all_the_same(llm: OnnxLLM) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.protocols import AdapterOutput, Float32, Int64
+from models.protocols import CtcDraft, Float32, Int64
 from models.text.alignment import SILENT, Sounds, align, best_path
 from tests.support.fakes.fake_models import sure_output, tiny_tokeniser, tokeniser_definition
 
@@ -21,12 +21,12 @@ def ids(text: str) -> Int64:
 THE, END, OF, FILE, COMMA = (int(ids(text)[0]) for text in ("the", " end", " of", " file", ","))
 
 
-def heard(*frames: int) -> AdapterOutput:
+def heard(*frames: int) -> CtcDraft:
     """An output that is sure of these tokens and blanks, one a frame."""
-    return sure_output(np.empty((0, 8), np.float32), np.array(frames, np.int64))
+    return sure_output(np.empty((0, 8), np.float32), np.array(frames, np.int64)).require_draft()
 
 
-def middles(output: AdapterOutput, text: str) -> list[float]:
+def middles(output: CtcDraft, text: str) -> list[float]:
     return list(align(output, SOUNDS, ids(text)))
 
 

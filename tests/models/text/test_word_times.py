@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.protocols import AdapterOutput, Float32
+from models.protocols import CtcDraft, Float32
 from models.text.word_times import TimedWord, silences
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Done
@@ -37,12 +37,12 @@ def ids(text: str) -> list[int]:
 THE, END, OF, FILE = (ids(text)[0] for text in ("the", " end", " of", " file"))
 
 
-def heard(frames: int, **tokens: list[int]) -> AdapterOutput:
+def heard(frames: int, **tokens: list[int]) -> CtcDraft:
     """An output in which some tokens were heard, by the frames of each."""
     best = np.full(frames, BLANK, np.int64)
     for name, places in tokens.items():
         best[places] = {"the": THE, "end": END, "of": OF, "file": FILE}[name]
-    return sure_output(np.empty((0, 8), np.float32), best)
+    return sure_output(np.empty((0, 8), np.float32), best).require_draft()
 
 
 def audio_with(total_s: float, *loud: tuple[float, float]) -> Float32:
@@ -54,7 +54,7 @@ def audio_with(total_s: float, *loud: tuple[float, float]) -> Float32:
     return audio * level
 
 
-def times(output: AdapterOutput, audio: Float32, text: str) -> list[TimedWord]:
+def times(output: CtcDraft, audio: Float32, text: str) -> list[TimedWord]:
     return list(tiny_word_timer().times(output, audio, ids(text), text.strip()))
 
 
@@ -120,7 +120,7 @@ def test_tokens_behind_a_stop_string_are_left_out() -> None:
 )
 def test_times_are_ordered_and_within_the_audio(frames: list[int], text: str, quiet_from: int, quiet_to: int) -> None:
     """Whatever the answer is: the audio's words or others, short or far too long, in any script."""
-    output = sure_output(np.empty((0, 8), np.float32), np.array(frames, np.int64))
+    output = sure_output(np.empty((0, 8), np.float32), np.array(frames, np.int64)).require_draft()
     # The last frame stands for less audio than it might.
     audio = speech(2, len(frames) * FRAME_S - 0.03)
     audio[quiet_from:quiet_to] = 0

@@ -7,20 +7,20 @@ from random import Random
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import LLM, AdapterOutput, Float32
+from models.protocols import LLM, Float32, ProjectorOutput
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Done
 from server.engine.types.requests import InstructRequest
 from server.engine.types.stats import EngineCounters
 from tests.support.clients.engine_client import serving_models, wait_until_idle
 from tests.support.clients.runner_client import run
-from tests.support.fakes.fake_models import FakeAdapter, fake_models, sure_output
+from tests.support.fakes.fake_models import FakeProjector, fake_models, sure_output
 from tests.support.schedules.random_schedules import play_schedules, random_budgets, random_requests, without_id
 
 WIDTH = 64
 
 
-class DraftingAdapter(FakeAdapter):
+class DraftingProjector(FakeProjector):
     """Frames as wide as the LLM's embeddings; the draft is what it was told to be for these frames."""
 
     boundary_before = np.full((2, WIDTH), 0.25, np.float32)
@@ -29,12 +29,12 @@ class DraftingAdapter(FakeAdapter):
     def __init__(self) -> None:
         self.drafts: dict[int, list[int]] = {}
 
-    def _adapt(self, states: Float32) -> AdapterOutput:
-        output = super()._adapt(states)
-        frames = np.tile(output.frames, (1, WIDTH // output.frames.shape[1])) / np.float32(4)
+    def _project(self, states: Float32) -> ProjectorOutput:
+        output = super()._project(states)
+        frames = np.tile(output.embeddings, (1, WIDTH // output.embeddings.shape[1])) / np.float32(4)
         draft = self.drafts.get(zlib.crc32(frames.tobytes()), [])
         # A blank between any two, so that a token may come twice.
-        best = np.array([each for token in draft for each in (token, -1)] or output.best_token, np.int64)
+        best = np.array([each for token in draft for each in (token, -1)] or output.require_draft().best_token, np.int64)
         return sure_output(frames, best)
 
 
@@ -53,9 +53,9 @@ class Alone:
     tokens: list[int]
 
 
-def drafting_models(llm: LLM) -> tuple[Models, DraftingAdapter]:
-    adapter = DraftingAdapter()
-    return replace(fake_models(llm), adapter=adapter), adapter
+def drafting_models(llm: LLM) -> tuple[Models, DraftingProjector]:
+    adapter = DraftingProjector()
+    return replace(fake_models(llm), projector=adapter), adapter
 
 
 def drafted_requests() -> list[InstructRequest]:
@@ -76,11 +76,11 @@ def answer_alone(llm: LLM, requests: list[InstructRequest]) -> list[Alone]:
 
 
 def draft_answers(
-    models: Models, adapter: DraftingAdapter, random: Random, asked: list[InstructRequest], alone: list[Alone]
+    models: Models, adapter: DraftingProjector, random: Random, asked: list[InstructRequest], alone: list[Alone]
 ) -> None:
     """Give the adapter a draft for every audio: the answer's tokens with errors."""
     for request, answer in zip(asked, alone, strict=True):
-        frames = adapter.adapt(models.encoder.encode([models.features(request.audio)]))[0].frames
+        frames = adapter.project(models.encoder.encode([models.features(request.audio)]))[0].embeddings
         adapter.drafts[zlib.crc32(frames.tobytes())] = wrong_here_and_there(random, answer.tokens)
 
 

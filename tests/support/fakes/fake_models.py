@@ -15,7 +15,18 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.assemble import Models
-from models.protocols import LLM, AdapterOutput, BackendError, DecodeRow, Float32, Int64, PrefillRow, SlotState, VoiceState
+from models.protocols import (
+    LLM,
+    BackendError,
+    CtcDraft,
+    DecodeRow,
+    Float32,
+    Int64,
+    PrefillRow,
+    ProjectorOutput,
+    SlotState,
+    VoiceState,
+)
 from models.text.tokeniser import PromptTemplate, Tokeniser
 from models.text.word_times import WordTimer
 
@@ -152,16 +163,16 @@ class FakeEncoder:
         return [np.ascontiguousarray(item.T[::2]) for item in features]
 
 
-class FakeAdapter:
+class FakeProjector:
     """Every fourth state; frames of nothing but zeros are blank and dropped. The draft is right about every second token."""
 
     boundary_before = np.full((2, WIDTH), 0.25, np.float32)
     boundary_after = np.full((2, WIDTH), 0.75, np.float32)
 
-    def adapt(self, states: Sequence[Float32]) -> list[AdapterOutput]:
-        return [self._adapt(item) for item in states]
+    def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+        return [self._project(item) for item in states]
 
-    def _adapt(self, states: Float32) -> AdapterOutput:
+    def _project(self, states: Float32) -> ProjectorOutput:
         Trouble.ADAPT_RAISES.check(states)
         frames = states[::4]
         blank = (frames == 0).all(axis=1)
@@ -169,12 +180,12 @@ class FakeAdapter:
         return sure_output(frames[~blank], np.where(blank, -1, words))
 
 
-def sure_output(frames: Float32, best_token: Int64) -> AdapterOutput:
+def sure_output(frames: Float32, best_token: Int64) -> ProjectorOutput:
     """An adapter's output that is sure of each frame's token, or that it is blank (-1)."""
     kept = np.flatnonzero(best_token >= 0)
     certain = np.ones(len(best_token), np.float32)
     blank = (best_token < 0).astype(np.float32)
-    return AdapterOutput(frames, best_token, certain, blank, kept, best_token[kept, None], certain[kept, None])
+    return ProjectorOutput(frames, CtcDraft(best_token, certain, blank, kept, best_token[kept, None], certain[kept, None]))
 
 
 class FakeLLM:
@@ -193,6 +204,10 @@ class FakeLLM:
         self.mean_tokens = mean_tokens
         self._table = np.random.default_rng(0).normal(size=(self.vocabulary_size, WIDTH)).astype(np.float32)
         self._cache = np.full((slots, max_positions, WIDTH), np.nan, np.float32)
+
+    @property
+    def cache(self) -> "FakeLLM":
+        return self
 
     def embed(self, tokens: Sequence[int]) -> Float32:
         return self._table[list(tokens)]
@@ -216,11 +231,11 @@ class FakeLLM:
         Trouble.MOVE_RAISES.check(moved)
         self._cache[target, :length] = moved
 
-    def read_slot(self, slot: int, length: int) -> SlotState:
+    def read(self, slot: int, length: int) -> SlotState:
         content = self._cache[slot, :length].copy()
         return SlotState(length, content.nbytes, content)
 
-    def write_slot(self, slot: int, state: SlotState) -> None:
+    def write(self, slot: int, state: SlotState) -> None:
         self._cache[slot] = np.nan
         self._cache[slot, : state.length] = state.content
 
@@ -246,7 +261,7 @@ def fake_models(llm: LLM, encoder: FakeEncoder | None = None) -> Models:
     return Models(
         fake_features,
         encoder or FakeEncoder(),
-        FakeAdapter(),
+        FakeProjector(),
         llm,
         tiny_tokeniser(),
         tiny_template(),

@@ -20,14 +20,14 @@ from export.tensorrt_speech import build_dense_adapter
 from kernels.adapter.graphs import Bucket
 from models.bundle.plans import PlanError
 from models.projectors.subsample_ctc import TrainedAdapter, build_adapter, read_adapter
-from models.protocols import Adapter, AdapterOutput
+from models.protocols import Projector, ProjectorOutput
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
 from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.simulated_plan import ARCHITECTURE
-from models.runtimes.onnx.projector import OnnxAdapter
+from models.runtimes.onnx.projector import OnnxProjector
 from training.adapter import Adapter as TrainableAdapter
 from training.adapter import AdapterConfig
 
@@ -60,10 +60,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def on_cpu(trained: TrainedAdapter, tmp_path_factory: pytest.TempPathFactory) -> OnnxAdapter:
+def on_cpu(trained: TrainedAdapter, tmp_path_factory: pytest.TempPathFactory) -> OnnxProjector:
     graph = tmp_path_factory.mktemp("graph") / "adapter.onnx"
     build_adapter(trained, EMBEDDING).save(graph)
-    return OnnxAdapter(graph, EMBEDDING, trained.boundary_before, trained.boundary_after, threads=1)
+    return OnnxProjector(graph, EMBEDDING, trained.boundary_before, trained.boundary_after, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def device() -> SimulatedDevice:
 
 
 @pytest.fixture(scope="module", params=["triton", "tensorrt"])
-def adapter(request: pytest.FixtureRequest, device: SimulatedDevice, trained: TrainedAdapter, plan: bytes) -> Adapter:
+def adapter(request: pytest.FixtureRequest, device: SimulatedDevice, trained: TrainedAdapter, plan: bytes) -> Projector:
     stream = device.stream()
     if request.param == "triton":
         return TritonAdapter(device, stream, trained, EMBEDDING, BUCKETS)
@@ -99,9 +99,10 @@ def uploaded(device: Device, array: npt.NDArray[np.float32]) -> Tensor:
     return target
 
 
-def check(mine: AdapterOutput, expected: AdapterOutput) -> None:
-    for name, value in vars(mine).items():
-        wanted = getattr(expected, name)
+def check(mine: ProjectorOutput, expected: ProjectorOutput) -> None:
+    arrays, expected_arrays = ({"embeddings": each.embeddings, **vars(each.require_draft())} for each in (mine, expected))
+    for name, value in arrays.items():
+        wanted = expected_arrays[name]
         assert (value.dtype, value.shape) == (wanted.dtype, wanted.shape), name
         if value.dtype == np.int64:
             np.testing.assert_array_equal(value, wanted, err_msg=name)
@@ -110,24 +111,27 @@ def check(mine: AdapterOutput, expected: AdapterOutput) -> None:
 
 
 @pytest.fixture(scope="module")
-def compare(adapter: Adapter, device: SimulatedDevice, on_cpu: OnnxAdapter) -> Callable[[list[int]], None]:
+def compare(adapter: Projector, device: SimulatedDevice, on_cpu: OnnxProjector) -> Callable[[list[int]], None]:
     """Run a batch of utterances of so many frames on both."""
 
     def run(frames: list[int]) -> None:
         batch = [states(REDUCTION * each) for each in frames]
-        results = adapter.adapt([uploaded(device, each) for each in batch])
-        for mine, expected in zip(results, on_cpu.adapt(batch), strict=True):
+        results = adapter.project([uploaded(device, each) for each in batch])
+        for mine, expected in zip(results, on_cpu.project(batch), strict=True):
             check(mine, expected)
 
     return run
 
 
-def test_every_length_gives_what_it_gives_on_a_cpu(compare: Callable[[list[int]], None], on_cpu: OnnxAdapter) -> None:
+def test_every_length_gives_what_it_gives_on_a_cpu(compare: Callable[[list[int]], None], on_cpu: OnnxProjector) -> None:
     compare(list(range(1, LONGEST + 1)))
-    outputs = on_cpu.adapt([states(REDUCTION * each) for each in range(1, LONGEST + 1)])
-    kept, frames = sum(len(each.kept) for each in outputs), sum(len(each.best_token) for each in outputs)
+    outputs = on_cpu.project([states(REDUCTION * each) for each in range(1, LONGEST + 1)])
+    kept, frames = (
+        sum(len(each.require_draft().kept) for each in outputs),
+        sum(len(each.require_draft().best_token) for each in outputs),
+    )
     assert 0 < kept < frames
-    assert sum(len(each.frames) for each in outputs) < kept
+    assert sum(len(each.embeddings) for each in outputs) < kept
 
 
 @given(LENGTHS)
@@ -136,43 +140,50 @@ def test_batches_of_any_size_one_after_the_other(compare: Callable[[list[int]], 
     compare(lengths)
 
 
-def test_silence_of_no_length_between_others(adapter: Adapter, device: SimulatedDevice, on_cpu: OnnxAdapter) -> None:
+def test_silence_of_no_length_between_others(adapter: Projector, device: SimulatedDevice, on_cpu: OnnxProjector) -> None:
     nothing, something = uploaded(device, states(0)), uploaded(device, states(20))
     for batch in ([nothing], [nothing, something, nothing]):
-        for given_states, output in zip(batch, adapter.adapt(batch), strict=True):
+        for given_states, output in zip(batch, adapter.project(batch), strict=True):
             if len(given_states):
-                check(output, on_cpu.adapt([states(20)])[0])
+                check(output, on_cpu.project([states(20)])[0])
             else:
-                assert output.frames.shape == (0, EMBEDDING_SIZE)
-                assert [len(each) for each in (output.best_token, output.kept, output.top_tokens)] == [0, 0, 0]
+                assert output.embeddings.shape == (0, EMBEDDING_SIZE)
+                assert [
+                    len(each)
+                    for each in (
+                        output.require_draft().best_token,
+                        output.require_draft().kept,
+                        output.require_draft().top_tokens,
+                    )
+                ] == [0, 0, 0]
 
 
 def test_what_is_too_long_or_no_multiple_is_refused(
-    adapter: Adapter, device: SimulatedDevice, compare: Callable[[list[int]], None]
+    adapter: Projector, device: SimulatedDevice, compare: Callable[[list[int]], None]
 ) -> None:
     with pytest.raises(DeviceError, match=r"at most \d+ (states|frames) an utterance, not"):
-        adapter.adapt([uploaded(device, states(8)), uploaded(device, states(REDUCTION * (LONGEST + 1)))])
+        adapter.project([uploaded(device, states(8)), uploaded(device, states(REDUCTION * (LONGEST + 1)))])
     with pytest.raises(ValueError, match="multiples of 4, not 7"):
-        adapter.adapt([uploaded(device, states(7))])
+        adapter.project([uploaded(device, states(7))])
     compare([LONGEST, 3])
 
 
-def test_outputs_are_the_callers_own(adapter: Adapter, device: SimulatedDevice, on_cpu: OnnxAdapter) -> None:
-    first = adapter.adapt([uploaded(device, states(40))])[0]
-    adapter.adapt([uploaded(device, states(80))] * 5)
-    check(first, on_cpu.adapt([states(40)])[0])
+def test_outputs_are_the_callers_own(adapter: Projector, device: SimulatedDevice, on_cpu: OnnxProjector) -> None:
+    first = adapter.project([uploaded(device, states(40))])[0]
+    adapter.project([uploaded(device, states(80))] * 5)
+    check(first, on_cpu.project([states(40)])[0])
 
 
-def test_boundary_vectors_are_those_of_the_weights(adapter: Adapter, trained: TrainedAdapter) -> None:
+def test_boundary_vectors_are_those_of_the_weights(adapter: Projector, trained: TrainedAdapter) -> None:
     np.testing.assert_array_equal(adapter.boundary_before, trained.weights["boundary_before"])
     np.testing.assert_array_equal(adapter.boundary_after, trained.weights["boundary_after"])
 
 
 def test_after_a_run_that_fails_the_next_one_works(
-    adapter: Adapter, device: SimulatedDevice, compare: Callable[[list[int]], None]
+    adapter: Projector, device: SimulatedDevice, compare: Callable[[list[int]], None]
 ) -> None:
     with pytest.raises(DeviceError):
-        adapter.adapt([uploaded(device, np.zeros((8, ENCODER_WIDTH + 1), np.float32))])
+        adapter.project([uploaded(device, np.zeros((8, ENCODER_WIDTH + 1), np.float32))])
     compare([2, 5])
 
 

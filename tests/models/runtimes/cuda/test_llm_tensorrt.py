@@ -92,10 +92,10 @@ class Play:
             assert_equal(ours, self.logits[row.slot][row.position : end])
 
     def swap(self, slot: int, other: int) -> None:
-        """The one by copies through `read_slot`, the other by `move`."""
-        state = self.llm.read_slot(slot, self.done[slot])
-        self.llm.move(other, slot, self.done[other])
-        self.llm.write_slot(other, state)
+        """The one by copies through `read`, the other by `move`."""
+        state = self.llm.cache.read(slot, self.done[slot])
+        self.llm.cache.move(other, slot, self.done[other])
+        self.llm.cache.write(other, state)
         order = [{slot: other, other: slot}.get(each, each) for each in range(len(self.texts))]
         self.texts, self.logits = [self.texts[each] for each in order], [self.logits[each] for each in order]
         self.done = [self.done[each] for each in order]

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.protocols import collapse
+from models.ctc import collapse
 from server.engine.runner.sequence import new_sequence
 from server.engine.runner.speculation import Draft, DraftGate
 from server.engine.runner.verification import RELAXED_OVERRUN
@@ -75,7 +74,9 @@ def test_a_relaxed_answer_does_not_run_away_from_its_draft() -> None:
         request = InstructRequest("r", speech(seed, 1.0), "Transcribe.", SamplingOptions(max_tokens=200), draft="relaxed")
         runner, llm = fake_runner()
         drafted = collapse(
-            runner.models.adapter.adapt(runner.models.encoder.encode([runner.models.features(request.audio)]))[0].best_token
+            runner.models.projector.project(runner.models.encoder.encode([runner.models.features(request.audio)]))[0]
+            .require_draft()
+            .best_token
         )
         llm.mean_tokens = 10**9
         _, answer = run(runner, request)
@@ -113,11 +114,6 @@ def test_relaxed_is_refused_where_no_transcript_is_asked_for() -> None:
     with pytest.raises(InvalidRequest, match="transcription only"):
         new_sequence(models, request, lambda _event: None)
     new_sequence(models, dataclasses.replace(request, instruction="Transcribe!"), lambda _event: None)
-
-
-def test_collapse_drops_blanks_and_joins_runs() -> None:
-    assert collapse(np.array([-1, 5, 5, -1, 5, 7, 7, 9, -1])) == (5, 5, 7, 9)
-    assert collapse(np.array([], np.int64)) == ()
 
 
 def test_a_draft_goes_on_behind_the_llms_own_word() -> None:
