@@ -45,7 +45,7 @@ class CommandError(RuntimeError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
@@ -87,16 +87,14 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
-    """Play a file or stdin into a running server; the answers go to stdout, what was waited for them to stderr."""
-    from server.client.mic import MicError, Session, open_session
-    from server.client.mic_source import open_source
-    from server.client.mic_view import JsonView, TextView
+    """Play a file or stdin into a running server; the answers go to stdout, the waits for them to stderr."""
+    from server.client.mic import MicError, MicSession, json_view, open_connection, open_source, text_view
 
-    view = JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stdout.isatty())
+    show_event = json_view(sys.stdout) if options.json else text_view(sys.stdout, is_terminal=sys.stdout.isatty())
     try:
         source = open_source(options.file, options.rate)
-        with open_session(options.url) as connection:
-            summary = Session(connection, source, options.speed, view).run({"instruction": options.instruction})
+        with open_connection(options.url) as connection:
+            summary = MicSession(connection, source, options.speed, show_event).run({"instruction": options.instruction})
     except (ServeError, OSError) as error:
         raise CommandError(f"{options.file}: {error.strerror if isinstance(error, OSError) else error}") from None
     except MicError as error:
@@ -107,7 +105,7 @@ def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
 
 
 def models_command(_options: argparse.Namespace, settings: Settings) -> int:
-    """Describe the bundle, after every hash was checked."""
+    """Describe the bundle, after checking every hash."""
     folder = find_bundle(settings)
     if not folder.exists():
         raise CommandError(f"There is no bundle at {folder} yet; `thinbridge serve` builds the default one.")
@@ -133,7 +131,7 @@ def version_command(_options: argparse.Namespace, _settings: Settings) -> int:
 
 
 def version() -> str:
-    """The installed version, or `unknown` when run from a folder that is not installed."""
+    """Return the installed version, or `unknown` when run from a folder that is not installed."""
     try:
         return importlib.metadata.version("thinbridge")
     except importlib.metadata.PackageNotFoundError:
@@ -141,7 +139,7 @@ def version() -> str:
 
 
 def find_bundle(settings: Settings) -> Path:
-    """Where the bundle is or will be; nothing is built."""
+    """Return the folder that the bundle is or will be in; nothing is built."""
     if settings.bundle is not None:
         return settings.bundle
     from export.default_bundle import bundle_folder
@@ -153,7 +151,7 @@ def find_bundle(settings: Settings) -> Path:
 
 
 def get_bundle(settings: Settings) -> Path:
-    """The bundle that was asked for, or the default one, built now unless the cache has it."""
+    """Return the folder of the bundle that was asked for, or of the default one, built now unless the cache has it."""
     if settings.bundle is not None:
         return settings.bundle
     from export.default_bundle import ensure_default_bundle
@@ -173,7 +171,7 @@ def _default_precision(settings: Settings) -> str:
 
 
 def load_engine(folder: Path, settings: Settings) -> Engine:
-    """An engine over a bundle's models, yet to be started."""
+    """Return an engine over a bundle's models, yet to be started."""
     from server.engine.factory import build_engine
 
     return build_engine(folder, settings)
@@ -282,7 +280,7 @@ def _add_command(commands: Any, name: str, help_text: str, command: Any) -> argp
 
 
 def _add_setting_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Flags for settings; one that is not given leaves the setting to the environment or its default."""
+    """Add flags for settings; a flag that is not given leaves the setting to the environment or its default."""
     for name in names:
         flag, help_text = "--" + name.replace("_", "-"), Settings.model_fields[name].description
         if name == "insecure":

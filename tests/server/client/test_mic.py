@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from server import cli
-from server.client.mic_view import DIM, PLAIN, fit
+from server.client.mic import DIM, PLAIN, fit_line
 from tests.support.clients.live_server import audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.scripted_stream import Event, ScriptedServer, scripted_server
@@ -186,10 +186,10 @@ def test_options_out_of_range(arguments: list[str]) -> None:
 
 
 def test_partial_text_fits_on_one_line() -> None:
-    assert fit("so far", " and on", 20) == f"so far{DIM} and on{PLAIN}"
-    assert fit("so far", " and on", 10) == f"…ar{DIM} and on{PLAIN}"
-    assert fit("so far", " and on", 4) == f"…{DIM} an{PLAIN}"
-    assert fit("a\x1b[31mb\n", "", 20) == f"a[31mb{DIM}{PLAIN}"
+    assert fit_line("so far", " and on", 20) == f"so far{DIM} and on{PLAIN}"
+    assert fit_line("so far", " and on", 10) == f"…ar{DIM} and on{PLAIN}"
+    assert fit_line("so far", " and on", 4) == f"…{DIM} an{PLAIN}"
+    assert fit_line("a\x1b[31mb\n", "", 20) == f"a[31mb{DIM}{PLAIN}"
 
 
 def test_the_real_edge_understands_it(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
