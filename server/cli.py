@@ -116,12 +116,12 @@ def models_command(_options: argparse.Namespace, settings: Settings) -> int:
 
 def doctor_command(_options: argparse.Namespace, settings: Settings) -> int:
     """Check this machine."""
-    from server.doctor.checks import examine
+    from server.doctor import run_checks
 
-    findings = examine(settings, lambda: find_bundle(settings))
-    for finding in findings:
-        print(finding.line())
-    return 1 if any(finding.advice for finding in findings) else 0
+    results = run_checks(settings, lambda: find_bundle(settings))
+    for result in results:
+        print(result.line())
+    return 1 if any(result.advice for result in results) else 0
 
 
 def version_command(_options: argparse.Namespace, _settings: Settings) -> int:
@@ -252,8 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     models = _add_command(commands, "models", "describe the model bundle", models_command)
     _add_setting_flags(models, "bundle", "cache_dir")
 
-    doctor = _add_command(commands, "doctor", "check this machine; exit status 1 on a finding", doctor_command)
-    _add_setting_flags(doctor, "host", "port", "insecure", "bundle", "cache_dir", "slots", "device", *GPU_SETTINGS)
+    doctor = _add_command(commands, "doctor", "check this machine; exit status 1 if something is wrong", doctor_command)
+    _add_setting_flags(doctor, "bundle", "cache_dir", "slots", "device", *GPU_SETTINGS)
 
     _add_command(commands, "version", "print the version", version_command)
     return parser

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "THINBRIDGE_"
 GPU_NUMBERS = r"^\d{1,3}(,\d{1,3})*$"
-# Those that say something on a GPU only.
+# Settings that apply to GPUs only.
 GPU_SETTINGS = ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions")
 # As many slots as the LLM's plan decodes at once. Not measured on a GPU.
 GPU_DEFAULTS = {"slots": 32, "queue_limit": 128}

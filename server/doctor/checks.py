@@ -1,62 +1,60 @@
-"""Checks of this machine, one line each: what was found and, where it is not right, what to do."""
+"""Checks that every machine has to pass, and the result of a check."""
 
 import asyncio
+import contextlib
 import io
 import os
 import platform
-import socket
 import wave
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
-from models.bundle.io import Bundle, BundleError, open_bundle
+from models.bundle.io import Bundle, BundleError
 from models.runtimes.onnx.machine import available_memory_bytes
 from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.child_process import ChildFailed
-from server.doctor.finding import CheckResult
-from server.doctor.gpu import gpu_checks
 from server.errors import ServeError
 from server.settings import Settings
 
 MIN_MEMORY_BYTES = 1536 * 2**20
-# What int8 and int4 kernels want, by architecture, and the wider form that makes them fast.
+# Vector instructions that int8 and int4 kernels need, by architecture, and wider ones that make them fast.
 CPU_FLAGS = {"x86_64": ("avx2", ("avx512_vnni", "avx_vnni")), "aarch64": ("asimd", ("asimddp", "i8mm"))}
 
 
-def examine(settings: Settings, find_bundle: Callable[[], Path]) -> list[CheckResult]:
-    """Run every check. A check that breaks is a finding, not an error."""
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check. `advice` is empty if there is nothing to do."""
 
-    # Its files are hashed once, for all checks that look into it.
-    @cache
-    def bundle() -> Bundle:
-        return open_bundle(find_bundle())
+    name: str
+    detail: str
+    advice: str = ""
 
-    checks: dict[str, Callable[[], CheckResult | None]] = {
+    def line(self) -> str:
+        """Return one line, even if a library's error in it has several."""
+        text = f"{self.name}: {self.detail}" + (f" -> {self.advice}" if self.advice else "")
+        return ("FAIL " if self.advice else "ok   ") + " ".join(text.split())
+
+
+Check = Callable[[], CheckResult | None]
+
+
+def machine_checks(settings: Settings, find_bundle: Callable[[], Path], bundle: Callable[[], Bundle]) -> dict[str, Check]:
+    """Return the checks of any machine, by name; `find_bundle` returns the bundle's folder, `bundle` opens it."""
+    return {
         "processor": lambda: check_processor(platform.machine(), _cpu_flags()),
         "memory": check_memory,
         "onnxruntime": check_onnxruntime,
         "audio codecs": check_codecs,
         "audio decoder": lambda: check_decoder(settings),
         "bundle": lambda: check_bundle(find_bundle(), bundle),
-        "port": lambda: check_port(settings.host, settings.port),
-        **gpu_checks(settings, bundle),
     }
-    findings = [_guarded(name, check) for name, check in checks.items()]
-    return [finding for finding in findings if finding is not None]
-
-
-def _guarded(name: str, check: Callable[[], CheckResult | None]) -> CheckResult | None:
-    try:
-        return check()
-    except Exception as error:
-        return CheckResult(name, f"the check failed: {error}", "see the error")
 
 
 def check_processor(architecture: str, flags: set[str]) -> CheckResult:
-    """Whether the CPU has the vector instructions that the models' kernels need."""
+    """Check that the CPU has the vector instructions that the models' kernels need."""
     cores = os.cpu_count() or 1
     if architecture not in CPU_FLAGS:
         return CheckResult("processor", f"{architecture}, {cores} cores, not a kind that was tried")
@@ -71,7 +69,7 @@ def check_processor(architecture: str, flags: set[str]) -> CheckResult:
 
 
 def check_memory() -> CheckResult:
-    """Whether there is room for the default bundle and a few requests."""
+    """Check that the default bundle and a few requests fit into memory."""
     available = available_memory_bytes()
     detail = f"{available / 2**30:.1f} GiB available"
     advice = f"free memory until {MIN_MEMORY_BYTES / 2**30:.1f} GiB are available" if available < MIN_MEMORY_BYTES else ""
@@ -79,7 +77,7 @@ def check_memory() -> CheckResult:
 
 
 def check_onnxruntime() -> CheckResult:
-    """Whether the models' runtime is installed."""
+    """Check that the models' runtime is installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -88,7 +86,7 @@ def check_onnxruntime() -> CheckResult:
 
 
 def check_codecs() -> CheckResult:
-    """Whether libsndfile reads every format that the server promises."""
+    """Check that libsndfile reads every format that the server promises."""
     import soundfile
 
     formats = soundfile.available_formats()
@@ -101,11 +99,11 @@ def check_codecs() -> CheckResult:
 
 
 def check_decoder(settings: Settings) -> CheckResult:
-    """Whether a confined decode process starts here and decodes."""
+    """Check that a confined decode process starts here and decodes."""
     try:
         samples = asyncio.run(_decode_silence(settings))
     except (ChildFailed, ServeError, OSError) as error:
-        return CheckResult("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see above")
+        return CheckResult("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see the error")
     return CheckResult("audio decoder", f"a child with {settings.decode_memory_bytes >> 20} MiB decoded {samples} samples")
 
 
@@ -132,7 +130,7 @@ async def _decode_silence(settings: Settings) -> int:
 
 
 def check_bundle(folder: Path, read: Callable[[], Bundle]) -> CheckResult:
-    """Whether the model bundle is there, whole and unchanged; `read` opens it."""
+    """Check that the model bundle exists, whole and unchanged; `read` opens it."""
     if not folder.exists():
         return CheckResult(
             "bundle", f"{folder} does not exist", "`thinbridge serve` builds the default bundle; --bundle names another"
@@ -145,28 +143,10 @@ def check_bundle(folder: Path, read: Callable[[], Bundle]) -> CheckResult:
     return CheckResult("bundle", f"{manifest.name}, {len(manifest.files)} files, {size / 1e6:.0f} MB, every sha256 right")
 
 
-def check_port(host: str, port: int) -> CheckResult:
-    """Whether the server could listen where it is told to."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return CheckResult("port", f"{host}:{port}: {error.strerror or error}", "stop what uses it, or choose another --port")
-    return CheckResult("port", f"{host}:{port} is free")
-
-
 def _cpu_flags() -> set[str]:
-    for line in _lines("/proc/cpuinfo"):
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return set(value.split())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return set(value.split())
     return set()
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -14,8 +14,8 @@ from models.bundle.io import Bundle
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import cuda_version, find_gpu, load_driver
 from models.runtimes.cuda.gpu_memory import gigabytes
-from server.doctor.finding import CheckResult
-from server.doctor.models import check_gpu_memory, check_plans, gpu_of
+from server.doctor.checks import Check, CheckResult
+from server.doctor.plans import check_gpu_memory, check_plans, gpu_of
 from server.settings import Settings
 
 CUDA = 13
@@ -29,11 +29,10 @@ ONE_ONNXRUNTIME = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps -c constraints.txt onnxruntime-gpu: "
     "both unpack into the same folder"
 )
-Check = Callable[[], CheckResult | None]
 
 
 def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Check]:
-    """The checks that the settings' device asks for, by name. `bundle` raises `BundleError`; None is nothing to say."""
+    """Return the checks for the settings' device, by name; a check returns None if it has nothing to say."""
     if settings.device == "cpu":
         return {"GPU": check_unused_gpu}
     checks: dict[str, Check] = {"torch": check_torch_is_there}
@@ -54,7 +53,7 @@ def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Ch
 
 
 def check_unused_gpu() -> CheckResult | None:
-    """That there is a GPU, where the models run on the CPU."""
+    """Mention a GPU that is not used because the models run on the CPU."""
     try:
         gpu = find_gpu()
     except BackendError:
@@ -63,7 +62,7 @@ def check_unused_gpu() -> CheckResult | None:
 
 
 def check_driver() -> CheckResult:
-    """Whether there is an NVIDIA driver, new enough for the CUDA that everything is built with."""
+    """Check for an NVIDIA driver, new enough for the CUDA that everything is built with."""
     advice = f"install an NVIDIA driver for CUDA {CUDA}, {DRIVER_OF_CUDA} or later"
     try:
         major, minor = cuda_version(load_driver())
@@ -73,7 +72,7 @@ def check_driver() -> CheckResult:
 
 
 def check_gpu(settings: Settings, number: int) -> CheckResult:
-    """Whether the GPU is there."""
+    """Check that the GPU exists."""
     try:
         gpu = gpu_of(settings, number)
     except BackendError as error:
@@ -82,7 +81,7 @@ def check_gpu(settings: Settings, number: int) -> CheckResult:
 
 
 def check_torch_is_there() -> CheckResult:
-    """Whether torch, which holds the simulated GPU's memory, is installed."""
+    """Check that torch, which holds the simulated GPU's memory, is installed."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
@@ -91,7 +90,7 @@ def check_torch_is_there() -> CheckResult:
 
 
 def check_torch() -> CheckResult:
-    """Whether torch is a build for our CUDA, and reaches the GPU."""
+    """Check that torch is a build for our CUDA, and reaches the GPU."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
@@ -111,7 +110,7 @@ def check_torch() -> CheckResult:
 
 
 def check_onnxruntime_gpu(settings: Settings) -> CheckResult:
-    """Whether ONNX Runtime computes on the GPU: asked for that, it goes to the CPU without an error where it cannot."""
+    """Check that ONNX Runtime computes on the GPU: it falls back to the CPU without an error."""
     name = "onnxruntime on the GPU"
     versions = {each: _version(each) for each in ("onnxruntime", "onnxruntime-gpu")}
     installed = [f"{each} {version}" for each, version in versions.items() if version]
@@ -135,7 +134,7 @@ def check_onnxruntime_gpu(settings: Settings) -> CheckResult:
 
 
 def _try_provider(number: int) -> str:
-    """What is wrong with a convolution and a product on the GPU."""
+    """Run a convolution and a product on the GPU; return the fault, or an empty text."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -144,7 +143,7 @@ def _try_provider(number: int) -> str:
     audio, filters = np.eye(4, dtype=np.float32)[None] * 3, np.ones((4, 4, 1), np.float32)
     try:
         session = onnxruntime.InferenceSession(_small_encoder(), providers=[(PROVIDER, {"device_id": number})])
-        # It lists what the session was given, and puts the CPU's in place of what it could not load.
+        # The list holds the CPU's provider in place of one that could not be loaded.
         if session.get_providers()[0] != PROVIDER:
             return f"asked for {PROVIDER} took {session.get_providers()[0]}"
         (result,) = session.run(None, {"audio": audio, "filters": filters})
@@ -155,7 +154,7 @@ def _try_provider(number: int) -> str:
 
 
 def _small_encoder() -> bytes:
-    """A convolution, for which ONNX Runtime loads cuDNN only when it runs it, and a product."""
+    """Return a graph of a convolution, for which ONNX Runtime loads cuDNN only when it runs, and a product."""
     from onnx import TensorProto, helper
 
     shapes = {"audio": [1, 4, 4], "filters": [4, 4, 1], "result": [1, 4, 4]}
@@ -171,7 +170,7 @@ def _small_encoder() -> bytes:
 
 
 def check_tensorrt(settings: Settings) -> CheckResult:
-    """Whether the TensorRT that runs the plans is installed."""
+    """Check that the TensorRT that runs the plans is installed."""
     from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
     try:
@@ -182,7 +181,7 @@ def check_tensorrt(settings: Settings) -> CheckResult:
 
 
 def check_kernels(number: int) -> CheckResult:
-    """Whether the adapter's kernels can be compiled for the GPU."""
+    """Check that the adapter's kernels can be compiled for the GPU."""
     name, other = f"kernels on GPU {number}", "or --adapter-runtime tensorrt"
     try:
         triton = importlib.import_module("triton")
@@ -200,7 +199,7 @@ def check_kernels(number: int) -> CheckResult:
         known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
         return CheckResult(name, f"Triton {TRITON}, no tiles for {architecture}, only for {known}", "--adapter-runtime tensorrt")
     try:
-        # Triton compiles what it reaches the driver by, once.
+        # Triton compiles its way to the driver, once.
         triton.runtime.driver.active.get_current_target()
     except Exception as error:
         compiler = (

@@ -41,7 +41,7 @@ JsonText = Annotated[str, BeforeValidator(lambda value: json.dumps(value, ensure
 
 
 class VoiceMessage(ClientMessage):
-    """Where utterances begin and end. `MessageReader` sets the limit and default of `max_utterance_ms`."""
+    """The limits of an utterance. `MessageReader` sets the limit and default of `max_utterance_ms`."""
 
     threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
     prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)

@@ -140,7 +140,7 @@ class Outbox:
 class StreamSession:
     """One accepted WebSocket, from its first message to its close. Call `run` once.
 
-    One task reads the client's messages, one sends events, two watch the clock and the connection. Whatever ends the session
+    One task reads the client's messages, one sends events, two watch the clock and the connection. The end of the session
     reaches the sending task through the outbox, as a `CloseReason`. The engine's session is aborted before the client is told
     that it is over. `place` is closed once the engine has the session.
     """

@@ -1,4 +1,4 @@
-"""A client that leaves frees what it held, whenever it leaves."""
+"""A client that leaves, at any time, frees everything that it held."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""Whatever comes in, the answer is a 4xx in the one shape that tells nothing of the server's inside, and the server lives on."""
+"""Every hostile request gets a 4xx in the one shape, without internals of the server, and the server lives on."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.hostile_inputs import AUDIO, INSTRUCTION, Case, form, hostile_cases, part
 
 CASES = hostile_cases()
-# A path, an address, or anything of Python's.
+# A path, an address, or a trace of Python.
 LEAK = re.compile(r"(?<!\w)/\w|\\|0x[0-9a-f]|Traceback|\.py\b|object at|Error\(|site-packages", re.IGNORECASE)
 SLOW_S = 1.0
 GOOD_CLIP = audio_file(tone(0.5, 16_000), 16_000, "FLAC", "PCM_16")
@@ -31,7 +31,7 @@ def server(engine: FakeEngine) -> Iterator[LiveServer]:
 
 
 def post(server: LiveServer, body: bytes, content_type: str) -> tuple[int, str]:
-    """Status and code of the answer, whose shape and discretion are checked on the way."""
+    """Return status and code of the answer, after checking its shape and that it leaks nothing."""
     headers = {"content-type": content_type} if content_type else {}
     started_s = time.perf_counter()
     response = server.client.post("/v1/instruct", content=body, headers=headers)

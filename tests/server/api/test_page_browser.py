@@ -15,7 +15,7 @@ RATE_HZ = 16_000
 SPOKEN = ((0.5, False), (1.2, True), (1.0, False), (0.8, True), (3.0, False))
 IDLE = "!document.querySelector('#speak').disabled && document.querySelector('#speak').innerText === 'Speak'"
 
-# As a browser that does not resample microphones.
+# Act as a browser that does not resample microphones.
 FIXED_RATE = """(() => {
   const hear = AudioContext.prototype.createMediaStreamSource;
   AudioContext.prototype.createMediaStreamSource = function (stream) {
@@ -35,7 +35,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def microphone(tmp_path: Path) -> Path:
-    """What is said: two utterances of 1.2 and 0.8 s."""
+    """Return the audio: two utterances of 1.2 and 0.8 s."""
     pieces = [
         tone(seconds, RATE_HZ) if is_loud else np.zeros(round(seconds * RATE_HZ), np.float32) for seconds, is_loud in SPOKEN
     ]
@@ -126,7 +126,7 @@ def test_a_microphone_that_is_refused(server: ScriptedServer, tmp_path: Path) ->
 
 
 def test_the_real_edge_understands_the_page(page: browser.Page) -> None:
-    """The scripted engine behind it makes an utterance of every second."""
+    """The scripted engine makes an utterance of every second."""
     engine = FakeEngine()
     with live_server(engine) as live:
         wait_until(lambda: engine.stats().ready)

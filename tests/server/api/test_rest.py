@@ -1,4 +1,4 @@
-"""The HTTP edge over a real socket: replies, errors, limits, readiness, metrics and shutdown."""
+"""The HTTP API over a real socket: replies, errors, limits, readiness, metrics and shutdown."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ def server(engine: FakeEngine) -> Iterator[LiveServer]:
 
 
 def metric(server: LiveServer, name: str, **labels: str) -> float:
-    """The value of one sample at `/metrics`; 0 where it has not been counted yet."""
+    """Return the value of one sample at `/metrics`; 0 if it has not been counted yet."""
     for family in text_string_to_metric_families(server.client.get("/metrics").text):
         for sample in family.samples:
             if sample.name == name and sample.labels == labels:

@@ -15,7 +15,7 @@ STEPS_S = st.tuples(st.floats(0, 2), st.floats(0, 3))
 
 @st.composite
 def spoken_words(draw: st.DrawFn) -> list[Word]:
-    """Words as an answer has them: in order, none of negative length."""
+    """Return words in order, none of negative length, as an answer has them."""
     words, time_s = [], 0.0
     for text, (gap_s, length_s) in draw(st.lists(st.tuples(TEXTS, STEPS_S), max_size=40)):
         start_s = time_s + gap_s

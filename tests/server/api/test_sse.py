@@ -88,7 +88,7 @@ def server(engine: HeldEngine) -> Iterator[LiveServer]:
 
 @contextlib.contextmanager
 def streaming(server: LiveServer, **fields: str) -> Iterator[httpx.Response]:
-    """The reply to a streamed request, not read yet."""
+    """Return the reply to a streamed request, not read yet."""
     form = {"instruction": "Transcribe.", "stream": "true", **fields}
     with server.client.stream("POST", "/v1/instruct", files={"audio": ("clip", CLIP)}, data=form) as response:
         yield response
@@ -107,7 +107,7 @@ def event_of(line: str) -> dict[str, Any]:
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """All events of a reply, whose form is checked: a line of data, an empty line."""
+    """Return all events of a reply, after checking the format: a line of data, an empty line."""
     text = response.read().decode()
     assert text.endswith("\n\n")
     return [event_of(block) for block in text.removesuffix("\n\n").split("\n\n") if not block.startswith(":")]
@@ -248,7 +248,7 @@ def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: HeldEngi
 
 
 def test_what_a_slow_reader_misses_comes_together_and_the_engine_never_waits(server: LiveServer, engine: HeldEngine) -> None:
-    """Far more than the sockets hold: the engine is through with it before the client reads any."""
+    """The answer is far more than the sockets hold: the engine is done before the client reads any."""
     piece = "x" * 10_000
     in_background(lambda: engine.say(piece))
     with streaming(server) as response:

@@ -1,4 +1,4 @@
-"""SRT and VTT: what is written reads back as what it was, whatever the text holds."""
+"""SRT and VTT files read back as the segments they were written from, for any text."""
 
 import html
 import re
@@ -18,7 +18,7 @@ CLOCK = r"(\d{2,}):([0-5]\d):([0-5]\d)[,.](\d{3})"
 
 @st.composite
 def timed_segments(draw: st.DrawFn) -> list[Segment]:
-    """In order, some of no length, up to a hundred hours on."""
+    """Return segments in order, some without length, up to a hundred hours on."""
     found, time_s = [], draw(st.floats(0, 360_000))
     for words, gap_s, length_s in draw(st.lists(st.tuples(TEXTS, st.floats(0, 5), st.just(0.0) | st.floats(0, 7)), max_size=12)):
         found.append(Segment(" ".join(words), time_s + gap_s, time_s + gap_s + length_s))
@@ -34,7 +34,7 @@ def milliseconds(clock: str) -> int:
 
 
 def cues(blocks: list[str]) -> list[tuple[int, int, str]]:
-    """Beginning, end and text of each cue, its times first."""
+    """Return start, end and text of each cue."""
     found = []
     for block in blocks:
         times, *shown = block.split("\n")
@@ -82,7 +82,7 @@ def test_vtt_reads_back(segments: list[Segment]) -> None:
 
 
 def check(found: list[tuple[int, int, str]], segments: list[Segment]) -> None:
-    """The same texts at the same times, give or take what it takes for every cue to be seen."""
+    """Assert the same texts at the same times, apart from the least length of a cue."""
     assert [shown for _, _, shown in found] == [segment.text for segment in segments]
     end_before = 0
     for (start, end, _), segment in zip(found, segments, strict=True):

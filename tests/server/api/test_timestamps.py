@@ -1,4 +1,4 @@
-"""Times and formats over HTTP: what the form asks for is what comes, and as what it says it is."""
+"""Times and formats over HTTP: the reply has the times and the format that the form asks for."""
 
 import json
 from collections.abc import Iterator

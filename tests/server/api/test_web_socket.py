@@ -1,4 +1,4 @@
-"""What uvicorn's WebSockets lack: pings that do not mistake a busy server for a dead peer, and peers that only write."""
+"""The additions to uvicorn's WebSockets: a busy server does not lose live peers, and peers that only write are bounded."""
 
 import contextlib
 import gc
@@ -54,7 +54,7 @@ def test_a_pong_behind_unread_audio_is_waited_for(server: LiveServer, engine: Fa
 
 
 def server_side(server: LiveServer) -> WebSocketConnection:
-    """The only connection that this server has."""
+    """Return the only connection of this server."""
     connections = [thing for thing in gc.get_objects() if type(thing) is WebSocketConnection]
     (connection,) = (each for each in connections if each.server is not None and each.server[1] == server.port)
     return connection
@@ -63,7 +63,7 @@ def server_side(server: LiveServer) -> WebSocketConnection:
 def test_the_kernel_keeps_little_of_what_is_not_read(server: LiveServer) -> None:
     with raw_socket(server):
         kept_bytes = server_side(server).transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    # Linux counts its own book-keeping too.
+    # Linux counts its own overhead too.
     assert kept_bytes <= 2 * RECEIVE_BUFFER_BYTES
 
 
@@ -107,7 +107,7 @@ def test_answers_to_pings_do_not_pile_up(engine: FakeEngine) -> None:
 
 
 def write_on(peer: socket.socket, pings: bytes) -> None:
-    """Fails where the server reads on and on."""
+    """Fail if the server reads on and on."""
     with peer:
         peer.settimeout(0.5)
         sent_bytes = 0

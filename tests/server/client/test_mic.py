@@ -1,4 +1,4 @@
-"""`thinbridge mic` against a scripted server: what it sends and when, what it shows, and how it ends."""
+"""`thinbridge mic` against a scripted server: the audio sent and its pace, the output, and the end."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def clip(tmp_path: Path) -> str:
 
 @contextlib.contextmanager
 def mic(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command as a process, with pipes."""
+    """Run the command as a process, with pipes."""
     command = [sys.executable, "-m", "server", "mic", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, stderr=-1) as process:
         try:
@@ -106,7 +106,7 @@ def test_a_microphone_is_heard_while_it_is_open(server: ScriptedServer) -> None:
 
 
 def speak(process: subprocess.Popen[bytes]) -> None:
-    """Return once the server has heard something; stdin stays open."""
+    """Return once the server has received audio; stdin stays open."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(RAW[: 2 * round(0.6 * RATE_HZ)])
@@ -193,7 +193,7 @@ def test_partial_text_fits_on_one_line() -> None:
 
 
 def test_the_real_edge_understands_it(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The scripted engine behind it makes an utterance of every second."""
+    """The scripted engine makes an utterance of every second."""
     engine = FakeEngine()
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)

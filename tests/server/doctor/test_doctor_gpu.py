@@ -1,4 +1,4 @@
-"""What the doctor says of a GPU machine: nothing but what is right, or what to do."""
+"""The doctor on a GPU machine: each line says that something is right, or what to do."""
 
 import re
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from models.bundle.schema import PlanSection
 from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server import cli
 from server.doctor import gpu as doctor_gpu
-from server.doctor.checks import examine
-from server.doctor.finding import CheckResult
+from server.doctor import run_checks
+from server.doctor.checks import CheckResult
 from server.settings import Settings, load_settings
 from tests.models.bundle.test_bundle import write_tiny_bundle
 from tests.support.fakes.fake_gpu_machine import Driver, GpuMachine
@@ -58,9 +58,9 @@ def add(folder: Path, part: str, builder: Any, version: str, architecture: str) 
 
 
 def findings(folder: Path, settings: Settings) -> dict[str, CheckResult]:
-    """Those of the GPU's checks."""
+    """Return the results of the GPU's checks."""
     names = re.compile("driver|torch|onnxruntime on|TensorRT|.*GPU")
-    return {finding.name: finding for finding in examine(settings, lambda: folder) if names.match(finding.name)}
+    return {finding.name: finding for finding in run_checks(settings, lambda: folder) if names.match(finding.name)}
 
 
 def cuda(**settings: Any) -> Settings:
@@ -184,7 +184,7 @@ def test_an_encoder_in_eight_bits_is_for_cpus(machine: GpuMachine, folder: Path,
     bundle = open_bundle(folder)
     encoder = bundle.manifest.encoder.model_copy(update={"precision": "int8"})
     monkeypatch.setattr(
-        "server.doctor.checks.open_bundle",
+        "server.doctor.open_bundle",
         lambda _folder: Bundle(bundle.folder, bundle.manifest.model_copy(update={"encoder": encoder})),
     )
     finding = findings(folder, cuda())["plans for GPU 0"]
@@ -217,7 +217,7 @@ def test_the_bundle_is_read_once(machine: GpuMachine, folder: Path, monkeypatch:
         opened.append(path)
         return open_bundle(path)
 
-    monkeypatch.setattr("server.doctor.checks.open_bundle", counting)
+    monkeypatch.setattr("server.doctor.open_bundle", counting)
     findings(folder, cuda())
     assert opened == [folder]
 
@@ -227,7 +227,7 @@ def test_the_simulated_gpu_needs_its_plans_and_no_gpu(folder: Path) -> None:
     assert [finding for finding in found.values() if finding.advice] == []
     assert set(found) == {"torch", "GPU 0", "plans for GPU 0", "memory of GPU 0"}
     assert "for simulated 1 on sm_00" in found["plans for GPU 0"].detail
-    # In float32, twice what it is on a GPU.
+    # The numbers are float32 here, twice as large as on a GPU.
     memory = found["memory of GPU 0"].detail
     assert "slots of 94.4 MB" in memory
     assert "CUDA" not in memory
@@ -246,7 +246,7 @@ def test_an_unused_gpu_is_mentioned_and_its_absence_is_not(
 
 
 def test_onnx_runtime_computes_by_the_provider_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real one, whose provider of CPUs takes no GPU's number."""
+    """Check the installed runtime, whose CPU provider takes no number of a GPU."""
     monkeypatch.setattr(doctor_gpu, "PROVIDER", "CPUExecutionProvider")
     assert doctor_gpu._try_provider(0) == ""
     monkeypatch.setattr(doctor_gpu, "PROVIDER", "NoExecutionProvider")
@@ -264,5 +264,5 @@ def test_the_command_fails_where_a_gpu_is_missing(
 ) -> None:
     machine.driver = None
     machine.install(monkeypatch)
-    assert cli.main(["doctor", "--bundle", str(folder), "--port", "0", "--device", "cuda"]) == 1
+    assert cli.main(["doctor", "--bundle", str(folder), "--device", "cuda"]) == 1
     assert "FAIL driver: this machine has no NVIDIA driver" in capsys.readouterr().out

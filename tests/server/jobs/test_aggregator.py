@@ -1,4 +1,4 @@
-"""What comes of a session becomes one answer: nothing lost, nothing doubled, and the worst of what happened is what it says."""
+"""The events of a session become one answer: nothing lost, nothing doubled, and the worst finish reason is reported."""
 
 from dataclasses import replace
 
@@ -36,25 +36,25 @@ def utterance(number: int, text: str, **fields: object) -> UtteranceDone:
     return UtteranceDone("r", number, number, number + 1, replace(DONE, text=text, **fields))  # type: ignore[arg-type]
 
 
-def gather(request: LiveRequest, *events: LiveEvent) -> tuple[str, Event, LongAudioAggregator]:
-    """The deltas joined, the last thing that is heard, and how it was made."""
-    gathering = LongAudioAggregator(request)
-    heard = [told for event in events if (told := gathering.add_event(event)) is not None]
-    deltas, last = heard[:-1], heard[-1]
+def aggregate(request: LiveRequest, *events: LiveEvent) -> tuple[str, Event, LongAudioAggregator]:
+    """Return the deltas joined, the last event, and the aggregator."""
+    aggregator = LongAudioAggregator(request)
+    combined = [each for event in events if (each := aggregator.add_event(event)) is not None]
+    deltas, last = combined[:-1], combined[-1]
     assert all(isinstance(event, Delta) for event in deltas)
-    return "".join(event.text for event in deltas if isinstance(event, Delta)), last, gathering
+    return "".join(event.text for event in deltas if isinstance(event, Delta)), last, aggregator
 
 
 def test_texts_are_joined_with_single_spaces_and_silence_adds_none() -> None:
     texts = ["", "One", "two.", "", "Three."]
-    joined, done, made = gather(REQUEST, *(utterance(*each) for each in enumerate(texts)), Ended("r", 5.25))
+    joined, done, made = aggregate(REQUEST, *(utterance(*each) for each in enumerate(texts)), Ended("r", 5.25))
     assert isinstance(done, Done)
     assert joined == done.text == "One two. Three."
     assert (made.audio_s, made.basis, made.sections) == (5.25, "utterances", 1)
 
 
 def test_what_it_took_is_added_up() -> None:
-    _, done, _ = gather(REQUEST, utterance(0, "One"), utterance(1, ""), utterance(2, "two"), Ended("r", 3.0))
+    _, done, _ = aggregate(REQUEST, utterance(0, "One"), utterance(1, ""), utterance(2, "two"), Ended("r", 3.0))
     assert isinstance(done, Done)
     assert done.usage == Usage(30, 60, 9, 15)
     assert (done.times.encode_s, done.times.decode_s) == (1.5, 0.75)
@@ -75,7 +75,7 @@ def test_it_ends_for_the_worst_of_the_reasons(reasons: list[str], expected: str)
     utterances = [
         utterance(number, "" if reason == "no_speech" else "word", finish_reason=reason) for number, reason in enumerate(reasons)
     ]
-    _, done, _ = gather(REQUEST, *utterances, Ended("r", 1.0))
+    _, done, _ = aggregate(REQUEST, *utterances, Ended("r", 1.0))
     assert isinstance(done, Done)
     assert done.finish_reason == expected
 
@@ -87,20 +87,20 @@ def test_words_and_logprobs_come_where_they_are_asked_for() -> None:
     first, second = (
         utterance(number, words[number].text, words=(words[number],), logprobs=(tokens[number],)) for number in range(2)
     )
-    _, done, _ = gather(request, first, second, Ended("r", 2.0))
+    _, done, _ = aggregate(request, first, second, Ended("r", 2.0))
     assert isinstance(done, Done)
     assert (done.words, done.logprobs) == (tuple(words), tuple(tokens))
-    _, done, _ = gather(REQUEST, first, second, Ended("r", 2.0))
+    _, done, _ = aggregate(REQUEST, first, second, Ended("r", 2.0))
     assert isinstance(done, Done)
     assert (done.words, done.logprobs) == (None, None)
-    _, done, _ = gather(request, Ended("r", 2.0))
+    _, done, _ = aggregate(request, Ended("r", 2.0))
     assert isinstance(done, Done)
     assert (done.words, done.logprobs) == ((), ())
 
 
 def test_the_answer_about_all_is_not_what_was_heard_of_the_parts() -> None:
     answer = replace(DONE, text="A summary.", finish_reason="length")
-    joined, done, made = gather(
+    joined, done, made = aggregate(
         replace(REQUEST, scope="recording"),
         utterance(0, "One"),
         Delta("r", "A summ"),
@@ -115,12 +115,12 @@ def test_the_answer_about_all_is_not_what_was_heard_of_the_parts() -> None:
 
 def test_a_problem_is_the_end_of_all() -> None:
     error = EngineFailed("It broke.")
-    assert gather(REQUEST, utterance(0, "One"), Problem("r", error, 1))[:2] == ("One", Failed("r", error))
-    assert gather(REQUEST, Failed("r", error))[1] == Failed("r", error)
+    assert aggregate(REQUEST, utterance(0, "One"), Problem("r", error, 1))[:2] == ("One", Failed("r", error))
+    assert aggregate(REQUEST, Failed("r", error))[1] == Failed("r", error)
 
 
 def test_the_rest_of_the_events_is_not_for_the_client() -> None:
-    gathering = LongAudioAggregator(REQUEST)
+    aggregator = LongAudioAggregator(REQUEST)
     for event in (SpeechStarted("r", 0, 0.0), Partial("r", 0, "a", "b", 0.0, 0.0, 1.0), Flushed("r", ""), Listened("r", 4.5)):
-        assert gathering.add_event(event) is None
-    assert gathering.listened_s == 4.5
+        assert aggregator.add_event(event) is None
+    assert aggregator.listened_s == 4.5

@@ -1,4 +1,4 @@
-"""Events cross from the engine's thread to the event loop whole, in order, and none is slept through."""
+"""Events cross from the engine's thread to the event loop whole and in order, and each wakes the reader."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ from server.jobs.events import EventQueue, ResultFuture
 DONE = Done("r", "", "stop", Usage(0, 0, 0), StageTimes())
 
 
-async def all_of(inbox: EventQueue, dice: random.Random) -> tuple[list[str], list[TokenLogprob], Done | Failed]:
-    """What was taken, by a reader that is sometimes slower and sometimes faster than the engine."""
+async def all_of(queue: EventQueue, dice: random.Random) -> tuple[list[str], list[TokenLogprob], Done | Failed]:
+    """Return everything that a reader takes who is sometimes slower and sometimes faster than the engine."""
     texts: list[str] = []
     logprobs: list[TokenLogprob] = []
     while True:
         async with asyncio.timeout(20):
-            await inbox.wait()
+            await queue.wait()
         await asyncio.sleep(dice.choice([0, 0, 0.001]))
-        text, more, terminal = inbox.take_all()
+        text, more, terminal = queue.take_all()
         texts.append(text)
         logprobs += more
         if terminal is not None:
@@ -35,36 +35,36 @@ def test_nothing_is_lost_between_two_threads(seed: int) -> None:
     pieces = [f"{number} " for number in range(300)]
     tokens = [TokenLogprob(piece.encode(), -1.0) for piece in pieces]
 
-    def deliver_all(inbox: EventQueue) -> None:
+    def deliver_all(queue: EventQueue) -> None:
         for piece, token in zip(pieces, tokens, strict=True):
-            inbox.put(Delta("r", piece, (token,)))
+            queue.put(Delta("r", piece, (token,)))
             if dice.random() < 0.1:
                 time.sleep(0.0005)
-        inbox.put(DONE)
+        queue.put(DONE)
 
     async def read() -> None:
-        inbox = EventQueue()
-        engine = threading.Thread(target=deliver_all, args=(inbox,))
+        queue = EventQueue()
+        engine = threading.Thread(target=deliver_all, args=(queue,))
         engine.start()
-        texts, logprobs, terminal = await all_of(inbox, random.Random(seed + 1))
+        texts, logprobs, terminal = await all_of(queue, random.Random(seed + 1))
         engine.join()
         assert "".join(texts) == "".join(pieces)
         assert logprobs == tokens
         assert terminal is DONE
-        assert inbox.ended
-        assert len(inbox.arrivals_s) == len(pieces)
-        assert inbox.first_text_s == inbox.arrivals_s[0]
+        assert queue.ended
+        assert len(queue.arrivals_s) == len(pieces)
+        assert queue.first_text_s == queue.arrivals_s[0]
 
     asyncio.run(read())
 
 
 def test_what_piles_up_is_taken_at_once() -> None:
     async def read() -> tuple[str, object, object]:
-        inbox = EventQueue()
+        queue = EventQueue()
         for text in ("a", "", "b"):
-            inbox.put(Delta("r", text))
-        await inbox.wait()
-        return inbox.take_all()
+            queue.put(Delta("r", text))
+        await queue.wait()
+        return queue.take_all()
 
     assert asyncio.run(read()) == ("ab", [], None)
 
@@ -72,11 +72,11 @@ def test_what_piles_up_is_taken_at_once() -> None:
 @pytest.mark.parametrize(("first", "fails"), [(Failed("r", EngineFailed("No.")), True), (Delta("r", "a"), False), (DONE, False)])
 def test_only_a_failure_before_anything_else_is_raised(first: Event, fails: bool) -> None:
     async def open_and_take() -> object:
-        inbox = EventQueue()
-        inbox.put(first)
-        inbox.put(Failed("r", EngineFailed("Later.")))
-        inbox.raise_failure()
-        return inbox.take_all()
+        queue = EventQueue()
+        queue.put(first)
+        queue.put(Failed("r", EngineFailed("Later.")))
+        queue.raise_failure()
+        return queue.take_all()
 
     if fails:
         with pytest.raises(EngineFailed, match=r"No\."):

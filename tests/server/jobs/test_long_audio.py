@@ -61,7 +61,7 @@ def test_twenty_minutes_are_never_in_memory_together(engine: FakeEngine) -> None
         reply = instruct(server, recording(1_200)).json()
     assert (reply["audio_s"], reply["text"]) == (1_200.0, transcript(1_200))
     assert ledger.decoded_s == 1_200
-    # It takes the model's own limit to know that it is no short clip.
+    # Audio is known to be long once the model's own limit is decoded.
     assert ledger.most_s <= 30.001
 
 
@@ -144,7 +144,7 @@ def test_utterances_are_streamed_while_the_rest_is_listened_to(engine: FakeEngin
 
 
 def test_a_stream_about_all_begins_before_its_answer(engine: FakeEngine) -> None:
-    """There are heartbeats while it is transcribed."""
+    """Heartbeats are sent while the audio is transcribed."""
     with live_server(engine, stream_heartbeat_s=0.05) as server:
         wait_until(lambda: engine.stats().ready)
         engine.listens_until_s = 3.0

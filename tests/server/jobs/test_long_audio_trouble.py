@@ -1,4 +1,4 @@
-"""Recordings that go wrong: each in its error, at once, and with nothing left behind."""
+"""Long audio that goes wrong: each fault is its own error, at once, and nothing is left behind."""
 
 import socket
 import struct
@@ -43,7 +43,7 @@ def assert_nothing_is_left(server: LiveServer, engine: FakeEngine) -> None:
 
 
 def last_event(server: LiveServer, audio: bytes, **fields: str) -> dict[str, Any]:
-    """The last of a stream that has begun."""
+    """Return the last event of a stream that has begun."""
     with streaming(server, audio, **fields) as response:
         assert response.status_code == 200
         *_, last = events_of(response)
@@ -155,7 +155,7 @@ def test_a_client_that_leaves_midway(server: LiveServer, engine: FakeEngine, str
 
 
 def test_the_time_limit_counts_from_the_last_progress(engine: FakeEngine) -> None:
-    """Forty steps of 50 ms are more than a second, but none of them is."""
+    """Forty steps of 50 ms take more than the limit of a second, but no single step does."""
     slow = SlowEngine(0.05)
     with live_server(slow, request_timeout_s=1.0) as server:
         wait_until(lambda: slow.stats().ready)
@@ -190,7 +190,7 @@ def test_no_more_recordings_than_decoders(engine: FakeEngine) -> None:
 
 
 def test_recordings_that_wait_hold_up_no_short_clip(engine: FakeEngine) -> None:
-    """A single decode worker, and four recordings that the engine does not get on with."""
+    """There is a single decode worker, and four recordings wait for the engine."""
     engine.listens_until_s = 5.0
     with live_server(engine, decode_workers=1) as server:
         wait_until(lambda: engine.stats().ready)
@@ -216,7 +216,7 @@ def test_a_server_that_stops_gives_no_half_answer(engine: FakeEngine) -> None:
 
 
 class SlowEngine(FakeEngine):
-    """Takes its time for each piece of audio."""
+    """An engine that takes `pause_s` for each piece of audio."""
 
     def __init__(self, pause_s: float) -> None:
         super().__init__()

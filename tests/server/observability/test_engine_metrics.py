@@ -1,4 +1,4 @@
-"""The engine's figures at `/metrics`, and what the dashboard makes of them."""
+"""The engine's figures at `/metrics`."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -39,7 +39,7 @@ STATS = EngineStats(
 
 
 def samples(stats: EngineStats) -> dict[str, float]:
-    """Values by name and label values."""
+    """Return values by name and label values."""
     text = Metrics(lambda: stats, lambda: 0).render().decode()
     return {
         " ".join([sample.name.removeprefix("thinbridge_"), *sample.labels.values()]): sample.value

@@ -37,7 +37,7 @@ def test_an_answer_is_timed_from_the_arrival_of_its_last_audio(registry: Collect
     assert value(registry, "final_latency_seconds_sum") == 0.25
     timer.event_sent(done(1, end_s=9.0), now_s=110.0)
     assert value(registry, "final_latency_seconds_sum") == 1.25
-    # A little longer than the audio was.
+    # The end is a little beyond that of the audio.
     timer.event_sent(done(2, end_s=10.01), now_s=110.5)
     assert value(registry, "final_latency_seconds_sum") == 1.75
     assert value(registry, "stream_audio_seconds_total") == 10

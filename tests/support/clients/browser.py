@@ -37,7 +37,7 @@ class Page:
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
-        """The value of an expression (or what its promise brings), as if a user had asked for it. Raises `RuntimeError`."""
+        """Return the value of an expression or of its promise, as if a user had asked for it. Raises `RuntimeError`."""
         result = self._ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
         if "exceptionDetails" in result:
             raise RuntimeError(str(result["exceptionDetails"]))
@@ -54,14 +54,14 @@ class Page:
             time.sleep(0.05)
 
     def text(self, selector: str) -> str:
-        """The text of an element."""
+        """Return the text of an element."""
         return str(self.run(f"document.querySelector({selector!r}).innerText"))
 
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({selector!r}).click()")
 
     def screenshot(self, path: Path) -> None:
-        """As PNG."""
+        """Return a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser(profile: Path, microphone: Path | None) -> Iterator[Page]:
-    """An empty page until the block ends. A microphone is a WAV file that is played once; without one its use is refused."""
+    """Open an empty page until the block ends. The microphone is a WAV file, played once; without one its use is refused."""
     if PROGRAM is None:
         raise FileNotFoundError("chromium")
     sound = [f"--use-file-for-fake-audio-capture={microphone}%noloop"] if microphone else []
@@ -98,7 +98,7 @@ def browser(profile: Path, microphone: Path | None) -> Iterator[Page]:
 
 
 def _page_address(profile: Path, process: subprocess.Popen[bytes]) -> str:
-    """The WebSocket of the first page, once the browser has written down its port."""
+    """Return the WebSocket of the first page, once the browser has written down its port."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     file = profile / "DevToolsActivePort"
     while time.monotonic() < deadline_s and process.poll() is None:

@@ -1,4 +1,4 @@
-"""A real server on a real socket for tests, and the small things that they all need."""
+"""A real server on a real socket for tests, and small helpers for them."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from server.settings import Settings
 
 @dataclass
 class LiveServer:
-    """Where the server listens, and a client for it."""
+    """The address of a running server, and a client for it."""
 
     url: str
     port: int
@@ -59,24 +59,24 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 def tone(seconds: float, rate_hz: int, frequency_hz: float = 440.0) -> npt.NDArray[np.float32]:
-    """A sine of amplitude 0.3."""
+    """Return a sine of amplitude 0.3."""
     return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
 
 
 def audio_file(samples: npt.NDArray[np.float32], rate_hz: int, container: str, subtype: str | None = None) -> bytes:
-    """An audio file as bytes."""
+    """Return an audio file as bytes."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate_hz, format=container, subtype=subtype)
     return buffer.getvalue()
 
 
 def instruct(server: LiveServer, audio: bytes, instruction: str = "Transcribe.", **fields: str) -> httpx.Response:
-    """One well-formed request."""
+    """Send one well-formed request."""
     return server.client.post("/v1/instruct", files={"audio": ("clip", audio)}, data={"instruction": instruction, **fields})
 
 
 def error_code(response: httpx.Response) -> str:
-    """The stable code of an error reply, whose shape is checked on the way."""
+    """Return the stable code of an error reply, after checking its shape."""
     body = response.json()
     if set(body) != {"error", "request_id"} or set(body["error"]) != {"message", "type", "param", "code"}:
         raise AssertionError(f"not the one error shape: {body}")

@@ -1,4 +1,4 @@
-"""A client of `/v1/stream` for tests, and raw frames for those that go beyond one."""
+"""A client of `/v1/stream` for tests, and raw frames for tests that need them."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ TEXT, BINARY, PING = 1, 2, 9
 
 
 def pcm(duration_s: float, rate_hz: int = 16_000) -> bytes:
-    """A tone."""
+    """Return a tone."""
     return (tone(duration_s, rate_hz) * 32767).astype("<i2").tobytes()
 
 
@@ -36,7 +36,7 @@ class StreamClient:
         self.socket.send(json.dumps({"type": type, **fields}))
 
     def start(self, instruction: str = "Transcribe.", **fields: object) -> dict[str, Any]:
-        """Begin; the answer."""
+        """Start the session; return the first event."""
         self.tell("start", instruction=instruction, **fields)
         return self.event()
 
@@ -44,12 +44,12 @@ class StreamClient:
         self.socket.send(audio)
 
     def event(self) -> dict[str, Any]:
-        """The next event. Raises `ConnectionClosed`."""
+        """Return the next event. Raises `ConnectionClosed`."""
         event: dict[str, Any] = json.loads(self.socket.recv(TIMEOUT_S))
         return event
 
     def events(self) -> tuple[list[dict[str, Any]], Close]:
-        """All that still comes, and how the server closed."""
+        """Return all events that still come, and how the server closed."""
         events = []
         try:
             while True:
@@ -60,14 +60,14 @@ class StreamClient:
             return events, closed.rcvd
 
     def until(self, type: str) -> list[dict[str, Any]]:
-        """The events up to the next of this type."""
+        """Return the events up to the next of this type."""
         events = [self.event()]
         while events[-1]["type"] != type:
             events.append(self.event())
         return events
 
     def fatal(self) -> tuple[str, int]:
-        """The code of the error that ends the session, whose shape is checked, and that of the close."""
+        """Return the code of the error that ends the session, after checking its shape, and the close code."""
         events, close = self.events()
         event = events[-1]
         assert set(event) == {"type", "error", "request_id", "fatal"}, event
@@ -78,14 +78,14 @@ class StreamClient:
 
 @contextlib.contextmanager
 def streaming(server: LiveServer, **options: Any) -> Iterator[StreamClient]:
-    """A client that is connected, and has said nothing yet."""
+    """Connect a client that has sent nothing yet."""
     url = f"ws://127.0.0.1:{server.port}/v1/stream"
     with connect(url, compression=None, proxy=None, close_timeout=TIMEOUT_S, **options) as socket:
         yield StreamClient(socket)
 
 
 def raw_socket(server: LiveServer) -> socket.socket:
-    """A TCP connection that was accepted as a WebSocket."""
+    """Return a TCP connection that was accepted as a WebSocket."""
     peer = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S)
     key = b64encode(os.urandom(16)).decode()
     peer.sendall(
@@ -100,7 +100,7 @@ def raw_socket(server: LiveServer) -> socket.socket:
 
 
 def frame(opcode: int, content: bytes, *, final: bool = True) -> bytes:
-    """A client's frame, masked with zeros."""
+    """Return a client's frame, masked with zeros."""
     length = len(content)
     if length < 126:
         size = bytes([0x80 | length])
@@ -110,7 +110,7 @@ def frame(opcode: int, content: bytes, *, final: bool = True) -> bytes:
 
 
 def close_code(peer: socket.socket) -> int:
-    """The code of the server's close frame; whatever comes before it is skipped."""
+    """Return the code of the server's close frame; frames before it are skipped."""
     with peer.makefile("rb") as received:
         while True:
             opcode, length = received.read(2)
@@ -122,23 +122,26 @@ def close_code(peer: socket.socket) -> int:
 
 
 def reset(peer: socket.socket) -> None:
-    """Vanish: the connection is reset."""
+    """Reset the connection."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 
 
 def metric(server: LiveServer, sample: str) -> float:
-    """The value of a sample by its whole name, labels included."""
+    """Return the value of a sample by its whole name, labels included."""
     lines = server.client.get("/metrics").text.splitlines()
     return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == f"thinbridge_{sample}")
 
 
 def open_files(server: LiveServer) -> int:
-    """Of this process, which has both ends of every connection; the one that `server.client` keeps is there at every count."""
+    """Return the number of open files of this process, which has both ends of every connection.
+
+    The connection that `server.client` keeps is part of every count.
+    """
     server.client.get("/health")
     return len(os.listdir("/proc/self/fd"))
 
 
 def samples_of(audio: bytes) -> npt.NDArray[np.float32]:
-    """What the server makes of PCM at the model's rate."""
+    """Return the samples that the server decodes from PCM at the model's rate."""
     return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)

@@ -63,7 +63,7 @@ constraints = st.one_of(
 
 
 def satisfies(text: str, constraint: Constraint) -> bool:
-    """Whether the text is what the constraint asks for; JSON has to be compact, too."""
+    """Return whether the text satisfies the constraint; JSON has to be compact, too."""
     match constraint.kind:
         case "regex":
             return re.fullmatch(constraint.grammar, text) is not None

@@ -1,4 +1,4 @@
-"""Files that are no audio, or lie about it, made from scratch: none of them may be decoded."""
+"""Files that are no audio, or whose headers lie, made from scratch: none of them may be decoded."""
 
 import random
 import struct
@@ -24,7 +24,7 @@ def wav(
     size: int | None = None,
     fmt_size: int | None = None,
 ) -> bytes:
-    """A WAV file whose header may lie."""
+    """Return a WAV file whose header may lie."""
     block = channels * bits // 8 if block is None else block
     fmt = struct.pack("<HHIIHH", code, channels, rate_hz, (rate_hz * block) % 2**32, block, bits) + extra
     chunk = b"fmt " + struct.pack("<I", len(fmt) if fmt_size is None else fmt_size) + fmt
@@ -141,7 +141,7 @@ def bad_compressed() -> Iterator[tuple[str, bytes]]:
 
 
 def hostile_files() -> Iterator[tuple[str, bytes]]:
-    """All of them, each with a name of its own."""
+    """Return all files, each with a name of its own."""
     for kind, source in (("type", wrong_types), ("wav", bad_wavs), ("compressed", bad_compressed)):
         for name, data in source():
             yield f"{kind}: {name}", data

@@ -12,7 +12,7 @@ Case = tuple[str, bytes, str]
 
 
 def part(name: str | bytes, content: bytes, *, filename: str | bytes | None = None) -> bytes:
-    """One part of a form, without any escaping."""
+    """Return one part of a form, without any escaping."""
     name = name.encode() if isinstance(name, str) else name
     filename = filename.encode() if isinstance(filename, str) else filename
     disposition = b'form-data; name="' + name + b'"' + (b"" if filename is None else b'; filename="' + filename + b'"')
@@ -231,7 +231,7 @@ def bad_bodies() -> Iterator[Case]:
 
 
 def hostile_cases() -> list[Case]:
-    """All of them, each with a name of its own."""
+    """Return all cases, each with a name of its own."""
     cases = [(name, form(part("audio", data, filename="clip.wav"), INSTRUCTION), FORM_TYPE) for name, data in hostile_files()]
     cases += [(f"field: {name}", body, FORM_TYPE) for name, body in bad_fields()]
     cases += [(f"body: {name}", body, content_type) for name, body, content_type in bad_bodies()]

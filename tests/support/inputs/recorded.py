@@ -1,4 +1,4 @@
-"""Long files for tests, and what a server made of them."""
+"""Long files for tests, and the answers to them."""
 
 import contextlib
 import json
@@ -21,36 +21,36 @@ RATE_HZ = 16_000
 
 
 def recording(duration_s: float, container: str = "FLAC") -> bytes:
-    """A file of a little noise, so that no two parts of it are the same."""
+    """Return a file of a little noise, in which no two parts are the same."""
     noise = np.random.default_rng(0).normal(0, 0.1, round(duration_s * RATE_HZ)).astype(np.float32)
     return audio_file(noise, RATE_HZ, container, "PCM_16")
 
 
 def transcript(seconds: int, instruction: str = "Transcribe.") -> str:
-    """What the scripted engine says in so many utterances."""
+    """Return the text of the scripted engine for audio of this length."""
     return " ".join(f"{instruction} {number}" for number in range(seconds))
 
 
 def heard(session: FakeSession) -> npt.NDArray[np.float32]:
-    """All samples that were pushed."""
+    """Return all samples that were pushed."""
     return np.concatenate([item.samples for item in session.inputs if isinstance(item, Audio)])
 
 
 @contextlib.contextmanager
 def streaming(server: LiveServer, audio: bytes, instruction: str = "Transcribe.", **fields: str) -> Iterator[httpx.Response]:
-    """The reply to a streamed request, not read yet."""
+    """Return the reply to a streamed request, not read yet."""
     form = {"instruction": instruction, "stream": "true", **fields}
     with server.client.stream("POST", "/v1/instruct", files={"audio": ("clip", audio)}, data=form) as response:
         yield response
 
 
 def events_of(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The events, as they come."""
+    """Yield the events as they come."""
     return (json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: "))
 
 
 class Ledger:
-    """How much audio was decoded beyond what the engine had listened to, at most, in seconds."""
+    """The most seconds of audio that were decoded beyond the audio that the engine had listened to."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.decoded_s = 0.0
@@ -59,7 +59,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator["Ledger"]:
-        """Count whatever comes from a decode process within the block."""
+        """Count the audio from decode processes within the block."""
         read = Decoder.read
 
         async def counted(decoder: Decoder, count: int) -> tuple[int, Samples]:

@@ -1,4 +1,4 @@
-"""A live session over a real WebSocket: what is said comes out as events, in order, and the client's wishes reach the engine."""
+"""A live session over a real WebSocket: speech comes out as events, in order, and the client's options reach the engine."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 
 def heard(session: FakeSession) -> npt.NDArray[np.float32]:
-    """All samples that were pushed."""
+    """Return all samples that were pushed."""
     return np.concatenate([item.samples for item in session.inputs if isinstance(item, Audio)])
 
 

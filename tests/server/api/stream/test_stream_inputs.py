@@ -1,4 +1,4 @@
-"""However a client cuts its audio, the engine gets all of it, in few pieces, and what it is told about it in order."""
+"""The engine gets all audio in few pieces, however a client cuts it, and instructions and flushes in order."""
 
 import numpy as np
 from hypothesis import given
@@ -23,7 +23,7 @@ STEPS = st.lists(
 
 
 def pushed(steps: list[int | Flush | ChangeInstruction]) -> list[LiveInput]:
-    """What reaches the engine; a number stands for so many samples, which count up from 0."""
+    """Return the inputs that reach the engine; a number in `steps` stands for that many samples, counted up from 0."""
     engine = FakeEngine()
     engine.start()
     engine.open_live(LiveRequest("s", "Transcribe."), lambda _event: None)

@@ -45,7 +45,7 @@ def drop(peer: socket.socket, how: str) -> None:
 
 
 def things() -> Iterator[Any]:
-    """What lives in this process, which the server is a part of."""
+    """Return the objects of this process, which the server is a part of."""
     gc.collect()
     for thing in gc.get_objects():
         is_task = type(thing) is asyncio.Task and not thing.done()
@@ -54,12 +54,12 @@ def things() -> Iterator[Any]:
 
 
 def held(server: LiveServer, older: Container[Any]) -> Counter[str]:
-    """Open files, and how many things there are of each kind beside the `older` ones."""
+    """Return the open files, and the number of objects of each kind besides the `older` ones."""
     return Counter({"files": open_files(server)}) + Counter(type(thing).__name__ for thing in things() if thing not in older)
 
 
 def begin(server: LiveServer, dice: random.Random) -> socket.socket:
-    """A session that has got anywhere, even into the middle of a frame."""
+    """Run a session that breaks off anywhere, even in the middle of a frame."""
     said = b"".join(SAID[: dice.randint(0, len(SAID))])
     peer = raw_socket(server)
     peer.sendall(said[: dice.choice([len(said), dice.randint(0, len(said))])])
@@ -68,13 +68,13 @@ def begin(server: LiveServer, dice: random.Random) -> socket.socket:
 
 def test_dropped_sessions_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_socket, "CLOSE_S", 0.3)
-    monkeypatch.setattr(web_socket, "LOOK_S", 0.1)
+    monkeypatch.setattr(web_socket, "CHECK_S", 0.1)
     dice = random.Random(4)
     engine = FakeEngine()
     engine.live_limit = SESSIONS
     with live_server(engine, live_idle_timeout_s=0.5) as server:
         wait_until(lambda: engine.stats().ready)
-        # Of servers of other tests too.
+        # Servers of other tests are counted too.
         older = WeakSet(things())
         before = held(server, older)
         peers: list[tuple[socket.socket, str]] = []
@@ -92,7 +92,7 @@ def test_dropped_sessions_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) 
         assert len(abandoned) > 30
         wait_until(lambda: metric(server, "stream_sockets") == 0)
         assert engine.sessions == {}
-        # The script remembers whom it told.
+        # The scripted engine remembers its sessions.
         engine.past_sessions.clear()
         # The server has closed its ends; ours are still open.
         wait_until(lambda: held(server, older)["WebSocketConnection"] == 0)

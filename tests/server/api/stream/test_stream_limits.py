@@ -1,4 +1,4 @@
-"""What bounds a live session: back-pressure both ways, silence, length, a server that stops, and bugs."""
+"""The limits of a live session: back-pressure both ways, silence, length, a server that stops, and bugs."""
 
 import contextlib
 import threading
@@ -24,7 +24,7 @@ START = frame(TEXT, b'{"type":"start","instruction":"Transcribe."}')
 
 @contextlib.contextmanager
 def serving(**settings: float) -> Iterator[tuple[LiveServer, FakeEngine]]:
-    """A server, which nobody may have left anything in at the end."""
+    """Serve a scripted engine; at the end no socket and no session may be left."""
     engine = FakeEngine()
     with live_server(engine, **settings) as server:
         wait_until(lambda: engine.stats().ready)
@@ -51,7 +51,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> None:
-    """Nor is it idle meanwhile, and nothing of what it said is lost."""
+    """The client is not idle meanwhile, and no audio is lost."""
     piece_s, backlog_s, pieces = 0.25, 2.0, 2000
     settings = {"live_backlog_s": backlog_s, "live_idle_timeout_s": 0.2}
     with serving(**settings) as (server, engine), streaming(server) as client:
@@ -60,7 +60,7 @@ def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> N
         engine.listens = False
 
         def say_all() -> None:
-            """More than the network between the two can hold."""
+            """Send more than the network between the two can hold."""
             for _ in range(pieces):
                 client.say(pcm(piece_s))
             client.tell("end")
@@ -107,7 +107,7 @@ def test_a_session_is_not_idle_while_its_constraint_is_checked() -> None:
 
 @contextlib.contextmanager
 def out_of_reach(engine: FakeEngine, session: FakeSession) -> Iterator[None]:
-    """Nothing comes of what is pushed into the session, as while an engine is busy; it is lost on this one."""
+    """Ignore the inputs of a session within the block, as a busy engine does for a while; here they are lost."""
     id = session.request.id
     engine.sessions.pop(id)
     yield
@@ -126,7 +126,7 @@ def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) 
             session.deliver(UtteranceDone(session.request.id, number, number, number + 1, done))
         wait_until(lambda: outcomes(server, "slow_client") == 1)
         assert session.request.id in engine.aborted
-        # What it never read is no reason to keep the connection: only the client's end is still open.
+        # Unread bytes do not keep the connection: only the client's end is still open.
         wait_until(lambda: open_files(server) == files + 1)
         peer.close()
 
@@ -136,7 +136,7 @@ def test_partials_that_were_not_read_in_time_are_skipped() -> None:
         client.start()
         session = only_session(engine)
         id, times = session.request.id, (0.0, 0.0, 1.0)
-        # Within one turn of the event loop, or nearly so: the engine is faster than the server tells.
+        # Within about one turn of the event loop: the engine is faster than the server sends.
         for number in range(2000):
             session.deliver(Partial(id, 0, str(number), "", *times))
         session.deliver(UtteranceDone(id, 0, 0.0, 1.0, fake_done(id, "final", None)))
@@ -174,7 +174,7 @@ def test_who_waits_for_a_flush_is_not_idle() -> None:
 
 @pytest.mark.parametrize("scope", ["utterance", "recording"])
 def test_a_session_that_lasts_too_long_ends_after_all_is_answered(scope: str) -> None:
-    """The answer about the whole comes as text; `ended` would say that the client had its way."""
+    """The answer about all audio comes as text; `ended` would mean that the client ended the session."""
     with serving(live_max_session_s=0.5) as (server, _), streaming(server) as client:
         client.start(scope=scope)
         client.say(pcm(0.5))
@@ -206,7 +206,7 @@ def test_a_server_that_stops_does_not_wait_for_ever() -> None:
             wait_until(lambda: engine.stats().ready)
             client = clients.enter_context(streaming(server))
             session_id = client.start()["session_id"]
-            # Its end will never be answered.
+            # The end of this session will never be answered.
             engine.end_session(session_id)
         assert client.fatal() == ("not_ready", 1012)
     assert session_id in engine.aborted
@@ -230,8 +230,8 @@ def test_a_bug_is_one_error_and_leaves_nothing_behind(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("how", ["close", "fin", "rst"])
 @pytest.mark.parametrize("listens", [True, False], ids=["listened to", "held back"])
 def test_a_client_that_leaves_is_forgotten(monkeypatch: pytest.MonkeyPatch, how: str, listens: bool) -> None:
-    """Even one that is not being read, because the engine is behind."""
-    monkeypatch.setattr(web_socket, "LOOK_S", 0.05)
+    """This holds even for a client that is not being read, because the engine is behind."""
+    monkeypatch.setattr(web_socket, "CHECK_S", 0.05)
     with serving(live_backlog_s=1.0) as (server, engine):
         peer = raw_socket(server)
         peer.sendall(START)

@@ -1,4 +1,4 @@
-"""Ogg Opus over the WebSocket: heard as its pages come, refused as soon as it is none, and nothing of it is left behind."""
+"""Ogg Opus over the WebSocket: decoded page by page, refused at the first byte that is not Opus, and nothing is left behind."""
 
 from collections.abc import Iterator
 
@@ -68,7 +68,7 @@ def test_what_is_no_opus_ends_the_session(server: LiveServer, engine: FakeEngine
 
 
 def test_three_minutes_in_a_moment_are_listened_to_bit_by_bit(engine: FakeEngine) -> None:
-    """Silence is so small that all of it is in one message."""
+    """Opus silence is so small that all of the stream is in one message."""
     silence = audio_file(np.zeros(8_000 * 180, np.float32), 8_000, "OGG", "OPUS")
     assert len(silence) < 262_144
     engine.listens = False

@@ -1,4 +1,4 @@
-"""What waits for a slow client: nothing is lost but partials that are out of date, and the order stays."""
+"""The events that wait for a slow client: only outdated partials are lost, and the order stays."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def done(utterance: int) -> UtteranceDone:
 
 
 def taken(items: list[OutboxItem]) -> list[OutboxItem]:
-    """What comes out where nothing was taken before all was in."""
+    """Return the items that come out if none was taken before all were in."""
 
     async def take() -> list[OutboxItem]:
         outbox = Outbox()
@@ -66,7 +66,7 @@ def test_all_but_partials_come_out_in_order(events: list[OutboxItem]) -> None:
     assert len(waiting) == len(set(waiting))
 
 
-def test_whoever_takes_waits_for_the_next() -> None:
+def test_taking_waits_for_the_next_item() -> None:
     async def run() -> OutboxItem:
         outbox = Outbox()
         taking = asyncio.create_task(outbox.take())

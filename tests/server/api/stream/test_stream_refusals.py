@@ -1,4 +1,4 @@
-"""Who may not open a live session, and what no client may say in one: an error in the one shape, then the right close code."""
+"""Refused live sessions and messages: an error in the one shape, then the right close code."""
 
 import contextlib
 import json
@@ -29,13 +29,13 @@ def server(engine: FakeEngine) -> Iterator[LiveServer]:
     with live_server(engine) as live:
         wait_until(lambda: engine.stats().ready)
         yield live
-        # Whatever was refused, nobody is left.
+        # No refusal leaves a socket behind.
         wait_until(lambda: metric(live, "stream_sockets") == 0)
         assert engine.sessions == {}
 
 
 def refusal(server: LiveServer, **options: object) -> InvalidStatus:
-    """The HTTP reply in place of a WebSocket, whose shape is checked."""
+    """Return the HTTP reply in place of a WebSocket, after checking its shape."""
     with pytest.raises(InvalidStatus) as refused, streaming(server, **options):
         pass
     response = refused.value.response

@@ -10,23 +10,23 @@ from models.bundle.schema import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
 from models.runtimes.cuda.gpu_memory import gigabytes, reckon
-from server.doctor.finding import CheckResult
+from server.doctor.checks import CheckResult
 from server.engine.runner.caches import PREFIX_CACHE_BYTES
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from models.runtimes.cuda.simulated import SimulatedDevice
 
-PUT_RIGHT = "put that right first"
+FIX_FIRST = "put that right first"
 
 
 def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> CheckResult:
-    """Whether the bundle has the plans that the settings need, for this GPU and this TensorRT."""
+    """Check that the bundle has the plans that the settings need, for this GPU and this TensorRT."""
     name = f"plans for GPU {number}"
     try:
         opened, key = bundle(), _plan_key(settings, number)
     except (BundleError, BackendError) as error:
-        return CheckResult(name, f"cannot be looked for: {error}", PUT_RIGHT)
+        return CheckResult(name, f"cannot be looked for: {error}", FIX_FIRST)
     plans, problems = _find_plans(opened, key, settings)
     if problems:
         return CheckResult(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
@@ -45,15 +45,15 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
 
 
 def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundle]) -> CheckResult:
-    """Whether the models and the slots fit into the GPU."""
+    """Check that the models and the slots fit into the GPU."""
     name = f"memory of GPU {number}"
     try:
         opened, memory_bytes = bundle(), gpu_of(settings, number).memory_bytes
         plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
     except (BundleError, BackendError) as error:
-        return CheckResult(name, f"cannot be reckoned: {error}", PUT_RIGHT)
+        return CheckResult(name, f"cannot be reckoned: {error}", FIX_FIRST)
     if problems:
-        return CheckResult(name, "cannot be reckoned without the plans", PUT_RIGHT)
+        return CheckResult(name, "cannot be reckoned without the plans", FIX_FIRST)
     budget = partial(reckon, opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
     # The simulated GPU computes, and keeps keys and values, in float32; and it has no libraries.
     reckoned = budget(bytes_per_number=4, context_bytes=0) if settings.device == "simulated" else budget()
@@ -64,14 +64,14 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
 
 
 def gpu_of(settings: Settings, number: int) -> Gpu:
-    """Raises `BackendError` where there is none."""
+    """Return the GPU of this number. Raises `BackendError` if there is none."""
     if settings.device == "cuda":
         return find_gpu(number)
     return _simulated(number).gpu
 
 
 def _plan_key(settings: Settings, number: int) -> PlanKey:
-    """Raises `BackendError` where the GPU or TensorRT is not there."""
+    """Return the key of plans for this GPU. Raises `BackendError` without the GPU or TensorRT."""
     if settings.device == "simulated":
         from models.runtimes.cuda.device import plan_key
 
@@ -95,7 +95,7 @@ def _simulated(number: int) -> "SimulatedDevice":
 
 
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
-    """The plans by part, and what is wrong with what is missing."""
+    """Return the plans by part, and a sentence for each plan that is missing."""
     runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
     positions = {"llm": settings.slot_positions or bundle.manifest.llm.max_positions}
     plans, problems = {}, []
