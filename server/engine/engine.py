@@ -14,7 +14,7 @@ from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable
 from server.engine.runner.encode_stage import WorkerThread
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import SequenceState, follow, new_sequence
+from server.engine.runner.sequence import SequenceState, compile_constraint, new_sequence
 from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
 from server.engine.stats import engine_stats
@@ -105,8 +105,8 @@ class LocalEngine:
             self._requests.submit_request(sequence)
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
-        # Its answers follow a constraint while the engine is waiting; this takes the time before.
-        follow(self._models, request.sampling.constraint)
+        # Compiled here, not on the engine's thread, which then finds the constraint in a cache.
+        compile_constraint(self._models, request.sampling.constraint)
         with self._changed:
             self._require_ready()
             self._live.open(request, deliver)

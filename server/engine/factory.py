@@ -20,8 +20,8 @@ GPU_START_TIMEOUT_S = 600.0
 
 
 def build_engine(bundle_path: Path, settings: Settings) -> Engine:
-    """An engine, yet to be started, over a bundle's models. Raises `BundleError` where the bundle cannot be used, and
-    `BackendError` where models that run in this process cannot be loaded.
+    """Build an engine, yet to be started, over a bundle's models. Raises `BundleError` if the bundle cannot be used, and
+    `BackendError` if models that run in this process cannot be loaded.
 
     The bundle is verified here, once, and not again when a child process is replaced.
     """
@@ -33,7 +33,7 @@ def build_engine(bundle_path: Path, settings: Settings) -> Engine:
 
 
 def one_gpu(settings: Settings, number: int) -> Settings:
-    """The settings of the engine that has this one of the GPUs, and its share of the CPU's cores."""
+    """Return the settings of the engine that has this one of the GPUs, and its share of the CPU's cores."""
     if settings.device == "cpu":
         return settings
     share = max(1, len(os.sched_getaffinity(0)) // len(settings.gpu_numbers))
@@ -54,14 +54,14 @@ def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
 
 
 def engine_in_child(folder: str, manifest: str, settings: str) -> Engine:
-    """The engine of a child: of a verified bundle's folder and manifest, and of settings, both as JSON."""
+    """Build the engine of a child from a verified bundle's folder and manifest, and settings, both as JSON."""
     bundle = Bundle(Path(folder), Manifest.model_validate_json(manifest))
     return local_engine(bundle, Settings.model_validate_json(settings))
 
 
 def local_engine(bundle: Bundle, settings: Settings) -> Engine:
-    """An engine, yet to be started, that runs the models in this process. Raises `BackendError` where they cannot be loaded."""
-    # A server whose models run in its child loads no runtime itself.
+    """Build an engine, yet to be started, that runs the models in this process. Raises `BackendError` if that is not possible."""
+    # Imported here, because a server whose models run in its child loads no runtime.
     from server.engine.engine import LocalEngine
     from server.engine.scheduler.scheduler import GPU_STEP_TOKENS, STEP_TOKENS
 

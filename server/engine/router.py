@@ -1,4 +1,4 @@
-"""Several engines as one: each GPU has an engine of its own, and every request goes to the one with the most room."""
+"""Several engines as one: each GPU has its own engine, and every request goes to the engine with the most room."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ AnyRequest = TypeVar("AnyRequest", InstructRequest, LiveRequest)
 
 @dataclass(eq=False)
 class _Route:
-    """Where a request went, or is going; another of its name is another."""
+    """The engine that has a request, or is asked to take it. Requests that use an id again have routes of their own."""
 
     engine: Engine
 
@@ -28,17 +28,17 @@ class EngineRouter:
     """The `Engine` protocol over engines that serve the same models.
 
     A request goes to the ready engine with the smallest share of its places taken, a session to that with the smallest share of
-    its sessions, and to the next one where it is refused for want of room. All that follows goes where the request went. The
-    requests of an engine that is lost fail as it says, and new ones go to the others meanwhile.
+    its sessions or recordings. If that refuses at once for want of room, the next one is asked. Everything that follows goes to
+    the engine that took the request. The requests of an engine that is lost fail, and new ones go to the others meanwhile.
 
-    In `stats` everything is summed but for `step_age_s`, the longest, and `predicted_wait_s`, the shortest.
+    In `stats` everything is summed except `step_age_s`, the longest, and `predicted_wait_s`, the shortest.
 
-    `deliver` is called under the lock of the one engine that has the request, and no other. There it may call `push` and
-    `abort` for that request; what asks every engine (`submit`, `open_live`, `stats`) is for other threads.
+    `deliver` is called under the lock of the one engine that has the request. It may call `push` and `abort` for that request;
+    methods that ask every engine (`submit`, `open_live`, `stats`) are for other threads.
     """
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
-        """The engines, yet to be started, by what an operator calls them, such as `GPU 0`."""
+        """`engines` are yet to be started, and keyed by names for the operator, such as `GPU 0`."""
         self._names = tuple(engines)
         self._engines = tuple(engines.values())
         self.sample_rate_hz = self._engines[0].sample_rate_hz
@@ -49,7 +49,7 @@ class EngineRouter:
         self._routes: dict[str, _Route] = {}
 
     def start(self) -> None:
-        """Start all at the same time. Where one cannot be started, the others are drained and `StartError` says which it was."""
+        """Start all at the same time. If one cannot be started, drain the others and raise a `StartError` that names it."""
         with ThreadPoolExecutor(len(self._engines)) as pool:
             starts = [pool.submit(engine.start) for engine in self._engines]
             wait(starts, return_when=FIRST_EXCEPTION)
@@ -139,7 +139,7 @@ class EngineRouter:
             raise
 
     def _by_share(self, share: Callable[[EngineStats], float]) -> list[Engine]:
-        """The engines that are ready, those with more room first; all where none is, which is theirs to say."""
+        """Return the engines that are ready, those with more room first. If none is, return all: they refuse with the reason."""
         every = [(engine, engine.stats()) for engine in self._engines]
         ready = [(share(stats), engine) for engine, stats in every if stats.ready]
         return [engine for _, engine in sorted(ready, key=lambda pair: pair[0])] or list(self._engines)

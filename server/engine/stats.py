@@ -1,4 +1,4 @@
-"""What the engine says of itself."""
+"""A snapshot of a `LocalEngine` from the counters of its parts."""
 
 from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable
@@ -7,7 +7,7 @@ from server.engine.types.stats import EngineCounters, EngineStats
 
 
 def engine_stats(
-    book: RequestTable,
+    requests: RequestTable,
     live: LiveSessions,
     runner: Runner,
     *,
@@ -16,10 +16,10 @@ def engine_stats(
     step_age_s: float,
     longest_work_s: float,
 ) -> EngineStats:
-    """A snapshot; the caller holds the engine's lock."""
-    scheduler = book.scheduler
-    counted = [id for id, sequence in book.sequences.items() if not sequence.of_session]
-    # Who is encoded, and will have the next free slot, counts as running where there is one.
+    """Return a snapshot; the caller holds the engine's lock."""
+    scheduler = requests.scheduler
+    counted = [id for id, sequence in requests.sequences.items() if not sequence.of_session]
+    # An encoded request, which will have the next free slot, counts as running if there is one.
     begun = sum(not scheduler.is_queued(id) for id in counted)
     running = min(begun, scheduler.slots)
     return EngineStats(
@@ -29,14 +29,14 @@ def engine_stats(
         slots=scheduler.slots,
         queue_limit=scheduler.queue_limit,
         step_age_s=step_age_s,
-        predicted_wait_s=book.predict_wait_s(),
+        predicted_wait_s=requests.predict_wait_s(),
         prefix_cache_bytes=runner.prefix_cache.nbytes,
         encoder_cache_bytes=runner.encoder_cache.nbytes,
         live_sessions=len(live) - live.recordings,
         live_limit=live.live_limit,
         recordings=live.recordings,
         recording_limit=live.recording_limit,
-        live_jobs=len(book.sequences) - len(counted) + live.busy,
+        live_jobs=len(requests.sequences) - len(counted) + live.busy,
         longest_work_s=longest_work_s,
         counters=_counters(runner, live, steps),
     )

@@ -1,4 +1,4 @@
-"""What the engine keeps between requests: prefixes of prompts, and what an audio became."""
+"""Caches that outlive a request: K/V of prompt prefixes, and encoder outputs by audio."""
 
 import hashlib
 from collections.abc import Callable, Hashable
@@ -15,13 +15,13 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 PrefixKey = tuple[tuple[int, ...], bool]
-"""The token ids before the speech, and whether boundary vectors follow: all that the K/V before the speech depends on."""
+"""The token ids before the speech, and whether boundary vectors follow: the K/V before the speech depends on nothing else."""
 AudioKey = tuple[str, bytes]
-"""A client and the digest of an audio: nobody meets what another client sent."""
+"""A client and the digest of an audio: clients never find the audio of others."""
 
 
 class ByteCache(Generic[Key, Value]):
-    """Bounded in bytes, least recently used out first; counts its hits and misses. 0 bytes keep nothing."""
+    """A cache limited in bytes, least recently used out first, that counts hits and misses. 0 bytes store nothing."""
 
     def __init__(self, limit_bytes: int, size: Callable[[Value], int]) -> None:
         self.hits = 0
@@ -38,13 +38,14 @@ class ByteCache(Generic[Key, Value]):
         return int(self._values.currsize)
 
     def find(self, key: Key) -> Value | None:
+        """Return a value, and count whether there is one."""
         value = self._values.get(key)
         self.hits += value is not None
         self.misses += value is None
         return value
 
-    def keep(self, key: Key, value: Value) -> None:
-        """Keep a value, unless it is larger than the whole cache."""
+    def store(self, key: Key, value: Value) -> None:
+        """Store a value, unless it is larger than the whole cache."""
         if self._size(value) <= self._values.maxsize:
             self._values[key] = value
 
@@ -58,4 +59,5 @@ def output_bytes(output: ProjectorOutput) -> int:
 
 
 def audio_key(client: str, audio: Float32) -> AudioKey:
+    """Return the key of a client's audio."""
     return client, hashlib.sha256(audio.tobytes()).digest()

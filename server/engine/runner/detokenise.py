@@ -8,13 +8,13 @@ from models.text.tokeniser import Tokeniser
 class Detokeniser:
     """The text of one answer, in deltas that never split a character.
 
-    The deltas joined equal `tokeniser.decode(tokens).strip(padding)`, cut before the first stop string: the one that is complete
-    first, and of several that end together the longest. Stop strings are looked for before anything is stripped. Padding
-    is held back until text follows it, and what may be the beginning of a stop string until it is decided.
+    The deltas joined equal `tokeniser.decode(tokens).strip(padding)`, cut before the stop string that is complete first, or the
+    longest of several that end together. Stop strings are found before stripping. Padding is held back until text follows it,
+    and a possible beginning of a stop string until it is decided.
     """
 
     def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...] = (), padding: str | None = None) -> None:
-        """`stop` holds no empty string. `padding` are characters, as for `str.strip`, which takes None for whitespace."""
+        """`stop` holds no empty string. `padding` is as for `str.strip`: characters, or None for whitespace."""
         self.text = ""
         self.stopped = False
         self._tokeniser = tokeniser
@@ -25,11 +25,11 @@ class Detokeniser:
         self._held_back = ""
 
     def push(self, token: int) -> str:
-        """The text that this token completes; often, for special tokens always, and once `stopped` is set, the empty string."""
+        """Return the text that this token completes: often none, and none for special tokens or once `stopped` is set."""
         return self._search(self._decoder.decode(self._tokeniser.token_bytes(token)))
 
     def finish(self) -> str:
-        """The last delta: what was held back, and U+FFFD where the answer ended within a character."""
+        """Return the last delta: the text that was held back, and U+FFFD if the answer ended within a character."""
         delta = self._search(self._decoder.decode(b"", final=True))
         undecided, self._undecided = self._undecided, ""
         return delta + self._append(undecided)
@@ -57,5 +57,5 @@ class Detokeniser:
 
 
 def overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     return next(length for length in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:length]))

@@ -46,7 +46,7 @@ class EncodeStage:
     def store(self, sequence: SequenceState) -> None:
         """Keep in the cache what was encoded of a sequence."""
         if sequence.audio_key is not None and sequence.encoded is not None:
-            self._encoder_cache.keep(sequence.audio_key, sequence.encoded)
+            self._encoder_cache.store(sequence.audio_key, sequence.encoded)
 
     @staticmethod
     def _unfinished(sequences: Sequence[SequenceState]) -> list[SequenceState]:

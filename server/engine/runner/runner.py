@@ -1,6 +1,6 @@
 """Runs the stages of a step on the models; a request that fails, fails alone.
 
-Every stage takes the sequences that the scheduler chose for it and writes into them what came out, text or error.
+Every stage takes the sequences that the scheduler chose for it and writes its result, text or error, into them.
 """
 
 import logging
@@ -32,7 +32,7 @@ RELAXED_PROBABILITY = 0.05
 class Runner:
     """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; they raise `BackendLostError` only.
 
-    Under the relaxed draft policy a draft token stands where the LLM gives it at least `relaxed_probability`.
+    Under the relaxed draft policy a draft token is accepted if the LLM gives it at least `relaxed_probability`.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Runner:
         sequence.times.detokenise_s += time.perf_counter() - started_s
 
     def prefill(self, work: Sequence[tuple[SequenceState, int]]) -> None:
-        """The next positions, so many each, into the slots; those of which none is left to prefill have their first tokens.
+        """Run the next positions, so many of each sequence. A sequence with none left to prefill has its first tokens then.
 
-        A budget that ends within the proposal shortens it.
+        A budget that ends within the proposal shortens that.
         """
         tokens = dict(work)
 
@@ -95,7 +95,7 @@ class Runner:
         attempt(run, list(tokens), self.models.check)
 
     def decode(self, sequences: Sequence[SequenceState]) -> None:
-        """One pass, and one more token at least, for the sequences in slots 0..n-1."""
+        """Run one pass, which gives one more token at least, for the sequences in slots 0..n-1."""
         if not sequences:
             return
         started_s = time.perf_counter()
@@ -108,16 +108,16 @@ class Runner:
         for sequence, rows in zip(sequences, logits, strict=False):
             sequence.llm_passes += 1
             sequence.position += 1
-            self._verifier.take(sequence, rows)
+            self._verifier.take_logits(sequence, rows)
 
     def warm_up(self, sequence: SequenceState) -> None:
-        """Run every stage once, in slot 0. Raises `BackendError` where one of them fails."""
+        """Run every stage once, in slot 0. Raises `BackendError` if one of them fails."""
         self.encode([sequence])
         if not sequence.audio_frames and sequence.error is None:
             sequence.finish_reason = None
             self._lay_out(sequence, np.zeros((1, self.models.llm.embedding_size), np.float32), Draft(()))
         self.prefill([(sequence, sequence.entry.to_prefill)])
-        # The answer may have ended at once; decode needs a token, whichever.
+        # The answer may have ended at once; decode needs any token.
         sequence.append(0)
         self.decode([sequence])
         if sequence.error is not None:
@@ -125,7 +125,7 @@ class Runner:
             raise BackendError(f"The models could not run the warm-up request: {cause}") from sequence.error
 
     def move(self, sequence: SequenceState, target: int) -> None:
-        """Take a sequence to another slot, with its K/V where it has any and still needs it."""
+        """Move a sequence to another slot, with its K/V if it has any and still needs it."""
         source, sequence.slot = sequence.slot, target
         if sequence.position == 0 or sequence.finished:
             return
@@ -137,7 +137,7 @@ class Runner:
             sequence.fail(error)
 
     def preempt(self, sequence: SequenceState) -> None:
-        """Take its slot away: all that it held has to be prefilled again, and its answer goes on as if nothing had been."""
+        """Take a sequence's slot away. All its positions have to be prefilled again; then its answer goes on unchanged."""
         self.counters.preemptions += 1
         self._plan_prefill(sequence)
 
@@ -154,7 +154,7 @@ class Runner:
                 self._lay_out(sequence, sequence.encoded.embeddings, self._draft(sequence, sequence.encoded))
 
     def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
-        """The draft that the request asks for, empty where drafts do not pay; the relaxed policy reads it all the same."""
+        """Return the draft that the request asks for, empty if drafts do not pay. The relaxed policy always needs it."""
         request = sequence.request
         if request.draft == "exact":
             wanted = self._verifier.gate.allows(plain_words(request.instruction))
@@ -163,7 +163,7 @@ class Runner:
         return Draft(collapse(output.draft.best_token) if wanted and output.draft is not None else ())
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
-        """Build the prompt; `max_tokens` is cut to the positions that it leaves."""
+        """Build the prompt, and cut `max_tokens` to the positions that are left."""
         llm, ids = self.models.llm, sequence.prompt_ids
         start, end = self.models.boundaries(sequence.request.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
@@ -182,7 +182,7 @@ class Runner:
         self._plan_prefill(sequence)
 
     def _plan_prefill(self, sequence: SequenceState) -> None:
-        """From nothing in any slot to the next token."""
+        """Plan the prefill of all positions up to the next token."""
         sequence.propose()
         sequence.position = 0
         held = len(sequence.prompt) + len(sequence.tokens) + len(sequence.proposal)
@@ -206,7 +206,7 @@ class Runner:
             self._settle_prefill(sequence, row, row_logits)
 
     def _prefill_row(self, sequence: SequenceState, tokens: int) -> PrefillRow:
-        """The next positions of prompt, answer so far and proposal."""
+        """Return the next positions of prompt, answer so far and proposal."""
         answer = [*sequence.tokens, *sequence.proposal]
         whole = np.concatenate([sequence.prompt, self.models.llm.embed(answer)]) if answer else sequence.prompt
         start = len(whole) - sequence.entry.to_prefill
@@ -224,7 +224,7 @@ class Runner:
         sequence.proposal = sequence.proposal[: end - known]
         sequence.entry.to_prefill = 0
         sequence.position = known
-        self._verifier.take(sequence, logits)
+        self._verifier.take_logits(sequence, logits)
         if sequence.prefix_state is None and sequence.error is None:
             self._keep_prefix(sequence)
 
@@ -235,13 +235,13 @@ class Runner:
             logger.exception("the prefix of request %s could not be kept", sequence.request.id)
             self.models.check()
         else:
-            self.prefix_cache.keep(sequence.prefix_key, state)
+            self.prefix_cache.store(sequence.prefix_key, state)
 
     def _decode_logits(self, sequences: Sequence[SequenceState]) -> list[Float32]:
-        """Logits of the sequences, or of as many of the first ones as could be run.
+        """Return logits of the sequences, or of as many of the first ones as could be run.
 
-        Where the batch raises, rows cannot be left out of its middle. So it grows from slot 0 until it raises again: the row
-        added last is at fault and fails, and those after it wait for the next step.
+        If the batch raises, rows cannot be left out of its middle. So it grows from slot 0 until it raises again: the row added
+        last is at fault and fails, and those after it wait for the next step.
         """
         rows = [DecodeRow(sequence.slot, sequence.position, (sequence.tokens[-1], *sequence.proposal)) for sequence in sequences]
         try:

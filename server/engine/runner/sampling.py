@@ -1,4 +1,4 @@
-"""Which token comes next."""
+"""Sampling: the next token from logits."""
 
 import secrets
 from collections.abc import Sequence
@@ -23,26 +23,26 @@ Ids = npt.NDArray[np.int64]
 class Sampler:
     """Chooses the tokens of one request.
 
-    The randomness of token number i is a function of the seed and i alone. So equal seeds repeat a text whatever else runs, a
-    position that is computed again gets the same token, and a draft token may be accepted exactly where `choose` names it:
-    the text is then the one without a draft, and its distribution the same.
+    The randomness of token number i is a function of the seed and i alone. So equal seeds repeat a text whatever else runs, and
+    a position that is computed again gets the same token. A draft token is accepted exactly if `choose` returns it, which gives
+    the text, and the distribution, of an answer without a draft.
     """
 
     def __init__(self, options: SamplingOptions) -> None:
-        """Without a seed of its own, a request gets a random one."""
+        """A request without a seed gets a random one."""
         self._options = options
         self._seed = secrets.randbits(64) if options.seed is None else options.seed % 2**64
         self._penalises = options.repetition_penalty != 1 or options.presence_penalty != 0
 
     def choose(self, logits: Float32, tokens: Sequence[int]) -> int:
-        """The token after `tokens`, the answer so far, from logits [vocabulary_size].
+        """Return the token after `tokens`, the answer so far, from logits [vocabulary_size].
 
-        Raises `BackendError` where the logits hold NaN, positive infinity, or nothing finite. The penalties count the answer's
-        tokens only: neither the instruction, whose words an answer may well need, nor the speech, which has no tokens.
+        Raises `BackendError` if the logits hold NaN, positive infinity, or nothing finite. The penalties count the answer's
+        tokens only: not the instruction, whose words an answer may need, nor the speech, which has no tokens.
         """
         options = self._options
         best = int(logits.argmax())
-        # NaN is the largest to argmax, wherever it stands.
+        # To argmax, NaN is the largest value.
         if not np.isfinite(logits[best]):
             raise BackendError("The logits are not finite.")
         scores: Scores = self._penalised(logits, tokens) if self._penalises and tokens else logits
@@ -54,7 +54,7 @@ class Sampler:
         return int(ids[cumulative.searchsorted(uniform(self._seed, len(tokens)) * cumulative[-1])])
 
     def logprob(self, logits: Float32, token: int, tokeniser: Tokeniser) -> TokenLogprob:
-        """The token's log-probability under the model, and the best ones as the options ask; impossible ones are left out."""
+        """Return the token's log-probability under the model, with as many of the best possible ones as the options ask for."""
         normaliser = log_normaliser(logits)
         best = largest(logits, self._options.logprobs or 0)
         ranked = best[np.argsort(-logits[best], kind="stable")]
@@ -62,11 +62,11 @@ class Sampler:
         return TokenLogprob(tokeniser.token_bytes(token), float(logits[token]) - normaliser, tuple(top))
 
     def probability(self, logits: Float32, token: int) -> float:
-        """The token's probability under the model, before penalties and temperature."""
+        """Return the token's probability under the model, before penalties and temperature."""
         return float(np.exp(float(logits[token]) - log_normaliser(logits)))
 
     def _penalised(self, logits: Float32, tokens: Sequence[int]) -> Scores:
-        """Scores after the repetition penalty (CTRL's: positive ones are divided, others multiplied) and the presence penalty."""
+        """Return scores after the repetition penalty (CTRL: divide positive ones, multiply others) and the presence penalty."""
         scores = logits.astype(np.float64)
         seen = np.fromiter(set(tokens), np.int64)
         factor = self._options.repetition_penalty
@@ -76,13 +76,13 @@ class Sampler:
 
 
 def uniform(seed: int, position: int) -> float:
-    """The draw in (0, 1] of one position: Philox, a random generator that counts instead of carrying a state."""
+    """Return the draw in (0, 1] of one position, by Philox, a generator that counts instead of carrying a state."""
     bits = int(np.random.Philox(key=seed, counter=position).random_raw())
     return ((bits >> 11) + 1) / 2**53
 
 
 def likeliest(scores: Scores, top_k: int, temperature: float) -> tuple[Ids, Weights]:
-    """Ids, ascending, of the `top_k` best (0: of all), and their probabilities up to a common factor; the best one's is 1."""
+    """Return ids, ascending, of the `top_k` best (0: all), and their probabilities relative to the best."""
     ids = largest(scores, top_k or len(scores))
     chosen = (scores if len(ids) == len(scores) else scores[ids]).astype(np.float64)
     with np.errstate(over="ignore"):
@@ -90,7 +90,7 @@ def likeliest(scores: Scores, top_k: int, temperature: float) -> tuple[Ids, Weig
 
 
 def nucleus(ids: Ids, weights: Weights, top_p: float) -> tuple[Ids, Weights]:
-    """The fewest likeliest ones that together have at least the share `top_p`; of equals, those with lower ids."""
+    """Return the fewest of the likeliest that together have at least the share `top_p`; of equals, those with lower ids."""
     if top_p >= 1:
         return ids, weights
     wanted, count = top_p * weights.sum(), FIRST_NUCLEUS_TOKENS
@@ -105,7 +105,7 @@ def nucleus(ids: Ids, weights: Weights, top_p: float) -> tuple[Ids, Weights]:
 
 
 def largest(values: Scores, count: int) -> Ids:
-    """Indices, ascending, of the `count` largest values or of all there are; of equals, the lower indices."""
+    """Return indices, ascending, of the `count` largest values, or all if there are fewer; of equals, the lower indices."""
     if count >= len(values):
         return np.arange(len(values))
     if count == 0:
@@ -116,6 +116,6 @@ def largest(values: Scores, count: int) -> Ids:
 
 
 def log_normaliser(logits: Float32) -> float:
-    """log(sum(exp(logits))); the exponentials are float32, which costs the result less than 1e-6."""
+    """Return log(sum(exp(logits))). The exponentials are float32, which changes the result by less than 1e-6."""
     best = logits.max()
     return float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))

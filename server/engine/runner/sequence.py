@@ -1,4 +1,4 @@
-"""One request inside the engine: all that is known of it from `submit` to its terminal event."""
+"""The state of one request inside the engine, from `submit` to its terminal event."""
 
 import dataclasses
 import time
@@ -84,7 +84,7 @@ class SequenceState:
 
     @property
     def drafts_only(self) -> bool:
-        """Whether nothing but what is `encoded` is wanted, and no answer."""
+        """Whether only `encoded` is wanted, and no answer."""
         return self.request.sampling.max_tokens == 0
 
     @property
@@ -98,19 +98,18 @@ class SequenceState:
         return self.max_tokens - len(self.tokens) - 1
 
     def propose(self) -> None:
-        """Make the proposal for the next pass: what the constraint leaves no choice about, else what it allows of the draft."""
+        """Make the proposal for the next pass: tokens that the constraint forces, or else those of the draft that it allows."""
         forced = self.token_constraint.forced()[: max(0, min(self.room, LONGEST_NEXT_PROPOSAL))]
         self.forced = len(forced) > 0
         self.proposal = forced or self.token_constraint.allowed(self.draft.propose(self.room))
 
     def append(self, token: int) -> None:
-        """Add a token of the answer. A stop string in it finishes it, a constraint that leaves nothing more to say, and
-        `max_tokens`."""
+        """Add a token of the answer. The answer ends with a stop string, a completed constraint, or `max_tokens`."""
         started_s = time.perf_counter()
         self.tokens.append(token)
         self.delta += self.detokeniser.push(token)
         drafted = self.draft.next
-        # Where a constraint does not let the draft's word stand, the answer has not got to it yet.
+        # If a constraint does not allow the draft's token yet, the answer has not reached that.
         if drafted is None or self.draft.expects(token) or self.token_constraint.allowed((drafted,)):
             self.draft.advance(token)
         self.token_constraint.advance(token)
@@ -121,11 +120,12 @@ class SequenceState:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
+        """End the answer, with the text that was held back."""
         self.delta += self.detokeniser.finish()
         self.finish_reason = reason
 
     def fail(self, error: Exception) -> None:
-        """End it with an error; what is not meant for clients reaches them as `EngineFailed`."""
+        """End the request with an error; errors that are not meant for clients become `EngineFailed`."""
         if isinstance(error, ServeError):
             self.error = error
         else:
@@ -134,7 +134,7 @@ class SequenceState:
 
     @property
     def finished(self) -> bool:
-        """True once a stage has ended it."""
+        """True once a stage has ended the request."""
         return self.error is not None or self.finish_reason is not None
 
     @property
@@ -144,9 +144,9 @@ class SequenceState:
         return is_answered and self.request.word_times and self.words is None
 
     def take_delta(self) -> Delta | None:
-        """The text since the last call, with the log-probabilities of the tokens since then; None where there is neither.
+        """Return the text since the last call with the log-probabilities of its tokens, or None if there is neither.
 
-        Tokens wait for the text that they complete, and for the end.
+        Tokens that complete no text yet come with a later delta, or with the last.
         """
         if not self.delta and not (self.finished and self.told_logprobs < len(self.logprobs)):
             return None
@@ -155,7 +155,7 @@ class SequenceState:
         return event
 
     def terminal_event(self) -> Done | Failed | None:
-        """The event that ends this request, once a stage has ended it."""
+        """Return the event that ends this request, or None before a stage has ended it."""
         if self.error is not None:
             return Failed(self.request.id, self.error)
         if self.finish_reason is None:
@@ -173,7 +173,7 @@ class SequenceState:
         )
 
     def _final_times(self) -> StageTimes:
-        """The times with the total, and as queue time whatever part of it no stage took."""
+        """Return the times with the total; the part of that which no stage took is queue time."""
         total_s = self.elapsed_s
         stages_s = sum(dataclasses.astuple(self.times))
         return dataclasses.replace(self.times, total_s=total_s, queue_s=max(0.0, total_s - stages_s))
@@ -184,8 +184,27 @@ def new_sequence(
 ) -> SequenceState:
     """Return the sequence of a request; `prompt_ids` are those of its instruction, if the caller has them already.
 
-    Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`: for a relaxed draft or word times under an instruction that
-    does not ask for a transcript, a relaxed draft with a constraint, and word times of a model that cannot tell them.
+    Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`.
+    """
+    check_request(models, request)
+    if prompt_ids is None:
+        prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    before, after = models.boundaries(request.instruction)
+    speech_and_answer = 2
+    if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
+        raise PromptTooLong("The instruction is too long for the model.", param="instruction")
+    sampling = request.sampling
+    # Blanks around the answer are padding, unless a constraint asks for them.
+    detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if sampling.constraint is None else "")
+    constraint = compile_constraint(models, sampling.constraint)
+    return SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), constraint, sampling.max_tokens)
+
+
+def check_request(models: Models, request: InstructRequest) -> None:
+    """Raise `InvalidRequest` for options that do not go together.
+
+    A relaxed draft needs an instruction that asks for a transcript, and no constraint; times of words need a transcript, and a
+    model that can tell them.
     """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
@@ -198,21 +217,13 @@ def new_sequence(
         raise InvalidRequest(message, param="timestamps")
     if request.word_times and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
-    if prompt_ids is None:
-        prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
-    before, after = models.boundaries(request.instruction)
-    speech_and_answer = 2
-    if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
-        raise PromptTooLong("The instruction is too long for the model.", param="instruction")
-    sampling = request.sampling
-    # What a constraint asks for, it asks for to the last blank.
-    detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if constraint is None else "")
-    token_constraint = follow(models, constraint)
-    return SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), token_constraint, sampling.max_tokens)
 
 
-def follow(models: Models, constraint: Constraint | None) -> TokenConstraint:
-    """Raises `InvalidConstraint`. What was followed lately takes no time, anything else up to a quarter of a second."""
+def compile_constraint(models: Models, constraint: Constraint | None) -> TokenConstraint:
+    """Return the constraint as states of tokens. Raises `InvalidConstraint`.
+
+    A constraint that was compiled lately takes no time, any other up to a quarter of a second.
+    """
     if constraint is None:
         return TokenConstraint()
     try:

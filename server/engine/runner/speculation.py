@@ -1,8 +1,8 @@
-"""CTC-draft self-speculation: the adapter's transcript is proposed to the LLM, which keeps what it would have said itself.
+"""CTC-draft self-speculation: the adapter's transcript is proposed to the LLM, which accepts tokens that it would have chosen.
 
-The draft is verified where tokens are computed anyway: the prefill takes it along behind the prompt, and after a mismatch
-each decode pass takes the next few tokens along (arXiv 2603.11243 verifies once; drafting again after a mismatch saves most of
-the passes that are left).
+The draft is verified in passes that run anyway: the prefill takes it along after the prompt, and after a mismatch each decode
+pass takes the next few tokens along. (arXiv 2603.11243 verifies once; drafting again after a mismatch saves most of the passes
+that are left.)
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-# Tokens verified behind the prompt; one more costs a twentieth of a pass, a pass that ends early wastes those behind its end.
+# Tokens verified after the prompt. One more costs a twentieth of a pass; those after the end of the answer are wasted.
 FIRST_PROPOSAL = 48
 # Tokens proposed after a mismatch, at first and at most.
 NEXT_PROPOSAL = 8
 LONGEST_NEXT_PROPOSAL = 16
-# A drafted token costs about a twentieth of the pass that an accepted one saves; twice that pays for sure. The share is low for
-# long drafts that pay well: all that stands behind the first mismatch counts as drafted.
+# A drafted token costs about a twentieth of the pass that an accepted one saves, so twice that share certainly pays. Even long
+# drafts that pay well have a low share, because all tokens after the first mismatch count as drafted.
 MIN_ACCEPTANCE = 0.1
-# How far ahead in the draft the LLM's own word is looked for.
+# Tokens of the draft among which the LLM's own token is searched.
 REALIGN_WINDOW = 3
 
 
 class Draft:
-    """One request's draft, and where the answer has got to in it. It depends on nothing but the answer's own tokens."""
+    """The draft of one request, and the place of the answer in it, which depends on nothing but the answer's own tokens."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tuple(tokens)
@@ -32,24 +32,24 @@ class Draft:
 
     @property
     def next(self) -> int | None:
-        """The token that the draft has here."""
+        """The token that the draft has at this place, None after its end."""
         return self._tokens[self._position] if self._position < len(self._tokens) else None
 
     @property
     def overrun(self) -> int:
-        """How many tokens the answer has gone on behind the draft's end; 0 where there is no draft."""
+        """How many tokens the answer is longer than the draft; 0 without a draft."""
         return max(0, self._position - len(self._tokens)) if self._tokens else 0
 
     def propose(self, room: int) -> tuple[int, ...]:
-        """What probably comes next, at most `room` tokens."""
+        """Return the tokens that probably come next, at most `room` of them."""
         return self._tokens[self._position : self._position + max(0, min(self._limit, room))]
 
     def expects(self, token: int) -> bool:
-        """Whether it is among the next ones."""
+        """Return whether a token is among the next ones of the draft."""
         return token in self._window
 
     def advance(self, token: int) -> None:
-        """The answer went on with `token`: an expected one, behind which the draft goes on, or one in place of the next."""
+        """Move on by a token of the answer: to after that token if it is expected, and else past one token of the draft."""
         self._position += (self._window.index(token) if self.expects(token) else 0) + 1
 
     @property
@@ -57,7 +57,7 @@ class Draft:
         return self._tokens[self._position : self._position + REALIGN_WINDOW]
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Propose more or less from now on: of `proposed` tokens `accepted` stood."""
+        """Adapt the length of the next proposals: of `proposed` tokens, `accepted` were right."""
         if self._limit == FIRST_PROPOSAL:
             self._limit = NEXT_PROPOSAL
         elif accepted == 0:
@@ -74,9 +74,9 @@ class _Record:
 
 
 class DraftGate:
-    """Learns for which instructions drafts help, and leaves them out under the others, but for a probe now and then.
+    """Learns for which instructions drafts help, and turns them off for the others, except for a probe now and then.
 
-    It never changes an answer, only its cost.
+    This never changes an answer, only its cost.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class DraftGate:
         self._records: LRUCache[str, _Record] = LRUCache(instructions)
 
     def allows(self, instruction: str) -> bool:
-        """Whether a request under this instruction is to be drafted."""
+        """Return whether a request with this instruction should have a draft."""
         record = self._records.get(instruction)
         if record is None or record.drafted < self._min_drafted or record.accepted >= self._min_acceptance * record.drafted:
             return True
@@ -96,7 +96,7 @@ class DraftGate:
         return record.skipped == 0
 
     def record(self, instruction: str, drafted: int, accepted: int) -> None:
-        """What came of one request's draft. Older requests count for less and less."""
+        """Add the result of one proposal. Older ones count for less and less."""
         record = self._records.setdefault(instruction, _Record())
         if record.drafted > 8 * self._min_drafted:
             record.drafted, record.accepted = record.drafted / 2, record.accepted / 2

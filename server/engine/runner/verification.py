@@ -1,4 +1,4 @@
-"""From logits to the tokens of an answer: the LLM's own choice at every position, whatever the draft proposed.
+"""From logits to the tokens of an answer: the LLM's own choice at every position, whatever the draft proposes.
 
 A proposal saves passes; it changes no token, except under the relaxed policy.
 """
@@ -20,14 +20,14 @@ from server.errors import InvalidConstraint
 logger = logging.getLogger(__name__)
 
 
-# A relaxed transcript ends at the latest so many tokens behind the draft's end: all that was said is in the draft, and an LLM
-# that has left it may go round in circles.
+# A relaxed transcript ends so many tokens after the draft's end at the latest. All speech is in the draft, and an LLM that
+# goes on after it may repeat itself.
 RELAXED_OVERRUN = 8
 
 
 @dataclass
 class RunnerCounters:
-    """Totals since the start; the fields mean what they mean in `EngineCounters`."""
+    """Totals since the start; the fields have the meaning that they have in `EngineCounters`."""
 
     progress: int = 0
     llm_passes: int = 0
@@ -38,7 +38,7 @@ class RunnerCounters:
 
 
 class Verifier:
-    """Takes tokens out of logits into sequences, counts what drafts brought, and learns in `gate` where they help."""
+    """Chooses tokens from logits, counts accepted drafts, and learns in `gate` for which instructions drafts help."""
 
     def __init__(self, models: Models, counters: RunnerCounters, relaxed_probability: float) -> None:
         self.gate = DraftGate()
@@ -46,15 +46,15 @@ class Verifier:
         self._counters = counters
         self._relaxed_probability = relaxed_probability
 
-    def take(self, sequence: SequenceState, logits: Float32) -> None:
-        """Add the tokens that the logits of the newest token and of the proposal behind it give, up to the first mismatch.
+    def take_logits(self, sequence: SequenceState, logits: Float32) -> None:
+        """Add the tokens that the logits of the newest token and of the proposal after it give, up to the first mismatch.
 
-        What stands of the proposal is in the slot already. A token is what it would be without a proposal: it comes from the
-        same logits, and its randomness depends on nothing but the seed and its place in the answer.
+        The accepted part of the proposal is in the slot already. Each token is as without a proposal: it comes from the same
+        logits, and its randomness depends on nothing but the seed and its place in the answer.
         """
         proposal, accepted = sequence.proposal, 0
         if np.isnan(logits.max()):
-            # Even where it is only behind a mismatch: the LLM clears a slot that it finds poisoned.
+            # Even if the NaN is only after a mismatch: the LLM clears a slot that holds any.
             sequence.fail(BackendError("The logits hold NaN."))
             return
         for index, row in enumerate(logits):
@@ -72,7 +72,7 @@ class Verifier:
             self._count_draft(sequence, len(proposal), accepted)
 
     def _choose_token(self, sequence: SequenceState, logits: Float32) -> int | None:
-        """The next token, added to the answer; None where the answer ended instead."""
+        """Return the next token, which is added to the answer, or None if the answer ended instead."""
         sampler, constraint = sequence.sampler, sequence.request.sampling.constraint
         try:
             token = sampler.choose(sequence.token_constraint.mask(logits), sequence.tokens)
@@ -96,7 +96,7 @@ class Verifier:
         return token
 
     def _relax(self, sequence: SequenceState, logits: Float32, token: int) -> int:
-        """The draft's token in place of the LLM's own, where it is probable enough."""
+        """Return the draft's token in place of the LLM's own if that is probable enough."""
         drafted = sequence.draft.next
         if drafted is None or drafted == token:
             return token

@@ -1,4 +1,4 @@
-"""What the scheduler knows of a request, and the queues in which requests wait to be encoded. Pure."""
+"""The scheduler's view of a request, and the queues in which requests wait to be encoded. Pure."""
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
@@ -38,12 +38,12 @@ class SchedulerEntry:
 
     @property
     def turn(self) -> tuple[float, int]:
-        """Its place among the entries of its client: earliest deadline first, then first come, first served."""
+        """The place among the entries of a client: earliest deadline first, then first come, first served."""
         return self.deadline_s, self.number
 
     @property
     def level(self) -> int:
-        """Its priority, unless it is promoted."""
+        """The priority, unless the entry is promoted."""
         return PROMOTED if self.promoted else self.priority
 
 

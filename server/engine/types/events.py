@@ -1,4 +1,4 @@
-"""What an engine answers: events of a request, of which exactly one is terminal, and of a live session. Plain data.
+"""Events of a request, of which exactly one is terminal, and of a live session. Plain data.
 
 Times of a live session are seconds of its own audio: 0 is its first sample. Utterances are numbered from 0, and their answers
 come in that order.
@@ -17,7 +17,7 @@ Basis = Literal["utterances", "audio", "transcript", "sections"]
 
 @dataclass(frozen=True)
 class Word:
-    """One word of an answer, with the punctuation that it is written with, and when it is spoken."""
+    """One word of an answer with its punctuation, and the time at which it is spoken."""
 
     text: str
     start_s: float
@@ -53,7 +53,7 @@ class StageTimes:
     total_s: float = 0.0
 
     def as_milliseconds(self) -> dict[str, float]:
-        """The same times keyed `<stage>_ms`, rounded to a microsecond."""
+        """Return the times keyed `<stage>_ms`, rounded to a microsecond."""
         return {name.removesuffix("_s") + "_ms": round(value * 1000, 3) for name, value in dataclasses.asdict(self).items()}
 
 
@@ -69,7 +69,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Speculation:
-    """What the draft brought to one request: tokens proposed and accepted, and LLM passes (prefill and decode) in all."""
+    """The effect of the draft on one request: tokens proposed and accepted, and LLM passes (prefill and decode) in all."""
 
     drafted: int = 0
     accepted: int = 0
@@ -78,7 +78,7 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Delta:
-    """A further piece of text, which never splits a character, and the tokens that completed it (where asked for)."""
+    """A further piece of text, which never splits a character, and the tokens that completed it (if asked for)."""
 
     request_id: str
     text: str
@@ -129,10 +129,10 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class Partial:
-    """What has been heard of an utterance up to `end_s`, by the speech model alone.
+    """The text of an utterance up to `end_s`, from the speech model alone.
 
-    `stable`, which ends at `stable_end_s`, begins every later partial of this utterance; `tail` may change. Joined as they
-    are, they are the text. The answer comes from the LLM and may differ from both.
+    It is `stable + tail`. Every later partial of this utterance begins with `stable`, which ends at `stable_end_s`; `tail` may
+    change. The answer comes from the LLM and may differ from both.
     """
 
     request_id: str
@@ -157,7 +157,7 @@ class UtteranceDone:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something went wrong, with one utterance or else with an input, and the session goes on."""
+    """An error with one utterance or with an input; the session goes on."""
 
     request_id: str
     error: ServeError
@@ -176,8 +176,8 @@ class Flushed:
 class Ended:
     """Terminal: everything is answered.
 
-    Under the scope `recording` `answer` is the answer about all of it: from the speech itself (`audio`), or, where that does
-    not fit the LLM, from the joined transcript, or even from answers about `sections` of it. Its text came as `Delta`s too.
+    Under the scope `recording`, `answer` is about all of it. Its `basis` is the speech itself (`audio`), or, if that does not
+    fit the LLM, the joined transcript, or answers about `sections` of that. Its text came as `Delta`s too.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""How a request is to be answered: priority, sampling, constraint, draft policy, and where live audio is cut."""
+"""Options of a request: priority, sampling, constraint, draft policy, and the rules by which live audio is cut."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,7 +10,7 @@ ConstraintKind = Literal["json_schema", "regex", "choice"]
 
 
 class Priority(IntEnum):
-    """Lower runs first. `PARTIAL` is for what shows a speaker that he is heard; `LIVE` for what he waits for."""
+    """Lower runs first. Speakers wait for `LIVE` answers; `PARTIAL` text shows them meanwhile that they are heard."""
 
     LIVE = 0
     PARTIAL = 1
@@ -20,7 +20,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer has to match: a `json_schema` or a `choice` (a JSON array of strings), both as JSON, or a `regex`."""
+    """A pattern that an answer has to match: a `json_schema` or a `choice` (an array of strings), as JSON, or a `regex`."""
 
     kind: ConstraintKind
     grammar: str
@@ -52,10 +52,10 @@ Scope = Literal["utterance", "recording"]
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """When an utterance begins and ends.
+    """The rules by which utterances begin and end.
 
-    Speech is what the voice detector gives at least `threshold`. An utterance takes in `prefix_padding_s` before it, ends after
-    `silence_s` without speech, and is cut where a pause is likeliest before it gets longer than `max_utterance_s`.
+    Audio is speech if the voice detector gives it at least `threshold`. An utterance includes `prefix_padding_s` before its
+    speech, ends after `silence_s` without speech, and is cut at its likeliest pause before it gets longer than `max_utterance_s`.
     """
 
     threshold: float = 0.5

@@ -9,25 +9,25 @@ from server.engine.types.stats import EngineStats
 
 
 class Engine(Protocol):
-    """The only door to the models. Thread-safe; `deliver` is called on the engine's thread and must not block.
+    """Serves requests and live sessions. Thread-safe; `deliver` is called on the engine's thread and must not block.
 
-    A request's audio may last `max_audio_s`, that of a session for ever.
+    The audio of a request may last `max_audio_s`; that of a session has no limit.
     """
 
     sample_rate_hz: int
     max_audio_s: float
 
     def start(self) -> None:
-        """Load, warm up, and begin to serve; returns when ready."""
+        """Load the models, warm them up, and begin to serve; returns when ready."""
         ...
 
     def transcribes(self, instruction: str) -> bool:
-        """Whether the instruction is known to ask for a transcript, which is that of each utterance. It needs no start."""
+        """Return whether the instruction is known to ask for a transcript. May be called before `start`."""
         ...
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
-        """Queue a request. Where it cannot be taken (queue full, prompt too long, draining), raises a `ServeError` at once, or
-        delivers it as the request's `Failed`."""
+        """Queue a request. If that is not possible (queue full, prompt too long, draining), raise a `ServeError` at once, or
+        deliver it as the request's `Failed`."""
         ...
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
@@ -35,18 +35,20 @@ class Engine(Protocol):
         ...
 
     def push(self, request_id: str, item: LiveInput) -> None:
-        """Give a live session more audio, or something to do when it is through with all that was pushed before.
+        """Give a live session more audio, or a command to be followed once everything pushed before has been heard.
 
-        Never blocks: who pushes keeps an eye on `Listened`. Does nothing for a session that is over.
+        Never blocks: the caller watches `Listened` to limit its lead. Does nothing for a session that has ended.
         """
         ...
 
     def abort(self, request_id: str) -> None:
-        """Forget a request or a session whose client left: it frees everything within a step and gets no further event."""
+        """Forget a request or a session whose client left. All its resources are free within a step; no further event comes."""
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+        ...
 
     def drain(self, timeout_s: float) -> None:
-        """Take nothing new, finish what runs (or fail it at the timeout), stop."""
+        """Refuse new requests, finish those that run (or fail them at the timeout), and stop."""
         ...

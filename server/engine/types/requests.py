@@ -1,4 +1,4 @@
-"""What an engine is asked: one request about whole audio, or a live session and its inputs. Plain data."""
+"""A request about whole audio, or a live session and its inputs. Plain data."""
 
 from dataclasses import dataclass, field
 
@@ -12,9 +12,9 @@ from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, 
 class InstructRequest:
     """Mono float32 audio at the model's sample rate and the instruction about it.
 
-    `client` is whose share the work counts against, and the only one who meets what was cached of the audio. An answer later than
+    Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
-    `word_times` asks for `Done.words`; it makes sense for transcripts only.
+    `word_times` asks for `Done.words`, which only transcripts have.
     """
 
     id: str
@@ -30,11 +30,11 @@ class InstructRequest:
 
 @dataclass(frozen=True)
 class LiveRequest:
-    """Audio that comes bit by bit, cut into utterances where the speaker pauses.
+    """Audio that comes bit by bit and is cut into utterances at the speaker's pauses.
 
     With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
-    the instruction is about all of them together: its answer comes with `Ended`. Recorded audio, however long, is the same
-    thing without `partials`, at another `priority`.
+    the instruction is about all of them together: its answer comes with `Ended`. A recording of any length is served in the same
+    way, without `partials` and at a priority below `LIVE`.
     """
 
     id: str
@@ -70,14 +70,14 @@ class Flush:
 
 @dataclass(frozen=True)
 class ChangeInstruction:
-    """The instruction for utterances that begin from here on. One that is refused brings a `Problem` and changes nothing."""
+    """The instruction for utterances that begin from here on. A refusal comes as a `Problem` and changes nothing."""
 
     instruction: str
 
 
 @dataclass(frozen=True)
 class EndOfAudio:
-    """Nothing more will come: answer what is there, then `Ended`."""
+    """The end of the input: the session answers the audio it has, then comes `Ended`."""
 
 
 LiveInput = Audio | Flush | ChangeInstruction | EndOfAudio

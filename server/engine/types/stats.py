@@ -71,6 +71,6 @@ def _add(left: Any, right: Any) -> Any:
 
 @dataclass(frozen=True)
 class RouterStats(EngineStats):
-    """Of several engines that are one to the outside: the `members` by name, and above all of them together."""
+    """Stats of several engines that serve as one: each of the `members` by name, and in the other fields all together."""
 
     members: Mapping[str, EngineStats] = field(default_factory=dict)

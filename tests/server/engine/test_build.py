@@ -1,4 +1,4 @@
-"""Which engine a bundle gets, and who reads and checks the bundle."""
+"""The factory: which engine a bundle gets, and that the bundle is checked before."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from server.engine.router import EngineRouter
 from server.settings import Settings
 from tests.models.bundle.test_bundle import DESCRIPTION, write_tiny_bundle
 
-# What the first part to be read says of nonsense.
+# Part of the message of the first model file that is read, for nonsense.
 NOT_A_MODEL = r"encoder\.onnx could not be loaded"
 
 

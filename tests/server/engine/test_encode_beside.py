@@ -28,7 +28,7 @@ from tests.support.clients.engine_client import (
     without_times,
 )
 from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, Trouble, fake_models, speech
-from tests.support.schedules.random_schedules import generations_left, play_schedules, random_budgets, without_logs
+from tests.support.schedules.random_schedules import play_schedules, random_budgets, sequences_left, without_logs
 
 SEEDS = 4
 SCHEDULES_PER_SEED = 50
@@ -167,7 +167,7 @@ def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(s
         answered = play_schedules(engine, random, SCHEDULES_PER_SEED, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
         # The threads are through with the last of them a moment after its client was told.
-        wait_until(lambda: not generations_left())
+        wait_until(lambda: not sequences_left())
     assert answered > SCHEDULES_PER_SEED
 
 

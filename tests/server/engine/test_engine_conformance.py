@@ -1,4 +1,4 @@
-"""What every engine promises, in this process, in a child or in two of them, with models or scripted."""
+"""The promises of every engine: in this process, in a child or in two of them, with models or scripted."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""The engine when requests leave or fail, and when it stops: nobody else may notice, and everybody is told."""
+"""The engine when requests leave or fail, and when it stops: other requests are not affected, and every client is told."""
 
 import threading
 

@@ -59,7 +59,7 @@ def test_a_deadline_that_passes_while_a_request_runs_ends_it() -> None:
 
 def test_no_answer_is_delivered_after_its_deadline() -> None:
     class SlowLLM(FakeLLM):
-        """Its prefill, which gives the only token, ends after the deadline."""
+        """An LLM whose prefill, which gives the only token, ends after the deadline."""
 
         def prefill(self, rows: Sequence[PrefillRow]) -> list[Float32]:
             time.sleep(0.3)

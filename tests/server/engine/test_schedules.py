@@ -9,10 +9,10 @@ from server.engine.types.requests import InstructRequest
 from tests.support.clients.engine_client import Client, serving_models, wait_until_idle
 from tests.support.fakes.fake_models import FakeLLM, Trouble, fake_models
 from tests.support.schedules.random_schedules import (
-    generations_left,
     play_schedules,
     random_budgets,
     random_requests,
+    sequences_left,
     without_id,
     without_logs,
 )
@@ -42,7 +42,7 @@ def test_whatever_else_runs_the_tokens_are_the_same_and_nothing_is_left_over(see
         wait_until_idle(engine)
         stats = engine.stats()
         assert (stats.waiting, stats.running, stats.step_age_s) == (0, 0, 0.0)
-        assert not generations_left()
+        assert not sequences_left()
     assert answered > SCHEDULES_PER_ENGINE
     # With four slots few requests have to wait for one.
     assert stats.counters.preemptions > 0 or stats.slots == 4

@@ -120,7 +120,7 @@ def answers_alone(requests: Sequence[InstructRequest]) -> list[Done]:
 
 
 def without_times(done: Done) -> tuple[object, ...]:
-    """What no company may change: all but times, and what caches and drafts brought."""
+    """Return the parts of an answer that must not depend on other requests: all but times, and effects of caches and drafts."""
     return done.request_id, done.text, done.finish_reason, replace(done.usage, cached_tokens=0), done.logprobs
 
 

@@ -63,7 +63,7 @@ class LiveClient:
             return [event for event in self.events if isinstance(event, kind)]
 
     def check(self) -> None:
-        """What holds for every session."""
+        """Check the promises about every session's events."""
         stable: dict[int, str] = {}
         over: set[int] = set()
         for event in self.events:

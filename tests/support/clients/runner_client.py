@@ -12,7 +12,7 @@ from tests.support.fakes.fake_models import FakeLLM, fake_models
 
 @dataclass(frozen=True)
 class Answer:
-    """What must not depend on how a request was run."""
+    """The parts of an answer that must not depend on how a request was run."""
 
     text: str
     tokens: tuple[int, ...]

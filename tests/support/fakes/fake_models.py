@@ -189,7 +189,7 @@ def sure_output(frames: Float32, best_token: Int64) -> ProjectorOutput:
 
 
 class FakeLLM:
-    """Its logits are drawn from a seed that is the checksum of the slot's K/V; whatever was not written is NaN.
+    """An LLM whose logits are drawn from a seed, the checksum of the slot's K/V; positions that were not written are NaN.
 
     Answers end by themselves after about `mean_tokens`, most of which are `USUAL_TOKENS`.
     """

@@ -36,7 +36,7 @@ def unchanged(event: Event) -> list[Event]:
 
 @dataclass
 class ScriptedServer:
-    """Where it listens, what it was sent, and how it misbehaves: `twist` makes any number of events of one."""
+    """The address, the messages that came, and the way it misbehaves: `twist` makes any number of events of one."""
 
     url: str = ""
     twist: Callable[[Event], list[Event]] = unchanged

@@ -49,7 +49,7 @@ def random_requests() -> list[InstructRequest]:
 
 
 def without_id(done: Done) -> tuple[object, ...]:
-    """What must not depend on how a request was run."""
+    """Return the parts of an answer that must not depend on how a request was run."""
     return without_times(done)[1:]
 
 
@@ -103,7 +103,7 @@ class Schedule:
         self._submitted = len(first)
         for arrival in first:
             self._submit(arrival)
-        # Where all of them were refused or left, no event brings the next one.
+        # If all of them were refused or left, no event brings the next one.
         with self._engine._changed:
             self._go_on()
         assert self._ended.wait(TIMEOUT_S), f"{self._arrivals.keys() - self.outcomes.keys()} never ended"
@@ -188,7 +188,7 @@ def random_budgets(random: Random) -> dict[str, float]:
     return {"encode_budget_audio_s": random.choice([0.01, 3.0, 10.0]), "step_tokens": random.choice([12, 30, 256])}
 
 
-def generations_left() -> list[object]:
+def sequences_left() -> list[object]:
     """Requests that something still holds."""
     gc.collect()
     return [left for left in gc.get_objects() if type(left) is SequenceState]

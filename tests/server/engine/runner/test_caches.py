@@ -1,4 +1,4 @@
-"""What is kept between requests: prefixes, and (where it is asked for) what an audio became."""
+"""The caches between requests: prefixes, and encoder outputs if the operator asks for them."""
 
 import dataclasses
 

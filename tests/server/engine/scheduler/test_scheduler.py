@@ -98,7 +98,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(held) <= (len(Priority) + 1) * 2 * (scheduler.slots + 1)
 
     def teardown(self) -> None:
-        """Whatever is left runs to its end, in a bounded number of steps."""
+        """Requests that are left run to their end, in a bounded number of steps."""
         if not hasattr(self, "player"):
             return
         player = self.player

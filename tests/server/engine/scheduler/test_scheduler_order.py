@@ -1,4 +1,4 @@
-"""Who goes first, and what is cut: the scheduler's decisions one by one."""
+"""The scheduler's decisions one by one: order, budgets, preemption and displacement."""
 
 import math
 from collections import Counter

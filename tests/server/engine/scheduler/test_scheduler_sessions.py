@@ -1,4 +1,4 @@
-"""What live sessions bring to the scheduler: urgent work, work that is only encoded, and none that takes a place in the queue."""
+"""Work of live sessions in the scheduler: urgent, or only to be encoded, and never with a place in the queue."""
 
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.scheduler.scheduler import Scheduler
