@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     keep_alive_timeout_s: int = Field(default=5, ge=1, description="Seconds that an idle connection is kept open.")
 
     live_sessions: int = Field(
-        default=16, ge=0, le=4096, description="Live sessions at the same time; beyond it the answer is 429."
+        default=16, ge=0, le=4096, description="Live sessions at the same time; beyond it a `start` is refused as `overloaded`."
     )
     live_backlog_s: float = Field(
         default=5.0,
