@@ -1,12 +1,12 @@
-"""Bytes of an audio file -> mono float32 at the model's sample rate.
+"""Decoding of audio files: bytes in, mono float32 samples at the model's rate out.
 
-The format is told by the bytes alone, never by a name or a content type, and only what is listed here is read.
-Decoding goes block by block and stops at the cap on seconds, so a small file that unpacks to hours costs little, and one that
-is meant to last for hours is never whole in memory as samples.
-This runs native code on hostile bytes: the server calls it in a child process (`server.audio.sandbox`).
+The bytes alone decide the format, never a name or a content type, and only the formats listed here are read. Decoding goes block
+by block and stops at the cap on seconds, so a small file that unpacks to hours costs little, and a file that lasts for hours is
+never in memory as samples as a whole. This runs native code on hostile bytes, in a child process (`server.audio.sandbox`).
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,23 +16,27 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from server.audio.wav import parse_wav, wav_samples
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio
 
 Container = Literal["WAV", "FLAC", "OGG", "MP3"]
 Samples = npt.NDArray[np.float32]
-"""Mono."""
+"""[samples], mono"""
 Frames = npt.NDArray[np.floating]
 """[frames, channels]"""
 
 FORMATS = "WAV, FLAC, OGG Vorbis, OGG Opus or MP3"
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_CHANNELS = 8
-# Float files are expected within +-1; this leaves room for hot masters and none for garbage.
+# Float files are expected within 1; this leaves room for loud masters and none for garbage.
 MAX_AMPLITUDE = 1e3
 # libsndfile reports 2**63 - 1 frames where a header leaves them open.
 UNKNOWN_FRAMES = 2**62
+# Writers that cannot seek (a pipe) give this many bytes or more as the size of data whose end they do not know.
+STREAMED_BYTES = 0x7FFFF000
+# How libsndfile logs a chunk of data that the file does not hold as a whole.
+CUT_OFF_DATA = re.compile(r"^data : (\d+) \(should be \d+\)$", re.MULTILINE)
 SUBTYPES = {
+    "WAV": {"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"},
     "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
     "OGG": {"VORBIS", "OPUS"},
     "MP3": {"MPEG_LAYER_III"},
@@ -42,7 +46,7 @@ FAMILIAR_MAGIC = {b"\x1aE\xdf\xa3": "WebM or Matroska", b"PK\x03\x04": "ZIP", b"
 
 @dataclass(frozen=True)
 class AudioLimits:
-    """What a caller accepts, and the rate that it wants."""
+    """The lengths of audio that a caller accepts, and the sample rate that it wants."""
 
     sample_rate_hz: int
     min_audio_s: float
@@ -50,32 +54,32 @@ class AudioLimits:
 
 
 class OnceThrough(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read once from its start to its end. Seekable ones seek after every read, which is slow and may fail."""
+    """A file read once from start to end. Seekable ones seek after every read, which is slow and may fail."""
 
     def seekable(self) -> bool:
         return False
 
 
 def decode_audio(data: bytes, limits: AudioLimits) -> Samples:
-    """All blocks of `decode_blocks` in one piece."""
+    """Return all blocks of `decode_blocks` in one piece."""
     return np.concatenate([np.zeros(0, np.float32), *decode_blocks(data, limits)])
 
 
 def decode_blocks(data: bytes, limits: AudioLimits) -> Iterator[Samples]:
-    """Mono blocks at `limits.sample_rate_hz`, of about a second each; together never more than `max_audio_s`, all finite.
+    """Yield mono blocks at `limits.sample_rate_hz`, of about a second each, all finite, together at most `max_audio_s`.
 
     Raises `UndecodableAudio`, `AudioTooShort`, `AudioTooLong` or `InvalidAudio` as soon as that is seen, which may be after the
-    last block. How the audio is cut into blocks does not change a sample.
+    last block. The samples do not depend on how the audio is cut into blocks.
     """
     if not data:
         raise AudioTooShort("The audio is empty.", param="audio")
     container, data = detect_container(data)
-    source_rate_hz, blocks = _open_wav(data, limits) if container == "WAV" else _open_native(container, data, limits)
+    source_rate_hz, blocks = _open(container, data, limits)
     yield from at_rate(_long_enough(mono_blocks(blocks, source_rate_hz, limits), source_rate_hz, limits), source_rate_hz, limits)
 
 
 def detect_container(data: bytes) -> tuple[Container, bytes]:
-    """The container by its first bytes, and the data without a leading ID3 tag. Raises `UndecodableAudio`."""
+    """Return the container by its first bytes, and the data without a leading ID3 tag. Raises `UndecodableAudio`."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return "WAV", data
     if data[:4] == b"OggS":
@@ -95,7 +99,7 @@ def detect_container(data: bytes) -> tuple[Container, bytes]:
 
 
 def first_ogg_packet(data: bytes) -> bytes:
-    """What begins after the first page's header of 27 bytes and its segment table, and names the codec."""
+    """Return the data after the first page's header, which is 27 bytes and a segment table; it names the codec."""
     return data[27 + data[26] :] if len(data) > 26 else b""
 
 
@@ -115,7 +119,7 @@ def _without_id3(data: bytes) -> bytes:
 
 
 def _is_mp3_frame(header: bytes) -> bool:
-    """Whether four bytes are an MPEG audio layer III frame header with a real bit rate and sample rate."""
+    """Return whether four bytes are an MPEG audio layer III frame header with a real bit rate and sample rate."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return False
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
@@ -123,36 +127,38 @@ def _is_mp3_frame(header: bytes) -> bool:
     return version != 1 and layer == 1 and bit_rate not in (0, 15) and sample_rate != 3
 
 
-def _open_wav(data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
-    """The rate, and the blocks that are to be read."""
-    wav_format, frames = parse_wav(data)
-    check_shape(wav_format.sample_rate_hz, wav_format.channels)
-    _check_length(len(frames) // wav_format.frame_bytes, wav_format.sample_rate_hz, limits)
-    block_bytes = wav_format.sample_rate_hz * wav_format.frame_bytes
-    places = range(0, len(frames), block_bytes)
-    return wav_format.sample_rate_hz, (wav_samples(wav_format, frames[place : place + block_bytes]) for place in places)
-
-
-def _open_native(container: Container, data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
+def _open(container: Container, data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
+    """Return the file's sample rate and an iterator over its blocks."""
     try:
         file = OnceThrough(io.BytesIO(data))
     except soundfile.SoundFileError:
         raise _damaged(container) from None
-    if file.format != container or file.subtype not in SUBTYPES[container]:
+    # An extensible header says nothing about the samples that the subtype does not say.
+    if file.format.removesuffix("EX") != container or file.subtype not in SUBTYPES[container]:
         raise UndecodableAudio(f"The audio is not plain {container}; send {FORMATS}.", param="audio")
+    if container == "WAV" and _is_cut_off(file.extra_info):
+        raise _damaged(container)
     check_shape(file.samplerate, file.channels)
     _check_length(file.frames, file.samplerate, limits)
-    return file.samplerate, _native_blocks(file, container)
+    return file.samplerate, _blocks(file, container)
 
 
-def _native_blocks(file: soundfile.SoundFile, container: Container) -> Iterator[Frames]:
+def _is_cut_off(log: str) -> bool:
+    """Return whether libsndfile's log of a WAV file says that samples are missing."""
+    data = CUT_OFF_DATA.search(log)
+    return data is not None and int(data[1]) < STREAMED_BYTES
+
+
+def _blocks(file: soundfile.SoundFile, container: Container) -> Iterator[Frames]:
+    # The average of channels is taken with the precision of the file.
+    dtype = "float64" if file.subtype == "DOUBLE" else "float32"
     decoded_frames = 0
     try:
         with file:
-            while len(block := file.read(file.samplerate, dtype="float32", always_2d=True)):
+            while len(block := file.read(file.samplerate, dtype=dtype, always_2d=True)):
                 decoded_frames += len(block)
                 yield block
-            # Of the three only FLAC's header counts frames exactly, where it counts them at all.
+            # Of the compressed formats only FLAC counts its frames exactly in its header, where it counts them at all.
             if container == "FLAC" and decoded_frames < file.frames < UNKNOWN_FRAMES:
                 raise UndecodableAudio("The FLAC file is cut off or damaged.", param="audio")
     except soundfile.SoundFileError:
@@ -164,11 +170,11 @@ def _damaged(container: Container) -> UndecodableAudio:
 
 
 def mono_blocks(blocks: Iterable[Frames], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
-    """The blocks, each averaged over its channels. Raises `AudioTooLong` at the first that reaches beyond the cap."""
+    """Yield the blocks averaged over their channels. Raises `AudioTooLong` at the first that reaches beyond the cap."""
     decoded_frames = 0
     for block in blocks:
         decoded_frames += len(block)
-        # A header's count was only a promise; this one is not.
+        # The count in a header may be wrong.
         _check_length(decoded_frames, sample_rate_hz, limits)
         yield _mono(block)
 
@@ -185,7 +191,7 @@ def _long_enough(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLi
 
 
 def at_rate(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
-    """The blocks at the rate of `limits`, none of them empty. The rounding of a length takes them nowhere beyond the cap."""
+    """Yield the blocks at the rate of `limits`, none of them empty, and together not beyond the cap by rounding either."""
     if sample_rate_hz != limits.sample_rate_hz:
         blocks = _resampled(blocks, soxr.ResampleStream(sample_rate_hz, limits.sample_rate_hz, 1, quality="HQ"))
     left = int(limits.max_audio_s * limits.sample_rate_hz)
@@ -202,7 +208,7 @@ def _resampled(blocks: Iterable[Samples], resampler: soxr.ResampleStream) -> Ite
 
 
 def check_shape(sample_rate_hz: int, channels: int) -> None:
-    """Raises `UndecodableAudio` for a rate or a number of channels that is not read."""
+    """Raise `UndecodableAudio` for a rate or a number of channels that is not read."""
     if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
         raise UndecodableAudio(
             f"The sample rate of {sample_rate_hz} Hz is outside {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.", param="audio"
@@ -217,7 +223,7 @@ def _check_length(frames: int, sample_rate_hz: int, limits: AudioLimits) -> None
 
 
 def _mono(samples: Frames) -> Samples:
-    """[frames, channels] of any float type -> [frames] float32. Raises `InvalidAudio` for what cannot be sound."""
+    """Return [frames] float32 for [frames, channels] of any float type. Raises `InvalidAudio` for what cannot be sound."""
     # NaN fails the comparison too.
     if len(samples) and not np.max(np.abs(samples)) <= MAX_AMPLITUDE:
         raise InvalidAudio(

@@ -95,7 +95,7 @@ def check_codecs() -> CheckResult:
     detail = f"libsndfile {soundfile.__libsndfile_version__}"
     if missing:
         return CheckResult("audio codecs", f"{detail} without {', '.join(missing)}", "install libsndfile 1.2 or later with them")
-    return CheckResult("audio codecs", f"{detail} with FLAC, Vorbis, Opus and MP3; WAV is read by this project")
+    return CheckResult("audio codecs", f"{detail} with WAV, FLAC, Vorbis, Opus and MP3")
 
 
 def check_decoder(settings: Settings) -> CheckResult:
