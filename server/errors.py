@@ -20,7 +20,7 @@ class ServeError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the reply."""
+        """Return the JSON body of the reply."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -37,13 +37,13 @@ class InvalidInstruction(InvalidRequest):
 
 
 class InvalidConstraint(InvalidRequest):
-    """No answer can be made to match the schema, regular expression or choice."""
+    """No answer can match the schema, regular expression or choice."""
 
     code = "invalid_constraint"
 
     @classmethod
     def because(cls, kind: str, problem: object) -> Self:
-        """Of a constraint of this kind, which is the name of its field, too; `problem` says what is wrong, and where."""
+        """Return the error of a constraint whose kind is also the name of its field; `problem` says what is wrong, and where."""
         return cls(f"No answer can match this {kind}: {problem}.", param=kind)
 
 
@@ -56,7 +56,7 @@ class AudioTooShort(InvalidRequest):
 
 
 class InvalidAudio(InvalidRequest):
-    """Decoded, but not audio: NaN, infinite or absurdly large samples."""
+    """The file was decoded, but its samples are no sound: NaN, infinite or far too large."""
 
     code = "invalid_audio"
 
@@ -74,7 +74,7 @@ class UndecodableAudio(InvalidRequest):
 
 
 class ForbiddenOrigin(InvalidRequest):
-    """A browser shows the page of another server."""
+    """The request comes from the page of another server."""
 
     status, code = 403, "forbidden_origin"
 
@@ -102,7 +102,7 @@ class NotReady(ServeError):
 
 
 class EngineFailed(ServeError):
-    """The engine broke while it worked on this request."""
+    """The engine failed while it worked on this request."""
 
     code = "engine_failed"
 
@@ -114,7 +114,7 @@ class BodyTimedOut(InvalidRequest):
 
 
 class RequestTimedOut(ServeError):
-    """No answer within the server's time limit; the work was stopped."""
+    """There was no answer within the server's time limit, and the work was stopped."""
 
     status, type, code = 504, "server_error", "request_timed_out"
 

@@ -1,4 +1,4 @@
-"""What an answer may be made to match, as llguidance takes it; and in plain words, what is wrong where it cannot be matched."""
+"""Grammars that an answer has to match, compiled by llguidance, and in plain words what is wrong with one that cannot be."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 GrammarKind = Literal["json_schema", "regex", "choice"]
 
 MAX_CHARACTERS = 65_536
-# What one token may cost: about 0.1 s at the very worst, in a grammar that was written for it, and about 10 MB over all tokens.
+# They bound the cost of one token: about 0.1 s at worst, in a grammar that was written for it, and 10 MB over all tokens.
 # An object of 1,000 optional properties needs 4,000 items in a row.
 LIMITS = LLParserLimits(
     step_lexer_fuel=50_000, step_max_items=20_000, max_items_in_row=20_000, max_lexer_states=30_000, verbose_errors=False
 )
-# A small LLM that may write blanks wherever JSON has room for them sometimes goes on with nothing else.
+# A small LLM that may write blanks wherever JSON allows them sometimes writes nothing else.
 JSON_OPTIONS = {"whitespace_flexible": False}
 MAX_PROBLEM_CHARACTERS = 200
 
@@ -28,13 +28,13 @@ SUBSCHEMAS = ("items", "additionalProperties")
 
 
 class GrammarError(ValueError):
-    """No answer can match it. The message is part of a sentence for clients: what is wrong, and where."""
+    """No answer can match a constraint. The message is part of a sentence for clients: what is wrong, and where."""
 
 
 def compile_grammar(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> LLMatcher:
-    """A matcher at the beginning of its answer: one in compact JSON under a JSON schema, or one that a regex matches as a whole,
-    or one of a JSON array of strings.
+    """Return a matcher at the beginning of an answer.
 
+    The answer is compact JSON under a JSON schema, or a text that a regex matches as a whole, or one of a JSON array of strings.
     Raises `GrammarError`. A few thousand characters can keep the library busy for minutes, and nothing here stops it.
     """
     if len(text) > MAX_CHARACTERS:
@@ -47,7 +47,7 @@ def compile_grammar(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> LLM
         case "regex":
             regex = text
             _refuse_halves(regex)
-            # The library would drop it.
+            # The library would drop the backslash.
             if (len(regex) - len(regex.rstrip("\\"))) % 2:
                 raise GrammarError("the backslash at its end escapes nothing")
     matcher, problem = _try(tokenizer, LLMatcher.grammar_from_regex(regex))
@@ -57,7 +57,7 @@ def compile_grammar(tokenizer: LLTokenizer, kind: GrammarKind, text: str) -> LLM
 
 
 def describe(problem: str) -> str:
-    """What the library complains of, without its insides, and with the place in a regex."""
+    """Return the library's complaint in plain words, with the place in a regex."""
     if TOO_COMPLEX.search(problem):
         return "it is too complex"
     if "NoExtension" in problem:
@@ -86,7 +86,7 @@ def _compile_schema(tokenizer: LLTokenizer, text: str) -> LLMatcher:
 
 
 def _try(tokenizer: LLTokenizer, grammar: str) -> tuple[LLMatcher, str]:
-    """A matcher, and what is wrong with it, or with the first token behind what it forces."""
+    """Return a matcher, and what is wrong with it or with the first token that it does not force; empty where nothing is."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     first = matcher.deep_copy()
     first.consume_tokens(first.compute_ff_tokens())
@@ -117,19 +117,19 @@ def _refuse_halves(text: str) -> None:
 
 
 def _literal(text: str) -> str:
-    """A regular expression that matches this text alone."""
+    """Return a regular expression that matches this text alone."""
     return "".join(each if each.isascii() and each.isalnum() else f"\\x{{{ord(each):x}}}" for each in text)
 
 
 def _schema_grammar(schema: dict[str, Any]) -> str:
-    """With our options in place of those that the schema may hold for the library."""
+    """Return the schema as a grammar, with our options in place of any that it holds for the library."""
     return LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": JSON_OPTIONS}))
 
 
 def _find(tokenizer: LLTokenizer, schema: dict[str, Any], shared: dict[str, Any], problem: str) -> str:
-    """The JSON pointer to the innermost part of a schema that has the problem all by itself; empty for the whole.
+    """Return the JSON pointer to the innermost part of a schema that has the problem by itself; empty for the whole.
 
-    `shared` is what its references need.
+    `shared` holds the definitions that references need.
     """
     for pointer, part in _parts(schema):
         if _try(tokenizer, _schema_grammar({**shared, **part}))[1] == problem:
@@ -138,7 +138,7 @@ def _find(tokenizer: LLTokenizer, schema: dict[str, Any], shared: dict[str, Any]
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schemas within a schema, each with the pointer to it."""
+    """Yield the schemas within a schema, each with the pointer to it."""
     for keyword, value in schema.items():
         parts: list[tuple[str, Any]] = []
         if keyword in SUBSCHEMAS_BY_NAME and isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Ogg Opus that is still arriving -> mono float32 at the model's sample rate, as soon as a page is there.
+"""Decoding of Ogg Opus that is still arriving: mono float32 samples at the model's rate as soon as a page is there.
 
-Native code on hostile bytes, as in `server.audio.decode`: the server calls it in a child process.
+This runs native code on hostile bytes, as `server.audio.decode` does, in a child process.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,20 +11,22 @@ import soundfile
 from server.audio.decode import AudioLimits, Frames, OnceThrough, Samples, at_rate, check_shape, first_ogg_packet, mono_blocks
 from server.errors import UndecodableAudio
 
-# Enough to know the codec by; the page that begins every stream is longer.
+# Enough to recognise the codec; the page that begins every stream is longer.
 HEAD_BYTES = 37
-# What has not filled a block yet is not seen, and a page ends anywhere.
+# Samples appear in whole blocks only, and a page may end anywhere.
 BLOCKS_PER_S = 100
 UNKNOWN_BYTES = 2**62
 
 
 def decode_arriving(more: Callable[[], bytes], limits: AudioLimits) -> Iterator[Samples]:
-    """Mono blocks at `limits.sample_rate_hz`: the samples that `decode_blocks` gives for the same bytes. (Of a stream that is cut
-    out of a longer one, or whose first page of audio is damaged, that leaves out the last few milliseconds.)
+    """Yield mono blocks at `limits.sample_rate_hz`: the samples that `decode_blocks` yields for the same bytes.
 
-    `more` is called when the pages that have arrived are decoded, but for less than 10 ms and what the resampler holds back. It
-    returns further bytes, cut anywhere, or none where the stream is over, and must not raise. No bytes at all are no audio, and
-    no error. Raises `UndecodableAudio`, `AudioTooLong` or `InvalidAudio`.
+    `more` is called when the pages that have arrived are decoded, except for less than 10 ms and the samples that the resampler
+    holds back. It returns further bytes, cut anywhere, or none at the end of the stream, and must not raise. No bytes at all are
+    no audio and no error. Raises `UndecodableAudio`, `AudioTooLong` or `InvalidAudio`.
+
+    `decode_blocks` leaves out the last few milliseconds of a stream that is cut out of a longer one, or whose first page of audio
+    is damaged; this does not.
     """
     file = _ArrivingFile(more)
     head = file.peek(HEAD_BYTES)
@@ -49,10 +51,10 @@ def _blocks(sound: soundfile.SoundFile) -> Iterator[Frames]:
 
 
 class _ArrivingFile:
-    """What libsndfile needs of a file: it may read less than was asked for, but has to be able to tell the length, and to seek.
+    """A file object for libsndfile, which wants to know the length and to seek, and accepts fewer bytes than it asks for.
 
-    The length is none that a file has. A seek to where it stands is fine; after any other, `tell` says once that it failed, and
-    libsndfile goes on without having looked for the last page.
+    The length is larger than that of any file. A seek to the present position works; after any other, `tell` fails once, and
+    libsndfile continues without having looked for the last page.
     """
 
     def __init__(self, more: Callable[[], bytes]) -> None:
@@ -60,10 +62,10 @@ class _ArrivingFile:
         self._arrived = b""
         self._over = False
         self._position = 0
-        self._told: int | None = None
+        self._next_tell: int | None = None
 
     def peek(self, count: int) -> bytes:
-        """The next bytes, fewer than `count` at the end only."""
+        """Return the next bytes without taking them, fewer than `count` at the end only."""
         while len(self._arrived) < count and not self._over:
             data = self._more()
             self._arrived += data
@@ -71,7 +73,7 @@ class _ArrivingFile:
         return self._arrived[:count]
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes of those that have arrived; it waits for the first."""
+        """Return at most `count` bytes that have arrived. Wait for the first."""
         self.peek(min(count, 1))
         data, self._arrived = self._arrived[:count], self._arrived[count:]
         self._position += len(data)
@@ -79,11 +81,11 @@ class _ArrivingFile:
 
     def seek(self, offset: int, whence: int) -> None:
         if whence == SEEK_END:
-            self._told = UNKNOWN_BYTES
+            self._next_tell = UNKNOWN_BYTES
             return
         target = offset + self._position if whence == SEEK_CUR else offset
-        self._told = target if target == self._position else -1
+        self._next_tell = target if target == self._position else -1
 
     def tell(self) -> int:
-        told, self._told = self._told, None
-        return self._position if told is None else told
+        position, self._next_tell = self._next_tell, None
+        return self._position if position is None else position

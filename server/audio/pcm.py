@@ -1,37 +1,36 @@
-"""Audio that arrives in pieces -> mono float32 at the model's rate, piece by piece."""
+"""Decoding of PCM that arrives in pieces: mono float32 samples at the model's rate, piece by piece."""
 
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import soxr
 
-Samples = npt.NDArray[np.float32]
+from server.audio.decode import Samples
 
 SAMPLE_BYTES = 2
 
 
 class SampleStream(Protocol):
-    """Bytes in, samples at the model's rate out. How the bytes are cut into pieces changes nothing of the samples joined."""
+    """Bytes in, samples at the model's rate out. The samples do not depend on how the bytes are cut into pieces."""
 
     def decode(self, data: bytes) -> AsyncIterator[Samples]:
-        """Take more bytes, and give what can be told already. Raises a `ServeError` for bytes that are no audio."""
+        """Take more bytes, and yield the samples that they complete. Raises a `ServeError` for bytes that are no audio."""
         ...
 
     def finish(self) -> AsyncIterator[Samples]:
-        """The last samples. Raises as `decode` does."""
+        """Yield the last samples. Raises as `decode` does."""
         ...
 
     def close(self) -> None:
-        """Free what it holds, finished or not."""
+        """Free the decoder, finished or not."""
         ...
 
 
 class PcmStream:
-    """`SampleStream` of signed 16-bit little-endian samples. Half a sample at the very end is dropped.
+    """`SampleStream` of signed 16-bit little-endian samples. An odd byte at the very end is dropped.
 
-    Resampling looks ahead, so the samples of the last few milliseconds come with what follows, or from `finish`.
+    Resampling looks ahead, so the samples of the last few milliseconds come with the next piece, or from `finish`.
     """
 
     def __init__(self, source_rate_hz: int, sample_rate_hz: int) -> None:

@@ -29,7 +29,8 @@ from server.api.native.messages import (
     live_error_event,
 )
 from server.api.websocket import Connection
-from server.audio.pcm import PcmStream, Samples, SampleStream
+from server.audio.decode import Samples
+from server.audio.pcm import PcmStream, SampleStream
 from server.audio.stream import OpusStream
 from server.engine.types.events import Delta, Ended, Failed, Flushed, Listened, LiveEvent, Partial, UtteranceDone
 from server.engine.types.protocol import Engine

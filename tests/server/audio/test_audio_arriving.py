@@ -1,4 +1,4 @@
-"""Ogg Opus that arrives in pieces: every sample of the file, as soon as its page is there, and nothing of what is no Opus."""
+"""Ogg Opus that arrives in pieces gives every sample of the file as soon as its page is there."""
 
 import asyncio
 import struct
@@ -29,7 +29,7 @@ def opus(rate_hz: int, channels: int = 1, seconds: float = 6.0) -> bytes:
 
 
 def pages_of(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each page, and the granule position at its end: samples at 48 kHz, those that are skipped at the beginning included."""
+    """Yield each page and the granule position at its end: samples at 48 kHz, including the skipped ones at the beginning."""
     start = 0
     while start < len(data):
         segments = data[start + 26]
@@ -81,9 +81,9 @@ def test_it_may_be_cut_anywhere(cuts: list[int]) -> None:
 @settings(max_examples=40, deadline=None)
 @given(place=st.integers(900, len(DATA) - 1), noise=st.binary(min_size=1, max_size=40), size=st.integers(100, 4_000))
 def test_damage_does_what_it_does_to_the_file(place: int, noise: bytes, size: int) -> None:
-    """A page that is broken is left out; where that is an error in a file, it is one here.
+    """A broken page is left out, and it is an error here where it is one in a file.
 
-    Where it is the first, libsndfile takes the file's beginning to be skipped, and leaves out as much of its end.
+    Where the first page is broken, libsndfile takes the beginning of the file for skipped, and leaves out as much of its end.
     """
     data = DATA[:place] + noise + DATA[place + len(noise) :]
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
@@ -199,7 +199,7 @@ def test_hostile_bytes_are_refused(data: bytes) -> None:
         arriving([data[:1], data[1:30], data[30:]])
 
 
-def test_hostile_bytes_cost_no_child_and_a_stream_left_open_neither() -> None:
+def test_hostile_bytes_and_open_streams_cost_no_decoder() -> None:
     async def use(pool: DecoderPool) -> None:
         for data in (b"OggS" + bytes(400), CLIP, DATA[:60] + bytes(10_000)):
             with await OpusStream.open(pool) as stream, pytest.raises(UndecodableAudio):

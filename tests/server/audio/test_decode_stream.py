@@ -1,4 +1,4 @@
-"""Files that are decoded as they are read: the same samples, little at a time, and nobody waits for a reader that dawdles."""
+"""Files are decoded as they are read: the same samples, little at a time, and a slow reader delays no other."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ def test_the_samples_do_not_depend_on_how_they_are_read(container: str, subtype:
 @settings(max_examples=25, deadline=None)
 @given(rate_hz=st.integers(4_000, 96_000), seconds=st.floats(0.5, 3.0))
 def test_blocks_at_odd_rates_join_without_a_seam(rate_hz: int, seconds: float) -> None:
-    """A tone has no samples beyond its own but where it is broken."""
+    """A seam would be seen in a tone."""
     blocks = list(decode_blocks(audio_file(tone(seconds, rate_hz), rate_hz, "WAV", "FLOAT"), LIMITS))
     joined = np.concatenate(blocks)
     assert len(joined) == pytest.approx(seconds * 16_000, abs=3)
@@ -60,7 +60,7 @@ def test_blocks_at_odd_rates_join_without_a_seam(rate_hz: int, seconds: float) -
 
 
 def test_no_more_is_decoded_than_was_read() -> None:
-    """By the samples that come from the child: it answers nothing that it was not asked for."""
+    """The decoder sends no samples that it was not asked for."""
     data = audio_file(tone(29.0, 16_000), 16_000, "FLAC", "PCM_16")
     answers: list[int] = []
     read = Decoder.read
@@ -80,8 +80,8 @@ def test_no_more_is_decoded_than_was_read() -> None:
     run_with_pool(use)
 
 
-def test_a_reader_that_dawdles_holds_up_nobody() -> None:
-    """With a single worker: each file that is kept open has a child of its own, so that one is always left."""
+def test_a_slow_reader_delays_no_other() -> None:
+    """Each file that is kept open has a decoder of its own, so that one is always left, also of a single worker."""
 
     async def use(pool: DecoderPool) -> None:
         with contextlib.ExitStack() as held:
@@ -113,7 +113,7 @@ def test_no_more_are_kept_than_may_be() -> None:
     run_with_pool(use, max_streams=1)
 
 
-def test_files_that_are_left_half_read_leave_few_children() -> None:
+def test_files_that_are_left_half_read_leave_few_decoders() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(12):
             with await AudioStream.open(pool, CLIP) as stream:
@@ -126,7 +126,7 @@ def test_files_that_are_left_half_read_leave_few_children() -> None:
     run_with_pool(use)
 
 
-def test_leaving_while_it_is_read_costs_no_child() -> None:
+def test_leaving_while_it_is_read_costs_no_decoder() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(3):
             with await AudioStream.open(pool, CLIP) as stream:

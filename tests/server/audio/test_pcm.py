@@ -1,4 +1,4 @@
-"""PCM in pieces is the same sound as in one piece, at any rate that a client may send."""
+"""PCM in pieces gives the samples of PCM in one piece, at any rate that a client may send."""
 
 import asyncio
 
@@ -8,7 +8,8 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.audio.pcm import PcmStream, Samples
+from server.audio.decode import Samples
+from server.audio.pcm import PcmStream
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000]
 MODEL_RATE_HZ = 16_000

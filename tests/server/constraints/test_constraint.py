@@ -1,4 +1,4 @@
-"""An answer under a constraint satisfies it, whatever the LLM would like to say, and whatever the answer cost."""
+"""An answer under a constraint satisfies it, whatever the LLM prefers, however the passes are cut."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ requests = st.builds(
 
 @cache
 def models() -> Models:
-    """With an LLM that often wants to end, and mostly says the same two words."""
+    """Return fake models whose LLM often wants to end, and mostly says the same two words."""
     return fake_models(FakeLLM(mean_tokens=4))
 
 
@@ -112,7 +112,7 @@ def test_proposals_chunks_and_preemption_change_nothing(
 @settings(max_examples=100)
 @given(constraint=constraints, seed=st.integers(0, 2**32))
 def test_a_follower_lets_the_end_come_where_the_answer_satisfies(constraint: Constraint, seed: int) -> None:
-    """At every position of a random walk, and nowhere else."""
+    """The end may come at these positions of a random walk, and at no other."""
     random, following, tokens = Random(seed), models().grammars.follow(constraint.kind, constraint.grammar), list[int]()
     while not following.complete:
         choices = allowed(following)
@@ -141,7 +141,7 @@ def test_what_is_forced_costs_few_passes() -> None:
 
 
 def test_a_transcript_in_json_is_drafted_too() -> None:
-    """The fakes' draft is right about every second token; it goes on where it was when the JSON around it is through."""
+    """The fakes' draft is right about every second token, and continues where it was after the JSON around it."""
     usual = tiny_tokeniser().decode(USUAL_TOKENS)
     schema = {"type": "object", "properties": {"text": {"type": "string", "pattern": f"^[{usual}]{{30}}$"}}, "required": ["text"]}
     sequence, answered = answer(asked("json_schema", json.dumps({**schema, "additionalProperties": False}), audio_s=3.0))
@@ -162,7 +162,7 @@ def test_a_draft_waits_until_the_constraint_lets_its_words_stand() -> None:
 
 
 def test_an_answer_ends_with_what_it_has_to_be() -> None:
-    """With no pass for the end, and not for want of tokens."""
+    """There is no pass for the end, and the reason is `stop`, not `length`."""
     tokens = tiny_tokeniser().encode("zwölf, wie bitte")
     _, answered = answer(asked("choice", json.dumps(["zwölf, wie bitte"]), max_tokens=len(tokens)))
     assert (answered.text, answered.finish_reason) == ("zwölf, wie bitte", "stop")
@@ -246,7 +246,7 @@ def test_engines_refuse_at_once_what_no_answer_can_match() -> None:
 
 
 def test_answers_that_share_a_grammar_have_its_limits_each_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lexer learns as they go on, and what it may learn is limited: enough for any of these, and not for all."""
+    """The lexer learns during an answer, up to a limit that is enough for any of these answers and not for all of them."""
     compiled = 0
 
     def compile_grammar(*arguments: Any) -> LLMatcher:
@@ -266,7 +266,7 @@ def test_answers_that_share_a_grammar_have_its_limits_each_to_themselves(monkeyp
 
 
 def walk(grammars: Grammars, seed: int) -> None:
-    """A random answer of 60 tokens."""
+    """Follow a random answer of 60 tokens."""
     random, following = Random(seed), grammars.follow("regex", "(?s:.*)a(?s:.){12}b(?s:.*)c(?s:.){12}")
     for _ in range(60):
         following.advance(random.choice(sorted(allowed(following) - ENDS)))
@@ -274,7 +274,7 @@ def walk(grammars: Grammars, seed: int) -> None:
 
 @pytest.mark.parametrize("scope", ["utterance", "recording"])
 def test_live_answers_match_what_they_have_to(scope: Scope) -> None:
-    """With the scope `recording` only the answer about all of it."""
+    """With the scope `recording` this is the one answer about all of it."""
     audio = np.concatenate([speech(1, 0.8), silence(), speech(2, 0.8), silence()])
     request = LiveRequest("session", "Transcribe.", asked("choice", '["one", "two"]').sampling, scope=scope, partials=False)
     with serving() as engine:
