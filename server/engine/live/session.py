@@ -75,7 +75,8 @@ class Utterance:
     """One utterance: it begins at sample `start` and, once it is over, ends before `end`.
 
     `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
-    `partial` is the hypothesis being made; the next one is due when the audio has got to `partial_due`.
+    `partial` is the hypothesis being made. The next one is due when the audio has got to `partial_due`, but, if audio comes
+    faster than it is spoken, not before the clock shows `partial_due_at_s`.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Utterance:
     prompt_ids: PromptIds
     text: StableText
     partial_due: int
+    partial_due_at_s: float = 0.0
     end: int = 0
     answer: SequenceState | None = None
     outcome: Done | Failed | None = None
@@ -232,6 +234,11 @@ class LiveSession:
         elapsed_s = 0.0 if self._first_audio_at_s is None else time.monotonic() - self._first_audio_at_s
         return work_priority(self.request.priority, self._taken / self._rate_hz, elapsed_s)
 
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether audio came faster than it is spoken, so that this session's work is not live."""
+        return self._priority != self.request.priority
+
     def _take_input(self, item: HeardInput) -> None:
         match item:
             case HeardAudio(samples, probabilities, padding):
@@ -340,7 +347,7 @@ class LiveSession:
         if not self.request.partials or utterance is None or utterance.partial is not None or utterance.answer is not None:
             return
         end = self._detected
-        if end < utterance.partial_due:
+        if end < utterance.partial_due or (self._is_ahead and time.monotonic() < utterance.partial_due_at_s):
             return
         settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
@@ -366,6 +373,7 @@ class LiveSession:
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
         utterance.partial_due = end + round(pause_s * self._rate_hz)
+        utterance.partial_due_at_s = time.monotonic() + pause_s
         if changed:
             self._hooks.emit_event(utterance.partial_event(self.request.id, self._rate_hz, end_s))
 

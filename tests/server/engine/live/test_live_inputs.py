@@ -23,13 +23,15 @@ from server.engine.live.session import (
     work_priority,
 )
 from server.engine.runner.sequence import SequenceState
-from server.engine.types.events import Ended, Flushed, Listened, LiveEvent
+from server.engine.types.events import Done, Ended, Flushed, Listened, LiveEvent, StageTimes, Usage
 from server.engine.types.options import Priority
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput
 from tests.support.clients.engine_client import Client, instruct
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import (
     SAMPLE_RATE_HZ,
+    WIDTH,
+    FakeAdapter,
     FakeLLM,
     FakeVoiceDetector,
     fake_models,
@@ -201,6 +203,29 @@ def test_work_of_a_file_sent_at_once_is_not_live(
         listen_to_all(session)
     assert {sequence.request.priority for sequence in sequences} == priorities
     assert sequences[-1].request.priority == max(priorities)
+
+
+@pytest.mark.parametrize(("speed", "partials"), [(1.0, range(15, 30)), (1e6, range(4, 10))])
+def test_audio_sent_at_once_brings_partials_by_the_clock(speed: float, partials: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of speech, cut every three; every hypothesis is ready at once."""
+    clock_s = 100.0
+    monkeypatch.setattr("server.engine.live.session.time.monotonic", lambda: clock_s)
+    count = 0
+
+    def answer_partial(sequence: SequenceState) -> None:
+        nonlocal count
+        if sequence.drafts_only:
+            count += 1
+            (sequence.encoded,) = FakeAdapter().adapt([np.ones((40, WIDTH), np.float32)])
+            sequence.deliver(Done(sequence.request.id, "", "length", Usage(0, 0, 0), StageTimes()))
+
+    hooks = EngineHooks(lambda _event: None, answer_partial, lambda _sequence: None)
+    session = LiveSession(live(), fake_models(FakeLLM()), SAMPLE_RATE_HZ, hooks, LiveCounters())
+    for index in range(20):
+        session.push(Audio(speech(index, 0.5)))
+        clock_s += 0.5 / speed
+        listen_to_all(session)
+    assert count in partials
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 60)), max_size=40))
