@@ -92,7 +92,6 @@ class LocalEngine:
         with self._changed:
             self._longest_work_s = self._estimate_longest_work_s(sequence)
             self._ready = not self._stopping
-        self._live.start()
         self._thread.start()
 
     def transcribes(self, instruction: str) -> bool:

@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 from models.protocols import BackendError
@@ -85,7 +86,7 @@ def serve(engine: Engine, channel: Channel, messages: Messages) -> None:
             case Abort():
                 engine.abort(str(address))
             case InstructRequest() | LiveRequest():
-                _submit(engine, value, RequestEvents(outbox, address))
+                _submit(engine, value, partial(outbox.put_event, address))
             case _:
                 engine.push(str(address), value)
     # The parent has waited for the answers, or does not want them.
@@ -151,17 +152,6 @@ class Outbox:
             return batch
 
 
-class RequestEvents:
-    """The way of one request's events to the parent."""
-
-    def __init__(self, outbox: Outbox, address: Address) -> None:
-        self._outbox = outbox
-        self._address = address
-
-    def deliver(self, event: Event | LiveEvent) -> None:
-        self._outbox.put_event(self._address, event)
-
-
 def _depend_on_parent() -> None:
     # Service managers signal the whole group, but only the parent knows what has to be finished first.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -173,17 +163,17 @@ def _depend_on_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _submit(engine: Engine, request: InstructRequest | LiveRequest, events: RequestEvents) -> None:
+def _submit(engine: Engine, request: InstructRequest | LiveRequest, deliver: Callable[[Event | LiveEvent], None]) -> None:
     try:
         if isinstance(request, LiveRequest):
-            engine.open_live(request, events.deliver)
+            engine.open_live(request, deliver)
         else:
-            engine.submit(request, events.deliver)
+            engine.submit(request, deliver)
     except ServeError as error:
-        events.deliver(Failed(request.id, error))
+        deliver(Failed(request.id, error))
     except Exception:
         logger.exception("request %s could not be submitted", request.id)
-        events.deliver(Failed(request.id, EngineFailed("The engine failed.")))
+        deliver(Failed(request.id, EngineFailed("The engine failed.")))
 
 
 def _report(engine: Engine, outbox: Outbox, stopping: threading.Event) -> None:

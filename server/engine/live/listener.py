@@ -1,11 +1,8 @@
-"""Voice detection for all live sessions, on one thread beside the engine's, so that no decode step waits for it."""
+"""Voice detection in the inputs of a live session, turn by turn."""
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -15,10 +12,6 @@ from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, F
 # Limits of one session's turn, so that the other sessions do not wait for long.
 TURN_S = 0.5
 TURN_INPUTS = 64
-
-STOP_GRACE_S = 5.0
-
-Session = TypeVar("Session")
 
 
 @dataclass(frozen=True)
@@ -95,34 +88,3 @@ class VoiceInputs:
         """Fill the last window with silence."""
         padding = -len(self._rest) % self._detector.window_samples
         return self._detect([np.zeros(padding, np.float32)], padding)
-
-
-class TurnThread(Generic[Session]):
-    """Runs `take_turn` for the sessions that asked for a turn, first come, first served."""
-
-    def __init__(self, name: str, take_turn: Callable[[Session], None]) -> None:
-        self._take_turn = take_turn
-        self._waiting: queue.SimpleQueue[Session | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def request_turn(self, session: Session) -> None:
-        self._waiting.put(session)
-
-    def stop(self) -> None:
-        """End the thread after the turn that goes on."""
-        self._waiting.put(None)
-        self._thread.join(STOP_GRACE_S)
-
-    def _serve(self) -> None:
-        while self._serve_next():
-            pass
-
-    def _serve_next(self) -> bool:
-        """Serve one turn, and hold no reference to its session while waiting for the next."""
-        if (session := self._waiting.get()) is None:
-            return False
-        self._take_turn(session)
-        return True

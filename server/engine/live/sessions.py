@@ -5,10 +5,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.assemble import Models
-from server.engine.live.listener import TurnThread
 from server.engine.live.session import EngineHooks, LiveCounters, LiveSession
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Delta, Ended, Event, Failed, LiveEvent
@@ -51,7 +51,8 @@ class LiveSessions:
         self._models = models
         self._sample_rate_hz = sample_rate_hz
         self._sessions: dict[str, SessionHandle] = {}
-        self._listener = TurnThread[SessionHandle]("engine-listener", self._detect_voice)
+        # Beside the engine's thread, so that no decode step waits for voice detection.
+        self._listener = ThreadPoolExecutor(1, "engine-listener")
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -71,12 +72,9 @@ class LiveSessions:
         """Whether there is something for `take_heard`."""
         return any(handle.has_heard for handle in self._sessions.values())
 
-    def start(self) -> None:
-        self._listener.start()
-
     def stop(self) -> None:
         """End the listener; the caller does not hold the lock."""
-        self._listener.stop()
+        self._listener.shutdown(cancel_futures=True)
 
     def open(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         """Begin a session. Raises a `ServeError` if it cannot be served."""
@@ -140,7 +138,7 @@ class LiveSessions:
         """Have the listener go on with a session if it has inputs, and not too much of what it heard is left."""
         if handle.session and handle.session.wants_listening and not handle.is_listening:
             handle.is_listening = True
-            self._listener.request_turn(handle)
+            self._listener.submit(self._detect_voice, handle)
 
     def _detect_voice(self, handle: "SessionHandle") -> None:
         """Take one turn of a session on the listener's thread."""
