@@ -3,13 +3,13 @@
 import contextlib
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from typing import Any
 
+from server.child_process import describe_exit
 from server.engine.ipc.codec import Address, Channel
 from server.engine.types.stats import EngineStats
 
@@ -82,7 +82,7 @@ class EngineChild:
         self.finish()
         self._writer.join()
         self._channel.close()
-        return _describe(self._process.returncode)
+        return describe_exit(self._process.returncode)
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):
@@ -91,12 +91,6 @@ class EngineChild:
                 with self._posting:
                     self._backlog -= 1
             self._channel.finish()
-
-
-def _describe(status: int | None) -> str:
-    if status is None:
-        return "it cannot be killed"
-    return f"exit status {status}" if status >= 0 else f"signal {-status} ({signal.strsignal(-status)})"
 
 
 class Watchdog:
