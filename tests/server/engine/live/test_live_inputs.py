@@ -31,8 +31,8 @@ from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import (
     SAMPLE_RATE_HZ,
     WIDTH,
-    FakeAdapter,
     FakeLLM,
+    FakeProjector,
     FakeVoiceDetector,
     fake_models,
     silence,
@@ -216,7 +216,7 @@ def test_audio_sent_at_once_brings_partials_by_the_clock(speed: float, partials:
         nonlocal count
         if sequence.drafts_only:
             count += 1
-            (sequence.encoded,) = FakeAdapter().adapt([np.ones((40, WIDTH), np.float32)])
+            (sequence.encoded,) = FakeProjector().project([np.ones((40, WIDTH), np.float32)])
             sequence.deliver(Done(sequence.request.id, "", "length", Usage(0, 0, 0), StageTimes()))
 
     hooks = EngineHooks(lambda _event: None, answer_partial, lambda _sequence: None)
