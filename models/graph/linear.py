@@ -21,12 +21,12 @@ Linear = Callable[[GraphBuilder, str, str, Float32], str]
 
 
 def float32_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
-    """The plain product."""
+    """Write the plain product."""
     return graph.node("MatMul", value, graph.weight(name, np.ascontiguousarray(weight.T)))
 
 
 def transposed_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
-    """The plain product with the weight stored as it is, so that it can be an embedding table at the same time."""
+    """Write the plain product with the weight stored untransposed, so that it can also be an embedding table."""
     return graph.node("MatMul", value, graph.node("Transpose", graph.weight(name, weight), perm=[1, 0]))
 
 
@@ -47,7 +47,7 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """What stands for a weight [outputs, inputs]: `levels` [outputs, blocks, block] in 0..2^bits-1, `scales` and
+    """A weight [outputs, inputs] in blocks: `levels` [outputs, blocks, block] in 0..2^bits-1, `scales` and
     `zero_points` [outputs, blocks]; weight = scale * (level - zero_point). Inputs are padded to whole blocks.
     """
 
@@ -58,7 +58,7 @@ class QuantisedWeight:
     zero_points: UInt8
 
     def dequantise(self) -> Float32:
-        """The weight that the runtime computes with [outputs, inputs]."""
+        """Return the weight [outputs, inputs] that the runtime computes with."""
         centred = self.levels.astype(np.float32) - self.zero_points[..., None]
         return (centred * self.scales[..., None]).reshape(len(self.levels), -1)[:, : self.inputs]
 
@@ -82,7 +82,7 @@ def quantise(weight: Float32, form: BlockFormat) -> QuantisedWeight:
 
 
 def block_linear(form: BlockFormat) -> Linear:
-    """A linear layer whose weights are stored in `form`."""
+    """Return a writer of linear layers whose weights are stored in `form`."""
 
     def linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
         quantised = quantise(weight, form)
@@ -110,7 +110,7 @@ _ROWS = {"first": 0, "second": 1, "of_rows": -2}
 
 
 def _ranges(blocks: Float32, form: BlockFormat, shrink: np.float32) -> tuple[Float32, Float32]:
-    """Scale and (integral) zero point per block. Without symmetry the range always holds zero."""
+    """Return scale and (integral) zero point per block. An asymmetric range always holds zero."""
     top = 2**form.bits - 1
     if form.symmetric:
         # The end with the larger magnitude gets the one level more that the lower half has.
@@ -127,7 +127,7 @@ def _ranges(blocks: Float32, form: BlockFormat, shrink: np.float32) -> tuple[Flo
 
 
 def _zero_level(form: BlockFormat) -> int:
-    """The level of zero in a block of zeros."""
+    """Return the level of zero in a block of zeros."""
     return 2 ** (form.bits - 1) if form.symmetric else 0
 
 
@@ -141,10 +141,10 @@ def _pack(levels: UInt8, bits: int) -> UInt8:
 
 
 def row_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
-    """A linear layer with 8-bit weights, one scale per output, and activations rounded to 8 bits with one scale per row.
+    """Write a linear layer with 8-bit weights, one scale per output, and activations rounded to 8 bits, one scale per row.
 
-    The fastest product there is on VNNI, and integer sums are the same bits beside any number of rows. It suits activations
-    whose channels are alike in size: a row's largest value sets the step of all. A row of zeros gives zeros.
+    This is the fastest product on VNNI, and integer sums have the same bits beside any number of rows. The activations' channels
+    should be alike in size, because a row's largest value sets the step of all. A row of zeros gives zeros.
     """
     largest = graph.node("ReduceMax", graph.node("Abs", value), graph.weight("row.axis", np.array([-1], np.int64)), keepdims=1)
     step, zero = graph.weight("row.step", np.array(1 / 127, np.float32)), graph.weight("row.zero", np.array(128, np.uint8))
@@ -156,7 +156,7 @@ def row_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> s
 
 
 def linear_by_name(special: Mapping[str, Linear], rest: Linear) -> Linear:
-    """The linear layer of `special` whose key is in the weight's name, else `rest`."""
+    """Return a writer that uses the layer of `special` whose key is part of the weight's name, else `rest`."""
 
     def linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
         chosen = next((each for part, each in special.items() if part in name), rest)

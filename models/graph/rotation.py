@@ -1,9 +1,9 @@
-"""Rotate a llama model's inner spaces, which changes nothing in exact arithmetic and much in 8 bits.
+"""Rotations of a model's inner spaces, which change nothing in exact arithmetic and much in 8 bits.
 
 A few channels of an LLM's activations are tens of times larger than the rest, and one 8-bit scale per row then leaves the rest
-few levels. A rotation spreads them over all channels (QuaRot, arXiv:2404.00456). It is folded into the weights: that of
-the residual stream, whose normalisation commutes with it once its gains are in the next weights, and that of each head's
-values. The gated activations before `down_proj` cannot be rotated offline, nor need be the keys and queries, which stay float.
+few levels. A rotation spreads them over all channels (QuaRot, arXiv:2404.00456). A model folds it into
+its weights (`models.llms.llama`, `models.encoders.whisper`): the normalisation of a residual stream commutes with a rotation once
+its gains are in the next weights.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ SEED = 0
 
 
 def random_rotation(size: int) -> Float64:
-    """An orthogonal matrix [size, size], the same every time."""
+    """Return an orthogonal matrix [size, size], the same every time."""
     rotation: Float64 = np.linalg.qr(np.random.default_rng(SEED).standard_normal((size, size)))[0]
     return rotation
 
 
 def spreading_rotation(size: int) -> Float64:
-    """An orthogonal matrix [size, size]: of entries of one magnitude (Hadamard) for 24^a * 2^b, else a random one.
+    """Return an orthogonal matrix [size, size]: a Hadamard matrix, scaled, if size is 24^a * 2^b, else a random one.
 
-    The former spreads a single outlier evenly, and was measured to lose less.
+    A Hadamard matrix spreads a single outlier evenly, and was measured to lose less.
     """
     matrix, rest = np.ones((1, 1)), size
     for factor, block in ((24, _paley(23)), (2, np.array([[1.0, 1.0], [1.0, -1.0]]))):
@@ -34,7 +34,7 @@ def spreading_rotation(size: int) -> Float64:
 
 
 def _paley(prime: int) -> Float64:
-    """The Hadamard matrix of order prime + 1, for a prime that is 3 modulo 4."""
+    """Return the Hadamard matrix of order prime + 1, for a prime that is 3 modulo 4."""
     squares = {number * number % prime for number in range(1, prime)}
     row = np.array([0.0, *(1.0 if number in squares else -1.0 for number in range(1, prime))])
     matrix = np.ones((prime + 1, prime + 1))

@@ -50,7 +50,7 @@ class T5:
 
 
 def distance_bucket(distance: npt.NDArray[np.int64], config: T5Config, *, both_ways: bool) -> npt.NDArray[np.int64]:
-    """T5's bucket of each distance (key's position minus query's): exact while near, logarithmic beyond."""
+    """Return T5's bucket of each distance (key's position minus query's): exact while near, logarithmic beyond."""
     buckets = config.distance_buckets
     offset = np.zeros_like(distance)
     if both_ways:
@@ -66,14 +66,14 @@ def distance_bucket(distance: npt.NDArray[np.int64], config: T5Config, *, both_w
 
 
 class T5Writer:
-    """What encoder and decoder have in common; `linear` writes the layers' products."""
+    """The parts that encoder and decoder share; `linear` writes the layers' products."""
 
     def __init__(self, name: str, model: T5, stack: str, linear: Linear, float_type: npt.DTypeLike) -> None:
         self.graph = GraphBuilder(name, float_type)
         self.config, self.weights, self.stack, self.write_linear = model.config, model.weights, stack, linear
 
     def constant(self, *numbers: int) -> str:
-        """A list of integers."""
+        """Return a constant list of integers."""
         return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
 
     def norm(self, value: str, name: str) -> str:
@@ -81,7 +81,7 @@ class T5Writer:
         return self.graph.node("RMSNormalization", value, weight, axis=-1, epsilon=self.config.norm_epsilon)
 
     def product(self, value: str, prefix: str, *names: str) -> str:
-        """`value` times several weights in one product."""
+        """Write `value` times several weights as one product."""
         weight = np.concatenate([self.weights[f"{prefix}.{name}.weight"] for name in names])
         return self.write_linear(self.graph, value, f"{prefix}.{'_'.join(names)}.weight", weight)
 
@@ -98,7 +98,7 @@ class T5Writer:
         return self.graph.node("Reshape", turned, self.constant(0, 0, self.config.heads * self.config.head_size))
 
     def distance_table(self, distances: npt.NDArray[np.int64], *, both_ways: bool) -> str:
-        """The bias of each distance [distances, H]."""
+        """Return the bias of each distance [distances, H]."""
         name = f"{self.stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         buckets = distance_bucket(distances, self.config, both_ways=both_ways)
         return self.graph.weight(f"{self.stack}.distance_bias", self.weights[name][buckets])
@@ -117,7 +117,7 @@ class T5Writer:
 def build_t5_encoder(
     model: T5, *, max_tokens: int, linear: Linear = float32_linear, float_type: npt.DTypeLike = np.float32
 ) -> GraphBuilder:
-    """The encoder described above, for at most `max_tokens` positions."""
+    """Return the encoder described above, for at most `max_tokens` positions."""
     writer = T5Writer("t5_encoder", model, "encoder", linear, float_type)
     graph, config = writer.graph, model.config
     hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
@@ -143,7 +143,7 @@ def build_t5_encoder(
 def build_t5_decoder(
     model: T5, *, max_positions: int, linear: Linear = float32_linear, float_type: npt.DTypeLike = np.float32
 ) -> GraphBuilder:
-    """The decoder described above with slots of `max_positions`."""
+    """Return the decoder described above with slots of `max_positions`."""
     writer = T5Writer("t5_decoder", model, "decoder", linear, float_type)
     graph, config = writer.graph, model.config
     hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])

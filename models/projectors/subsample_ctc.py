@@ -100,7 +100,7 @@ class AdapterWriter:
         return graph
 
     def frames(self) -> tuple[str, str]:
-        """Every frame's hidden state [frames, width] and P(blank) [frames]."""
+        """Return every frame's hidden state [frames, width] and P(blank) [frames]."""
         graph, config = self.graph, self.config
         states = graph.input("states", np.float32, ["states", config["encoder_width"]])
         x = self.linear(self.subsample(states), "input")
@@ -114,7 +114,7 @@ class AdapterWriter:
         return hidden, graph.node("Sigmoid", graph.node("Squeeze", self.linear(hidden, "blank"), self.axes(1)))
 
     def score(self, hidden: str) -> tuple[str, str]:
-        """The best tokens of each hidden state: their probabilities and ids [n, TOP_TOKENS]."""
+        """Return the best tokens of each hidden state: their probabilities and ids [n, TOP_TOKENS]."""
         graph = self.graph
         query = graph.node("Mul", self.linear(hidden, "output"), graph.weight("logit_scale", self.weights["logit_scale"]))
         probabilities = graph.node("Softmax", self.write_head(graph, query, "embedding", self.embedding), axis=-1)
@@ -126,7 +126,7 @@ class AdapterWriter:
         return self.graph.weight(f"axes.{axis}", np.array([axis], np.int64))
 
     def subsample(self, states: str) -> str:
-        """[states, encoder_width] -> [1, frames, input_width], by dropping states or by stacking them."""
+        """Turn [states, encoder_width] into [1, frames, input_width], by dropping states or by stacking them."""
         reduction, width = self.config["reduction"], self.config["encoder_width"]
         if self.config["subsampling"] == "stack":
             shape = np.array([1, -1, reduction * width], np.int64)
@@ -136,7 +136,7 @@ class AdapterWriter:
         return self.graph.node("Gather", grouped, self.graph.weight("subsample.phase", np.array(0, np.int64)), axis=2)
 
     def positions(self, x: str) -> str:
-        """Frame numbers [1, frames]."""
+        """Return the frame numbers [1, frames]."""
         graph = self.graph
         frames = graph.node("Squeeze", graph.node("Shape", x, start=1, end=2), self.axes(0))
         zero, one = graph.weight("zero", np.array(0, np.int64)), graph.weight("one", np.array(1, np.int64))
@@ -169,5 +169,5 @@ class AdapterWriter:
 def build_adapter(
     adapter: TrainedAdapter, embedding: Float32, linear: Linear = float32_linear, head: Linear = float32_linear
 ) -> GraphBuilder:
-    """The graph described above. `embedding` is the LLM's table [vocabulary, embedding_size]."""
+    """Return the graph described above. `embedding` is the LLM's table [vocabulary, embedding_size]."""
     return AdapterWriter(adapter, embedding, linear, head).build()

@@ -1,7 +1,7 @@
-"""CTC forced alignment: where in the audio each token of an answer was heard.
+"""CTC forced alignment: the place of each token of an answer in the audio.
 
-The answer is the LLM's and may differ from the draft, so it is laid over the adapter's posteriors anew: the likeliest way of all
-in which its tokens, in their order, fill the frames (Viterbi over the CTC topology).
+The LLM's answer may differ from the draft, so it is aligned with the projector's posteriors: the likeliest way in which its
+tokens, in their order, fill the frames (Viterbi over the CTC topology).
 """
 
 import math
@@ -15,17 +15,17 @@ from models.text.tokeniser import Tokeniser
 
 Float64 = npt.NDArray[np.float64]
 
-# What a token has where it is not among a frame's best: enough for a word that the LLM has put right to take the place of
-# what was heard, too little to draw a word away from where it is.
+# The probability of a token that is not among a frame's best: enough for a word that the LLM corrected to take the place of the
+# word in the draft, too little to move a word away from its place.
 FLOOR = 1e-3
 SILENT = 0
 
 
 class Sounds:
-    """What the tokens of a vocabulary sound like, as far as writing shows: case, spaces and punctuation make no difference.
+    """The sounds of a vocabulary's tokens, as far as writing shows: case, spaces and punctuation make no difference.
 
-    `of` [vocabulary] int64 numbers the sounds; `SILENT` is that of punctuation and spaces. `letters` [vocabulary] float64 counts
-    the letters and digits.
+    `of` [vocabulary] int64 is the number of each token's sound, `SILENT` for punctuation and spaces. `letters` [vocabulary]
+    float64 counts the letters and digits.
     """
 
     def __init__(self, tokeniser: Tokeniser, vocabulary_size: int) -> None:
@@ -36,7 +36,7 @@ class Sounds:
 
 
 def spoken_form(token: bytes) -> str | bytes:
-    """Its letters and digits without case; a token that holds part of a character only stands for itself."""
+    """Return a token's letters and digits without case; a token that is part of a character is returned as it is."""
     try:
         return "".join(filter(str.isalnum, token.decode().casefold()))
     except UnicodeDecodeError:
@@ -44,10 +44,10 @@ def spoken_form(token: bytes) -> str | bytes:
 
 
 def align(draft: CtcDraft, sounds: Sounds, tokens: Int64) -> Float64:
-    """The middle of where each of the tokens, none of them silent, was heard [tokens], in frames; 0.5 is that of the first frame.
+    """Return the middle of the place of each token [tokens], in frames; 0.5 is the middle of the first frame.
 
-    It increases from one token to the next. An answer with more tokens than there are frames, which nobody can have said, is
-    laid over frames cut finer.
+    No token may be silent. The result increases from one token to the next. An answer with more tokens than frames cannot have
+    been said, and is laid over frames cut finer.
     """
     wanted = sounds.of[tokens]
     places = len(wanted) + np.count_nonzero(wanted[1:] == wanted[:-1])
@@ -58,7 +58,7 @@ def align(draft: CtcDraft, sounds: Sounds, tokens: Int64) -> Float64:
 
 
 def probabilities(draft: CtcDraft, sounds: Sounds, wanted: Int64) -> tuple[Float32, Float32]:
-    """Of each wanted sound [frames, wanted] and of none [frames], punctuation being none; never 0."""
+    """Return the probability of each wanted sound [frames, wanted] and of no sound or punctuation [frames]; never 0."""
     blank = draft.blank_probability
     heard = np.full((len(blank), len(wanted)), FLOOR, np.float32)
     silent = np.zeros(len(blank), np.float32)
@@ -71,10 +71,10 @@ def probabilities(draft: CtcDraft, sounds: Sounds, wanted: Int64) -> tuple[Float
 
 
 def best_path(token_score: Float32, blank_score: Float32, wanted: Int64) -> tuple[Int64, Int64]:
-    """The first and the last frame of each token [tokens] on the likeliest path.
+    """Return the first and the last frame of each token [tokens] on the likeliest path.
 
     Log-probabilities in: token_score [frames, tokens], blank_score [frames]. The states are blank, token, blank, ..., token,
-    blank; a path goes on by none, one, or two of them where that leaves out a blank between different sounds.
+    blank; a path moves on by none, one, or two of them, the latter over a blank between different sounds.
     """
     frames, count = token_score.shape
     states = 2 * count + 1
@@ -95,7 +95,7 @@ def best_path(token_score: Float32, blank_score: Float32, wanted: Int64) -> tupl
 
 
 def _trace_back(scores: Float32, leap: Float32) -> tuple[Int64, Int64]:
-    """From the better one of the last two states back to the first frame."""
+    """Follow the path from the better of the last two states back to the first frame."""
     frames, states = scores.shape
     state = max(states - 1, states - 2, key=lambda end: scores[-1, end])
     path = np.empty(frames, np.int64)
@@ -106,7 +106,7 @@ def _trace_back(scores: Float32, leap: Float32) -> tuple[Int64, Int64]:
         path[frame] = state
     spoken = np.flatnonzero(path % 2)
     first, last = np.zeros(states // 2, np.int64), np.zeros(states // 2, np.int64)
-    # Where an index occurs more than once, the last value stays.
+    # The last value stays if an index occurs more than once.
     first[path[spoken[::-1]] // 2] = spoken[::-1]
     last[path[spoken] // 2] = spoken
     return first, last

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and where the parts of a prompt go."""
+"""Turn text into token ids and back, and lay out prompts."""
 
 import json
 import re
@@ -13,7 +13,7 @@ REPLACEMENT_CHARACTER = "\ufffd"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level BPE vocabulary stands for (GPT-2's table)."""
+    """Return the byte of each character of a byte-level BPE vocabulary (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
@@ -49,7 +49,7 @@ class Tokeniser:
         return cls(json.loads(path.read_text(encoding="utf-8")))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of any text, none of them special; `decode` gives the text back.
+        """Return the ids of any text, none of them special; `decode` gives the text back.
 
         Characters that the vocabulary has no bytes for (SmolLM2's lacks six control characters and the unassigned planes)
         become U+FFFD; without this they would vanish or break up without a trace. So do lone surrogates.
@@ -58,7 +58,7 @@ class Tokeniser:
         return ids
 
     def encode_template(self, text: str) -> list[int]:
-        """Ids of trusted template text, in which the names of special tokens stand for those tokens."""
+        """Return the ids of trusted template text, in which the names of special tokens stand for those tokens."""
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         ids: list[int] = []
@@ -69,11 +69,11 @@ class Tokeniser:
         return ids + self.encode(text[end:])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token adds to the text: none for special tokens and for ids that the vocabulary leaves unused."""
+        """Return the bytes that a token adds to the text: none for special tokens and unused ids."""
         return self._token_bytes.get(id, b"")
 
     @property
@@ -82,7 +82,7 @@ class Tokeniser:
         return max((*self._token_bytes, *self.special_tokens.values()), default=-1) + 1
 
     def begins_word(self, id: int) -> bool:
-        """Whether a token's text begins with a space."""
+        """Return whether a token's text begins with a space."""
         return self.token_bytes(id).startswith(b" ")
 
     def _spellable(self, text: str) -> str:
@@ -95,7 +95,7 @@ class Tokeniser:
 
 
 def plain_words(instruction: str) -> str:
-    """An instruction without case, punctuation and spacing."""
+    """Return an instruction without case, punctuation and spacing."""
     return " ".join(re.findall(r"\w+", instruction.casefold()))
 
 
@@ -108,7 +108,7 @@ def is_transcription(instruction: str, known: Collection[str] | None) -> bool:
 
 
 def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:
-    """The bytes of every token id. Raises `ValueError` where a token is not written in the byte-level alphabet."""
+    """Return the bytes of every token id. Raises `ValueError` for a token outside the byte-level alphabet."""
     alphabet = byte_alphabet()
     try:
         return {id: bytes(alphabet[character] for character in text) for text, id in vocabulary.items()}
@@ -136,7 +136,7 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class PromptIds:
-    """A prompt's text, on either side of the speech."""
+    """The ids of a prompt's text before and after the speech."""
 
     before_speech: tuple[int, ...]
     after_speech: tuple[int, ...]
@@ -146,5 +146,5 @@ class PromptIds:
 
 
 def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str) -> PromptIds:
-    """The template filled with an instruction, whose text is never parsed for special tokens."""
+    """Fill the template with an instruction, whose text is never parsed for special tokens."""
     return PromptIds((*template.prefix, *tokeniser.encode(instruction), *template.after_instruction), template.suffix)

@@ -1,8 +1,7 @@
-"""From where an answer's tokens were heard to when each of its words begins and ends.
+"""From the places of an answer's tokens to the beginning and end of each of its words.
 
-CTC says where a word is, in one frame or two of it, not where it begins and ends. But that frame lies at a place in the word
-that depends on little but the number of its letters, so that the word's ends can be estimated from it. Where there is a pause
-between two words, the audio itself says where.
+CTC marks one or two frames within a word, not its beginning and end. The place of that frame in the word depends on little but
+the number of letters, so the word's ends can be estimated from it. A pause between two words is found in the audio itself.
 """
 
 import codecs
@@ -67,7 +66,7 @@ class HeardWords:
 
 
 class WordTimer:
-    """Tells when the words of an answer were said."""
+    """Finds the times of the words of an answer."""
 
     def __init__(self, tokeniser: Tokeniser, vocabulary_size: int, sample_rate_hz: int, frame_s: float) -> None:
         """`frame_s` is how much audio a frame of the adapter stands for."""
@@ -77,10 +76,10 @@ class WordTimer:
         self._frame_s = frame_s
 
     def times(self, draft: CtcDraft, audio: Float32, tokens: Sequence[int], text: str) -> tuple[TimedWord, ...]:
-        """The words of `text`, which joined by spaces are the text again (whitespace aside), in order and within the audio.
+        """Return the words of `text` in order and within the audio; joined by spaces they are the text (whitespace aside).
 
         `draft` is that of `audio` [samples]; `tokens` are those of the answer, whose text, stripped, begins
-        with `text`. A text without letters or digits has no words. One that was not said has times all the same, which mean
+        with `text`. A text without letters or digits has no words. A text that was not said has times too, which mean
         nothing.
         """
         audio_s = len(audio) / self._sample_rate_hz
@@ -91,7 +90,7 @@ class WordTimer:
         return tuple(map(TimedWord, heard.texts, start_s.tolist(), end_s.tolist()))
 
     def hear(self, draft: CtcDraft, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
-        """Where in the audio the words of `text` were heard, arguments as above."""
+        """Return the places of the words of `text` in the audio; the arguments are those of `times`."""
         words, starts, spoken = self._words(tokens, text)
         if not words:
             return HeardWords([], *(np.empty(0) for _ in range(4)))
@@ -102,9 +101,9 @@ class WordTimer:
         return HeardWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
 
     def _words(self, tokens: Sequence[int], text: str) -> tuple[list[str], Int64, Int64]:
-        """The words of the text, where the tokens of each start among those that sound, and these tokens.
+        """Return the text's words, the index of each word's first token among the tokens with a sound, and these tokens.
 
-        What has no sound, such as a lone dash, goes with the word before it.
+        A piece without a sound, such as a lone dash, belongs to the word before it.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pieces = [decoder.decode(self._tokeniser.token_bytes(token)) for token in tokens]
@@ -112,7 +111,7 @@ class WordTimer:
         places = np.cumsum([0, *map(len, pieces)])[:-1] + [len(piece) - len(piece.lstrip()) for piece in pieces]
         places -= len(whole) - len(whole.lstrip())
         chunks = list(re.finditer(r"\S+", text))
-        # What stands before the first one is in none, which does not speak.
+        # A token before the first chunk is in none, which does not speak.
         speaks = np.array([*(any(map(str.isalnum, chunk.group())) for chunk in chunks), False])
         chunk_of = np.searchsorted([chunk.start() for chunk in chunks], places, "right") - 1
         ids = np.array(tokens, np.int64)
@@ -124,9 +123,9 @@ class WordTimer:
 
 
 def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
-    """Where the pauses in the audio begin and end, in seconds [pauses].
+    """Return the beginnings and the ends of the pauses in the audio, in seconds [pauses].
 
-    Quiet is what is far below the loudest parts, or, in noise, little above the quietest.
+    Audio is quiet if it is far below the loudest parts, or, in noise, little above the quietest.
     """
     size = round(BLOCK_S * sample_rate_hz)
     blocks = audio[: len(audio) // size * size].reshape(-1, size)
@@ -142,7 +141,7 @@ def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
 
 
 def bounds(heard: HeardWords, silences: tuple[Float64, Float64], audio_s: float) -> tuple[Float64, Float64]:
-    """When each word begins and ends [words], never decreasing from one to the next."""
+    """Return the beginning and the end of each word [words], never decreasing from one to the next."""
     start_s = heard.first_s - BEFORE.seconds(heard.first_letters)
     end_s = heard.last_s + AFTER.seconds(heard.last_letters)
     # Gap 0 is before the first word, the last one behind the last word. A gap begins where a word ends.

@@ -1,11 +1,11 @@
-"""What this machine has: memory that is free."""
+"""The free memory of this machine."""
 
 import os
 from pathlib import Path
 
 
 def available_memory_bytes() -> int:
-    """What a new process can have without anything being swapped out."""
+    """Return the memory that a new process can take without anything being swapped out."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -38,7 +38,7 @@ def test_the_runtime_multiplies_by_the_dequantised_weight(tmp_path: Path, form: 
     weight = generator.standard_normal((48, 160)).astype(np.float32)  # 160 inputs leave the last block of 64 or 128 part empty
     rows = generator.standard_normal((5, 160)).astype(np.float32)
     expected = rows @ quantise(weight, form).dequantise().T
-    # What is left is the 8-bit rounding of the activations.
+    # The remaining error is the 8-bit rounding of the activations.
     error = product(block_linear(form), weight, rows, tmp_path) - expected
     assert np.sqrt(np.mean(error**2)) < 0.01 * np.sqrt(np.mean(expected**2))
 

@@ -1,4 +1,4 @@
-"""Where tokens were heard: the likeliest of all ways, which a search through all of them finds too."""
+"""The alignment is the likeliest of all, which a search through all of them finds too."""
 
 from itertools import groupby, pairwise, product
 

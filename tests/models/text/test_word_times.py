@@ -119,7 +119,7 @@ def test_tokens_behind_a_stop_string_are_left_out() -> None:
     st.integers(0, 900),
 )
 def test_times_are_ordered_and_within_the_audio(frames: list[int], text: str, quiet_from: int, quiet_to: int) -> None:
-    """Whatever the answer is: the audio's words or others, short or far too long, in any script."""
+    """The answer may be the audio's words or others, short or far too long, in any script."""
     output = sure_output(np.empty((0, 8), np.float32), np.array(frames, np.int64)).require_draft()
     # The last frame stands for less audio than it might.
     audio = speech(2, len(frames) * FRAME_S - 0.03)

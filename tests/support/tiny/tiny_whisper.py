@@ -32,7 +32,7 @@ def random_encoder(seed: int, positions: int = POSITIONS) -> WhisperEncoder:
 
 
 def reference_states(encoder: WhisperEncoder, features: Array) -> Array:
-    """What transformers computes at the features' own length: its position table is cut to that length."""
+    """Compute the states with transformers at the features' own length: its position table is cut to that length."""
     states = (features.shape[1] + 1) // 2
     whole, whole_length = encoder.embed_positions, encoder.config.max_source_positions
     encoder.embed_positions = torch.nn.Embedding.from_pretrained(whole.weight[:states].detach())
