@@ -1,5 +1,6 @@
 """Live sessions on fake models: neither the pieces in which audio comes nor other work changes an answer."""
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -26,6 +27,9 @@ from tests.support.fakes.fake_models import (
     speech,
 )
 from tests.support.fakes.live_engine import conversation, live, serving
+
+# How long speech may go on until a partial comes.
+SPEAKING_S = 60
 
 
 def answers(client: LiveClient) -> list[tuple[object, ...]]:
@@ -79,8 +83,12 @@ def test_partials_come_while_speech_goes_on_and_never_after_its_answer() -> None
         client = LiveClient(engine, live())
         for index in range(6):
             before = len(client.of(Partial))
-            client.say(speech(index, 0.4))
-            client.wait_for(lambda before=before: len(client.of(Partial)) > before)  # type: ignore[misc]
+            # Spoken as fast as a speaker would.
+            for piece in range(SPEAKING_S * 10):
+                client.say(speech(100 * index + piece, 0.1))
+                time.sleep(0.1)
+                if len(client.of(Partial)) > before:
+                    break
         client.say(silence())
         client.end()
         ends = [event.end_s for event in client.of(Partial)]
