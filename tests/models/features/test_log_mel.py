@@ -1,4 +1,4 @@
-"""Log-mel features equal Whisper's own, and cover the audio whole."""
+"""Log-mel features equal those of Whisper, and cover all of the audio."""
 
 import numpy as np
 import numpy.typing as npt
