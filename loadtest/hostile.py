@@ -286,11 +286,13 @@ class Victim:
 
     def _watch_health(self, result: Measurement, done: threading.Event) -> None:
         with self._client(VICTIM_TIMEOUT_S) as client:
-            while not done.wait(HEALTH_PERIOD_S):
+            while True:
                 started_s = time.monotonic()
                 with suppress(httpx.HTTPError):
                     client.get("/health")
                 result.health_s.append(time.monotonic() - started_s)
+                if done.wait(HEALTH_PERIOD_S):
+                    return
 
 
 @dataclass(frozen=True)
