@@ -68,7 +68,7 @@ def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFL
     return Part("adapter", FLOAT_TYPE_NAMES[np.dtype(float_type)], 0, adapter_profiles(limits, adapter.subsampling), write)
 
 
-def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, limits: Limits, *, on_device: bool = False) -> Part:
+def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, limits: Limits) -> Part:
     """The LLM with products in `precision` of `export.tensorrt_weights` and the rest in its float type."""
 
     def write() -> GraphBuilder:
@@ -78,7 +78,6 @@ def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, lim
             body=WEIGHT_FORMATS[precision],
             head=transposed_linear,
             float_type=float_type_of(precision),
-            on_device=on_device,
         )
 
     return Part("llm", precision, max_positions, decoder_profiles(limits), write)

@@ -3,7 +3,6 @@
     python -m export.tensorrt_plans                                     the default bundle, all parts, for the GPU in the machine
     python -m export.tensorrt_plans --part llm --positions 1024 4096    the LLM twice, with shorter and with longer slots
     python -m export.tensorrt_plans --builder tensorrt_rtx --gpu sm_80  without a GPU, for a GeForce or RTX card
-    python -m export.tensorrt_plans --builder simulated                 without a GPU, for the one that acts on a CPU
 
 A plan runs on the GPU architecture and with the exact TensorRT version that it was built for, both of which `bundle.json` keeps.
 """
@@ -19,7 +18,6 @@ from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, GPU_PRECISION
 from export.fetch import FetchError, fetch_wheel, pip_download
 from export.recipe import Ingredients
-from export.simulated_plan import build_simulated_plan, require_simulated_target, simulated_builder
 from export.tensorrt_build import BuiltPlan, build_plan, graph_bytes, require_room, require_target
 from export.tensorrt_inspect import inspect_plan
 from export.tensorrt_parts import PARTS, Part, Weights, adapter_part, encoder_part, llm_part, read_fitting_llama
@@ -30,13 +28,7 @@ from models.bundle.plans import add_plan
 from models.bundle.schema import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import find_gpu
-from models.runtimes.cuda.simulated_plan import ARCHITECTURE
-from models.runtimes.cuda.tensorrt_library import BUILDERS, Builder, TensorRT, TensorRTError, load_tensorrt
-
-
-def load_builder(builder: Builder) -> TensorRT:
-    """Raises `TensorRTError` where it is missing or too old."""
-    return simulated_builder() if builder == "simulated" else load_tensorrt(builder)
+from models.runtimes.cuda.tensorrt_library import BUILDERS, TensorRT, TensorRTError, load_tensorrt
 
 
 def build_part(library: TensorRT, part: Part, gpu: str, scratch: Path, timing_cache: Path | None = None) -> BuiltPlan:
@@ -44,8 +36,6 @@ def build_part(library: TensorRT, part: Part, gpu: str, scratch: Path, timing_ca
     graph = scratch / f"{part.name}.onnx"
     part.write().save(graph)
     require_room(graph_bytes(graph), scratch)
-    if library.builder == "simulated":
-        return build_simulated_plan(graph, part.profiles, gpu=gpu)
     return build_plan(library, graph, part.profiles, gpu=gpu, timing_cache=timing_cache)
 
 
@@ -111,7 +101,7 @@ def _chosen_parts(bundle: Bundle, weights: Weights, options: argparse.Namespace)
     if "llm" in options.part:
         llama = read_fitting_llama(weights.gguf, bundle)
         for positions in options.positions or [bundle.manifest.llm.max_positions]:
-            yield llm_part(lambda: llama, options.precision, positions, limits, on_device=options.greedy_on_device)
+            yield llm_part(lambda: llama, options.precision, positions, limits)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,13 +113,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, metavar="FOLDER", help="default: the one that is served on a GPU, in fp32")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="default: all of them")
     parser.add_argument("--builder", choices=BUILDERS, default="tensorrt", help="default: %(default)s")
-    parser.add_argument(
-        "--gpu", metavar="sm_NN", help="GPU architecture; default: that of the GPU in the machine, or sm_00, the simulated"
-    )
+    parser.add_argument("--gpu", metavar="sm_NN", help="GPU architecture; default: that of the GPU in the machine")
     parser.add_argument(
         "--precision",
-        choices=WEIGHT_FORMATS,
-        help="the LLM's weights; default: bf16, and for the simulated GPU fp32, which is all that it takes, and only it",
+        choices=[name for name in WEIGHT_FORMATS if name != "fp32"],
+        default="bf16",
+        help="the LLM's weights; default: %(default)s",
     )
     parser.add_argument(
         "--positions", type=int, nargs="+", metavar="N", help="length of the LLM's slots, one plan each; default: the bundle's"
@@ -137,24 +126,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decode-rows", type=int, default=limits.decode_rows, metavar="N", help="default: %(default)s")
     parser.add_argument("--prefill-rows", type=int, default=limits.prefill_rows, metavar="N", help="default: %(default)s")
     parser.add_argument("--prefill-tokens", type=int, default=limits.prefill_tokens, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--greedy-on-device",
-        action="store_true",
-        help="the LLM's plan takes token ids too and gives the likeliest next ones, for steps without the host between them",
-    )
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the LLM's weights; default: the default bundle's")
     parser.add_argument("--whisper", type=Path, metavar="FILE", help="the encoder's weights; default: the default bundle's")
-    options = parser.parse_args(arguments)
-    simulated = options.builder == "simulated"
-    options.precision = options.precision or ("fp32" if simulated else "bf16")
-    if simulated != (options.precision == "fp32"):
-        parser.error(f"--builder {options.builder} does not take --precision {options.precision}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _kernels(library: TensorRT, built: BuiltPlan) -> str:
-    if library.builder == "simulated":
-        return "no kernels"
     try:
         report = inspect_plan(library, built.content)
     except TensorRTError as error:
@@ -165,13 +142,9 @@ def _kernels(library: TensorRT, built: BuiltPlan) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
-        library = load_builder(options.builder)
-        if options.builder == "simulated":
-            gpu = options.gpu or ARCHITECTURE
-            require_simulated_target(gpu)
-        else:
-            gpu = options.gpu or find_gpu().architecture
-            require_target(library, gpu)
+        library = load_tensorrt(options.builder)
+        gpu = options.gpu or find_gpu().architecture
+        require_target(library, gpu)
         bundle = open_bundle(options.bundle or ensure_default_bundle(precision=GPU_PRECISION))
         timing_cache = timing_cache_file(default_cache_dir(), library, gpu)
         with _weights_of(bundle, options) as weights:

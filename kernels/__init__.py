@@ -1,5 +1,5 @@
-"""The adapter as fused kernels, each beside a plain twin of the same name and signature.
+"""The adapter's operators as Triton kernels, each beside a reference of the same name and signature.
 
-Modules of this package itself need neither torch nor triton: tables and arithmetic. What needs them is in packages of its own,
-which nothing imports by itself: `plain` and `adapter` (torch), `fused`, `parity` and `gates` (torch and triton).
+The modules of this package itself need neither torch nor triton: tables and arithmetic. Its packages need them, and nothing
+imports a package by itself: `reference` and `adapter` need torch, `triton` and `compile_checks` need torch and triton.
 """

@@ -1,7 +1,7 @@
-"""Which tiles each kernel takes, by the device's architecture and the shape: a table, chosen by arithmetic and gates.
+"""The tiles of each kernel by the architecture of the device and the shape: a table, chosen by arithmetic and compile checks.
 
 An autotuner would choose otherwise from run to run and from machine to machine; a table is the same everywhere and can be
-compiled ahead of time (`kernels.gates`). No entry has been timed on a GPU yet.
+compiled ahead of time (`kernels.compile_checks`). No entry has been timed on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class AttentionTiles(Tiles):
 
 
 @dataclass(frozen=True)
-class VocabularyTiles(Tiles):
+class TopkTiles(Tiles):
     """`splits`: parts of the vocabulary, scanned at once by as many programs and merged in order."""
 
     rows: int
@@ -104,17 +104,17 @@ ATTENTION = {
 }
 
 FEW_KEPT = {
-    80: VocabularyTiles(warps=4, stages=3, rows=64, tokens=64, inner=64, splits=108),
-    90: VocabularyTiles(warps=4, stages=4, rows=64, tokens=64, inner=64, splits=132),
-    100: VocabularyTiles(warps=4, stages=4, rows=64, tokens=64, inner=64, splits=148),
+    80: TopkTiles(warps=4, stages=3, rows=64, tokens=64, inner=64, splits=108),
+    90: TopkTiles(warps=4, stages=4, rows=64, tokens=64, inner=64, splits=132),
+    100: TopkTiles(warps=4, stages=4, rows=64, tokens=64, inner=64, splits=148),
 }
 MANY_KEPT = {
-    80: VocabularyTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
-    90: VocabularyTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
-    100: VocabularyTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
+    80: TopkTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
+    90: TopkTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
+    100: TopkTiles(warps=8, stages=3, rows=64, tokens=128, inner=64, splits=8),
 }
 MERGE_WARPS = 8
-KEEP_BLOCK, KEEP_WARPS = 1024, 4
+BLANK_FILTER_BLOCK, BLANK_FILTER_WARPS = 1024, 4
 
 
 def linear_tiles(architecture: int, rows: int, columns: int, inner: int, has_norm: bool) -> LinearTiles:
@@ -128,5 +128,5 @@ def linear_tiles(architecture: int, rows: int, columns: int, inner: int, has_nor
     return DEEP_SPLIT[architecture] if inner >= DEEP_INNER else SPLIT[architecture]
 
 
-def vocabulary_tiles(architecture: int, rows: int) -> VocabularyTiles:
+def topk_tiles(architecture: int, rows: int) -> TopkTiles:
     return MANY_KEPT[architecture] if rows >= MANY_ROWS else FEW_KEPT[architecture]

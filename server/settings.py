@@ -61,9 +61,7 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
     )
 
-    device: Literal["cpu", "cuda", "simulated"] = Field(
-        default="cpu", description="Where the models compute; simulated runs the GPU's code on a CPU, for tests."
-    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the models compute.")
     gpus: str = Field(
         default="0",
         pattern=GPU_NUMBERS,

@@ -1,1 +1,1 @@
-"""The whole adapter over a ragged batch, from the operators of `kernels.fused` or of `kernels.plain`."""
+"""The whole adapter over a ragged batch, from the operators of `kernels.triton` or of `kernels.reference`."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kernels.adapter.weights import AdapterWeights, LayerWeights
-from kernels.plain.weights import LinearWeights
+from kernels.reference.weights import LinearWeights
 
 
 class Operators(Protocol):
-    """What the modules `kernels.plain` and `kernels.fused` offer; the contracts are told in `kernels.plain`."""
+    """What the modules `kernels.reference` and `kernels.triton` offer; the contracts are told in `kernels.reference`."""
 
     def linear(
         self,
@@ -29,9 +29,9 @@ class Operators(Protocol):
 
     def attention(self, qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sines: Tensor) -> Tensor: ...
 
-    def keep(self, blank_logits: Tensor, live: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]: ...
+    def blank_filter(self, blank_logits: Tensor, live: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]: ...
 
-    def best_tokens(
+    def ctc_topk(
         self, queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
@@ -108,8 +108,8 @@ def adapt(weights: AdapterWeights, operators: Operators, states: Tensor, boundar
     queries = operators.linear(x, weights.queries, live, dtype)
     side = operators.linear(x, weights.side, live, torch.float32)
     residual, blank_logits = side[:, : weights.embedding_size], side[:, weights.embedding_size]
-    blank_probability, kept, count = operators.keep(blank_logits, live, weights.blank_threshold)
-    tokens, probabilities, embeddings = operators.best_tokens(queries, kept, count, weights.table, residual)
+    blank_probability, kept, count = operators.blank_filter(blank_logits, live, weights.blank_threshold)
+    tokens, probabilities, embeddings = operators.ctc_topk(queries, kept, count, weights.table, residual)
     return AdapterFrames(blank_probability, kept, count, tokens, probabilities, embeddings)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.plain.weights import LinearWeights, pack_linear
+from kernels.reference.weights import LinearWeights, pack_linear
 
 # Rows of 16 bytes, whatever the dtype of the result.
 COLUMN_MULTIPLE = 8

@@ -153,7 +153,7 @@ class PlanSection(Section):
 
     part: str
     file: FileName
-    builder: Literal["tensorrt", "tensorrt_rtx", "simulated"]
+    builder: Literal["tensorrt", "tensorrt_rtx"]
     builder_version: str
     gpu: str = Field(pattern=r"^sm_[0-9]{2,3}$")
     precision: str

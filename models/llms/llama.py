@@ -10,11 +10,7 @@ The graph, with B rows of S new positions each, slots of P positions, and N want
     logits      [N, V] float32        out
     key_out_i, value_out_i            out  the slots with the new positions written
 
-and one input more that the attention declares (`models.llms.llama`). For greedy decoding without the host between steps,
-`on_device` adds
-
-    tokens      [B, S] int64          in   where not negative, the embedding of this token stands in for `embeddings`
-    next_tokens [N] int64             out  the likeliest token of each of `logits`
+and one more input that the attention declares.
 
 Bind `key_out_i` to the buffer of `key_i`, and nothing is copied. Rows of different lengths share a batch by padding on
 the right: query j of a row sees the slot's positions up to write_index + j, so a true position never sees padding,
@@ -268,11 +264,10 @@ def build_decoder(
     body: Linear = float32_linear,
     head: Linear = float32_linear,
     float_type: npt.DTypeLike = np.float32,
-    on_device: bool = False,
 ) -> GraphBuilder:
     """The graph described above with slots of `max_positions`; `body` writes the layers' products, `head` the logits'.
 
-    It computes in `float_type`, which its slots have too. A tied head `on_device` has to be `transposed_linear`.
+    It computes in `float_type`, which its slots have too.
     """
     config, weights = model.config, model.weights
     graph = GraphBuilder("llama_decoder", float_type)
@@ -285,8 +280,6 @@ def build_decoder(
     def norm(value: str, name: str) -> str:
         return graph.node("RMSNormalization", value, graph.weight(name, weights[name]), axis=-1, epsilon=config.norm_epsilon)
 
-    if on_device:
-        hidden = _embed_tokens(graph, hidden, weights[EMBEDDING])
     if INPUT_ROTATION in weights:
         hidden = _rotate(graph, hidden, weights[INPUT_ROTATION])
     all_written = []
@@ -319,8 +312,6 @@ def build_decoder(
     last = norm(graph.node("GatherND", hidden, wanted), "model.norm.weight")
     head_name = EMBEDDING if config.tied else "lm_head.weight"
     logits = head(graph, last, head_name, weights[head_name])
-    if on_device:
-        graph.output(graph.node("ArgMax", logits, axis=-1, keepdims=0), "next_tokens", np.int64, ["wanted"])
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
         graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
@@ -331,15 +322,6 @@ def build_decoder(
 def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:
     """The input embeddings [vocabulary, D] to save as `.npy` for `OnnxLLM`; float16 halves the file at 11 bits of precision."""
     return model.weights[EMBEDDING].astype(dtype)
-
-
-def _embed_tokens(graph: GraphBuilder, embeddings: str, table: Float32) -> str:
-    """`embeddings` with those of `tokens` in the places where there is one."""
-    tokens = graph.input("tokens", np.int64, ["rows", "tokens"])
-    zero = graph.weight("tokens.none", np.array(0, np.int64))
-    looked_up = graph.node("Gather", graph.weight(EMBEDDING, table), graph.node("Max", tokens, zero))
-    there = graph.node("Unsqueeze", graph.node("Less", tokens, zero), graph.weight("tokens.axis", np.array([2], np.int64)))
-    return graph.node("Where", there, embeddings, looked_up)
 
 
 def _rotate(graph: GraphBuilder, hidden: str, rotation: Float32) -> str:

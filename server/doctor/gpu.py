@@ -8,14 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from kernels.cards import CARDS
+from kernels.gpu_specs import GPU_SPECS
 from kernels.tiles import ARCHITECTURES
 from models.bundle.io import Bundle
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import cuda_version, find_gpu, load_driver
 from models.runtimes.cuda.gpu_memory import gigabytes
 from server.doctor.checks import Check, CheckResult
-from server.doctor.plans import check_gpu_memory, check_plans, gpu_of
+from server.doctor.plans import check_gpu_memory, check_plans
 from server.settings import Settings
 
 CUDA = 13
@@ -35,17 +35,15 @@ def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Ch
     """Return the checks for the settings' device, by name; a check returns None if it has nothing to say."""
     if settings.device == "cpu":
         return {"GPU": check_unused_gpu}
-    checks: dict[str, Check] = {"torch": check_torch_is_there}
-    if settings.device == "cuda":
-        checks = {
-            "driver": check_driver,
-            "torch": check_torch,
-            "onnxruntime on the GPU": partial(check_onnxruntime_gpu, settings),
-            "TensorRT": partial(check_tensorrt, settings),
-        }
+    checks: dict[str, Check] = {
+        "driver": check_driver,
+        "torch": check_torch,
+        "onnxruntime on the GPU": partial(check_onnxruntime_gpu, settings),
+        "TensorRT": partial(check_tensorrt, settings),
+    }
     for number in settings.gpu_numbers:
-        checks[f"GPU {number}"] = partial(check_gpu, settings, number)
-        if settings.device == "cuda" and settings.adapter_runtime == "triton":
+        checks[f"GPU {number}"] = partial(check_gpu, number)
+        if settings.adapter_runtime == "triton":
             checks[f"kernels on GPU {number}"] = partial(check_kernels, number)
         checks[f"plans for GPU {number}"] = partial(check_plans, settings, number, bundle)
         checks[f"memory of GPU {number}"] = partial(check_gpu_memory, settings, number, bundle)
@@ -71,22 +69,13 @@ def check_driver() -> CheckResult:
     return CheckResult("driver", f"serves CUDA {major}.{minor}", advice if major < CUDA else "")
 
 
-def check_gpu(settings: Settings, number: int) -> CheckResult:
+def check_gpu(number: int) -> CheckResult:
     """Check that the GPU exists."""
     try:
-        gpu = gpu_of(settings, number)
+        gpu = find_gpu(number)
     except BackendError as error:
         return CheckResult(f"GPU {number}", str(error), "see `nvidia-smi -L`, and choose with --gpus")
     return CheckResult(f"GPU {number}", f"{gpu.name}, {gpu.architecture}, {gigabytes(gpu.memory_bytes)}")
-
-
-def check_torch_is_there() -> CheckResult:
-    """Check that torch, which holds the simulated GPU's memory, is installed."""
-    try:
-        torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        return CheckResult("torch", f"cannot be imported ({error})", "pip install -c constraints.txt -e '.[dev]'")
-    return CheckResult("torch", torch.__version__)
 
 
 def check_torch() -> CheckResult:
@@ -206,8 +195,8 @@ def check_kernels(number: int) -> CheckResult:
             "install gcc and Python's headers, with which Triton builds its launcher (apt-get install gcc libc6-dev python3-dev)"
         )
         return CheckResult(name, f"Triton {TRITON} does not reach the GPU: {error}", f"{compiler}, {other}")
-    card = CARDS[int(architecture.removeprefix("sm_"))]
-    return CheckResult(name, f"Triton {TRITON}, tiles for {architecture}, which were chosen for a {card.name}")
+    gpu = GPU_SPECS[int(architecture.removeprefix("sm_"))]
+    return CheckResult(name, f"Triton {TRITON}, tiles for {architecture}, which were chosen for a {gpu.name}")
 
 
 def _version(project: str) -> str | None:

@@ -1,21 +1,16 @@
 """Checks of a bundle's plans for a GPU, and of its memory."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
 
 from models.bundle.io import Bundle, BundleError
 from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
 from models.bundle.schema import PlanSection
 from models.protocols import BackendError
-from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, Gpu, find_gpu
+from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, find_gpu
 from models.runtimes.cuda.gpu_memory import gigabytes, reckon
 from server.doctor.checks import CheckResult
 from server.engine.runner.caches import PREFIX_CACHE_BYTES
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from models.runtimes.cuda.simulated import SimulatedDevice
 
 FIX_FIRST = "put that right first"
 
@@ -31,7 +26,7 @@ def check_plans(settings: Settings, number: int, bundle: Callable[[], Bundle]) -
     if problems:
         return CheckResult(name, f"{len(problems)} of {len(problems) + len(plans)} are missing", " ".join(problems))
     encoder = opened.manifest.encoder
-    if settings.device == "cuda" and settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
+    if settings.encoder_runtime == "onnxruntime" and encoder.precision == CPU_ONLY_PRECISION:
         return CheckResult(
             name,
             f"the bundle's encoder is in {encoder.precision}, which ONNX Runtime multiplies on CPUs only",
@@ -48,34 +43,21 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
     """Check that the models and the slots fit into the GPU."""
     name = f"memory of GPU {number}"
     try:
-        opened, memory_bytes = bundle(), gpu_of(settings, number).memory_bytes
+        opened, memory_bytes = bundle(), find_gpu(number).memory_bytes
         plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
     except (BundleError, BackendError) as error:
         return CheckResult(name, f"cannot be reckoned: {error}", FIX_FIRST)
     if problems:
         return CheckResult(name, "cannot be reckoned without the plans", FIX_FIRST)
-    budget = partial(reckon, opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
-    # The simulated GPU computes, and keeps keys and values, in float32; and it has no libraries.
-    reckoned = budget(bytes_per_number=4, context_bytes=0) if settings.device == "simulated" else budget()
+    reckoned = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
     fitting = reckoned.fitting_slots(memory_bytes)
     detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
     advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
     return CheckResult(name, detail, advice if fitting < settings.slots else "")
 
 
-def gpu_of(settings: Settings, number: int) -> Gpu:
-    """Return the GPU of this number. Raises `BackendError` if there is none."""
-    if settings.device == "cuda":
-        return find_gpu(number)
-    return _simulated(number).gpu
-
-
 def _plan_key(settings: Settings, number: int) -> PlanKey:
     """Return the key of plans for this GPU. Raises `BackendError` without the GPU or TensorRT."""
-    if settings.device == "simulated":
-        from models.runtimes.cuda.device import plan_key
-
-        return plan_key(_simulated(number))
     from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 
     gpu = find_gpu(number)
@@ -84,14 +66,6 @@ def _plan_key(settings: Settings, number: int) -> PlanKey:
     except TensorRTError as error:
         raise BackendError(str(error)) from error
     return PlanKey(library.builder, library.version, gpu.architecture)
-
-
-def _simulated(number: int) -> "SimulatedDevice":
-    try:
-        from models.runtimes.cuda.simulated import SimulatedDevice
-    except ModuleNotFoundError as error:
-        raise BackendError(f"the simulated GPU needs {error.name}") from error
-    return SimulatedDevice(ordinal=number)
 
 
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:

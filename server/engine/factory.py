@@ -91,7 +91,6 @@ def load_on_device(bundle: Bundle, settings: Settings) -> "Models":
 
         return load_gpu_models(
             bundle,
-            device=settings.device,
             gpu=gpu,
             slots=settings.slots,
             threads=settings.threads or 0,

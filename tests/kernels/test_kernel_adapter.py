@@ -1,4 +1,4 @@
-"""The chain of operators gives what the trained adapter gives: in plain torch, as kernels, and through captured buckets."""
+"""The chain of operators gives what the trained adapter gives: by reference operators, by kernels, and in captured buckets."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,15 +11,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kernels import fused, plain
+from kernels import reference
+from kernels import triton as triton_operators
 from kernels.adapter.forward import AdapterFrames, Operators, UtteranceFrames, adapt
 from kernels.adapter.graphs import Bucket, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, pack_adapter
-from kernels.parity.interpreter import interpreted
+from tests.support.kernels.interpreter import interpreted
 from training.adapter import Adapter, AdapterConfig
 
 TRAINED = Path(__file__).parents[2] / "export" / "adapter.safetensors"
-PLAIN, FUSED = cast(Operators, plain), cast(Operators, fused)
+REFERENCE, TRITON = cast(Operators, reference), cast(Operators, triton_operators)
 VOCABULARY = 600
 THRESHOLD = 0.5
 MAX_FRAMES = 64
@@ -108,14 +109,14 @@ def test_chain_equals_the_module(subsampling: str, dtype: torch.dtype, layer_dty
     weights = packed(adapter, table, dtype, layer_dtype)
     states = utterances(adapter, [9, 0, 1, 30])
     packed_states, boundaries, frames = batch(states, dtype)
-    for mine, each in zip(adapt(weights, PLAIN, packed_states, boundaries).of_utterances(frames), states, strict=True):
+    for mine, each in zip(adapt(weights, REFERENCE, packed_states, boundaries).of_utterances(frames), states, strict=True):
         check(mine, adapter, each, table, tolerance)
 
 
 COMMITTED = [
-    pytest.param(FUSED, torch.float16, torch.float16, 4e-3, id="fused fp16"),
-    pytest.param(PLAIN, torch.bfloat16, torch.bfloat16, 3e-2, id="plain bf16"),
-    pytest.param(PLAIN, torch.bfloat16, torch.float8_e4m3fn, 1e-1, id="plain bf16 with fp8 weights"),
+    pytest.param(TRITON, torch.float16, torch.float16, 4e-3, id="triton fp16"),
+    pytest.param(REFERENCE, torch.bfloat16, torch.bfloat16, 3e-2, id="reference bf16"),
+    pytest.param(REFERENCE, torch.bfloat16, torch.float8_e4m3fn, 1e-1, id="reference bf16 with fp8 weights"),
 ]
 
 
@@ -169,7 +170,7 @@ BUCKETS = [Bucket(40, 4), Bucket(12, 2), Bucket(12, 4)]
 BATCHES = [[9, 0, 1, 30], [3], [12, 0], [0, 0, 0], [12, 1], [5, 5]]
 
 
-@pytest.mark.parametrize(("operators", "batches"), [(PLAIN, BATCHES), (FUSED, BATCHES[:3])], ids=["plain", "fused"])
+@pytest.mark.parametrize(("operators", "batches"), [(REFERENCE, BATCHES), (TRITON, BATCHES[:3])], ids=["reference", "triton"])
 def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(operators: Operators, batches: list[list[int]]) -> None:
     """Whatever the batch before left in a bucket's memory."""
     adapter, table = random_adapter("stack"), torch.randn(VOCABULARY, 32)
@@ -187,7 +188,7 @@ def test_an_utterance_in_a_batch_is_what_it_is_alone() -> None:
     weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.bfloat16, torch.bfloat16)
     states = [each.bfloat16() for each in utterances(adapter, [9, 20])]
     with interpreted():
-        graphs = GraphAdapter(weights, FUSED, [Bucket(40, 4)], zeros, replaying)
+        graphs = GraphAdapter(weights, TRITON, [Bucket(40, 4)], zeros, replaying)
         for together, each in zip(run(graphs, states), states, strict=True):
             for mine, alone in zip(vars(together).values(), vars(run(graphs, [each])[0]).values(), strict=True):
                 assert np.array_equal(mine, alone)
@@ -202,7 +203,7 @@ def test_buckets_are_captured_largest_first_and_the_smallest_with_room_is_taken(
         return output, graph
 
     weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.float16, torch.float16)
-    graphs = GraphAdapter(weights, PLAIN, BUCKETS, zeros, capture)
+    graphs = GraphAdapter(weights, REFERENCE, BUCKETS, zeros, capture)
     assert captured == [40, 12, 12]
     chosen = [graphs.slot(frames, utterances).bucket for frames, utterances in ((12, 2), (12, 3), (13, 1))]
     assert chosen == [Bucket(12, 2), Bucket(12, 4), Bucket(40, 4)]
@@ -216,4 +217,4 @@ def test_a_call_beyond_the_rotary_tables_is_refused() -> None:
     adapter = random_adapter("uniform")
     weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.float16, torch.float16)
     with pytest.raises(ValueError, match=f"at most {MAX_FRAMES} frames"):
-        adapt(weights, PLAIN, torch.zeros(4 * MAX_FRAMES + 4, 24).half(), torch.tensor([0, 65], dtype=torch.int32))
+        adapt(weights, REFERENCE, torch.zeros(4 * MAX_FRAMES + 4, 24).half(), torch.tensor([0, 65], dtype=torch.int32))

@@ -143,7 +143,7 @@ def test_flags_name_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_the_default_bundle_for_a_gpu_is_one_that_plans_are_built_from(tmp_path: Path) -> None:
-    folders = {cli.find_bundle(load_settings(cache_dir=tmp_path, device=device)) for device in ("cpu", "cuda", "simulated")}
+    folders = {cli.find_bundle(load_settings(cache_dir=tmp_path, device=device)) for device in ("cpu", "cuda")}
     assert sorted(folder.name.split("-")[-2] for folder in folders) == ["fp32", "int8"]
 
 

@@ -19,10 +19,9 @@ from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.tensorrt_library import RealBuilder, TensorRTError
+from models.runtimes.cuda.tensorrt_library import Builder, TensorRTError
 from models.runtimes.cuda.utterances import FRAMES_PER_STATE
 
-DeviceKind = Literal["cuda", "simulated"]
 EncoderRuntime = Literal["onnxruntime", "tensorrt"]
 AdapterRuntime = Literal["triton", "tensorrt"]
 
@@ -30,13 +29,12 @@ AdapterRuntime = Literal["triton", "tensorrt"]
 def load_gpu_models(
     bundle: Bundle,
     *,
-    device: DeviceKind,
     gpu: int,
     slots: int,
     threads: int,
     encoder_runtime: EncoderRuntime,
     adapter_runtime: AdapterRuntime,
-    tensorrt_library: RealBuilder,
+    tensorrt_library: Builder,
     positions: int | None = None,
 ) -> Models:
     """Load a verified bundle's models on GPU number `gpu`; what stays on the CPU takes `threads`, 0 for one per core.
@@ -45,11 +43,11 @@ def load_gpu_models(
 
     Raises `BackendError`, for the operator, where something is missing: the GPU, a library, a plan, memory.
     """
-    if device == "cuda" and encoder_runtime == "onnxruntime":
+    if encoder_runtime == "onnxruntime":
         _require_gpu_encoder(bundle)
     try:
-        chosen = _open_device(device, gpu, threads, tensorrt_library)
-        return load_models_on(chosen, bundle, slots, threads, encoder_runtime, adapter_runtime, positions)
+        device = open_device(gpu, tensorrt_library)
+        return load_models_on(device, bundle, slots, threads, encoder_runtime, adapter_runtime, positions)
     except (PlanError, TensorRTError) as error:
         raise BackendError(str(error)) from error
 
@@ -77,12 +75,9 @@ def load_models_on(
     return replace(models, encodes_beside=True, check=device.check)
 
 
-def _open_device(kind: DeviceKind, gpu: int, threads: int, tensorrt_library: RealBuilder) -> Device:
-    if kind == "simulated":
-        from models.runtimes.cuda.simulated import SimulatedDevice
-
-        return SimulatedDevice(ordinal=gpu, threads=threads)
-    # Neither device needs the other's libraries.
+def open_device(gpu: int, tensorrt_library: Builder) -> Device:
+    """Return GPU number `gpu`. Raises `BackendError` or `TensorRTError` if the GPU or a library is missing."""
+    # Tests put a GPU that they simulate in place of this function, and need none of torch_device's libraries.
     from models.runtimes.cuda.torch_device import TorchDevice
 
     return TorchDevice(gpu, tensorrt_library)

@@ -1,7 +1,6 @@
 """What the runtimes need of a GPU: memory, streams and graphs.
 
-`models.runtimes.cuda.torch_device` is a real one. `models.runtimes.cuda.simulated` acts one on a CPU: the same runtimes run on
-both.
+`models.runtimes.cuda.torch_device` implements it with torch. Tests implement it on a CPU, and run the same runtimes on that.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-Builder = Literal["tensorrt", "tensorrt_rtx", "simulated"]
-RealBuilder = Literal["tensorrt", "tensorrt_rtx"]
-BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx", "simulated")
+Builder = Literal["tensorrt", "tensorrt_rtx"]
+BUILDERS: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
 
 RTX_WHEEL = "onnxruntime_ep_nv_tensorrt_rtx"
 """Holds TensorRT-RTX's libraries and loads them when it is imported."""
@@ -63,7 +62,7 @@ class TensorRT:
 
 
 @cache
-def load_tensorrt(builder: RealBuilder) -> TensorRT:
+def load_tensorrt(builder: Builder) -> TensorRT:
     """The library, imported once per process. Raises `TensorRTError` where it is missing or too old."""
     try:
         module = importlib.import_module("tensorrt") if builder == "tensorrt" else _import_rtx()

@@ -12,7 +12,7 @@ from kernels.adapter.forward import Operators
 from models.protocols import BackendError
 from models.runtimes.cuda.device import DeviceError, DeviceLostError, OutOfDeviceMemoryError, Result, Stream
 from models.runtimes.cuda.gpu import find_gpu
-from models.runtimes.cuda.tensorrt_library import RealBuilder, load_tensorrt
+from models.runtimes.cuda.tensorrt_library import Builder, load_tensorrt
 
 CAPTURE_ERROR_MODE = "thread_local"
 """Other threads go on launching while one captures, and may allocate: under torch's own choice, `global`, either would fail."""
@@ -57,7 +57,7 @@ class TorchDevice:
     float_type = torch.bfloat16
     execution_provider = "CUDAExecutionProvider"
 
-    def __init__(self, ordinal: int = 0, builder: RealBuilder = "tensorrt") -> None:
+    def __init__(self, ordinal: int = 0, builder: Builder = "tensorrt") -> None:
         """Raises `DeviceError` where there is no such GPU, or torch cannot use it, and `TensorRTError` without TensorRT."""
         require_cuda(ordinal)
         self.gpu = find_gpu(ordinal)
@@ -136,12 +136,12 @@ def require_cuda(ordinal: int) -> None:
 
 
 def load_operators() -> Operators:
-    """The fused kernels. Raises `DeviceError` without Triton."""
+    """Return the Triton kernels. Raises `DeviceError` without Triton."""
     try:
-        from kernels import fused
+        from kernels import triton as triton_operators
     except ImportError as error:
         raise DeviceError(f"the kernels cannot be imported ({error}): pip install -e '.[gpu]'") from error
-    return fused
+    return triton_operators
 
 
 @contextmanager

@@ -11,18 +11,19 @@ import pytest
 from export.default_bundle import bundle_folder, default_cache_dir
 from export.fetch import FetchError
 from export.tensorrt_parts import Weights, adapter_part, encoder_part, llm_part
-from export.tensorrt_plans import build_into_bundle, load_builder, main, parse
+from export.tensorrt_plans import build_into_bundle, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle.io import Bundle, BundleError, open_bundle
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
 from models.bundle.schema import PlanSection
 from models.graph.writer import BFLOAT16
 from models.runtimes.cuda.device import plan_key
-from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server.cli import find_bundle
 from server.settings import load_settings
 from tests.models.bundle.test_bundle import write_tiny_bundle
+from tests.support.simulated_gpu.builder import add_simulated_plan
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.tiny.tiny_llama import tiny_llama
 
 H100 = PlanKey("tensorrt", "11.4.0.106", "sm_90")
@@ -69,7 +70,7 @@ def test_the_shortest_slots_that_are_long_enough_are_found(folder: Path) -> None
         PlanKey("tensorrt", "11.4.0.106", "sm_100"),
         PlanKey("tensorrt", "11.5.0.1", "sm_90"),
         PlanKey("tensorrt_rtx", "11.4.0.106", "sm_90"),
-        PlanKey("simulated", "1", "sm_00"),
+        PlanKey("tensorrt", "simulated-1", "sm_00"),
     ],
     ids=str,
 )
@@ -129,13 +130,13 @@ def test_a_built_plan_is_in_the_bundle_with_its_profiles(folder: Path) -> None:
 def test_a_plan_for_the_simulated_gpu_is_found_by_its_key_and_by_no_other(folder: Path) -> None:
     part = llm_part(lambda: tiny_llama()[0], "fp32", 128, Limits(decode_rows=4, prefill_tokens=16))
     device = SimulatedDevice()
-    built = build_into_bundle(load_builder("simulated"), part, device.gpu.architecture, folder)
+    built = add_simulated_plan(part, folder)
     bundle = open_bundle(folder)
     plan = find_plan(bundle, "llm", plan_key(device), positions=100)
     assert bundle.path(plan.file).read_bytes() == built.content
     assert (plan.precision, plan.max_positions) == ("fp32", 128)
-    assert plan.file == "plans/simulated-1-sm_00/llm-fp32-128.plan"
-    with pytest.raises(PlanError, match="there are plans for simulated 1 on sm_00"):
+    assert plan.file == "plans/tensorrt-simulated-1-sm_00/llm-fp32-128.plan"
+    with pytest.raises(PlanError, match="there are plans for tensorrt simulated-1 on sm_00"):
         find_plan(bundle, "llm", H100)
 
 
@@ -146,35 +147,14 @@ def test_what_encoder_and_adapter_compute_in_is_in_their_plans_names(folder: Pat
         assert adapter_part(bundle, Limits(), float_type).precision == name
 
 
-@pytest.mark.parametrize(
-    ("arguments", "precision"), [([], "bf16"), (["--builder", "tensorrt_rtx"], "bf16"), (["--builder", "simulated"], "fp32")]
-)
-def test_a_builder_has_a_precision_of_its_own(arguments: list[str], precision: str) -> None:
-    assert parse(arguments).precision == precision
-
-
-@pytest.mark.parametrize(
-    ("builder", "precision"), [("simulated", "bf16"), ("simulated", "int8"), ("tensorrt", "fp32"), ("tensorrt_rtx", "fp32")]
-)
-def test_a_precision_that_the_builder_does_not_take_is_refused(
-    builder: str, precision: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_are_bf16_unless_another_format_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([]).precision == "bf16"
     with pytest.raises(SystemExit):
-        parse(["--builder", builder, "--precision", precision])
-    assert f"--builder {builder} does not take --precision {precision}" in capsys.readouterr().err
+        parse(["--precision", "fp32"])
+    assert "invalid choice: 'fp32'" in capsys.readouterr().err
 
 
-def test_the_simulated_builder_builds_for_its_gpu_and_no_other(folder: Path) -> None:
-    for arguments, message in (
-        (["--gpu", "sm_90"], "for the simulated GPU, sm_00, not for sm_90: name another builder"),
-        ([], "name the weights that bundle tiny was made from"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            main(["--builder", "simulated", "--bundle", str(folder), *arguments])
-
-
-@pytest.mark.parametrize("device", ["cuda", "simulated"])
-def test_plans_go_by_default_to_the_bundle_that_a_gpu_serves(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_plans_go_by_default_to_the_bundle_that_a_gpu_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Path] = []
 
     def choose(precision: str) -> Path:
@@ -183,8 +163,8 @@ def test_plans_go_by_default_to_the_bundle_that_a_gpu_serves(monkeypatch: pytest
 
     monkeypatch.setattr("export.tensorrt_plans.ensure_default_bundle", choose)
     with pytest.raises(SystemExit, match="no wheels here"):
-        main(["--builder", "simulated"])
-    assert chosen == [find_bundle(load_settings(device=device))]
+        main(["--builder", "tensorrt_rtx", "--gpu", "sm_80"])
+    assert chosen == [find_bundle(load_settings(device="cuda"))]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from export.tensorrt_weights import float8_linear, int4_linear, int8_linear
-from models.graph.linear import Float32, Linear, float32_linear, transposed_linear
+from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import BFLOAT16, FLOAT8, INT4, GraphBuilder
 from models.llms.llama import build_decoder
 from tests.support.tiny.tiny_llama import tiny_llama
@@ -76,26 +76,3 @@ def test_the_runtime_multiplies_by_weights_within_half_a_step(tmp_path: Path, li
 def test_four_bits_need_whole_blocks() -> None:
     with pytest.raises(ValueError, match="whole number of blocks of 64"):
         linear_graph(int4_linear, np.zeros((8, 96), np.float32))
-
-
-def test_tokens_on_the_device_stand_in_for_their_embeddings_and_the_likeliest_come_out(tmp_path: Path) -> None:
-    model, _ = tiny_llama()
-    build_decoder(model, max_positions=64, head=transposed_linear, on_device=True).save(tmp_path / "llm.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "llm.onnx", providers=["CPUExecutionProvider"])
-    table = model.weights["model.embed_tokens.weight"]
-    tokens = np.array([[5, 80, 17, 3]])
-    slots = {f"{kind}_{layer}": np.zeros((1, 2, 64, 16), np.float32) for kind in ("key", "value") for layer in range(2)}
-    step = {
-        "positions": np.arange(4)[None],
-        "write_index": np.zeros(1, np.int64),
-        "kv_length": np.array([4]),
-        "wanted": np.array([[0, 1], [0, 3]]),
-    }
-    results = []
-    for given in (np.full_like(tokens, -1), tokens, np.array([[5, -1, -1, 3]])):
-        embeddings = np.where(given[..., None] < 0, table[tokens], np.nan).astype(np.float32)
-        names = ["next_tokens", "logits"]
-        results.append(session.run(names, {**slots, **step, "tokens": given, "embeddings": embeddings}))
-    for next_tokens, logits in results:
-        np.testing.assert_allclose(logits, results[0][1], atol=1e-5)
-        assert next_tokens.tolist() == logits.argmax(-1).tolist()

@@ -31,12 +31,11 @@ def machine() -> Iterator[GpuMachine]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle with plans for an H100 and for the simulated GPU."""
+    """A bundle with plans for an H100."""
     folder = tmp_path / "tiny"
     write_tiny_bundle(folder)
     for part in PARTS:
         add(folder, part, "tensorrt", "11.4.0.106", "sm_90")
-        add(folder, part, "simulated", "1", "sm_00")
     return folder
 
 
@@ -220,17 +219,6 @@ def test_the_bundle_is_read_once(machine: GpuMachine, folder: Path, monkeypatch:
     monkeypatch.setattr("server.doctor.open_bundle", counting)
     findings(folder, cuda())
     assert opened == [folder]
-
-
-def test_the_simulated_gpu_needs_its_plans_and_no_gpu(folder: Path) -> None:
-    found = findings(folder, load_settings(device="simulated", port=0))
-    assert [finding for finding in found.values() if finding.advice] == []
-    assert set(found) == {"torch", "GPU 0", "plans for GPU 0", "memory of GPU 0"}
-    assert "for simulated 1 on sm_00" in found["plans for GPU 0"].detail
-    # The numbers are float32 here, twice as large as on a GPU.
-    memory = found["memory of GPU 0"].detail
-    assert "slots of 94.4 MB" in memory
-    assert "CUDA" not in memory
 
 
 def test_an_unused_gpu_is_mentioned_and_its_absence_is_not(

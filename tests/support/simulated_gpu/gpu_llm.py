@@ -5,25 +5,25 @@ from pathlib import Path
 import numpy as np
 
 from export.tensorrt_parts import llm_part
-from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
 from models.llms.llama import StandardAttention, build_decoder, embedding_table
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.onnx.llm import OnnxLLM
+from tests.support.simulated_gpu.builder import build_simulated_part
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama
 
 SLOTS = 4
 LIMITS = Limits(decode_rows=SLOTS, prefill_rows=2, prefill_tokens=40, wanted=34)
 
 
-def build_llm_plan(folder: Path, limits: Limits = LIMITS, *, vocabulary: int = VOCABULARY, on_device: bool = False) -> bytes:
+def build_llm_plan(folder: Path, limits: Limits = LIMITS, *, vocabulary: int = VOCABULARY) -> bytes:
     """The plan for the simulated GPU; `embedding.npy` is put beside it."""
     model, _ = tiny_llama(vocabulary=vocabulary)
     np.save(folder / "embedding.npy", embedding_table(model))
-    part = llm_part(lambda: model, "fp32", MAX_POSITIONS, limits, on_device=on_device)
-    return build_part(SimulatedDevice().tensorrt, part, "sm_00", folder).content
+    part = llm_part(lambda: model, "fp32", MAX_POSITIONS, limits)
+    return build_simulated_part(part, folder).content
 
 
 def on_simulated_gpu(plan: bytes, folder: Path, *, slots: int = SLOTS, device: SimulatedDevice | None = None) -> TensorRtLLM:

@@ -9,14 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.simulated_plan import simulated_builder
 from export.tensorrt_build import BuiltPlan, Profile
 from export.tensorrt_parts import Part, llm_part
-from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import Limits
 from models.graph.writer import GraphBuilder
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_stream import SimulatedStream
+from tests.support.simulated_gpu.builder import build_simulated_part
+from tests.support.simulated_gpu.device import SimulatedDevice
+from tests.support.simulated_gpu.stream import SimulatedStream
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -27,15 +26,15 @@ SLOT_SHAPE = (2, MAX_POSITIONS, 16)
 
 
 def build(part: Part, folder: Path) -> BuiltPlan:
-    return build_part(simulated_builder(), part, "sm_00", folder)
+    return build_simulated_part(part, folder)
 
 
 def graph_part(write: Callable[[], GraphBuilder], profiles: Sequence[Profile]) -> Part:
     return Part("graph", "fp32", 0, profiles, write)
 
 
-def tiny_llm_part(*, on_device: bool = False) -> Part:
-    return llm_part(lambda: tiny_llama()[0], "fp32", MAX_POSITIONS, LIMITS, on_device=on_device)
+def tiny_llm_part() -> Part:
+    return llm_part(lambda: tiny_llama()[0], "fp32", MAX_POSITIONS, LIMITS)
 
 
 class RawPlan:
@@ -91,7 +90,7 @@ class RawPlan:
 
 def step_inputs(embeddings: npt.NDArray[np.float32], write_index: list[int], wanted: list[tuple[int, int]]) -> Arrays:
     """Of the tiny llama, but for its slots: embeddings [rows, tokens, D]."""
-    rows, tokens, _ = embeddings.shape
+    tokens = embeddings.shape[1]
     first = np.array(write_index, np.int64)
     return {
         "embeddings": embeddings,
@@ -99,5 +98,4 @@ def step_inputs(embeddings: npt.NDArray[np.float32], write_index: list[int], wan
         "write_index": first,
         "kv_length": first + tokens,
         "wanted": np.array(wanted, np.int64),
-        "tokens": np.full((rows, tokens), -1, np.int64),
     }

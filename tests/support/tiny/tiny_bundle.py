@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from export.tensorrt_parts import Part, adapter_part, llm_part
-from export.tensorrt_plans import build_into_bundle
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.io import Bundle, open_bundle, write_bundle
@@ -22,9 +21,9 @@ from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
 from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
-from models.runtimes.cuda.simulated import SimulatedDevice
 from tests.models.test_voice_onnx import WINDOW_SAMPLES, write_graph
 from tests.support.fakes.fake_models import END_TOKEN, tokeniser_definition
+from tests.support.simulated_gpu.builder import add_simulated_plan
 from tests.support.tiny.tiny_llama import tiny_llama
 from tests.support.tiny.tiny_whisper import WIDTH, arrays_of, random_encoder
 from training.adapter import Adapter, AdapterConfig
@@ -63,7 +62,6 @@ def write_speaking_bundle(folder: Path) -> TinyModels:
 
 def add_simulated_plans(folder: Path, tiny: TinyModels) -> Bundle:
     """The bundle with plans of all parts for the simulated GPU."""
-    library = SimulatedDevice().tensorrt
     encoder = Part("encoder", "fp32", 0, speech_encoder_profiles(LIMITS), lambda: build_by_head_encoder(tiny.encoder, np.float32))
     parts = [
         encoder,
@@ -71,7 +69,7 @@ def add_simulated_plans(folder: Path, tiny: TinyModels) -> Bundle:
         llm_part(lambda: tiny.llama, "fp32", MAX_POSITIONS, LIMITS),
     ]
     for part in parts:
-        build_into_bundle(library, part, "sm_00", folder)
+        add_simulated_plan(part, folder)
     return open_bundle(folder)
 
 

@@ -12,8 +12,6 @@ from models.bundle.io import Bundle
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.runtimes.cuda.chain import load_models_on
 from models.runtimes.cuda.device import DeviceError, DeviceLostError
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_plan import Shape, SimulatedPlan
 from server.engine.engine import LocalEngine
 from server.engine.ipc.client import ProcessEngine
 from server.engine.types.events import Delta, Event
@@ -23,6 +21,8 @@ from server.errors import EngineFailed
 from tests.support.clients.engine_call import TIMEOUT_S, Call, wait_until
 from tests.support.fakes import engine_children
 from tests.support.fakes.fake_models import Trouble, speech
+from tests.support.simulated_gpu.device import SimulatedDevice
+from tests.support.simulated_gpu.plan import Shape, SimulatedPlan
 from tests.support.tiny.tiny_bundle import MAX_AUDIO_S, add_simulated_plans, write_speaking_bundle
 
 REASON = "an illegal memory access was encountered"

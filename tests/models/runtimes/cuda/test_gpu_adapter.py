@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, adapter_profiles
 from export.tensorrt_speech import build_dense_adapter
 from kernels.adapter.graphs import Bucket
@@ -25,9 +24,9 @@ from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
 from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, copy
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_plan import ARCHITECTURE
 from models.runtimes.onnx.projector import OnnxProjector
+from tests.support.simulated_gpu.builder import build_simulated_plan
+from tests.support.simulated_gpu.device import SimulatedDevice
 from training.adapter import Adapter as TrainableAdapter
 from training.adapter import AdapterConfig
 
@@ -71,7 +70,7 @@ def plan(trained: TrainedAdapter, tmp_path_factory: pytest.TempPathFactory) -> b
     graph = tmp_path_factory.mktemp("plan") / "adapter.onnx"
     build_dense_adapter(trained, EMBEDDING, np.float32).save(graph)
     profiles = adapter_profiles(Limits(audio_frames=2 * REDUCTION * LONGEST), REDUCTION)
-    return build_simulated_plan(graph, profiles, gpu=ARCHITECTURE).content
+    return build_simulated_plan(graph, profiles).content
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +189,7 @@ def test_after_a_run_that_fails_the_next_one_works(
 def test_a_plan_of_something_else_is_refused(device: SimulatedDevice, trained: TrainedAdapter, tmp_path: Path) -> None:
     build_adapter(trained, EMBEDDING).save(tmp_path / "adapter.onnx")
     profiles = [*adapter_profiles(Limits(audio_frames=80), REDUCTION)] * 2
-    content = build_simulated_plan(tmp_path / "adapter.onnx", profiles, gpu=ARCHITECTURE).content
+    content = build_simulated_plan(tmp_path / "adapter.onnx", profiles).content
     with pytest.raises(PlanError, match="not one that this release runs"):
         TensorRtAdapter(Plan(device, content, "adapter.plan"), device.stream(), trained, EMBEDDING)
 

@@ -12,10 +12,11 @@ from models.bundle.io import Bundle
 from models.protocols import BackendError, PrefillRow
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.support.fakes.fake_models import speech
+from tests.support.simulated_gpu.serving import simulated_gpus  # noqa: F401, a fixture
 from tests.support.tiny.tiny_bundle import MAX_POSITIONS, add_simulated_plans, write_speaking_bundle
 
+pytestmark = pytest.mark.usefixtures("simulated_gpus")
 OPTIONS: dict[str, Any] = {
-    "device": "simulated",
     "gpu": 0,
     "slots": 2,
     "threads": 1,
@@ -70,7 +71,9 @@ def test_the_chain_is_the_bundles(bundle: Bundle, on_cpu: Models) -> None:
 def test_a_plan_that_is_missing_is_named_with_the_command_that_builds_it(bundle: Bundle, part: str) -> None:
     others = tuple(plan for plan in bundle.manifest.plans if plan.part != part)
     lacking = Bundle(bundle.folder, bundle.manifest.model_copy(update={"plans": others}))
-    with pytest.raises(BackendError, match=rf"no plan of {part} for simulated .*`python -m export\.tensorrt_plans .*{part}"):
+    with pytest.raises(
+        BackendError, match=rf"no plan of {part} for tensorrt simulated-1 .*`python -m export\.tensorrt_plans .*{part}"
+    ):
         load_gpu_models(lacking, **{**OPTIONS, "encoder_runtime": "tensorrt", "adapter_runtime": "tensorrt"})
 
 
@@ -93,7 +96,7 @@ def test_an_encoder_for_cpus_is_refused_on_a_gpu(bundle: Bundle) -> None:
     encoder = bundle.manifest.encoder.model_copy(update={"precision": "int8"})
     quantised = Bundle(bundle.folder, bundle.manifest.model_copy(update={"encoder": encoder}))
     with pytest.raises(BackendError, match=r"in int8, .*`python -m export\.default_bundle --precision fp32`"):
-        load_gpu_models(quantised, **{**OPTIONS, "device": "cuda"})
+        load_gpu_models(quantised, **OPTIONS)
 
 
 def test_the_longest_audio_is_counted_in_frames(bundle: Bundle) -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.simulated_plan import build_simulated_plan
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.plans import PlanError
@@ -20,11 +19,11 @@ from models.runtimes.cuda.encoder_onnx import OnnxDeviceEncoder
 from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
 from models.runtimes.cuda.onnx_session import CUDA_PROVIDER, cuda_options, open_device_session, require_provider
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_plan import ARCHITECTURE
 from models.runtimes.cuda.utterances import LANES
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.session import open_session
+from tests.support.simulated_gpu.builder import build_simulated_plan
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.tiny.tiny_whisper import MEL_BINS, POSITIONS, WIDTH, arrays_of, random_encoder
 
 LARGEST_FRAMES = 2 * POSITIONS
@@ -43,7 +42,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("plan") / "encoder.onnx"
     build_by_head_encoder(arrays_of(random_encoder(1)), np.float32).save(path)
     profiles = speech_encoder_profiles(Limits(audio_frames=LARGEST_FRAMES))
-    return build_simulated_plan(path, profiles, gpu=ARCHITECTURE).content
+    return build_simulated_plan(path, profiles).content
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +130,7 @@ def test_an_encoder_for_shorter_audio_is_refused_at_the_start(graph: Path) -> No
 def test_another_plan_is_refused(graph: Path) -> None:
     device = SimulatedDevice()
     profiles = speech_encoder_profiles(Limits(audio_frames=LARGEST_FRAMES)) * 2
-    content = build_simulated_plan(graph, profiles, gpu=ARCHITECTURE).content
+    content = build_simulated_plan(graph, profiles).content
     with pytest.raises(PlanError, match="not one that this release runs: it has 2 profiles"):
         TensorRtEncoder(Plan(device, content, "encoder.plan"), device.stream())
 

@@ -1,14 +1,11 @@
 """What is reckoned of a GPU's memory is what is taken there."""
 
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.gpu_memory_table import memory_table, weight_bytes
-from export.random_models import SMOLLM2_135M
 from export.tensorrt_parts import PARTS
 from models.bundle.io import Bundle
 from models.bundle.plans import find_plan
@@ -19,8 +16,8 @@ from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
 from models.runtimes.cuda.gpu_memory import MemoryBudget, reckon, slot_bytes
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.simulated import SimulatedDevice
 from models.runtimes.cuda.slots import SlotMemory
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 ROOT = Path(__file__).parents[4]
@@ -95,15 +92,3 @@ def test_the_line_for_the_operator_names_every_item() -> None:
         "adapter 160.0 MB, kept prefixes 67.0 MB, CUDA and libraries (a guess) 2.00 GB, "
         "the LLM's activations, which its plan does not tell"
     )
-
-
-def test_the_page_has_the_table() -> None:
-    assert memory_table() in (ROOT / "docs" / "gpu.md").read_text()
-
-
-def test_the_default_llm_is_as_large_as_its_plan_says_that_it_is() -> None:
-    """Next to the weights in the plan that was built, in docs/tensorrt_plans.md."""
-    row = r"\| SmolLM2-135M-Instruct \| sm_80 \| bf16 \| (\d+) MB \|"
-    match = re.search(row, (ROOT / "docs" / "tensorrt_plans.md").read_text())
-    assert match is not None
-    assert weight_bytes(SMOLLM2_135M) / 1e6 == pytest.approx(int(match[1]), abs=1)

@@ -11,6 +11,7 @@ import pytest
 from server.engine.factory import build_engine
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, instruct, live_server, wait_until
+from tests.support.simulated_gpu.serving import build_simulated_engine
 from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 CLIPS = sorted((Path(__file__).parents[3] / "clips").glob("*.flac"))
@@ -30,7 +31,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def served(bundle: Path, **settings: Any) -> Iterator[LiveServer]:
-    engine = build_engine(bundle, Settings(**settings))
+    chosen = Settings(**settings)
+    engine = build_simulated_engine(bundle, chosen) if chosen.device == "cuda" else build_engine(bundle, chosen)
     with live_server(engine) as server:
         wait_until(lambda: server.client.get("/ready").status_code == 200, START_TIMEOUT_S)
         yield server
@@ -45,13 +47,13 @@ def on_cpu(bundle: Path) -> Iterator[LiveServer]:
 @pytest.fixture(scope="module", params=RUNTIMES, ids="-".join)
 def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     encoder_runtime, adapter_runtime = request.param
-    with served(bundle, device="simulated", encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
+    with served(bundle, device="cuda", encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def on_two_gpus(bundle: Path) -> Iterator[LiveServer]:
-    with served(bundle, device="simulated", gpus="0,1", slots=2) as server:
+    with served(bundle, device="cuda", gpus="0,1", slots=2) as server:
         # The server is ready once one of them is.
         wait_until(lambda: ready_gpus(server) == 2, START_TIMEOUT_S)
         yield server

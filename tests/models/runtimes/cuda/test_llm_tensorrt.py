@@ -10,16 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.tensorrt_profiles import Limits, speech_encoder_profiles
+from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.plans import PlanError
 from models.protocols import BackendError, DecodeRow, Float32, PrefillRow
 from models.runtimes.cuda.device import DeviceError, OutOfDeviceMemoryError
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan, PlanContext
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_tensorrt import ICudaEngine, TensorLocation
 from models.runtimes.onnx.llm import OnnxLLM
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.simulated_gpu.gpu_llm import SLOTS, build_llm_plan, on_cpu, on_simulated_gpu
+from tests.support.simulated_gpu.raw_plan import build, graph_part
+from tests.support.simulated_gpu.tensorrt import ICudaEngine, TensorLocation
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, VOCABULARY
+from tests.support.tiny.tiny_whisper import arrays_of, random_encoder
 
 # The last position of a slot is not for requests.
 LONGEST = MAX_POSITIONS - 1
@@ -154,7 +158,7 @@ def test_a_poisoned_request_leaves_nothing_behind_in_its_slot(llm: TensorRtLLM, 
 
 def test_a_run_that_fails_is_an_error_and_the_next_one_is_well(llm: TensorRtLLM, cpu: OnnxLLM) -> None:
     with (
-        mock.patch("models.runtimes.cuda.simulated_plan.SimulatedPlan.run", side_effect=RuntimeError("an illegal memory access")),
+        mock.patch("tests.support.simulated_gpu.plan.SimulatedPlan.run", side_effect=RuntimeError("an illegal memory access")),
         pytest.raises(DeviceError, match="an illegal memory access"),
     ):
         prefill(llm, 0, 0, [1, 2, 3])
@@ -193,8 +197,11 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(plan: bytes
 
 
 def test_other_plans_and_tables_are_refused(folder: Path, plan: bytes, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"not one that this release runs.*tokens"):
-        on_simulated_gpu(build_llm_plan(tmp_path, on_device=True), tmp_path)
+    encoder = graph_part(
+        lambda: build_by_head_encoder(arrays_of(random_encoder(0)), np.float32), speech_encoder_profiles(Limits())
+    )
+    with pytest.raises(PlanError, match=r"not one that this release runs.*features"):
+        on_simulated_gpu(build(encoder, tmp_path).content, folder)
     with pytest.raises(PlanError, match="does not take the plan llm"):
         on_simulated_gpu(b"no plan", folder)
     np.save(tmp_path / "embedding.npy", np.zeros((3, 4), np.float16))

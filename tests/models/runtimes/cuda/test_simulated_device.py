@@ -1,8 +1,6 @@
 """The simulated GPU does nothing before it is waited for, holds no more than its memory, and replays what was captured."""
 
-import gc
 import threading
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, Stream, copy, plan_key
+from models.runtimes.cuda.device import Device, DeviceError, OutOfDeviceMemoryError, Stream, copy
 from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_memory import DeviceMemory
+from tests.support.simulated_gpu.device import SimulatedDevice
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -35,11 +32,6 @@ def is_poison(tensor: Tensor) -> bool:
     if tensor.is_floating_point():
         return bool(tensor.isnan().all())
     return bool((tensor == (True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)).all())
-
-
-def test_it_is_a_gpu_of_its_own_kind(device: Device) -> None:
-    assert str(plan_key(device)) == "simulated 1 on sm_00"
-    assert (device.gpu.name, device.gpu.memory_bytes) == ("simulated GPU", 2**20)
 
 
 @given(st.lists(st.integers(0, 5), max_size=3), st.sampled_from(DTYPES))
@@ -64,35 +56,6 @@ def test_memory_is_bounded_and_comes_back_with_the_last_view(device: Device) -> 
     assert device.free_memory_bytes() == 2**20
 
 
-@given(st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=12))
-def test_an_address_is_found_in_what_is_held_and_nowhere_else(sizes: list[tuple[int, bool]]) -> None:
-    memory = DeviceMemory(2**20, "GPU")
-    tensors = [(memory.empty((size,), torch.uint8), is_kept) for size, is_kept in sizes]
-    places = [(tensor.data_ptr(), len(tensor), is_kept) for tensor, is_kept in tensors]
-    kept = [tensor for tensor, is_kept in tensors if is_kept]
-    del tensors
-    for start, size, is_kept in places:
-        for offset in {0, size // 2, size - 1, size} if size else set():
-            found = memory.find(start + offset)
-            if is_kept and offset < size:
-                assert found is not None
-                assert (found[0].address, found[1]) == (start, size - offset)
-                assert memory.is_live(found[0])
-            else:
-                assert found is None
-    assert memory.free_bytes() == 2**20 - sum(-(-len(each) // 256) * 256 for each in kept)
-
-
-def test_what_a_finished_queue_held_is_let_go(device: Device) -> None:
-    stream, tensor = device.stream(), torch.ones(3)
-    gone = weakref.ref(tensor)
-    launch(device, stream, tensor.zero_)
-    del tensor
-    assert gone() is not None
-    stream.synchronize()
-    assert gone() is None
-
-
 def test_memory_has_to_be_kept_until_the_work_that_uses_it_is_done(device: Device) -> None:
     stream, kept, view = device.stream(), device.empty((2, 10), torch.float32), device.empty((9,), torch.float32)[3:]
     launch(device, stream, kept[1].zero_)
@@ -101,17 +64,6 @@ def test_memory_has_to_be_kept_until_the_work_that_uses_it_is_done(device: Devic
     del view
     with pytest.raises(DeviceError, match="let go before the work that uses it was done: keep it until then"):
         stream.synchronize()
-
-
-def test_a_stream_that_is_let_go_takes_its_queue_along(device: Device) -> None:
-    stream = device.stream()
-    other = device.stream()
-    stream.wait_for(other)
-    device.launch(lambda: None, stream)
-    gone = weakref.ref(stream)
-    del stream
-    gc.collect()
-    assert gone() is None
 
 
 def test_work_is_done_in_order_when_it_is_waited_for_and_not_before(device: Device) -> None:
@@ -233,32 +185,3 @@ def test_captured_work_that_launches_and_computes_beside_it_is_refused(device: D
 
     with pytest.raises(DeviceError, match=r"has to be launched, or nothing: aten\.mul\.Tensor would not be"):
         device.capture(work, stream)
-
-
-def test_a_stream_of_another_gpu_is_refused(device: Device) -> None:
-    other = SimulatedDevice(memory_bytes=2**20, ordinal=1)
-    with pytest.raises(DeviceError, match="no stream of this GPU"):
-        device.launch(lambda: None, other.stream())
-
-
-def test_threads_with_streams_of_their_own_do_not_disturb_each_other(device: Device) -> None:
-    sums = []
-
-    def add_up() -> None:
-        stream, total = device.stream(), device.empty((1,), torch.int64)
-        total.zero_()
-        for number in range(200):
-            launch(device, stream, total.add_, number)
-            if number % 10 == 0:
-                device.empty((100,), torch.float32)
-                stream.synchronize()
-        stream.synchronize()
-        sums.append(int(total))
-
-    threads = [threading.Thread(target=add_up) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sums == [sum(range(200))] * 4
-    assert device.free_memory_bytes() == 2**20

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE
 from models.runtimes.cuda.device import DeviceError, Graph
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_stream import SimulatedStream
+from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.simulated_gpu.raw_plan import PAIRS, SLOT_SHAPE, RawPlan, build, step_inputs, tiny_llm_part
+from tests.support.simulated_gpu.stream import SimulatedStream
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +160,6 @@ def test_what_a_context_is_not_given_it_asks_for(bound: Bound) -> None:
         assert part in said
 
 
-def test_shapes_that_do_not_fit_together_are_an_error_when_they_are_inferred(bound: Bound) -> None:
-    rebind_three_slots(bound)
-    with pytest.raises(RuntimeError, match="rows is 2 in one input and 3 in key_0"):
-        bound.context.infer_shapes()
-
-
 def test_the_gpu_has_to_be_the_current_one(bound: Bound) -> None:
     other = SimulatedDevice(ordinal=1)
     with other.current():
@@ -179,22 +173,6 @@ def test_an_engine_without_its_runtime_makes_no_context(bound: Bound) -> None:
     with bound.device.current():
         assert bound.plan.engine.create_execution_context() is None
     assert "the engine's runtime was destroyed" in bound.plan.errors()
-
-
-def test_a_context_that_manages_its_memory_takes_it_and_no_other(bound: Bound) -> None:
-    free = bound.device.free_memory_bytes()
-    with bound.device.current():
-        context = bound.plan.engine.create_execution_context()
-        assert bound.device.free_memory_bytes() <= free - bound.plan.engine.device_memory_size_v2
-        context.set_device_memory(bound.plan.workspace.data_ptr(), bound.plan.workspace.nbytes)
-    assert "only a context that is USER_MANAGED is given its memory" in bound.plan.errors()
-    del context
-    assert bound.device.free_memory_bytes() == free
-    keep = bound.device.empty((free - 512,), torch.uint8)
-    with bound.device.current():
-        assert bound.plan.engine.create_execution_context() is None
-    assert "MB are asked for" in bound.plan.errors()
-    assert keep.numel()
 
 
 def test_memory_that_is_freed_before_the_run_is_found_out(bound: Bound) -> None:
@@ -258,27 +236,6 @@ def test_contexts_that_share_a_workspace_have_to_run_one_after_the_other(bound: 
     else:
         other.synchronize()
         assert memory["logits"].isfinite().all()
-
-
-def test_a_workspace_that_streams_used_which_are_gone_is_free_again(bound: Bound) -> None:
-    for _ in range(3):
-        stream = bound.device.stream()
-        context, _ = bound.make(stream)
-        assert bound.plan.enqueue(context, stream)
-        stream.synchronize()
-        del stream
-    assert bound.run()
-    bound.stream.synchronize()
-
-
-def test_order_is_handed_on_from_stream_to_stream(bound: Bound) -> None:
-    between, last = bound.device.stream(), bound.device.stream()
-    context, _ = bound.make(last)
-    assert bound.run()
-    between.wait_for(bound.stream)
-    last.wait_for(between)
-    assert bound.plan.enqueue(context, last)
-    last.synchronize()
 
 
 def test_what_fails_in_the_graph_fails_the_stream(bound: Bound) -> None:

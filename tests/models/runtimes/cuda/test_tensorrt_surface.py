@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from models.runtimes.cuda.simulated import SimulatedDevice
-from models.runtimes.cuda.simulated_context import IExecutionContext, ILogger
-from models.runtimes.cuda.simulated_tensorrt import (
+from models.runtimes.cuda.tensorrt_library import load_tensorrt
+from tests.support.simulated_gpu.context import IExecutionContext, ILogger
+from tests.support.simulated_gpu.device import SimulatedDevice
+from tests.support.simulated_gpu.tensorrt import (
     DataType,
     ExecutionContextAllocationStrategy,
     ICudaEngine,
@@ -26,7 +27,6 @@ from models.runtimes.cuda.simulated_tensorrt import (
     TensorIOMode,
     TensorLocation,
 )
-from models.runtimes.cuda.tensorrt_library import load_tensorrt
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.runtimes.cuda import gpu, torch_device
 from models.runtimes.cuda.device import Device, DeviceError, DeviceLostError, OutOfDeviceMemoryError, copy
 from models.runtimes.cuda.gpu import Gpu
-from models.runtimes.cuda.tensorrt_library import Messages, RealBuilder, TensorRT, TensorRTError, load_tensorrt
+from models.runtimes.cuda.tensorrt_library import Builder, Messages, TensorRT, TensorRTError, load_tensorrt
 from models.runtimes.cuda.torch_device import TorchDevice, require_cuda, translated_errors
 from tests.support.fakes.fake_gpu_machine import Driver
 
@@ -167,7 +167,7 @@ def test_work_goes_to_its_stream_and_graphs_are_captured_and_replayed_there(monk
     pytest.importorskip("triton", reason="Triton has no wheels elsewhere")
     calls = pretend_a_gpu(monkeypatch)
 
-    def load(builder: RealBuilder) -> TensorRT:
+    def load(builder: Builder) -> TensorRT:
         return TensorRT(builder, SimpleNamespace(__version__="11"), Messages(), None)
 
     monkeypatch.setattr(torch_device, "load_tensorrt", load)

@@ -1,1 +1,0 @@
-"""Every fused operator against its plain twin, in Triton's interpreter on a CPU: cases, errors, tolerances."""

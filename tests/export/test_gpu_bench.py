@@ -1,0 +1,49 @@
+"""The GPU's bench runs all of its measurements, here on a simulated GPU with tiny models."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from export.gpu_bench import Scale, Section, describe_machine, time_adapter, time_llm
+from tests.support.gpu.rig import Rig, simulated_rig
+from tests.support.kernels.interpreter import interpreted
+
+SCALE = Scale(repeats=1, slots=4, prefill_tokens=(8, 500), batches=((2, 2),), vocabulary=16)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    return simulated_rig(tmp_path_factory.mktemp("rig") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Compiling takes half a minute.
+    monkeypatch.setattr(torch, "compile", lambda work: work)
+    with interpreted():
+        yield
+
+
+def assert_filled(section: Section) -> None:
+    assert section.rows
+    assert {len(row) for row in section.rows} == {len(section.heading)}
+    assert section.markdown().startswith(f"## {section.title}\n")
+
+
+def test_the_llm_is_measured(rig: Rig) -> None:
+    sections = list(time_llm(rig.device, rig.bundle, SCALE))
+    for section in sections:
+        assert_filled(section)
+    assert [row[0] for row in sections[2].rows] == ["8"], "prompts that are longer than a slot are left out"
+
+
+def test_the_adapter_is_measured_by_every_contender(rig: Rig) -> None:
+    whole, operators = time_adapter(rig.device, rig.bundle, SCALE)
+    assert [row for row in whole.rows if "could not" in row[1]] == []
+    assert_filled(whole)
+    assert [row[0] for row in operators.rows][:2] == ["input", "qkv"]
+
+
+def test_the_report_names_the_machine(rig: Rig) -> None:
+    assert ("GPU", "simulated GPU, sm_00") in describe_machine(rig.device).rows
