@@ -219,7 +219,7 @@ class AdapterBench:
         self._device, self._bundle, self._repeats = device, bundle, scale.repeats
         self._stream = device.stream()
         manifest = bundle.manifest
-        trained = read_adapter(bundle.path(manifest.adapter.weights))
+        trained = read_adapter(bundle.path(manifest.projector.weights))
         embedding = np.asarray(np.load(bundle.path(manifest.llm.embedding))[: scale.vocabulary], np.float32)
         weights = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
         most = max(frames * utterances for frames, utterances in scale.batches)
@@ -318,7 +318,7 @@ class AdapterBench:
         return time_enqueued(graph.replay, self._stream, self._repeats)
 
     def _onnxruntime(self, batch: Batch) -> Timing:
-        graph = self._bundle.path(self._bundle.manifest.adapter.graph)
+        graph = self._bundle.path(self._bundle.manifest.projector.graph)
         session = open_device_session(graph, self._device, self._stream, len(os.sched_getaffinity(0)))
         states = self._one_utterance(batch)
         binding, place = session.io_binding(), self._device.binding_device

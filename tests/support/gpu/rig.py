@@ -51,9 +51,9 @@ class Rig:
 
     def adapt_on_cpu(self, states: Sequence[Float32]) -> list[AdapterOutput]:
         manifest = self.bundle.manifest
-        trained = read_adapter(self.bundle.path(manifest.adapter.weights))
+        trained = read_adapter(self.bundle.path(manifest.projector.weights))
         embedding = np.load(self.bundle.path(manifest.llm.embedding)).astype(np.float32)
-        graph = self.bundle.path(manifest.adapter.graph)
+        graph = self.bundle.path(manifest.projector.graph)
         return OnnxAdapter(graph, embedding, trained.boundary_before, trained.boundary_after, THREADS).adapt(states)
 
 
