@@ -20,7 +20,7 @@ import jiwer
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from loadtest.answers import TRANSCRIBE
+from loadtest.support.answers import TRANSCRIBE
 
 POLICIES = ("off", "exact", "relaxed")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.answers import TRANSCRIBE
-from loadtest.bench_process import process_tree
-from loadtest.bench_server import BenchServer, Body, make_body
+from loadtest.clients.server import BenchServer, Body, make_body
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.process import process_tree
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "server" / "assets" / "selfcheck.flac"

@@ -36,11 +36,11 @@ import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from loadtest.answers import TRANSCRIBE
-from loadtest.bench_process import process_tree
-from loadtest.bench_server import make_body
-from loadtest.markdown import table
-from loadtest.stream_client import stream_url
+from loadtest.clients.server import make_body
+from loadtest.clients.stream import stream_url
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.markdown import table
+from loadtest.support.process import process_tree
 
 CLIP = Path(__file__).parent.parent / "server" / "assets" / "selfcheck.flac"
 RATE_HZ = 16_000

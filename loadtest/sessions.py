@@ -23,15 +23,15 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
-from loadtest.bench_clips import read_recordings
-from loadtest.bench_machine import describe_run
-from loadtest.bench_process import OthersWatch
-from loadtest.bench_server import BenchServer, ServerError, add_server_flags, server_options
-from loadtest.footprint import Footprint, Reading, Watch, footprints, total
-from loadtest.live_audio import StreamAudio, clear_speech, make_stream
-from loadtest.markdown import conditions, table
-from loadtest.memory_plot import plot_memory
-from loadtest.stream_drops import as_opus, choose, play
+from loadtest.clients.drops import as_opus, choose, play
+from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
+from loadtest.live.audio import StreamAudio, clear_speech, make_stream
+from loadtest.support.footprint import Footprint, Reading, Watch, footprints, total
+from loadtest.support.machine import describe_run
+from loadtest.support.markdown import conditions, table
+from loadtest.support.memory_plot import plot_memory
+from loadtest.support.process import OthersWatch
+from loadtest.support.recordings import read_recordings
 
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "tests" / "clips" / "clips.json"

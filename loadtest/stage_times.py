@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import soundfile
 
-from loadtest.footprint import footprints, total
+from loadtest.support.footprint import footprints, total
 
 MODEL_STAGES = ("encode_ms", "adapter_ms", "prefill_ms", "decode_ms")
 INSTRUCTION = "Transcribe the speech to text."

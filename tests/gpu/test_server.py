@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench_server import BenchServer, make_body
+from loadtest.clients.server import BenchServer, make_body
 from models.runtimes.cuda.gpu import gpu_count, load_driver
 from tests.support.gpu.rig import CLIPS, gpu_rig, reason_without_gpu
 

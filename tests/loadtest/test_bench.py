@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.bench_analysis import (
+from loadtest.bench.analysis import (
     EXACT,
     OFF,
     TRANSFORMERS,
@@ -18,13 +18,13 @@ from loadtest.bench_analysis import (
     stage_table,
     summarise,
 )
-from loadtest.bench_clips import RATE_HZ, BenchClip, Recording, cut_to_length
-from loadtest.bench_decode import answer_rates, plain_rate
-from loadtest.bench_floor import Rates, Shapes, Work, better_rates, decode_passes, encoder_work, floor_ms, llm_work, read_rates
-from loadtest.bench_latency import Sample
-from loadtest.bench_load import LoadResult
-from loadtest.bench_report import markdown
-from loadtest.bench_statistics import SUMMARY_KEYS, complete_summary, find_void, percentile, ratio, words_differ
+from loadtest.bench.decode import answer_rates, plain_rate
+from loadtest.bench.floor import Rates, Shapes, Work, better_rates, decode_passes, encoder_work, floor_ms, llm_work, read_rates
+from loadtest.bench.latency import Sample
+from loadtest.bench.report import markdown
+from loadtest.clients.load import LoadResult
+from loadtest.support.recordings import RATE_HZ, BenchClip, Recording, cut_to_length
+from loadtest.support.statistics import SUMMARY_KEYS, complete_summary, find_void, percentile, ratio, words_differ
 
 RATES = Rates(int8_flops=1e12, fp32_flops=1e11, read_bytes=1e10)
 SHAPES = Shapes(

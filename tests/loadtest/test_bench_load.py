@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest import bench_process
-from loadtest.bench_load import LoadResult, Question, measure_load
-from loadtest.bench_process import LinePeer, OthersWatch, PeerError, cpu_seconds, machine_busy_s, peak_memory_mib, process_tree
-from loadtest.bench_server import make_body
+from loadtest.clients.load import LoadResult, Question, measure_load
+from loadtest.clients.server import make_body
+from loadtest.support import process as bench_process
+from loadtest.support.process import LinePeer, OthersWatch, PeerError, cpu_seconds, machine_busy_s, peak_memory_mib, process_tree
 
 ROOT = Path(__file__).parents[2]
 

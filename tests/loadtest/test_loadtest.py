@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips, word_error_rate
+from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips, word_error_rate
 from server.engine.types.events import Event
 from server.engine.types.requests import InstructRequest
 from server.errors import Overloaded
@@ -111,7 +111,7 @@ def run_locust(engine: FakeEngine, folder: Path) -> tuple[int, str]:
     (folder / "clips.json").write_text(json.dumps([{"file": "clip.wav", "text": "Hello world."}]))
     with live_server(engine) as server:
         wait_until(lambda: server.client.get("/ready").status_code == 200)
-        command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--users", "2"]
+        command = [sys.executable, "-m", "locust", "-f", "loadtest/users/locustfile.py", "--headless", "--users", "2"]
         options = ["--requests", "6", "--host", server.url, "--clips", str(folder / "clips.json")]
         result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     return result.returncode, result.stdout + result.stderr

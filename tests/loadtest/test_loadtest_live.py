@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.bench_load import LoadResult, Question
-from loadtest.bench_server import make_body
-from loadtest.live import judge
-from loadtest.live_audio import StreamAudio
-from loadtest.live_levels import Level, LevelResult, run_level
-from loadtest.live_report import describe_level, markdown
-from loadtest.stream_checks import complaints
-from loadtest.stream_client import Arrival, Script, StreamRun, run_stream
-from loadtest.stream_figures import Spoken, final_text
+from loadtest.clients.load import LoadResult, Question
+from loadtest.clients.server import make_body
+from loadtest.clients.stream import Arrival, Script, StreamRun, run_stream
+from loadtest.live.__main__ import judge
+from loadtest.live.audio import StreamAudio
+from loadtest.live.checks import complaints
+from loadtest.live.figures import Spoken, final_text
+from loadtest.live.levels import Level, LevelResult, run_level
+from loadtest.live.report import describe_level, markdown
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 

@@ -21,7 +21,7 @@ import time
 import gevent
 from gevent.monkey import get_original
 
-from loadtest.locust_open_loop import Arrivals, add_options, prepare
+from loadtest.users.open_loop import Arrivals, add_options, prepare
 
 def stall():
     while True:
@@ -55,7 +55,7 @@ def stream(folder: Path, twist: Callable[[Event], list[Event]]) -> tuple[int, st
     with scripted_server(twist=twist) as server:
         options = ["--users", "2", "--spawn-rate", "2", "--sessions", "2", "--session-seconds", "2"]
         return run_locust(
-            "loadtest/locust_stream.py", *options, "--silence-ms", "200", "--data", str(folder), "--host", server.url
+            "loadtest/users/stream.py", *options, "--silence-ms", "200", "--data", str(folder), "--host", server.url
         )
 
 
@@ -84,7 +84,7 @@ def test_streams_whose_finals_are_missing(tmp_path: Path) -> None:
 
 
 def test_files_at_a_fixed_rate(tmp_path: Path) -> None:
-    status, output = post_files(tmp_path, "loadtest/locust_open_loop.py")
+    status, output = post_files(tmp_path, "loadtest/users/open_loop.py")
     assert status == 0, output
     assert counted(output, "answer") == counted(output, "service") == [10, 0]
     assert "VOID" not in output

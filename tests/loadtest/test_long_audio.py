@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.footprint import Reading
-from loadtest.long_report import markdown
-from loadtest.long_session import stretches
-from loadtest.long_text import add_up, compare
-from loadtest.stream_client import Arrival, Script, StreamRun
+from loadtest.clients.stream import Arrival, Script, StreamRun
+from loadtest.long_audio.report import markdown
+from loadtest.long_audio.session import stretches
+from loadtest.long_audio.text import add_up, compare
+from loadtest.support.footprint import Reading
 
 PARTS = ["One two three.", "Four five six.", "Seven eight nine."]
 ALL = " ".join(PARTS)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.bench_clips import RATE_HZ, Recording
-from loadtest.live_audio import MAX_DOUBT_S, StreamAudio, clear_speech, make_stream
-from loadtest.speech_bounds import find_speech
+from loadtest.live.audio import MAX_DOUBT_S, StreamAudio, clear_speech, make_stream
+from loadtest.support.recordings import RATE_HZ, Recording
+from loadtest.support.speech_bounds import find_speech
 from tests.support.clients.live_server import tone
 
 Float32 = npt.NDArray[np.float32]

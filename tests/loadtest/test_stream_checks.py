@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.stream_checks import complaints, slip_complaint
-from loadtest.stream_client import Arrival, Refused, Script, StreamRun, run_stream, stream_url
-from loadtest.stream_figures import Spoken, count_revisions, final_text, match
+from loadtest.clients.stream import Arrival, Refused, Script, StreamRun, run_stream, stream_url
+from loadtest.live.checks import complaints, slip_complaint
+from loadtest.live.figures import Spoken, count_revisions, final_text, match
 from tests.support.clients.live_server import tone
 from tests.support.fakes.scripted_stream import Event, scripted_server
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.footprint import Footprint, Watch, footprints, total
+from loadtest.clients.drops import Drop, Farewell, Point, choose, play
 from loadtest.sessions import Look, leaks
-from loadtest.stream_drops import Drop, Farewell, Point, choose, play
+from loadtest.support.footprint import Footprint, Watch, footprints, total
 from tests.support.clients.live_server import tone, wait_until
 from tests.support.fakes.scripted_stream import Event, scripted_server
 

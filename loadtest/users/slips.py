@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from loadtest.stream_checks import slip_complaint
+from loadtest.live.checks import slip_complaint
 
 VOID_STATUS = 1
 

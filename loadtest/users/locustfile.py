@@ -1,6 +1,6 @@
 """Real clips with instructions against a running server, every answer checked.
 
-    locust -f loadtest/locustfile.py --headless --users 4 --run-time 60s --host http://127.0.0.1:8000
+    locust -f loadtest/users/locustfile.py --headless --users 4 --run-time 60s --host http://127.0.0.1:8000
 
 A closed loop: each user is one microphone that waits for its answer. An answer fails when its status or shape is wrong,
 when a transcript is too far from the known text, or when the same clip and instruction ever gave another text. A refusal
@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import gevent
 from locust import HttpUser, between, events, task
 
-from loadtest.answers import OTHER_INSTRUCTIONS, TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.support.answers import OTHER_INSTRUCTIONS, TRANSCRIBE, AnswerChecker, Clip, read_clips
 
-CLIPS = Path(__file__).parent.parent / "tests" / "clips" / "clips.json"
+CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loadtest.bench_statistics import percentile
-from loadtest.stream_client import Arrival, StreamRun
+from loadtest.clients.stream import Arrival, StreamRun
+from loadtest.support.statistics import percentile
 
 MAX_SLIP_P99_S = 0.02
 TOLERANCE_S = 0.011

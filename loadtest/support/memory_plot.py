@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.footprint import Reading
+from loadtest.support.footprint import Reading
 
 
 def plot_memory(watches: Mapping[str, Sequence[Reading]], path: Path, title: str, note: str) -> None:

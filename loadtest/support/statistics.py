@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loadtest.answers import word_error_rate
+from loadtest.support.answers import word_error_rate
 
 SUMMARY_KEYS = (
     "latency_ratio_vs_faster_whisper_5s",

@@ -21,21 +21,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest import bench_analysis as analysis
-from loadtest.bench_clips import HOW, BenchClip, make_clips, read_recordings, write_clip
-from loadtest.bench_decode import answer_rates, measure_decode
-from loadtest.bench_floor import better_rates, read_rates, read_shapes
-from loadtest.bench_latency import Peer, Sample, System, Thinbridge, measure_latency, texts_by_clip, time_request, transcribe_all
-from loadtest.bench_load import LoadResult, Question, measure_load
-from loadtest.bench_machine import describe_run
-from loadtest.bench_process import LinePeer, OthersWatch, PeerError, peak_memory_mib
-from loadtest.bench_report import write_report
-from loadtest.bench_server import BenchServer, ServerError, make_body
-from loadtest.bench_statistics import complete_summary, find_void, percentile
+from loadtest.bench.__main__ import analysis
+from loadtest.bench.decode import answer_rates, measure_decode
+from loadtest.bench.floor import better_rates, read_rates, read_shapes
+from loadtest.bench.latency import Peer, Sample, System, Thinbridge, measure_latency, texts_by_clip, time_request, transcribe_all
+from loadtest.bench.report import write_report
+from loadtest.clients.load import LoadResult, Question, measure_load
+from loadtest.clients.server import BenchServer, ServerError, make_body
+from loadtest.support.machine import describe_run
+from loadtest.support.process import LinePeer, OthersWatch, PeerError, peak_memory_mib
+from loadtest.support.recordings import HOW, BenchClip, make_clips, read_recordings, write_clip
+from loadtest.support.statistics import complete_summary, find_void, percentile
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "loadtest" / "results"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick"
 LOAD_LENGTH_S = 5.0
 BATCH_CLIPS = 16

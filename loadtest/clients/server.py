@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from loadtest.answers import TRANSCRIBE
+from loadtest.support.answers import TRANSCRIBE
 
 START_TIMEOUT_S = 900
 REQUEST_TIMEOUT_S = 180

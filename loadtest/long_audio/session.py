@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from loadtest.footprint import Reading
-from loadtest.stream_client import StreamRun
+from loadtest.clients.stream import StreamRun
+from loadtest.support.footprint import Reading
 
 WINDOW_S = 300.0
 

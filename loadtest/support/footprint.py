@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loadtest.bench_process import cpu_seconds, process_tree
+from loadtest.support.process import cpu_seconds, process_tree
 
 PAGE_BYTES = 4096
 

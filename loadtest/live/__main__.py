@@ -3,10 +3,10 @@
     python -m loadtest.live --data DATA      # some 8 minutes; writes live.md, live.json and live.png to loadtest/results
     python -m loadtest.live --seconds 20 --streams 1 2 --silence-ms 200 --out runs/live     # less of it
 
-Starts a server of its own. Each stream says recordings of up to 5 s with clear bounds of speech (`loadtest.speech_bounds`) in
+Starts a server of its own. Each stream says recordings of up to 5 s with clear bounds of speech (`loadtest.support.speech_bounds`) in
 real time, with pauses of 1.5 to 2.5 s, in an order of its own that is the same in each run. A level is a number of streams,
 alone or beside a client that posts files without a pause, under one setting of the silence that ends an utterance. Every
-session is checked against the protocol (`loadtest.stream_checks`: stable text never changes, one final per utterance, in order,
+session is checked against the protocol (`loadtest.live.checks`: stable text never changes, one final per utterance, in order,
 and so on). A stream's text has to be the same at every level, and at the default silence of 500 ms that of its audio posted as
 a file with `chunking=voice`.
 Exit status 1 where the run is void: it says why, and its figures must not be quoted.
@@ -22,22 +22,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.bench_clips import read_recordings, write_clip
-from loadtest.bench_load import Question
-from loadtest.bench_machine import describe_run
-from loadtest.bench_process import OthersWatch
-from loadtest.bench_server import BenchServer, ServerError, add_server_flags, make_body, server_options
-from loadtest.bench_statistics import find_void
-from loadtest.live_audio import Speech, StreamAudio, clear_speech, make_stream
-from loadtest.live_levels import Level, LevelResult, run_level
-from loadtest.live_report import describe_level, write_report
-from loadtest.stream_checks import complaints, slip_complaint
-from loadtest.stream_client import Refused
-from loadtest.stream_figures import final_text
+from loadtest.clients.load import Question
+from loadtest.clients.server import BenchServer, ServerError, add_server_flags, make_body, server_options
+from loadtest.clients.stream import Refused
+from loadtest.live.audio import Speech, StreamAudio, clear_speech, make_stream
+from loadtest.live.checks import complaints, slip_complaint
+from loadtest.live.figures import final_text
+from loadtest.live.levels import Level, LevelResult, run_level
+from loadtest.live.report import describe_level, write_report
+from loadtest.support.machine import describe_run
+from loadtest.support.process import OthersWatch
+from loadtest.support.recordings import read_recordings, write_clip
+from loadtest.support.statistics import find_void
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "loadtest" / "results"
 MAX_RECORDINGS = 150
 MAX_RECORDING_S = 5.0
 """So that there is much to measure in little time."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from loadtest.bench_server import REQUEST_TIMEOUT_S, Body
-from loadtest.bench_statistics import distribution_ms, percentile
+from loadtest.clients.server import REQUEST_TIMEOUT_S, Body
+from loadtest.support.statistics import distribution_ms, percentile
 
 LAG_PERIOD_S = 0.02
 MAX_GENERATOR_CPU_SHARE = 0.25

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench_analysis import INSIDE
-from loadtest.bench_floor import STAGES
-from loadtest.bench_plots import write_plots
-from loadtest.markdown import conditions, table, void_note
+from loadtest.bench.analysis import INSIDE
+from loadtest.bench.floor import STAGES
+from loadtest.bench.plots import write_plots
+from loadtest.support.markdown import conditions, table, void_note
 
 TARGETS = {
     "latency_ratio_vs_faster_whisper_5s": ("at most", 0.25, "request to text, p50, ours over faster-whisper base int8 beam 1"),

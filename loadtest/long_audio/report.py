@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.footprint import Reading
-from loadtest.markdown import conditions, table
-from loadtest.memory_plot import plot_memory
+from loadtest.support.footprint import Reading
+from loadtest.support.markdown import conditions, table
+from loadtest.support.memory_plot import plot_memory
 
 FILE_FIGURES = ("file_mib", "wall_s", "rtfx", "cpu_s_per_audio_s", "memory_before_mib", "peak_mib", "memory_after_mib")
 

@@ -22,22 +22,22 @@ from typing import Any
 import soundfile
 from tqdm import tqdm
 
-from loadtest.answers import TRANSCRIBE
-from loadtest.bench_clips import RATE_HZ, read_recordings, write_clip
-from loadtest.bench_machine import describe_run
-from loadtest.bench_process import OthersWatch
-from loadtest.bench_server import MAX_TOKENS, BenchServer, ServerError, add_server_flags, make_body, server_options
-from loadtest.footprint import Reading, Watch
-from loadtest.live_audio import Speech, clear_speech, make_stream, say
-from loadtest.long_report import write_report
-from loadtest.long_session import stretches
-from loadtest.long_text import SeamReport, add_up, compare
-from loadtest.stream_checks import complaints
-from loadtest.stream_client import Refused, Script, run_stream
+from loadtest.clients.server import MAX_TOKENS, BenchServer, ServerError, add_server_flags, make_body, server_options
+from loadtest.clients.stream import Refused, Script, run_stream
+from loadtest.live.audio import Speech, clear_speech, make_stream, say
+from loadtest.live.checks import complaints
+from loadtest.long_audio.report import write_report
+from loadtest.long_audio.session import stretches
+from loadtest.long_audio.text import SeamReport, add_up, compare
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.footprint import Reading, Watch
+from loadtest.support.machine import describe_run
+from loadtest.support.process import OthersWatch
+from loadtest.support.recordings import RATE_HZ, read_recordings, write_clip
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "loadtest" / "results"
 MAX_RECORDINGS = 150
 FILE_MINUTES = [30.0, 180.0]
 LIVE_MINUTES = 60.0

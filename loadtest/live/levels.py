@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from loadtest.bench_clips import RATE_HZ
-from loadtest.bench_load import LoadResult, Question, measure_load
-from loadtest.bench_process import cpu_seconds
-from loadtest.live_audio import StreamAudio
-from loadtest.stream_client import Script, StreamRun, run_stream
-from loadtest.stream_figures import Heard, match
+from loadtest.clients.load import LoadResult, Question, measure_load
+from loadtest.clients.stream import Script, StreamRun, run_stream
+from loadtest.live.audio import StreamAudio
+from loadtest.live.figures import Heard, match
+from loadtest.support.process import cpu_seconds
+from loadtest.support.recordings import RATE_HZ
 
 STAGGER_S = 0.7
 

@@ -1,6 +1,6 @@
 """Microphones that stream speech to `/v1/stream` in real time, every session checked.
 
-    locust -f loadtest/locust_stream.py --headless --users 2 --run-time 60s --host http://127.0.0.1:8000
+    locust -f loadtest/users/stream.py --headless --users 2 --run-time 60s --host http://127.0.0.1:8000
 
 Each user says recordings with pauses between them, in an order of its own, in one session after the other. Besides whole
 sessions (a failure where one breaks the protocol), locust's statistics get what a speaker waits for: `first partial` after the
@@ -19,14 +19,14 @@ from typing import Any, ClassVar
 import gevent
 from locust import User, constant, events, task
 
-from loadtest.bench_clips import read_recordings
-from loadtest.live_audio import Speech, StreamAudio, clear_speech, make_stream
-from loadtest.locust_slips import Slips
-from loadtest.stream_checks import complaints
-from loadtest.stream_client import Refused, Script, StreamRun, run_stream
-from loadtest.stream_figures import count_revisions, match
+from loadtest.clients.stream import Refused, Script, StreamRun, run_stream
+from loadtest.live.audio import Speech, StreamAudio, clear_speech, make_stream
+from loadtest.live.checks import complaints
+from loadtest.live.figures import count_revisions, match
+from loadtest.support.recordings import read_recordings
+from loadtest.users.slips import Slips
 
-CLIPS = Path(__file__).parent.parent / "tests" / "clips" / "clips.json"
+CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 MAX_RECORDINGS = 150
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.bench_clips import BenchClip
-from loadtest.bench_floor import decode_passes
-from loadtest.bench_process import LinePeer
-from loadtest.bench_server import BenchServer, make_body
-from loadtest.bench_statistics import percentile, ratio
+from loadtest.bench.floor import decode_passes
+from loadtest.clients.server import BenchServer, make_body
+from loadtest.support.process import LinePeer
+from loadtest.support.recordings import BenchClip
+from loadtest.support.statistics import percentile, ratio
 
 TOKENS = 100
 INSTRUCTION = "Write a long story about what the speech says, with many details."

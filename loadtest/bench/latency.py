@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from loadtest.answers import TRANSCRIBE
-from loadtest.bench_clips import BenchClip
-from loadtest.bench_process import LinePeer, cpu_seconds
-from loadtest.bench_server import MAX_TOKENS, BenchServer, Body, make_body
+from loadtest.clients.server import MAX_TOKENS, BenchServer, Body, make_body
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.process import LinePeer, cpu_seconds
+from loadtest.support.recordings import BenchClip
 
 SETTLE_S = 0.03
 """Runtimes spin for a while after a run: their own CPU time, and not to be met by the system that is next."""

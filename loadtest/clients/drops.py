@@ -19,10 +19,10 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from loadtest.answers import TRANSCRIBE
-from loadtest.bench_clips import RATE_HZ
-from loadtest.live_audio import StreamAudio
-from loadtest.stream_client import stream_url
+from loadtest.clients.stream import stream_url
+from loadtest.live.audio import StreamAudio
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.recordings import RATE_HZ
 
 FIRST_PAGE_BYTES = 8192
 PIECE_BYTES = 3200

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench_floor import STAGES
+from loadtest.bench.floor import STAGES
 
 SHOWN = ("features_ms", "queue_ms", *STAGES, "overhead_ms")
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench_statistics import distribution_ms, percentile
-from loadtest.live_levels import LevelResult
-from loadtest.markdown import conditions, table, void_note
-from loadtest.stream_figures import count_revisions
+from loadtest.live.figures import count_revisions
+from loadtest.live.levels import LevelResult
+from loadtest.support.markdown import conditions, table, void_note
+from loadtest.support.statistics import distribution_ms, percentile
 
 TARGET_STREAMS = 2
 TARGETS_MS = (("final", "p95_ms", 300.0), ("first_partial", "p50_ms", 600.0))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from loadtest.stream_client import Arrival, StreamRun
+from loadtest.clients.stream import Arrival, StreamRun
 
 
 @dataclass(frozen=True)

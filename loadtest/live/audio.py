@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from loadtest.bench_clips import RATE_HZ, Recording
-from loadtest.speech_bounds import SpeechBounds, find_speech
-from loadtest.stream_figures import Spoken
+from loadtest.live.figures import Spoken
+from loadtest.support.recordings import RATE_HZ, Recording
+from loadtest.support.speech_bounds import SpeechBounds, find_speech
 
 Int16 = npt.NDArray[np.int16]
 LEAD_S = 1.0

@@ -1,6 +1,6 @@
 """Files posted at the moments of a schedule, whatever becomes of those before: a slow server cannot slow this loop down.
 
-    locust -f loadtest/locust_open_loop.py --headless --rate 4 --run-time 60s --host http://127.0.0.1:8000
+    locust -f loadtest/users/open_loop.py --headless --rate 4 --run-time 60s --host http://127.0.0.1:8000
 
 The moments are a Poisson process of `--rate` per second that `--seed` decides; one user makes them all. `answer` counts from the
 scheduled moment, so that what waited within the generator is not counted as fast; `service` counts from the sending. Every
@@ -19,10 +19,10 @@ from gevent.pool import Group
 from locust import HttpUser, events, task
 from urllib3 import PoolManager
 
-from loadtest.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
-from loadtest.locust_slips import Slips
+from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.users.slips import Slips
 
-CLIPS = Path(__file__).parent.parent / "tests" / "clips" / "clips.json"
+CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90
 MAX_CONNECTIONS = 1000
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.answers import word_error_rate
-from loadtest.bench_clips import BenchClip
-from loadtest.bench_floor import STAGES, Rates, Shapes, floor_ms
-from loadtest.bench_latency import Sample, texts_by_clip
-from loadtest.bench_statistics import distribution_ms, percentile, ratio, words_differ
+from loadtest.bench.floor import STAGES, Rates, Shapes, floor_ms
+from loadtest.bench.latency import Sample, texts_by_clip
+from loadtest.support.answers import word_error_rate
+from loadtest.support.recordings import BenchClip
+from loadtest.support.statistics import distribution_ms, percentile, ratio, words_differ
 
 EXACT, RELAXED, OFF = "Thinbridge, exact drafts", "Thinbridge, relaxed drafts", "Thinbridge, no drafts"
 TRANSFORMERS = "transformers, fp32 eager"
