@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import jiwer
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.markdown import table
+from loadtest.support.recordings import read_rows
+from loadtest.support.words import word_error_rate
 
 POLICIES = ("off", "exact", "relaxed")
 
@@ -34,10 +36,9 @@ class Recording:
     set: str
 
 
-def read_recordings(manifest: Path, language: str = "en") -> list[Recording]:
-    """The recordings of a JSON-lines manifest that are transcribed in their own language."""
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    return [Recording(manifest.parent / row["file"], row["text"], row["set"]) for row in rows if row["language"] == language]
+def read_recordings(manifest: Path) -> list[Recording]:
+    """Read the English recordings of a manifest."""
+    return [Recording(manifest.parent / row["file"], row["text"], row["set"]) for row in read_rows(manifest, "en")]
 
 
 def ask(client: httpx.Client, recording: Recording, policy: str) -> dict[str, Any]:
@@ -50,13 +51,6 @@ def ask(client: httpx.Client, recording: Recording, policy: str) -> dict[str, An
     reply.raise_for_status()
     answer: dict[str, Any] = reply.json()
     return answer
-
-
-def word_error_rate(references: list[str], hypotheses: list[str], normalise: EnglishTextNormalizer) -> float:
-    """Errors over reference words, all recordings together; those whose reference has no words are left out."""
-    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
-    kept = [pair for pair in pairs if pair[0]]
-    return float(jiwer.wer([r for r, _ in kept], [h for _, h in kept]))
 
 
 def summarise(recordings: list[Recording], replies: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -83,16 +77,16 @@ def summarise(recordings: list[Recording], replies: dict[str, list[dict[str, Any
     return summary
 
 
-def table(summary: dict[str, dict[str, Any]]) -> str:
-    """The summary in Markdown."""
+def markdown(summary: dict[str, dict[str, Any]]) -> str:
+    """Return the summary as a table."""
     sets = list(next(iter(summary.values()))["word_error_rate"])
-    lines = [f"| draft | {' | '.join(sets)} | p50 ms | LLM p50 ms | tokens per pass | accepted |", "|---" * (len(sets) + 5) + "|"]
+    rows = []
     for policy, row in summary.items():
-        rates = " | ".join(f"{100 * row['word_error_rate'][name]:.1f} %" for name in sets)
+        rates = [f"{100 * row['word_error_rate'][name]:.1f} %" for name in sets]
         accepted = "" if row["acceptance"] is None else f"{100 * row['acceptance']:.0f} %"
-        figures = f"{row['latency_p50_ms']:.0f} | {row['llm_p50_ms']:.0f} | {row['tokens_per_llm_pass']:.2f} | {accepted}"
-        lines.append(f"| {policy} | {rates} | {figures} |")
-    return "\n".join(lines) + "\n"
+        times = [f"{row[name]:.0f}" for name in ("latency_p50_ms", "llm_p50_ms")]
+        rows.append([policy, *rates, *times, f"{row['tokens_per_llm_pass']:.2f}", accepted])
+    return "\n".join(table(["draft", *sets, "p50 ms", "LLM p50 ms", "tokens per pass", "accepted"], rows)) + "\n"
 
 
 def main() -> int:
@@ -113,8 +107,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     result = {"recordings": len(recordings), "changed_by_exact_drafts": changed, "policies": summary, "texts": texts}
     (arguments.out / "draft_policies.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (arguments.out / "draft_policies.md").write_text(table(summary), encoding="utf-8")
-    print(table(summary))
+    (arguments.out / "draft_policies.md").write_text(markdown(summary), encoding="utf-8")
+    print(markdown(summary))
     print(f"exact drafts changed {len(changed)} of {len(recordings)} texts {' '.join(changed)}")
     return 1 if changed else 0
 

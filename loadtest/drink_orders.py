@@ -11,7 +11,6 @@ a slot what is commonest. An answer that is not valid makes the exit status 1. W
 
 import argparse
 import json
-import re
 import sys
 import zlib
 from collections import Counter
@@ -23,6 +22,10 @@ from typing import Any
 import httpx
 import jsonschema
 from tqdm import tqdm
+
+from loadtest.support.markdown import table
+from loadtest.support.recordings import read_rows
+from loadtest.support.words import words_of
 
 Slots = dict[str, str]
 
@@ -91,10 +94,9 @@ class Result:
 
 def read_orders(manifest: Path) -> list[Order]:
     """The orders of a JSON-lines manifest, whose files lie beside it."""
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     return [
         Order(manifest.parent / row["file"], {name: value.strip() for name, value in row["intent"]["slots"].items()})
-        for row in rows
+        for row in read_rows(manifest)
         if row["set"] == SET
     ]
 
@@ -151,11 +153,7 @@ def ask(client: httpx.Client, order: Order, instruction: str, schema: dict[str, 
 
 def is_heard(value: str, said: str) -> bool:
     """Whether its words stand in what was said, in this order and together."""
-    return f" {' '.join(_words(value))} " in f" {' '.join(_words(said))} "
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return f" {' '.join(words_of(value))} " in f" {' '.join(words_of(said))} "
 
 
 def summarise(results: list[Result], guess: Slots) -> dict[str, int]:
@@ -178,13 +176,19 @@ def summarise(results: list[Result], guess: Slots) -> dict[str, int]:
     }
 
 
-def table(groups: dict[str, dict[str, int]]) -> str:
-    """The summaries in Markdown."""
-    lines = [
-        "| orders | valid under the schema | said slots right | by guessing | heard | unsaid slots left out | by guessing |"
-        " whole orders right | tokens per LLM pass |",
-        "|---" * 9 + "|",
+def summary_table(groups: dict[str, dict[str, int]]) -> str:
+    """Return the summaries as a table."""
+    heading = [
+        "orders",
+        "valid under the schema",
+        "said slots right",
+        "by guessing",
+        "heard",
+        "unsaid slots left out",
+        "by guessing",
     ]
+    heading += ["whole orders right", "tokens per LLM pass"]
+    rows = []
     for name, counts in groups.items():
         said, unsaid = max(1, counts["said"]), max(1, counts["unsaid"])
         shares = [
@@ -192,15 +196,14 @@ def table(groups: dict[str, dict[str, int]]) -> str:
             *(f"{100 * counts[key] / unsaid:.0f} %" for key in ("unsaid_left_out", "unsaid_left_out_by_guessing")),
         ]
         passes = f"{counts['tokens'] / max(1, counts['llm_passes']):.1f}"
-        valid = f"{counts['valid']} of {counts['orders']}"
-        lines.append(f"| {name} | {valid} | {' | '.join(shares)} | {counts['orders_right']} of {counts['orders']} | {passes} |")
-    return "\n".join(lines) + "\n"
+        valid, right = (f"{counts[key]} of {counts['orders']}" for key in ("valid", "orders_right"))
+        rows.append([name, valid, *shares, right, passes])
+    return "\n".join(table(heading, rows)) + "\n"
 
 
 def listing(results: list[Result]) -> str:
-    """Orders and answers in Markdown."""
-    rows = [f"| {json.dumps(result.ordered)} | {result.text} |" for result in results]
-    return "\n".join(["| ordered | answered |", "|---|---|", *rows]) + "\n"
+    """Return orders and answers as a table."""
+    return "\n".join(table(["ordered", "answered"], [[json.dumps(each.ordered), each.text] for each in results])) + "\n"
 
 
 def main() -> int:
@@ -223,12 +226,12 @@ def main() -> int:
     }
     groups = {name: summarise(group, commonest(orders)) for name, group in chosen.items()}
     print(listing(results[:TOLD]))
-    print(table(groups))
+    print(summary_table(groups))
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         report = {"instruction": instruction, "schema": schema, "groups": groups, "results": [asdict(r) for r in results]}
         (arguments.out / "drink_orders.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        text = f"{table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{instruction}\n```\n"
+        text = f"{summary_table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{instruction}\n```\n"
         (arguments.out / "drink_orders.md").write_text(text, encoding="utf-8")
     return 0 if all(result.problem is None for result in results) else 1
 

@@ -21,6 +21,7 @@ import httpx
 
 from loadtest.clients.server import BenchServer, Body, make_body
 from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.markdown import table
 from loadtest.support.process import process_tree
 
 ROOT = Path(__file__).parent.parent
@@ -124,18 +125,24 @@ def inflict(name: str, server: BenchServer, body: Body, clients: int) -> Report:
     )
 
 
-def table(reports: list[Report]) -> str:
-    """The reports in Markdown."""
-    lines = [
-        "| fault | under way | what their clients got | the last one after | ready again after | 200 afterwards | same text |",
-        "|---|---|---|---|---|---|---|",
+def markdown(reports: list[Report]) -> str:
+    """Return the reports as a table."""
+    head = [
+        "fault",
+        "under way",
+        "what their clients got",
+        "the last one after",
+        "ready again after",
+        "200 afterwards",
+        "same text",
     ]
+    rows = []
     for report in reports:
         outcomes = ", ".join(f"{count}x {outcome}" for outcome, count in report.outcomes.items())
-        times = f"{report.last_told_s:.2f} s | {report.ready_again_s:.2f} s"
+        times = [f"{report.last_told_s:.2f} s", f"{report.ready_again_s:.2f} s"]
         same = "yes" if report.same_texts else "NO"
-        lines.append(f"| {report.fault} | {report.under_way} | {outcomes} | {times} | {report.afterwards_ok} | {same} |")
-    return "\n".join(lines) + "\n"
+        rows.append([report.fault, report.under_way, outcomes, *times, report.afterwards_ok, same])
+    return "\n".join(table(head, rows)) + "\n"
 
 
 def main() -> int:
@@ -148,11 +155,11 @@ def main() -> int:
         reports = [inflict(name, server, body, arguments.clients) for name in FAULTS]
     arguments.out.mkdir(parents=True, exist_ok=True)
     title = f"{arguments.clients} clients; a stalled engine is given up after {STALL_TIMEOUT_S:g} s.\n\n"
-    (arguments.out / "faults.md").write_text(title + table(reports), encoding="utf-8")
+    (arguments.out / "faults.md").write_text(title + markdown(reports), encoding="utf-8")
     (arguments.out / "faults.json").write_text(
         json.dumps([asdict(report) for report in reports], indent=1) + "\n", encoding="utf-8"
     )
-    print(table(reports))
+    print(markdown(reports))
     return 0 if all(report.same_texts and report.afterwards_ok for report in reports) else 1
 
 

@@ -41,6 +41,7 @@ from loadtest.clients.stream import stream_url
 from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.process import process_tree
+from loadtest.support.statistics import percentile
 
 CLIP = Path(__file__).parent.parent / "server" / "assets" / "selfcheck.flac"
 RATE_HZ = 16_000
@@ -101,7 +102,7 @@ class Measurement:
 
     def percentile_s(self, percent: float) -> float | None:
         """Return a percentile of the latencies of answered requests; None if none was answered."""
-        return float(np.percentile(self.latencies_s, percent)) if self.latencies_s else None
+        return percentile(self.latencies_s, percent) if self.latencies_s else None
 
 
 # The attacks.

@@ -5,7 +5,6 @@ a GPU's runtimes against the CPU's: serve one bundle by both.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import httpx
 from tqdm import tqdm
+
+from loadtest.support.recordings import read_rows
 
 INSTRUCTIONS = ("Transcribe the speech to text.", "What is the speaker talking about?")
 LONGEST_S = 15.0
@@ -29,8 +30,7 @@ class Question:
 
 def choose(data: Path, count: int, seed: int) -> list[Path]:
     """So many of the evaluation's recordings, drawn at random."""
-    rows = [json.loads(line) for line in (data / "eval.jsonl").read_text().splitlines()]
-    files = [data / row["file"] for row in rows if row["duration_s"] < LONGEST_S]
+    files = [data / row["file"] for row in read_rows(data / "eval.jsonl") if row["duration_s"] < LONGEST_S]
     return random.Random(seed).sample(files, min(count, len(files)))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from loadtest.support.footprint import footprints, total
+from loadtest.support.markdown import table
 
 MODEL_STAGES = ("encode_ms", "adapter_ms", "prefill_ms", "decode_ms")
 INSTRUCTION = "Transcribe the speech to text."
@@ -53,10 +54,11 @@ def main() -> None:
     with httpx.Client(base_url=arguments.url, timeout=120) as client:
         rows = [(seconds, measure(client, cut_to(arguments.clip, seconds), arguments.runs)) for seconds in arguments.seconds]
     stages = list(rows[0][1])
-    print(f"| audio | {' | '.join(stages)} | outside the models |\n|---|{'---|' * (len(stages) + 1)}")
+    lines = []
     for seconds, row in rows:
         outside = 1 - sum(row[stage] for stage in MODEL_STAGES) / row["total_ms"]
-        print(f"| {seconds:g} s | {' | '.join(f'{row[stage]:.1f}' for stage in stages)} | {100 * outside:.1f} % |")
+        lines.append([f"{seconds:g} s", *(f"{row[stage]:.1f}" for stage in stages), f"{100 * outside:.1f} %"])
+    print(*table(["audio", *stages, "outside the models"], lines), sep="\n")
     if arguments.pid:
         print(f"\nResident memory of the server and its children: {total(footprints(arguments.pid))['resident_mib']:.0f} MiB")
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from loadtest.bench.floor import STAGES, Rates, Shapes, floor_ms
 from loadtest.bench.latency import Sample, texts_by_clip
-from loadtest.support.answers import word_error_rate
 from loadtest.support.recordings import BenchClip
 from loadtest.support.statistics import distribution_ms, percentile, ratio, words_differ
+from loadtest.support.words import word_error_rate
 
 EXACT, RELAXED, OFF = "Thinbridge, exact drafts", "Thinbridge, relaxed drafts", "Thinbridge, no drafts"
 TRANSFORMERS = "transformers, fp32 eager"
@@ -75,15 +75,9 @@ def compare_answers(
     def all_texts(system: str) -> list[str]:
         return [*whole_texts[system], *(min(texts[system][clip]) for clip in clips)]
 
-    words = sum(len(clip.text.split()) for clip in whole)
     return {
         "word_error_rate": {
-            system: round(
-                sum(word_error_rate(c.text, t) * len(c.text.split()) for c, t in zip(whole, whole_texts[system], strict=True))
-                / words,
-                4,
-            )
-            for system in systems
+            system: round(word_error_rate([clip.text for clip in whole], whole_texts[system]), 4) for system in systems
         },
         "against_exact": {system: words_differ(all_texts(EXACT), all_texts(system)) for system in systems if system != EXACT},
         "whole_against_exact": {

@@ -3,13 +3,13 @@
     python -m loadtest.live --data DATA      # some 8 minutes; writes live.md, live.json and live.png to loadtest/results
     python -m loadtest.live --seconds 20 --streams 1 2 --silence-ms 200 --out runs/live     # less of it
 
-Starts a server of its own. Each stream says recordings of up to 5 s with clear bounds of speech (`loadtest.support.speech_bounds`) in
-real time, with pauses of 1.5 to 2.5 s, in an order of its own that is the same in each run. A level is a number of streams,
-alone or beside a client that posts files without a pause, under one setting of the silence that ends an utterance. Every
-session is checked against the protocol (`loadtest.live.checks`: stable text never changes, one final per utterance, in order,
-and so on). A stream's text has to be the same at every level, and at the default silence of 500 ms that of its audio posted as
-a file with `chunking=voice`.
-Exit status 1 where the run is void: it says why, and its figures must not be quoted.
+Starts a server of its own. Each stream says recordings of up to 5 s with clear bounds of speech
+(`loadtest.support.speech_bounds`) in real time, with pauses of 1.5 to 2.5 s, in an order of its own that is the same in each
+run. A level is a number of streams, alone or beside a client that posts files without a pause, under one setting of the silence
+that ends an utterance. Every session is checked against the protocol (`loadtest.live.checks`: stable text never changes, one
+final per utterance, in order, and so on). A stream's text has to be the same at every level, and at the default silence of 500
+ms that of its audio posted as a file with `chunking=voice`. Exit status 1 where the run is void: it says why, and its figures
+must not be quoted.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """The text of a long recording against the words that it was joined from: errors, and what was lost or doubled at the seams."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
+
+from loadtest.support.words import words_of
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,6 @@ class SeamReport:
     @property
     def lost_share(self) -> float:
         return self.lost / self.edge_words
-
-
-def words_of(text: str) -> list[str]:
-    """Without regard to case and punctuation."""
-    return re.findall(r"[\w']+", text.lower())
 
 
 def compare(parts: Sequence[str], text: str) -> SeamReport:

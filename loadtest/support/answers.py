@@ -1,11 +1,12 @@
-"""What a load test asks, and whether an answer is right."""
+"""The questions of a load test, and checks of their answers."""
 
 import json
-import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from loadtest.support.words import word_error_rate
 
 TRANSCRIBE = "Transcribe the speech to text."
 OTHER_INSTRUCTIONS = ("Summarise the speech in one sentence.", "What is the topic of the speech?")
@@ -22,7 +23,10 @@ class Clip:
 
 
 def read_clips(index: Path) -> list[Clip]:
-    """The clips of an index: a JSON list of objects with `file`, beside the index, and `text`. Raises `ValueError` for none."""
+    """Read the clips of an index: a JSON list of objects with `file`, beside the index, and `text`.
+
+    Raises `ValueError` if there are none.
+    """
     entries = json.loads(index.read_text(encoding="utf-8"))
     clips = [Clip(entry["file"], (index.parent / entry["file"]).read_bytes(), entry["text"]) for entry in entries]
     if not clips:
@@ -31,7 +35,7 @@ def read_clips(index: Path) -> list[Clip]:
 
 
 class AnswerChecker:
-    """Judges answers, and remembers the first of each kind: load must not change what comes out. Thread-safe."""
+    """Checks answers and remembers the first to each question, because load must not change an answer. Thread-safe."""
 
     def __init__(self, max_word_error_rate: float) -> None:
         self._max_word_error_rate = max_word_error_rate
@@ -39,7 +43,7 @@ class AnswerChecker:
         self._lock = threading.Lock()
 
     def complaint(self, clip: Clip, instruction: str, status: int, body: bytes) -> str:
-        """What is wrong with an answer, or an empty string."""
+        """Return what is wrong with an answer; an empty string if nothing is."""
         if status != 200:
             return f"status {status}"
         try:
@@ -51,7 +55,7 @@ class AnswerChecker:
         if text != first:
             return f"the answer changed: {clip.name}, {instruction!r}"
         if instruction == TRANSCRIBE:
-            rate = word_error_rate(clip.text, text)
+            rate = word_error_rate([clip.text], [text])
             if rate > self._max_word_error_rate:
                 return f"word error rate {rate:.2f} of {clip.name} is above {self._max_word_error_rate:.2f}"
         return ""
@@ -66,19 +70,3 @@ def _text_of(reply: dict[str, Any]) -> str:
     if not reply["audio_s"] > 0 or not reply["times_ms"]["total_ms"] > 0:
         raise ValueError("audio_s or total_ms")
     return text
-
-
-def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Word edits over reference words, without regard to case and punctuation. `reference` must have words."""
-    expected, given = _words(reference), _words(hypothesis)
-    row = list(range(len(given) + 1))
-    for count, word in enumerate(expected, start=1):
-        diagonal, row[0] = row[0], count
-        for column, other in enumerate(given, start=1):
-            substituted = diagonal + (word != other)
-            diagonal, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, substituted)
-    return row[-1] / len(expected)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,16 +45,25 @@ class BenchClip:
     text: str = ""
 
 
+def read_rows(manifest: Path, language: str | None = None) -> list[dict[str, Any]]:
+    """Read a data set's manifest: JSON lines, each with at least the `file` of a recording beside it.
+
+    If a language is named, rows of other languages are left out; rows that name none are English.
+    """
+    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if language is None or row.get("language", "en") == language]
+
+
 def read_recordings(data: Path | None, clips: Path, limit: int) -> list[Recording]:
-    """English recordings of `data`/eval.jsonl, spread over it, or those of the index `clips` (see `answers.read_clips`)."""
+    """Read up to `limit` English recordings of `data`/eval.jsonl, spread over it; without `data` those of the index `clips`.
+
+    Raises `ValueError` if a recording is not mono at 16 kHz.
+    """
     if data is None:
-        rows = json.loads(clips.read_text(encoding="utf-8"))
-        folder = clips.parent
+        rows, folder = json.loads(clips.read_text(encoding="utf-8")), clips.parent
     else:
-        lines = (data / "eval.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row.get("language", "en") == "en" and row["text"].split()]
-        chosen = np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)
-        rows, folder = [rows[index] for index in chosen], data
+        rows, folder = [row for row in read_rows(data / "eval.jsonl", "en") if row["text"].split()], data
+        rows = [rows[index] for index in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)]
     recordings = []
     for row in rows:
         samples, rate_hz = soundfile.read(folder / row["file"], dtype="float32")

@@ -1,7 +1,5 @@
 """The GPU's bench runs all of its measurements, here on a simulated GPU with tiny models."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -17,14 +15,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     return simulated_rig(tmp_path_factory.mktemp("rig") / "tiny")
 
 
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Compiling takes half a minute.
-    monkeypatch.setattr(torch, "compile", lambda work: work)
-    with interpreted():
-        yield
-
-
 def assert_filled(section: Section) -> None:
     assert section.rows
     assert {len(row) for row in section.rows} == {len(section.heading)}
@@ -38,8 +28,11 @@ def test_the_llm_is_measured(rig: Rig) -> None:
     assert [row[0] for row in sections[2].rows] == ["8"], "prompts that are longer than a slot are left out"
 
 
-def test_the_adapter_is_measured_by_every_contender(rig: Rig) -> None:
-    whole, operators = time_adapter(rig.device, rig.bundle, SCALE)
+def test_the_adapter_is_measured_by_every_contender(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compiling takes half a minute.
+    monkeypatch.setattr(torch, "compile", lambda work: work)
+    with interpreted():
+        whole, operators = time_adapter(rig.device, rig.bundle, SCALE)
     assert [row for row in whole.rows if "could not" in row[1]] == []
     assert_filled(whole)
     assert [row[0] for row in operators.rows][:2] == ["input", "qkv"]

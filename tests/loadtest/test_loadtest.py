@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips, word_error_rate
+from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.support.words import word_error_rate
 from server.engine.types.events import Event
 from server.engine.types.requests import InstructRequest
 from server.errors import Overloaded
@@ -69,7 +70,7 @@ def test_no_answer() -> None:
 
 @given(WORDS.filter(bool), WORDS)
 def test_word_error_rate(expected: list[str], given: list[str]) -> None:
-    edits = word_error_rate(" ".join(expected), " ".join(given)) * len(expected)
+    edits = word_error_rate([" ".join(expected)], [" ".join(given)]) * len(expected)
     assert edits == pytest.approx(slow_distance(tuple(expected), tuple(given)))
 
 

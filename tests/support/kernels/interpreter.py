@@ -50,7 +50,9 @@ def convert(unpatched: Any) -> Any:
 def with_unwritten(unpatched: Any) -> Any:
     def empty(*size: Any, **options: Any) -> torch.Tensor:
         made: torch.Tensor = unpatched(*size, **options)
-        return made.fill_(float("nan") if made.is_floating_point() else UNWRITTEN_INTEGER)
+        if made.is_floating_point():
+            return made.fill_(float("nan"))
+        return made.fill_(UNWRITTEN_INTEGER) if made.dtype in (torch.int32, torch.int64) else made
 
     return empty
 
