@@ -31,6 +31,7 @@ from torch import Tensor
 from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import GPU_PRECISION
 from export.gpu_steps import StepRig, random_inputs
+from export.markdown import table
 from export.tensorrt_parts import adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_plans import build_into_bundle, default_weights, timing_cache_file
 from export.tensorrt_profiles import Limits
@@ -38,7 +39,6 @@ from kernels import reference
 from kernels import triton as triton_operators
 from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
-from kernels.markdown import table
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.plans import PlanError, find_plan
 from models.projectors.subsample_ctc import read_adapter

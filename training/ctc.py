@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.protocols import collapse
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -58,14 +60,11 @@ def ctc_loss(
 
 @torch.no_grad()
 def greedy_tokens(queries: Tensor, blank_logits: Tensor, table: Tensor) -> list[int]:
-    """The draft of one utterance: best token of each frame that is not blank, runs merged. queries [frames, embedding]."""
-    speech = (blank_logits < 0).nonzero()[:, 0]
-    if not len(speech):
-        return []
-    best = (queries[speech].to(table.dtype) @ table.T).argmax(-1)
-    draft, previous_frame, previous_token = [], -2, -1
-    for frame, token in zip(speech.tolist(), best.tolist(), strict=True):
-        if token != previous_token or frame != previous_frame + 1:
-            draft.append(token)
-        previous_frame, previous_token = frame, token
-    return draft
+    """Return the draft of one utterance: the best token of each frame that is not blank, runs merged.
+
+    queries [frames, embedding], blank_logits [frames].
+    """
+    speech = blank_logits < 0
+    best = torch.full(speech.shape, -1, dtype=torch.long)
+    best[speech] = (queries[speech].to(table.dtype) @ table.T).argmax(-1)
+    return list(collapse(best.numpy()))

@@ -10,7 +10,6 @@ from the defaults. How long an utterance may well be shows in clips of one set b
 
 import argparse
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
+from export.markdown import table
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.protocols import Float32
 from server.engine.live.endpointing import DEFAULT_TUNING, Endpointer, SpeechOver, SpeechPaused, SpeechResumed, Tuning
 from server.engine.types.options import VoiceOptions
-from training.data import DEV_SHARE
 from training.evaluate import TRANSCRIBE, Chain
+from training.recordings import held_out_rank, read_audio, read_rows
 from training.word_errors import word_error_rate
 
 RATE_HZ = 16_000
@@ -87,28 +86,24 @@ def loudness(audio: Float32) -> Any:
     return level_db > level_db.max() + QUIET_DB
 
 
-def read_rows(data: Path, name: str) -> list[dict[str, Any]]:
-    """A set's clips, those held out from training first."""
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    return sorted(
-        (row for row in rows if row["set"] == name), key=lambda row: zlib.crc32(Path(row["file"]).stem.encode()) % DEV_SHARE
-    )
+def read_held_out_first(data: Path, name: str) -> list[dict[str, Any]]:
+    """Read the rows of a set, those held out from training first."""
+    return sorted(read_rows(data / "train.jsonl", {name}), key=held_out_rank)
 
 
-def read_audio(path: Path) -> Float32:
-    audio, rate_hz = soundfile.read(path, dtype="float32")
-    if rate_hz != RATE_HZ:
-        raise ValueError(f"{path} is not at {RATE_HZ} Hz")
-    return np.asarray(audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES], np.float32)
+def read_whole_frames(path: Path) -> Float32:
+    """Read audio, cut to whole frames."""
+    audio = read_audio(path)
+    return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES]
 
 
 def read_track(data: Path, name: str, chain: Chain) -> Track:
-    rows = read_rows(data, name)
+    rows = read_held_out_first(data, name)
     random = np.random.default_rng(0)
     clips, texts, parts, loud = list[Float32](), list[str](), list[Float32](), []
     while sum(map(len, parts)) < MINUTES[name] * 60 * RATE_HZ:
         row = rows[len(clips)]
-        audio = read_audio(data / row["file"])
+        audio = read_whole_frames(data / row["file"])
         gap = int(random.uniform(*GAP_S) * 100) * FRAME_SAMPLES
         noise = random.normal(0, 10 ** (NOISE_DB / 20), gap).astype(np.float32)
         clips.append(audio)
@@ -188,10 +183,10 @@ def ran_on(pairs: Iterable[tuple[str, str]]) -> int:
 def by_length(data: Path, name: str, transcriber: Transcriber) -> list[dict[str, Any]]:
     """Clips of a set, by the LLM and by the draft, where each length in seconds is a row."""
     rows = []
-    every = read_rows(data, name)
+    every = read_held_out_first(data, name)
     for length_s in LENGTHS_S:
         chosen = [row for row in every if length_s <= row["duration_s"] < length_s + LENGTHS_S.step][:CLIPS_PER_LENGTH]
-        pairs = [transcriber.clip(read_audio(data / row["file"])) for row in tqdm(chosen, desc=f"{length_s} s")]
+        pairs = [transcriber.clip(read_whole_frames(data / row["file"])) for row in tqdm(chosen, desc=f"{length_s} s")]
         references = [row["text"] for row in chosen]
         rates = {kind: round(word_error_rate(references, [pair[which] for pair in pairs]), 4) for which, kind in enumerate(KINDS)}
         rows.append({"from_s": length_s, "clips": len(chosen), "word_error_rate": rates, "ran_on": ran_on(pairs)})
@@ -225,11 +220,6 @@ def percentiles_ms(lags_s: list[float]) -> dict[str, int] | None:
     return {f"p{each}": round(1000 * float(np.percentile(lags_s, each))) for each in (50, 95)} if lags_s else None
 
 
-def table(heads: list[str], rows: list[list[Any]]) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
-
-
 def report(result: dict[str, Any]) -> str:
     alone = result["clips_alone"]
     heads = [
@@ -257,7 +247,7 @@ def report(result: dict[str, Any]) -> str:
         [f"{row['from_s']} to {row['from_s'] + LENGTHS_S.step} s", row["clips"], *percent(row), row["ran_on"]]
         for row in result["by_length"]
     ]
-    return table(heads, rows) + "\n" + table(["libri_clean", "clips", *KINDS, "ran on"], lengths)
+    return f"{table(heads, rows)}\n\n{table(['libri_clean', 'clips', *KINDS, 'ran on'], lengths)}\n"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Measure a bundle on recordings it was not trained on: WER by the LLM and by the CTC draft, and the thin gap.
+"""Measure a bundle on recordings it was not trained on: WER by the LLM and by the CTC draft, and the modality gap.
 
     python -m training.evaluate --bundle BUNDLE --eval DATA_DIR/eval.jsonl --whisper CT2_DIR --out training/results
 
@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 from tqdm import tqdm
 
+from export.markdown import table
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
 from models.ctc import collapse
 from models.protocols import DecodeRow, Float32, PrefillRow, ProjectorOutput
 from models.text.tokeniser import lay_out_prompt
-from training.thin_gap import GAP_INSTRUCTIONS, agreement
+from training.modality_gap import GAP_INSTRUCTIONS, agreement
+from training.recordings import read_audio, read_rows
 from training.word_errors import word_error_rate
 
 ENGLISH_SETS = ("libri_other", "nonnative", "vctk", "ljspeech")
@@ -40,16 +41,9 @@ class Clip:
 
 
 def read_clips(manifest: Path) -> list[Clip]:
-    """The English recordings of an evaluation manifest."""
-    clips = []
-    for line in manifest.read_text().splitlines():
-        row = json.loads(line)
-        if row["set"] in ENGLISH_SETS:
-            audio, rate_hz = soundfile.read(manifest.parent / row["file"], dtype="float32")
-            if rate_hz != 16_000:
-                raise ValueError(f"{row['file']} is not at 16 kHz")
-            clips.append(Clip(row["set"], row["text"], audio))
-    return clips
+    """Read the English recordings of an evaluation manifest. Raises `ValueError` for audio that is not at 16 kHz."""
+    rows = read_rows(manifest, ENGLISH_SETS)
+    return [Clip(row["set"], row["text"], read_audio(manifest.parent / row["file"])) for row in rows]
 
 
 class Chain:
@@ -110,7 +104,7 @@ def faster_whisper(folder: Path, beam_size: int, threads: int) -> Callable[[Clip
     return transcribe
 
 
-def thin_gap(chain: Chain, clips: list[Clip], outputs: list[ProjectorOutput], count: int) -> dict[str, Any]:
+def modality_gap(chain: Chain, clips: list[Clip], outputs: list[ProjectorOutput], count: int) -> dict[str, Any]:
     """How near the answers from speech are to those from the true text, per instruction, over clips spread over the sets."""
     chosen = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
     gap = {}
@@ -128,7 +122,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True, help="manifest of recordings with their texts")
     parser.add_argument("--whisper", type=Path, help="Whisper base in CTranslate2 format, for faster-whisper beside it")
-    parser.add_argument("--gap-clips", type=int, default=50, help="0 leaves the thin gap out")
+    parser.add_argument("--gap-clips", type=int, default=50, help="0 leaves the modality gap out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -148,7 +142,7 @@ def main() -> None:
         "bundle": arguments.bundle.name,
         "date": time.strftime("%Y-%m-%d"),
         "word_error_rate": rates,
-        "thin_gap": thin_gap(chain, clips, outputs, arguments.gap_clips) if arguments.gap_clips else {},
+        "modality_gap": modality_gap(chain, clips, outputs, arguments.gap_clips) if arguments.gap_clips else {},
         "transcripts": [
             {"set": clip.set, "reference": clip.text, "draft": draft, "llm": text}
             for clip, draft, text in zip(clips, drafts, texts, strict=True)
@@ -156,12 +150,12 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    table = [f"| | {' | '.join(ENGLISH_SETS)} |", f"|---|{'---|' * len(ENGLISH_SETS)}"]
-    table += [f"| {name} | {' | '.join(f'{100 * row[s]:.1f} %' for s in ENGLISH_SETS)} |" for name, row in rates.items()]
-    for instruction, figures in result["thin_gap"].items():
-        table.append(f"\nThin gap, {instruction!r}: exact {100 * figures['exact']:.0f} %, token F1 {figures['token_f1']:.3f}")
-    (arguments.out / "evaluation.md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    rows = [(name, *(f"{100 * row[each]:.1f} %" for each in ENGLISH_SETS)) for name, row in rates.items()]
+    lines = [table(["", *ENGLISH_SETS], rows)]
+    for instruction, figures in result["modality_gap"].items():
+        lines.append(f"\nModality gap, {instruction!r}: exact {100 * figures['exact']:.0f} %, token F1 {figures['token_f1']:.3f}")
+    (arguments.out / "evaluation.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write a checkpoint as `adapter.safetensors`: fp16 weights, and what serving must know of the configuration.
 
-python -m training.export_adapter --checkpoint work/reader/checkpoint.pt --out export/adapter.safetensors
+python -m training.export_adapter --checkpoint work/stage2/checkpoint.pt --out export/adapter.safetensors
 """
 
 import argparse

@@ -18,6 +18,7 @@ import soundfile
 from tqdm import tqdm
 
 from training.manifest import Utterance, write_manifest
+from training.recordings import read_rows
 from training.synthesise import sentence_case
 
 MIN_AVERAGE_LOGPROB = -0.7
@@ -70,7 +71,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     progress = arguments.out / "labels.jsonl"
     known = dict(map(json.loads, progress.read_text().splitlines())) if progress.exists() else {}
-    rows = [json.loads(line) for line in (arguments.data / "train.jsonl").read_text().splitlines()]
+    rows = read_rows(arguments.data / "train.jsonl")
     with progress.open("a") as out:
         for row in tqdm(rows, desc="labels"):
             if row["file"] not in known:

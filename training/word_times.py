@@ -13,22 +13,20 @@ import json
 import random
 import re
 import time
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 from tqdm import tqdm
 
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.protocols import Float32
 from models.text.word_times import AFTER, BEFORE, HeardWords, Reach, TimedWord
-from training.data import DEV_SHARE
 from training.evaluate import ENGLISH_SETS, TRANSCRIBE, Chain
+from training.recordings import held_out_rank, read_audio, read_rows
 from training.timed_speech import (
     ESPEAK_VOICES,
     FLITE_VOICES,
@@ -40,7 +38,7 @@ from training.timed_speech import (
     join,
     speak_with_flite,
 )
-from training.word_times_report import BOUNDS, KINDS, OURS, PEER, Error, plot, summary, table
+from training.word_times_report import BOUNDS, KINDS, OURS, PEER, Error, markdown, plot, summary
 
 Float64 = npt.NDArray[np.float64]
 Transcriber = Callable[[Float32], Sequence[TimedWord]]
@@ -88,16 +86,13 @@ def faster_whisper(folder: Path, threads: int) -> Transcriber:
     return transcribe
 
 
-def read_recordings(data: Path, manifest: str, sets: Iterable[str]) -> list[tuple[str, Float32, str]]:
-    """Set, audio and exact text; of the training data what is held out."""
-    recordings = []
-    for line in (data / manifest).read_text().splitlines():
-        row = json.loads(line)
-        held_out = manifest != "train.jsonl" or zlib.crc32(Path(row["file"]).stem.encode()) % DEV_SHARE == 0
-        if row["set"] in sets and row["text"] and held_out:
-            audio, _ = soundfile.read(data / row["file"], dtype="float32")
-            recordings.append((row["set"], audio, row["text"]))
-    return recordings
+def read_recordings(data: Path, manifest: str, sets: Collection[str]) -> list[tuple[str, Float32, str]]:
+    """Read set, audio and exact text of recordings; of the training data only those held out."""
+    return [
+        (row["set"], read_audio(data / row["file"]), row["text"])
+        for row in read_rows(data / manifest, sets)
+        if row["text"] and (manifest != "train.jsonl" or held_out_rank(row) == 0)
+    ]
 
 
 def speak(data: Path, count: int, seed: int) -> list[TimedClip]:
@@ -223,9 +218,9 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "word_times.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "word_times.md").write_text(table(errors) + "\n")
+    (arguments.out / "word_times.md").write_text(markdown(errors) + "\n")
     plot(errors, arguments.out / "word_times.png")
-    print(table(errors))
+    print(markdown(errors))
 
 
 if __name__ == "__main__":

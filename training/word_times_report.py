@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from export.markdown import table
 from training.evaluate import ENGLISH_SETS
 
 Bound = Literal["start_s", "end_s"]
@@ -48,15 +49,15 @@ def summary(errors: Sequence[Error]) -> dict[str, Any]:
     }
 
 
-def table(errors: Sequence[Error]) -> str:
-    lines = [f"| speech | words | {OURS}: starts | ends | {PEER}: starts | ends |", "|---|---|---|---|---|---|"]
-    found = summary(errors)
+def markdown(errors: Sequence[Error]) -> str:
+    """Return the medians and 95th percentiles as a table."""
+    rows, found = [], summary(errors)
     for kind, name in KINDS.items():
         cells = [found.get(f"{kind} / {system} / {bound}") for system in (OURS, PEER) for bound in BOUNDS]
-        if all(cells):
-            shown = [f"{cell['median_ms']}, {cell['p95_ms']}" for cell in cells if cell]
-            lines.append(f"| {name} | {cells[0]['words'] if cells[0] else 0} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+        known = [cell for cell in cells if cell]
+        if len(known) == len(cells):
+            rows.append([name, known[0]["words"], *(f"{cell['median_ms']}, {cell['p95_ms']}" for cell in known)])
+    return table(["speech", "words", f"{OURS}: starts", "ends", f"{PEER}: starts", "ends"], rows)
 
 
 def plot(errors: Sequence[Error], path: Path) -> None:

@@ -17,10 +17,10 @@ from training.checkpoint import load_adapter, resume, save_checkpoint
 from training.ctc import Sample, ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus
 from training.label import restore_case
+from training.modality_gap import agreement, token_f1
 from training.synthesise import sentence_case
-from training.thin_gap import agreement, token_f1
 from training.train_ctc import learning_rate, mask, stretch
-from training.train_reader import blur, garble
+from training.train_stage2 import blur, garble
 from training.word_errors import word_error_rate
 
 VOCABULARY = 40

@@ -1,4 +1,4 @@
-"""The thin gap: how near a model's answer about speech is to the same LLM's answer about the true text."""
+"""The modality gap: how near a model's answer about speech is to the same LLM's answer about the true text."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Stage 2: teach the frozen LLM to read the adapter's frames, through boundary vectors, residual and further CTC training.
 
-    python -m training.train_reader --ctc work/ctc/checkpoint.pt --cache work/cache/real ... --llm FILE.gguf \
-        --answers work/answers.jsonl --out work/reader --text-steps 60 --speech-steps 300
+    python -m training.train_stage2 --ctc work/ctc/checkpoint.pt --cache work/cache/real ... --llm FILE.gguf \
+        --answers work/answers.jsonl --out work/stage2 --text-steps 60 --speech-steps 300
 
 First text alone, garbled as a CTC draft is, moves the boundary vectors until the LLM copies it; then speech, with
 next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered.

@@ -1,6 +1,6 @@
 """WER of a checkpoint on the held-out part of the training data: by its CTC draft, and by the LLM that reads it.
 
-    python -m training.evaluate_reader --checkpoint work/reader/checkpoint.pt --cache work/cache/real ... --llm FILE.gguf
+    python -m training.evaluate_stage2 --checkpoint work/stage2/checkpoint.pt --cache work/cache/real ... --llm FILE.gguf
 
 For choosing between variants without touching the evaluation sets.
 """
