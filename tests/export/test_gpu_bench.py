@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from export.gpu_bench import Scale, Section, describe_machine, time_adapter, time_llm
+from export.gpu_bench.bench import Scale, Section, describe_machine, time_adapter, time_llm
 from tests.support.gpu.rig import Rig, simulated_rig
 from tests.support.kernels.interpreter import interpreted
 

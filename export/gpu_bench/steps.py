@@ -1,4 +1,4 @@
-"""Steps of the LLM's plan over slots of their own, each with and without a captured graph."""
+"""Run steps of the LLM's plan over slots of their own, each with and without a captured graph."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from models.runtimes.cuda.steps import CapturedStep, Step, StepInputs, StepMemor
 
 @dataclass(frozen=True)
 class Rigged:
-    """One shape of step: what enqueues it, and a captured one of its kind."""
+    """A step of one shape, and a captured one of the same shape."""
 
     shape: StepShape
     step: Step
@@ -33,10 +33,10 @@ class Played:
 
 
 class StepRig:
-    """Holds a second set of slots beside those of `TensorRtLLM`. For one thread."""
+    """A second set of slots beside those of `TensorRtLLM`, and steps over it. For one thread."""
 
     def __init__(self, device: Device, plan: Plan, slots: int, shapes: Sequence[StepShape]) -> None:
-        """Captures a graph for each of the shapes; those with one position a row run under the decode profile."""
+        """Capture a graph for each of the shapes; steps of one position a row run under the decode profile."""
         self.stream = device.stream()
         self.embedding_size = plan.inputs["embeddings"].shape[-1]
         self._plan = plan
@@ -46,11 +46,11 @@ class StepRig:
         self.rigged = [self._rig(shape) for shape in shapes]
 
     def stage(self, inputs: StepInputs) -> None:
-        """What the next step computes."""
+        """Set the inputs of the next step."""
         self._memory.stage(inputs)
 
     def play(self, rigged: Rigged, all_inputs: Sequence[StepInputs], *, captured: bool) -> Played:
-        """From empty slots on, one step for each of the inputs."""
+        """Run one step for each of the inputs, from empty slots on."""
         self._slots.clear()
         logits = []
         for inputs in all_inputs:
@@ -75,7 +75,7 @@ class StepRig:
 
 
 def random_inputs(shape: StepShape, embedding_size: int, starts: Int64, seed: int) -> StepInputs:
-    """Embeddings of noise for rows that begin at `starts` [rows]; logits of the first `shape.wanted` positions."""
+    """Return embeddings of noise for rows that begin at `starts` [rows]; logits of the first `shape.wanted` positions."""
     noise = np.random.default_rng(seed).standard_normal((shape.rows, shape.tokens, embedding_size), np.float32)
     return StepInputs(
         noise / np.float32(10),

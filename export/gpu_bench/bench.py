@@ -30,7 +30,7 @@ from torch import Tensor
 
 from export.default_bundle import default_cache_dir, ensure_default_bundle
 from export.default_recipe import GPU_PRECISION
-from export.gpu_steps import StepRig, random_inputs
+from export.gpu_bench.steps import StepRig, random_inputs
 from export.markdown import table
 from export.tensorrt_parts import adapter_part, encoder_part, llm_part, read_fitting_llama
 from export.tensorrt_plans import build_into_bundle, default_weights, timing_cache_file
@@ -50,7 +50,7 @@ from models.runtimes.cuda.onnx_session import open_device_session
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.steps import StepShape
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton", "onnxruntime-gpu", "tensorrt", "numpy")
 FLOAT = torch.bfloat16
 CONTEXT = 200
@@ -381,9 +381,8 @@ def _version(package: str) -> str:
 
 def run_tests() -> tuple[str, bool]:
     """Run the tests that need a GPU. Return their summary as Markdown, and whether all of them passed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "--tb=short", "tests/gpu"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = ["env", "TRITON_INTERPRET=0", sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "--tb=short", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return f"## Tests\n\n```\n{done.stdout[-20_000:]}```\n", done.returncode == 0
 
 
