@@ -14,7 +14,7 @@ import onnx
 from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError
 
 LENGTHS_INPUT = 6
-"""Where ONNX's `Attention` takes the filled length of each row's keys."""
+"""The place at which ONNX's `Attention` takes the filled length of each row's keys."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def build_plan(
         config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper().replace("_", "")), 0)
     for profile in profiles:
         config.add_optimization_profile(_write_profile(builder, network, model, profile))
-    # Where it compiles ahead there is nothing to time, and the library warns about a cache.
+    # If it compiles ahead there is nothing to time, and the library warns about a cache.
     timing_cache = None if library.compiles_ahead else timing_cache
     if timing_cache:
         known = timing_cache.read_bytes() if timing_cache.exists() else b""

@@ -1,4 +1,4 @@
-"""What a plan is made of, read from the builder's own list of kernels: no GPU is needed to count them.
+"""The contents of a plan, read from the builder's own list of kernels: no GPU is needed to count them.
 
 The names of kernels are the compiler's, and another version may have others: what is asked of them here is their number and
 whether attention is one kernel.
@@ -58,7 +58,10 @@ class PlanReport:
 
 
 def inspect_plan(library: TensorRT, content: bytes) -> PlanReport:
-    """What is in the plan that `library` built last. Raises `TensorRTError` where that cannot be read; the plan may be good."""
+    """Return the contents of the plan that `library` built last.
+
+    Raises `TensorRTError` if they cannot be read; the plan may be good.
+    """
     activations = activation_bytes(library.messages)
     kernels = read_kernels(_list_kernels(library, content))
     profiles = tuple(

@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the frozen models' weights are: Whisper's in CTranslate2's format, the LLM's in GGUF."""
+    """The files of the frozen models' weights: Whisper's in CTranslate2's format, the LLM's in GGUF."""
 
     whisper: Path
     gguf: Path

@@ -40,7 +40,7 @@ def build_part(library: TensorRT, part: Part, gpu: str, scratch: Path, timing_ca
 
 
 def describe_plan(library: TensorRT, part: Part, gpu: str, activation_bytes: int = 0) -> PlanSection:
-    """What `bundle.json` says about the part's plan."""
+    """Return the entry of the part's plan in `bundle.json`."""
     slots = f"-{part.max_positions}" if part.max_positions else ""
     return PlanSection(
         part=part.name,
@@ -56,7 +56,7 @@ def describe_plan(library: TensorRT, part: Part, gpu: str, activation_bytes: int
 
 
 def timing_cache_file(cache_dir: Path, library: TensorRT, gpu: str) -> Path:
-    """Where all builds for a GPU by one library keep it."""
+    """Return the file of the timing cache that all builds for a GPU by one library share."""
     return cache_dir / f"{library.builder}-{library.version}-{gpu}.timing"
 
 

@@ -58,5 +58,5 @@ WEIGHT_FORMATS: dict[str, Linear] = {
 
 
 def float_type_of(precision: str) -> npt.DTypeLike:
-    """What everything else is computed in."""
+    """Return the type that everything else is computed in."""
     return np.float32 if precision == "fp32" else BFLOAT16

@@ -1,4 +1,4 @@
-"""What the draft policies do to word error rate, latency and the number of LLM passes, through a running server.
+"""Measure the effect of the draft policies on word error rate, latency and the number of LLM passes, through a running server.
 
     python -m loadtest.draft_policies --url http://127.0.0.1:8000 --eval DATA/eval.jsonl --out loadtest/results
 

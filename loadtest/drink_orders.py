@@ -78,7 +78,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Result:
-    """What the server made of an order: what was `said`, and what was `answered`. `problem` says why it is not valid."""
+    """The server's answer to an order: the words `said` and the slots `answered`. `problem` says why it is not valid."""
 
     clip: str
     ordered: Slots
@@ -119,7 +119,7 @@ def instruction_of(examples: dict[str, Slots]) -> str:
 
 
 def commonest(orders: list[Order]) -> Slots:
-    """What to guess of every slot, where nothing means that it is left out."""
+    """Return the commonest value of every slot; slots that are mostly left out are missing."""
     guesses = {name: Counter(order.slots.get(name) for order in orders).most_common(1)[0][0] for name in SLOTS}
     return {name: value for name, value in guesses.items() if value is not None}
 

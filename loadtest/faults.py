@@ -1,4 +1,4 @@
-"""What clients see while the engine's process is killed or stopped under load, and how soon the server is ready again.
+"""Measure what clients see while the engine's process is killed or stopped under load, and how soon the server is ready again.
 
     python -m loadtest.faults --out loadtest/results
 
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Report:
-    """What one fault did. Times count from the fault."""
+    """The effects of one fault. Times count from the fault."""
 
     fault: str
     under_way: int

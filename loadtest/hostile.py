@@ -85,7 +85,7 @@ class Attack:
 
 @dataclass
 class Measurement:
-    """What the victim saw: seconds until each answer with status 200, all outcomes, and the slowest `/health` in seconds."""
+    """The victim's results: seconds until each answer with status 200, all outcomes, and the slowest `/health` in seconds."""
 
     latencies_s: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)

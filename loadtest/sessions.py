@@ -86,7 +86,7 @@ def look(server: BenchServer, sessions: int) -> Look:
 
 
 def leaks(before: Look, middle: Look, after: Look) -> list[str]:
-    """What did not go back, a sentence each."""
+    """Return the quantities that did not return to their earlier values, a sentence each."""
     found = [f"{name} is {value:g} after all sessions" for name, value in after.gauges.items() if value]
     begun, ended = total(before.processes), total(after.processes)
     found += [

@@ -103,6 +103,6 @@ class Adapter(nn.Module):
         return self.norm(x), mask
 
     def token_queries(self, hidden: Tensor) -> Tensor:
-        """What is scored against the embedding table: logits = token_queries(hidden) @ E.T"""
+        """Return queries that are scored against the embedding table: logits = token_queries(hidden) @ E.T"""
         queries: Tensor = self.output(hidden) * self.logit_scale
         return queries

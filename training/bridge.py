@@ -1,4 +1,4 @@
-"""What the LLM reads of an utterance: one vector per CTC run, in the LLM's embedding space.
+"""The input of the LLM for an utterance: one vector per CTC run, in the LLM's embedding space.
 
 The same as `models.ctc` computes in serving, with gradients.
 """

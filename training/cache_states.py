@@ -33,7 +33,7 @@ INDEX, STATES = "index.jsonl", "states.f16"
 
 @dataclass(frozen=True)
 class CachedUtterance:
-    """Where the states of an utterance lie, and what was said."""
+    """The place of an utterance's states, and its text."""
 
     id: str
     text: str

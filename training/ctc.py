@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.protocols import collapse
+from models.ctc import collapse
 
 
 @dataclass(frozen=True)

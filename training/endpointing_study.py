@@ -120,7 +120,7 @@ def read_track(data: Path, name: str, chain: Chain) -> Track:
 
 @dataclass(frozen=True)
 class Cuts:
-    """What an endpointer makes of a track: utterances, how late it tells of their ends, and how often it was wrong to pause."""
+    """The result of an endpointer on a track: utterances, the delay of their ends, and the number of wrong pauses."""
 
     utterances: list[tuple[int, int]]
     pause_lag_s: list[float]

@@ -66,7 +66,7 @@ class Chain:
         return self.generate(instruction, np.concatenate([before, output.embeddings, after]))
 
     def answer_text(self, instruction: str, text: str) -> str:
-        """What the same LLM answers to the same instruction about written text."""
+        """Return the same LLM's answer to the same instruction about written text."""
         return self.generate(instruction, self.models.llm.embed(self.models.tokeniser.encode(text)))
 
     def generate(self, instruction: str, middle: Float32) -> str:

@@ -64,7 +64,7 @@ class TransformersChain:
         return self.llm.table[torch.tensor([id for text in texts for id in self.llm.ids(text)])]
 
     def hear(self, samples: Float32) -> Tensor:
-        """What the LLM reads of the audio [frames, embedding_size]."""
+        """Return the input of the LLM for the audio [frames, embedding_size]."""
         states = self.encoder(torch.from_numpy(log_mel(samples)))
         frames = len(states) // self.adapter.config.reduction
         hidden = self.adapter(states[None], torch.tensor([frames]))[0][0]

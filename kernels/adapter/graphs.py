@@ -53,7 +53,7 @@ class Slot:
 
 
 class GraphAdapter:
-    """A slot for each bucket. Who fills one, replays it and reads its output does so on the stream that it was captured on."""
+    """A slot for each bucket. A caller fills one, replays it and reads its output on the stream that it was captured on."""
 
     def __init__(
         self, weights: AdapterWeights, operators: Operators, buckets: Sequence[Bucket], zeros: Zeros, capture: Capture

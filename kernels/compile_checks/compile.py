@@ -1,4 +1,4 @@
-"""Compile what a call of an operator would launch, for an architecture that is not here.
+"""Compile the kernels that a call of an operator would launch, for a GPU that need not be present.
 
 The operators are called as in serving, on tensors without memory, so that what is compiled is what would run: the same tiles,
 the same specialisation on alignment. Nothing is launched.
@@ -67,7 +67,8 @@ class CompileOnlyDriver:
 
 
 def compiled_by(call: Callable[[], object], architecture: int) -> list[Compiled]:
-    """What `call` would launch on a gpu of this architecture, in order; its tensors are on torch's "meta" device."""
+    """Return the kernels that `call` would launch on a GPU of this architecture, in order. Its tensors are on torch's "meta"
+    device."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError("unset TRITON_INTERPRET: the interpreter compiles nothing")
     launches: list[Compiled] = []

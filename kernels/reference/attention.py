@@ -11,7 +11,7 @@ def attention(qkv: Tensor, boundaries: Tensor, heads: int, cosines: Tensor, sine
     """Each utterance's frames attend to each other, both ways: [rows, width] in the dtype of qkv.
 
     qkv [rows, 3 * width] holds queries, keys and values side by side. `boundaries` [utterances + 1] int32, ascending from 0:
-    utterance i is rows boundaries[i] to boundaries[i + 1]; it may be empty. What the rows after the last boundary get is not
+    utterance i is rows boundaries[i] to boundaries[i + 1]; it may be empty. The result of rows after the last boundary is not
     defined. Queries and keys are turned by rotary embedding in the half-rotation form, by the tables' row of the frame's place
     in its utterance: cosines and sines [frames, head_size / 2] float32, with at least as many frames as qkv has rows.
     """

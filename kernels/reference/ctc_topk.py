@@ -13,7 +13,7 @@ def ctc_topk(queries: Tensor, kept: Tensor, count: Tensor, table: Tensor, residu
     where row kept[i] is the i-th of `count` [1] int32. Returns tokens [rows, 8] int32, best first (of equals the lower
     number), probabilities [rows, 8] float32 over the whole vocabulary, and embeddings [rows, embedding_size] float32: the
     table's rows of the 8 tokens, weighted by their probabilities (as shares of the 8), plus residual[kept[i]] float32.
-    What follows `count` rows is not defined.
+    Rows after the first `count` are not defined.
     """
     rows = kept[: int(count)].long()
     logits = queries[rows].float() @ table.float().T

@@ -1,4 +1,4 @@
-"""Where a kernel runs, and what it needs of its tensors."""
+"""The architecture that a kernel runs on, and requirements of its tensors."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""What the products share: row statistics gathered while multiplying, and what happens before a tile is stored."""
+"""Parts that the products share: row statistics gathered while multiplying, and the work before a tile is stored."""
 
 import triton
 import triton.language as tl

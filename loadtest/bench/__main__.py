@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.bench.__main__ import analysis
+from loadtest.bench import analysis
 from loadtest.bench.decode import answer_rates, measure_decode
 from loadtest.bench.floor import better_rates, read_rates, read_shapes
 from loadtest.bench.latency import Peer, Sample, System, Thinbridge, measure_latency, texts_by_clip, time_request, transcribe_all
@@ -66,7 +66,7 @@ QUICK = Plan((1, 5), 2, 2, 2, 1, (1, 16), 0.5, 4)
 
 
 def run_json(module: str, options: list[str]) -> dict[str, Any]:
-    """What a module of this project prints. Raises `PeerError`."""
+    """Run a module of this project and return the JSON that it prints. Raises `PeerError`."""
     command = [sys.executable, "-m", module, *options]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 STATES_PER_S = 50
 STAGES = ("encode_ms", "adapter_ms", "prefill_ms", "decode_ms")
 
-# What bundle.json does not say of its frozen models: Whisper base's encoder and SmolLM2-135M.
+# Values of the frozen models that bundle.json does not hold: Whisper base's encoder and SmolLM2-135M.
 ENCODER_LAYERS = 6
 ENCODER_GROWTH = 4
 LLM_HEADS = 9
@@ -52,7 +52,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do: operations of weight products, operations in float32 whatever the precision, bytes to read."""
+    """The work of a stage: operations of weight products, operations in float32 whatever the precision, bytes to read."""
 
     product_flops: float
     float_flops: float
@@ -118,7 +118,7 @@ def decode_passes(reply: dict[str, Any]) -> int:
 
 
 def request_work(shapes: Shapes, reply: dict[str, Any]) -> dict[str, Work]:
-    """The work behind a reply of the server, by stage. What was cached or drafted there counts as such."""
+    """The work behind a reply of the server, by stage. Cached and drafted work counts as such."""
     usage = reply["usage"]
     drafted = int((reply.get("speculation") or {}).get("drafted", 0))
     prompt = usage["audio_frames"] + usage["text_tokens"] + shapes.boundary_vectors

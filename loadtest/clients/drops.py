@@ -64,7 +64,7 @@ class Drop:
 
 
 def choose(seed: int, opus_share: float) -> Drop:
-    """Any of them, by the seed alone. Who goes before the first message cannot say that it is through."""
+    """Any of them, by the seed alone. A client that goes before the first message cannot say that it is through."""
     chance = random.Random(seed)
     farewell = chance.choice(list(Farewell))
     point = chance.choice([each for each in Point if farewell != Farewell.END or each != Point.CONNECTED])
@@ -135,7 +135,7 @@ class DropClient:
                 self._socket.sendall(data)
 
     def _take(self) -> bool:
-        """What has come; whether it was anything to do with the WebSocket."""
+        """Whether it was anything to do with the WebSocket."""
         data = self._socket.recv(RECEIVE_BYTES)
         if data:
             self._protocol.receive_data(data)

@@ -29,7 +29,7 @@ class Question:
 
 @dataclass
 class LoadResult:
-    """What a level of concurrency gave within its window. `generator_cpu_share` is of one core; `lags_s` says how late the
+    """The result of one level of concurrency within its window. `generator_cpu_share` is of one core; `lags_s` says how late the
     generator's own timer was, as its reaction to an answer would be."""
 
     concurrency: int

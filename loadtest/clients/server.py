@@ -37,13 +37,13 @@ def make_body(audio: bytes, instruction: str = TRANSCRIBE, **fields: object) -> 
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a tool that starts a server: what `server_options` reads."""
+    """Add the flags of a tool that starts a server; `server_options` reads them."""
     parser.add_argument("--bundle", help="for the server; default: the default bundle")
     parser.add_argument("--cache-dir", help="where the bundle is kept; default: the server's own")
 
 
 def server_options(arguments: argparse.Namespace) -> list[str]:
-    """What was chosen, as options of `thinbridge serve`."""
+    """Return the chosen values as options of `thinbridge serve`."""
     flags = {"--bundle": arguments.bundle, "--cache-dir": arguments.cache_dir}
     return [part for flag, value in flags.items() if value for part in (flag, value)]
 

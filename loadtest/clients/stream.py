@@ -38,7 +38,7 @@ class Refused(RuntimeError):
 
 @dataclass(frozen=True)
 class Script:
-    """What one session sends.
+    """The messages of one session.
 
     `pcm` is mono 16-bit PCM. `options` are added to the start message. A speed of 0 sends as fast as the server takes it.
     `messages` are sent on the way: each once all audio before its second has been.

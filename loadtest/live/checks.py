@@ -1,4 +1,4 @@
-"""What has to be true of every session at `/v1/stream`, whatever the audio and the load: checked on each run."""
+"""Conditions that hold for every session at `/v1/stream`, whatever the audio and the load: checked on each run."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

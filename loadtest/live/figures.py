@@ -1,4 +1,4 @@
-"""What a speaker waits for at `/v1/stream`: the events of a session against what was really said when."""
+"""The waits of a speaker at `/v1/stream`: the events of a session against what was really said when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Heard:
-    """What came of something spoken. Times are seconds that the speaker waited.
+    """The events that belong to one spoken recording. Times are seconds that the speaker waited.
 
     `final_s` counts from the true end of the speech to the last final that has some of it, `first_partial_s` from the true onset
     to the first text. `end_off_s` is how much later than in truth that final says that the utterance ended. None where there was
@@ -38,7 +38,7 @@ class Heard:
 
 
 def match(run: StreamRun, spoken: Sequence[Spoken]) -> list[Heard]:
-    """What came of each recording of a session that was paced in real time."""
+    """Return the events of each recording of a session that was paced in real time."""
     return [_match_one(run, each) for each in spoken]
 
 

@@ -17,7 +17,7 @@ STAGGER_S = 0.7
 
 @dataclass(frozen=True)
 class Level:
-    """What goes on at the same time, and the silence that ends an utterance."""
+    """The load of one measurement, and the silence that ends an utterance."""
 
     streams: int
     rest: bool
@@ -40,7 +40,7 @@ class LevelResult:
     cpu_cores: float
 
     def heard(self) -> list[Heard]:
-        """What came of everything that was said."""
+        """Return the events of all recordings that were said."""
         return [each for audio, run in zip(self.audios, self.runs, strict=True) for each in match(run, audio.spoken)]
 
     def slips_s(self) -> list[float]:

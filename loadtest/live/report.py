@@ -132,7 +132,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _details(result: dict[str, Any]) -> list[str]:
-    """What exactly was wrong, the first of each kind."""
+    """List the first faults of each kind."""
     differing = [
         f"- stream {each['stream']}: as a file {each['whole']!r}, streamed {each['streamed']!r}"
         for each in result["texts_that_differ"]

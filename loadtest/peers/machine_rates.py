@@ -1,4 +1,4 @@
-"""What this machine can do at best: matrix products by ONNX Runtime on the shapes that serving has, and memory reads.
+"""Measure the best rates of this machine: matrix products by ONNX Runtime on the shapes that serving has, and memory reads.
 
     python -m loadtest.peers.machine_rates --threads 2
 

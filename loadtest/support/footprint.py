@@ -1,4 +1,4 @@
-"""What the processes of a server hold: memory, open files, threads; now, or watched over time."""
+"""Resources that the processes of a server hold: memory, open files, threads; now, or watched over time."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""What was measured where: the machine, the versions, the revision, the date."""
+"""The circumstances of a measurement: the machine, the versions, the revision, the date."""
 
 import importlib.metadata
 import platform

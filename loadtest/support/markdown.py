@@ -1,4 +1,4 @@
-"""What every report has in common, as lines of Markdown."""
+"""Parts that all reports share, as lines of Markdown."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -79,7 +79,7 @@ class LinePeer:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         """Start it and wait until it has loaded. Raises `PeerError`."""
-        # A file, for a pipe that nobody reads would fill up and stop the peer.
+        # A file: a pipe that is not read would fill up and stop the peer.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True

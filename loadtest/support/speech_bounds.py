@@ -1,4 +1,4 @@
-"""Where speech really begins and ends in a recording, by its loudness alone, so that latencies count from the truth of the file.
+"""Find the true beginning and end of speech in a recording, by its loudness alone, so that latencies count from the file.
 
 The level of every 10 ms is compared with a threshold: 35 dB under the voice's loud parts or 8 dB over the quietest ones,
 whichever is more. Sounds above it that are less than 0.1 s apart are one, and such a stretch is speech where it gets loud for
@@ -84,6 +84,6 @@ def _sounds(is_sound: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where flags are set in a row: the first place and the one after the last, for each run."""
+    """Return the runs of flags that are set: the first place and the one after the last, for each run."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags, [0]))))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

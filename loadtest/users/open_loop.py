@@ -68,7 +68,7 @@ class Arrivals(HttpUser):
                 under_way.spawn(self._ask, clip, due_s)
                 count += 1
         finally:
-            # Those that take longest would be missing otherwise.
+            # The slowest requests would be missing otherwise.
             under_way.join()
         gevent.spawn(self.environment.runner.quit)
 

@@ -49,7 +49,7 @@ class Parsed:
 
 
 def twin(library: TensorRT, attention: Any, query: Array, key: Array, value: Array, lengths: Array) -> Array:
-    """What TensorRT documents for the `attention` of a network: its corner and, where it has lengths, what they cut off.
+    """The mask that TensorRT documents for the `attention` of a network: its corner and, where it has lengths, what they cut off.
 
     query [R, H, S, h], key and value [R, G, P, h], lengths [R]; computed in float64.
     """

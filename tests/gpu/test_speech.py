@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.protocols import AdapterOutput
+from models.protocols import ProjectorOutput
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_adapter, load_encoder
 from models.runtimes.cuda.device import upload
 from tests.support.gpu.rig import THREADS, Rig
@@ -35,15 +35,16 @@ def test_drafts_are_the_cpus(rig: Rig, runtime: AdapterRuntime) -> None:
     stream = rig.device.stream()
     uploaded = [upload(rig.device, torch.from_numpy(each), stream) for each in states]
     adapter = load_adapter(rig.device, stream, rig.bundle, runtime)
-    alone = [adapter.adapt([each])[0] for each in uploaded]
-    for mine, theirs in zip([*adapter.adapt(uploaded), *alone], [*expected, *expected], strict=True):
+    alone = [adapter.project([each])[0] for each in uploaded]
+    for mine, theirs in zip([*adapter.project(uploaded), *alone], [*expected, *expected], strict=True):
         assert draft_problems(mine, theirs) == []
-        assert mine.frames.shape == theirs.frames.shape or not rig.is_exact
+        assert mine.embeddings.shape == theirs.embeddings.shape or not rig.is_exact
 
 
-def draft_problems(mine: AdapterOutput, theirs: AdapterOutput) -> list[str]:
-    blank_error = float(np.abs(mine.blank_probability - theirs.blank_probability).mean())
-    equal = float((mine.best_token == theirs.best_token).mean())
+def draft_problems(mine: ProjectorOutput, theirs: ProjectorOutput) -> list[str]:
+    draft, expected = mine.require_draft(), theirs.require_draft()
+    blank_error = float(np.abs(draft.blank_probability - expected.blank_probability).mean())
+    equal = float((draft.best_token == expected.best_token).mean())
     problems = []
     if not blank_error <= LARGEST_BLANK_ERROR:
         problems.append(f"P(blank) is off by {blank_error:.2g} on average")

@@ -172,7 +172,7 @@ BATCHES = [[9, 0, 1, 30], [3], [12, 0], [0, 0, 0], [12, 1], [5, 5]]
 
 @pytest.mark.parametrize(("operators", "batches"), [(REFERENCE, BATCHES), (TRITON, BATCHES[:3])], ids=["reference", "triton"])
 def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(operators: Operators, batches: list[list[int]]) -> None:
-    """Whatever the batch before left in a bucket's memory."""
+    """Memory of a bucket that an earlier batch has written."""
     adapter, table = random_adapter("stack"), torch.randn(VOCABULARY, 32)
     weights = packed(adapter, table, torch.float16, torch.float16)
     with interpreted():

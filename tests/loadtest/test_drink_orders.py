@@ -1,4 +1,4 @@
-"""What the demonstration counts as an order, as heard and as right."""
+"""The demonstration counts orders, heard slots and right slots as it should."""
 
 import json
 import subprocess

@@ -103,7 +103,7 @@ def test_what_voids_a_run(results: list[LevelResult], whole: list[str], others: 
 
 
 def report(levels: list[LevelResult], **changes: Any) -> str:
-    """What is written about some levels."""
+    """Return the report of some levels."""
     conditions = {"date": "2026-01-01", "git_revision": "abc", "machine": "a machine, 2 cores", "python": "3", "versions": {}}
     how = {"seconds": 35.0, "recordings": "tests/clips", "clear_recordings": 4}
     return markdown(

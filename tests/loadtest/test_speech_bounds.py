@@ -1,4 +1,4 @@
-"""Where speech begins and ends, found by loudness; and streams that are made of recordings."""
+"""The bounds of speech, found by loudness; and streams that are made of recordings."""
 
 import itertools
 

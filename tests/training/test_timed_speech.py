@@ -1,4 +1,4 @@
-"""What word times are measured with: pieces of speech in known places, right words found, lines fitted in spite of outliers."""
+"""The tools that measure word times: pieces of speech in known places, right words found, lines fitted in spite of outliers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the runtimes need of a GPU: memory, streams and graphs.
+"""The interface of a GPU to the runtimes: memory, streams and graphs.
 
 `models.runtimes.cuda.torch_device` implements it with torch. Tests implement it on a CPU, and run the same runtimes on that.
 """
@@ -44,7 +44,7 @@ class Stream(Protocol):
         ...
 
     def wait_for(self, other: "Stream") -> None:
-        """What is enqueued here from now on starts after all that is enqueued on `other` by now."""
+        """Let work that is enqueued here from now on start after all that is enqueued on `other` by now."""
         ...
 
 
@@ -57,7 +57,7 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """One GPU. What can fail raises `DeviceError`. For several threads, as long as each has streams of its own."""
+    """One GPU. Methods that fail raise `DeviceError`. Several threads may use it, as long as each has streams of its own."""
 
     gpu: Gpu
     tensorrt: TensorRT

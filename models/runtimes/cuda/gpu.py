@@ -12,7 +12,7 @@ NAME_BYTES = 256
 CPU_ONLY_PRECISION = "int8"
 """Of an encoder's graph: ONNX Runtime has such products for CPUs only."""
 ALIGNMENT_BYTES = 256
-"""Where device memory begins; TensorRT asks it of what it is bound to."""
+"""Addresses of device memory are multiples of this; TensorRT requires it of the tensors that are bound."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a server takes of a GPU's memory, reckoned from its bundle before anything is loaded."""
+"""The GPU memory that a server takes, estimated from its bundle before anything is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from models.runtimes.cuda.gpu import aligned
 
 CONTEXT_BYTES = 2 * 2**30
 """Set aside for the CUDA context, the libraries' code and workspaces, captured graphs, and what the encoder and the adapter keep
-between their kernels without a plan. A guess: nobody has measured it."""
+between their kernels without a plan. A guess: this has not been measured."""
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 
 
@@ -33,7 +33,7 @@ def _input_bytes(rows: int, tokens: int, wanted: int, embedding_size: int) -> in
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What so many slots and everything beside them take, in bytes.
+    """The bytes that so many slots and everything beside them take.
 
     `activations` are between the LLM's kernels, 0 where its plan does not say. `step` is the inputs and logits of a step.
     `prefixes` are the kept beginnings of prompts, which lie on the GPU too.
@@ -87,7 +87,7 @@ def reckon(
     bytes_per_number: int = 2,
     context_bytes: int = CONTEXT_BYTES,
 ) -> MemoryBudget:
-    """What a server with these plans, by part, takes of a GPU.
+    """Return the memory that a server with these plans, by part, takes on a GPU.
 
     An encoder without a plan is run by ONNX Runtime, an adapter without one by our kernels, which read the LLM's embeddings.
     """

@@ -60,7 +60,7 @@ class TensorRtLLM:
         self._decode_steps = {shape.rows: self._capture(DECODE_PROFILE, shape) for shape in decode}
         self._draft_steps = {shape: self._capture(PREFILL_PROFILE, shape) for shape in self._draft_shapes()}
         self._prefill_context = self._context(PREFILL_PROFILE)
-        # What the captures' first runs left in the slots.
+        # Clear what the captures' first runs left in the slots.
         self.cache.clear()
         self._stream.synchronize()
 

@@ -15,7 +15,7 @@ HOW_TO_INSTALL = (
 )
 WHAT_IT_NEEDS = "It needs NVIDIA's driver, CUDA 13 and cuDNN 9, which come with torch for CUDA."
 HOST_OPERATORS = frozenset({"Shape", "Gather"})
-"""What may run on the CPU beside a GPU: ONNX Runtime takes a length out of a tensor's shape there."""
+"""Nodes that may run on the CPU beside a GPU: ONNX Runtime takes a length out of a tensor's shape there."""
 
 
 class CudaOptions(TypedDict):

@@ -113,7 +113,7 @@ class PlanContext:
         stream.synchronize()
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """What the next runs read and write, by name: aligned, contiguous device memory, which is kept alive.
+        """Set the memory that the next runs read and write, by name: aligned, contiguous device memory, which is kept alive.
 
         Raises `DeviceError` where the plan does not take it.
         """

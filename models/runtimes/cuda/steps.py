@@ -49,7 +49,7 @@ def all_places(shape: StepShape) -> Int64:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step computes: embeddings [rows, tokens, D], of each row the position where it begins, which positions its
+    """The inputs of a step: embeddings [rows, tokens, D], of each row the position where it begins, which positions its
     attention may see, and (row, token) [wanted, 2] of each position whose logits are wanted.
     """
 
@@ -111,7 +111,7 @@ class StepMemory:
         return views
 
     def _layout(self, shape: StepShape) -> tuple[dict[str, int], int]:
-        """Where each input begins, and where the last one ends, in bytes."""
+        """Return the offset of each input, and of the end of the last one, in bytes."""
         offsets, end = {}, 0
         for name, dtype in INPUTS.items():
             offsets[name] = end = aligned(end)

@@ -28,7 +28,10 @@ class TensorRTError(RuntimeError):
 
 @dataclass(frozen=True)
 class Messages:
-    """What the library logged, oldest first, as (severity, text). It has one logger per process: clear it before a build."""
+    """Messages that the library logged, oldest first, as (severity, text).
+
+    The library has one logger per process: clear this before a build.
+    """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
 
@@ -88,7 +91,7 @@ def _import_rtx() -> Any:
 
 
 def make_logger(module: Any, messages: Messages) -> Any:
-    """What the library logs with, into `messages`."""
+    """Return a logger for the library that writes into `messages`."""
     base: Any = module.ILogger
 
     class Logger(base):  # type: ignore[misc]

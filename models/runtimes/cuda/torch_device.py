@@ -80,7 +80,7 @@ class TorchDevice:
             raise DeviceLostError(f"GPU {self._ordinal} was lost to this process: {error}") from error
 
     def free_memory_bytes(self) -> int:
-        """What torch keeps for its next tensors is not counted as free."""
+        """Memory that torch keeps for its next tensors does not count as free."""
         with translated_errors():
             free, _ = torch.cuda.mem_get_info(self._ordinal)
         return int(free)

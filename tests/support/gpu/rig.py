@@ -15,11 +15,11 @@ from models.bundle.io import Bundle
 from models.features.log_mel import MEL_BINS, log_mel
 from models.llms.llama import Llama
 from models.projectors.subsample_ctc import read_adapter
-from models.protocols import AdapterOutput, BackendError, Float32
+from models.protocols import BackendError, Float32, ProjectorOutput
 from models.runtimes.cuda.device import Device
 from models.runtimes.cuda.gpu import gpu_count, load_driver
 from models.runtimes.onnx.encoder import OnnxEncoder
-from models.runtimes.onnx.projector import OnnxAdapter
+from models.runtimes.onnx.projector import OnnxProjector
 from models.text.tokeniser import Tokeniser
 from tests.support.gpu.attention import SLOTS
 from tests.support.simulated_gpu.device import SimulatedDevice
@@ -31,7 +31,7 @@ THREADS = len(os.sched_getaffinity(0))
 
 @dataclass(frozen=True)
 class Rig:
-    """What the tests of a device share. `features` are those of some clips; `text` is given as tokens."""
+    """The parts that tests of a device share. `features` are those of some clips; `text` is given as tokens."""
 
     device: Device
     bundle: Bundle
@@ -49,12 +49,12 @@ class Rig:
         """Return the states of the clips by ONNX Runtime on the CPU in float32."""
         return OnnxEncoder(self.bundle.path(self.bundle.manifest.encoder.graph), THREADS).encode(self.features)
 
-    def adapt_on_cpu(self, states: Sequence[Float32]) -> list[AdapterOutput]:
+    def adapt_on_cpu(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
         manifest = self.bundle.manifest
         trained = read_adapter(self.bundle.path(manifest.projector.weights))
         embedding = np.load(self.bundle.path(manifest.llm.embedding)).astype(np.float32)
         graph = self.bundle.path(manifest.projector.graph)
-        return OnnxAdapter(graph, embedding, trained.boundary_before, trained.boundary_after, THREADS).adapt(states)
+        return OnnxProjector(graph, embedding, trained.boundary_before, trained.boundary_after, THREADS).project(states)
 
 
 def reason_without_gpu() -> str:

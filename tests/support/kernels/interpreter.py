@@ -1,4 +1,4 @@
-"""Triton's interpreter, put right for bf16 and for memory that nobody wrote.
+"""Triton's interpreter, put right for bf16 and for memory that was not written.
 
 The interpreter holds bf16 as bits: its products multiply the bits, and its conversion from float32 cuts instead of rounding.
 The kernels convert to float32 before any arithmetic, so products and conversions are all that needs putting right.

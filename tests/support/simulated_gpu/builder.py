@@ -18,7 +18,7 @@ from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTEr
 from tests.support.simulated_gpu.plan import ARCHITECTURE, FORMAT_VERSION, PlanFormatError, SimulatedPlan
 
 MAX_BYTES = 2**31 - 1
-"""What protobuf takes in one file."""
+"""The most that protobuf takes in one file."""
 
 
 def simulated_builder() -> TensorRT:

@@ -37,7 +37,7 @@ class ILogger:
 
 @dataclass(frozen=True)
 class Use:
-    """Who used a workspace last: piece `position` of the work of a stream."""
+    """The last use of a workspace: piece `position` of the work of a stream."""
 
     address: int
     size_bytes: int
@@ -50,7 +50,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Machine:
-    """What of the simulated GPU is used here. `uses` is for whoever runs work, one at a time."""
+    """The parts of the simulated GPU that contexts use. `uses` belongs to the work that runs, one piece at a time."""
 
     memory: DeviceMemory
     streams: Streams
@@ -61,7 +61,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """What one run is bound to, as of when it was enqueued. `revision` is the context's, where the run was captured."""
+    """The bindings of one run, as of when it was enqueued. `revision` is the context's, where the run was captured."""
 
     shapes: Mapping[str, Shape]
     addresses: Mapping[str, int]
@@ -172,7 +172,7 @@ class IExecutionContext:
         return True
 
     def _run(self, step: Step, stream_handle: int) -> None:
-        """What the GPU does when it comes to it. Raises `DeviceError`."""
+        """Do the work of the GPU. Raises `DeviceError`."""
         machine = self._machine
         if step.revision not in (None, self._revision):
             raise DeviceError("a graph was replayed whose context was bound anew after it was captured")
@@ -195,7 +195,7 @@ class IExecutionContext:
             raise DeviceError("two runs share device memory, and neither stream waits for the other")
 
     def _step(self, stream: SimulatedStream) -> Step:
-        """What a run would be bound to now. Raises `Refused` where something is missing or wrong."""
+        """Return the bindings of a run that begins now. Raises `Refused` where something is missing or wrong."""
         if self._profile < 0:
             raise Refused("no profile is set")
         if missing := [name for name in self._plan.inputs if name not in self._shapes]:

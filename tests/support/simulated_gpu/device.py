@@ -1,7 +1,7 @@
 """A GPU acted on a CPU, so strictly that runtimes which work on it have little left to get wrong on a real one.
 
-Work is done when somebody waits for it and not before. Memory is bounded, aligned and poisoned. Plans are those of the builder
-`simulated`. What it does not show: rounding in 16 bits, and time.
+Work is done when a caller waits for it and not before. Memory is bounded, aligned and poisoned. Plans are those of the builder
+`simulated`. It does not show rounding in 16 bits, and time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,8 +77,11 @@ class SimulatedDevice:
         self._ours(stream).enqueue(work)
 
     def capture(self, work: Callable[[], Result], stream: Stream) -> tuple[Result, SimulatedGraph]:
-        """What torch does in `work` by itself cannot be recorded. So where that is all, a replay calls `work` again, and copies
-        its results to where the first ones are. Raises `DeviceError` where it enqueues something beside that."""
+        """Record the work that is launched.
+
+        Operations that torch runs in `work` by itself cannot be recorded. If there are only such, a replay calls `work` again and
+        copies its results to the first ones. Raises `DeviceError` for a mixture of both.
+        """
         capturing = self._ours(stream)
         capturing.begin_capture()
         try:

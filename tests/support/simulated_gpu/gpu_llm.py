@@ -32,7 +32,7 @@ def on_simulated_gpu(plan: bytes, folder: Path, *, slots: int = SLOTS, device: S
 
 
 def on_cpu(folder: Path, *, slots: int = SLOTS, vocabulary: int = VOCABULARY) -> OnnxLLM:
-    """What the plan is written from, in the CPU's runtime."""
+    """Return the graph that the plan is written from, in the CPU's runtime."""
     model, _ = tiny_llama(vocabulary=vocabulary)
     build_decoder(model, max_positions=MAX_POSITIONS, attention=StandardAttention).save(folder / "standard.onnx")
     np.save(folder / "embedding.npy", embedding_table(model))

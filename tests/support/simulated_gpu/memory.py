@@ -1,4 +1,4 @@
-"""The memory of a simulated GPU: bounded, aligned, full of what nobody wants to read, and known by its addresses."""
+"""The memory of a simulated GPU: bounded, aligned, poisoned until written, and known by its addresses."""
 
 import bisect
 import itertools
@@ -21,7 +21,7 @@ from models.runtimes.cuda.gpu import ALIGNMENT_BYTES, aligned
 
 @dataclass(frozen=True)
 class Allocation:
-    """Memory that somebody holds. Addresses come back to use, but not `number`."""
+    """Memory that is held. Addresses come back to use, but not `number`."""
 
     number: int
     address: int
@@ -90,7 +90,7 @@ class DeviceMemory:
 
     @contextmanager
     def watch(self) -> Iterator[list[int]]:
-        """What this thread lets go of meanwhile, by number. For one thread at a time."""
+        """Collect the numbers of allocations that this thread lets go of meanwhile. For one thread at a time."""
         self._watcher = threading.get_ident()
         try:
             yield self._watched

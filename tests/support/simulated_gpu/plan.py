@@ -19,7 +19,7 @@ from models.runtimes.onnx.session import CPU_PROVIDER, session_options
 
 FORMAT_VERSION = "simulated-1"
 ARCHITECTURE = "sm_00"
-"""What such a plan is for, among the architectures of GPUs."""
+"""The architecture that such plans are for."""
 
 LARGE_BYTES = 1024
 """Of weights as small as this the values are read too: shapes depend on some."""
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 class PlanFormatError(ValueError):
-    """It is no plan of this format."""
+    """The content is no plan of this format."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PlanTensor:
         return math.prod(shape) * self.dtype.itemsize
 
     def at(self, sizes: Mapping[str, int]) -> Shape:
-        """Its shape with these sizes for the names. Raises `KeyError` for any other."""
+        """Return the shape with these sizes for the names. Raises `KeyError` for any other."""
         return tuple(each if isinstance(each, int) else sizes[each] for each in self.dimensions)
 
 
@@ -107,7 +107,7 @@ class SimulatedPlan:
         return {name: each.shape for name, each in shapes.items()}
 
     def run(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        """Read the inputs where they lie and write the outputs where they belong. What ONNX Runtime raises passes."""
+        """Read the inputs where they lie and write the outputs where they belong. Exceptions of ONNX Runtime pass through."""
         binding = self._session.io_binding()
         for name, each in self.inputs.items():
             binding.bind_input(name, "cpu", 0, each.dtype, shapes[name], addresses[name])

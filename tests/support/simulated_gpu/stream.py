@@ -1,4 +1,4 @@
-"""The streams and graphs of a simulated GPU: work waits in a queue until somebody waits for it.
+"""The streams and graphs of a simulated GPU: work stays in a queue until a caller waits for it.
 
 So the host reads poison, or what was there before, wherever it forgot to synchronise, and one stream does where it forgot to
 wait for another.
@@ -68,7 +68,7 @@ class SimulatedStream:
     def __init__(self, streams: Streams, handle: int) -> None:
         self.handle = handle
         self.before: Clock = {}
-        """What was sure to come before the work that is being done."""
+        """The work that was sure to come before the present piece."""
         self._streams = streams
         streams.done[handle] = 0
         self._queue: deque[tuple[Work, Clock]] = deque()
@@ -90,7 +90,7 @@ class SimulatedStream:
         if self._recorded is not None:
             self._recorded.append(work)
             return
-        # Without the lock: nobody else adds to this queue, and what runs meanwhile may take long.
+        # Without the lock: only this thread adds to the queue, and work that runs meanwhile may take long.
         self._queue.append((work, self._before_next()))
         self._queued += 1
 
@@ -136,7 +136,7 @@ class SimulatedStream:
                     work()
                 except Exception as error:
                     self._failure = error
-            # A GPU's queue does not keep memory: it could be somebody else's before the work is done.
+            # A GPU's queue does not keep memory: other work could get it before this work is done.
             with self._streams.memory.watch() as let_go:
                 del work
                 if let_go and self._failure is None:

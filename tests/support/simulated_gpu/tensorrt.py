@@ -132,7 +132,7 @@ class ICudaEngine:
 
 
 def tensorrt_module(machine: Machine) -> Any:
-    """What `import tensorrt` gives on a machine with this GPU, as far as runtimes use it."""
+    """Return what `import tensorrt` gives on a machine with this GPU, as far as runtimes use it."""
     return SimpleNamespace(
         __version__=FORMAT_VERSION,
         ILogger=ILogger,

@@ -1,4 +1,4 @@
-"""A GPU that is lost to its process, as after an error that CUDA does not forget: nobody waits, and the process is replaced."""
+"""A GPU is lost to its process after an error that CUDA does not forget: no caller waits, and the process is replaced."""
 
 import threading
 from collections.abc import Iterator, Mapping

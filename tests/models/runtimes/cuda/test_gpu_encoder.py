@@ -143,7 +143,7 @@ def test_a_provider_that_is_not_there_is_refused(graph: Path) -> None:
 
 
 def test_a_provider_that_was_not_loaded_is_refused(graph: Path) -> None:
-    """What ONNX Runtime leaves when the provider's libraries are missing: a session on the CPU."""
+    """The session that ONNX Runtime gives if the provider's libraries are missing: a session on the CPU."""
     with pytest.raises(DeviceError, match=r"runs encoder\.onnx by CPUExecutionProvider, not by CUDAExecutionProvider"):
         require_provider(open_session(graph, 1), CUDA_PROVIDER, graph.name)
 

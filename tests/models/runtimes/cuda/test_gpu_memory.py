@@ -1,4 +1,4 @@
-"""What is reckoned of a GPU's memory is what is taken there."""
+"""The estimate of a GPU's memory is the memory that is taken there."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
 def test_a_server_takes_what_was_reckoned_and_a_part_of_what_is_set_aside(bundle: Bundle) -> None:
     budget = reckon(bundle, plans_of(bundle, *PARTS), slots=SLOTS, prefix_bytes=0, bytes_per_number=4)
     device = SimulatedDevice(MEMORY_BYTES, threads=1)
-    # What nothing refers to is given back.
+    # Free memory that nothing refers to.
     models = load_models_on(device, bundle, SLOTS, 1, "tensorrt", "tensorrt")
     taken = MEMORY_BYTES - device.free_memory_bytes()
     assert models.llm.slots == SLOTS

@@ -47,7 +47,7 @@ def on_cpu(bundle: Path) -> Iterator[LiveServer]:
 @pytest.fixture(scope="module", params=RUNTIMES, ids="-".join)
 def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     encoder_runtime, adapter_runtime = request.param
-    with served(bundle, device="cuda", encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
+    with served(bundle, device="cuda", slots=4, encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
         yield server
 
 

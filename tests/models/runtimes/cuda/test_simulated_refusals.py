@@ -1,4 +1,4 @@
-"""What TensorRT refuses or leaves undefined is refused by the simulated GPU, with the reason."""
+"""The simulated GPU refuses, with the reason, all that TensorRT refuses or leaves undefined."""
 
 import re
 from collections.abc import Callable

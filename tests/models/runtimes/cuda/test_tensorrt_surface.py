@@ -1,4 +1,4 @@
-"""What this project uses of TensorRT is in TensorRT 11 as it is in TensorRT-RTX, which the other tests build with; so is what
+"""All that this project uses of TensorRT is in TensorRT 11 as in TensorRT-RTX, which the other tests build with; so is all that
 the simulated GPU acts of it.
 
 TensorRT 11's Python bindings need its libraries only to build. Here they are loaded over empty ones, and asked for names.
@@ -45,7 +45,7 @@ FUNCTIONS = (
     "initLibNvInferPlugins",
 )
 AHEAD_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
-"""What `TensorRT.compiles_ahead` guards."""
+"""The classes that `TensorRT.compiles_ahead` guards."""
 OF_OTHERS = {"itemsize"}
 """A member of torch's types, which TensorRT-RTX's have too."""
 
