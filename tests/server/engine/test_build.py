@@ -83,7 +83,6 @@ def test_a_gpu_has_a_loader_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyP
         build_engine(bundle, settings)
     assert chain.asked == {
         "name": DESCRIPTION.name,
-        "device": "cuda",
         "gpu": 3,
         "slots": 7,
         "threads": 2,
