@@ -60,13 +60,14 @@ CONTEXT = 200
 @dataclass(frozen=True)
 class Scale:
     """How much is measured. `batches` are (frames of an utterance, utterances) of the adapter; `vocabulary` cuts the table that
-    the adapter's kernels score, None leaves it whole."""
+    the adapter's kernels score, None leaves it whole. `calls_in_graph` of an operator are timed together."""
 
     repeats: int = 50
     slots: int = 32
     prefill_tokens: tuple[int, ...] = (32, 128, 512)
     batches: tuple[tuple[int, int], ...] = ((125, 1), (125, 8), (125, 32))
     vocabulary: int | None = None
+    calls_in_graph: int = 20
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class AdapterBench:
 
     def __init__(self, device: Device, bundle: Bundle, scale: Scale) -> None:
         self._device, self._bundle, self._repeats = device, bundle, scale.repeats
+        self._calls = scale.calls_in_graph
         self._stream = device.stream()
         manifest = bundle.manifest
         trained = read_adapter(bundle.path(manifest.projector.weights))
@@ -253,7 +255,7 @@ class AdapterBench:
 
     def operators(self, batch: Batch) -> Section:
         """Time each operator by kernel, of several in one graph so that launches do not count, and by its reference."""
-        rows, calls = [], 20
+        rows, calls = [], self._calls
         for name, call in self._record(batch).items():
 
             def several(call: Callable[[Operators], object] = call) -> list[Tensor]:
