@@ -18,8 +18,8 @@ from server.errors import EngineFailed, InvalidRequest, Overloaded, ServeError
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-# Audio that a step takes up, over all sessions.
-STEP_AUDIO_S = 4.0
+# Audio that a step takes up, over all sessions: voice is detected already, so this bounds only how much new work one step begins.
+STEP_AUDIO_S = 32.0
 
 
 class LiveSessions:
