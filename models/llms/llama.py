@@ -10,7 +10,8 @@ The graph, with B rows of S new positions each, slots of P positions, and N want
     logits      [N, V] float32        out
     key_out_i, value_out_i            out  the slots with the new positions written
 
-and one more input that the attention declares.
+and the inputs that the attention adds. `ExactAttention` packs the rows: `embeddings` [T, D] holds the positions of all rows, one
+row after the other and without padding, and `wanted` [N, 1] counts in T. Only the attention itself is padded.
 
 Bind `key_out_i` to the buffer of `key_i`, and nothing is copied. Rows of different lengths share a batch by padding on
 the right: query j of a row sees the slot's positions up to write_index + j, so a true position never sees padding,
@@ -135,14 +136,19 @@ class SlotPair:
 class Attention(Protocol):
     """Writes the attention of all layers of one graph; made once per graph, where it declares the inputs that it needs."""
 
+    layout: Shape
+    """The dimensions of the new positions in every value outside the attention: [B, S], or [T] where rows are packed."""
     slot_shape: Shape
 
     def order_heads(self, weight: Float32) -> Float32:
-        """The query's weight, or the output's transposed, [heads * h, D], with its heads in the order of `attend`."""
+        """Return the query's weight, or the output's transposed, [heads * h, D], with its heads in the order of `attend`."""
         ...
 
-    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
-        """Attended values [B, S, heads * h] and the slots as written."""
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        """Return the attended values [*layout, heads * h] and the slots as written.
+
+        `projected` [*layout, (heads + 2 * key_value_heads) * h] holds query, key and value.
+        """
         ...
 
 
@@ -156,6 +162,8 @@ class StandardAttention:
     Needs the input `kv_length` [B] = write_index + S. ONNX Runtime's CPU kernel computes over whole slots.
     """
 
+    layout: Shape = ("rows", "tokens")
+
     def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
         self.graph, self.config, self.max_positions = graph, config, max_positions
         self.slot_shape: Shape = ["rows", config.key_value_heads, max_positions, config.head_size]
@@ -164,10 +172,10 @@ class StandardAttention:
     def order_heads(self, weight: Float32) -> Float32:
         return weight
 
-    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
         graph, heads, kv_heads, head_size = self.graph, self.config.heads, self.config.key_value_heads, self.config.head_size
         split_shape = graph.weight("heads.split", np.array([0, 0, heads + 2 * kv_heads, head_size], np.int64))
-        by_head = graph.node("Transpose", graph.node("Reshape", packed, split_shape), perm=[0, 2, 1, 3])
+        by_head = graph.node("Transpose", graph.node("Reshape", projected, split_shape), perm=[0, 2, 1, 3])
         turning_value = graph.weight("heads.turning_value", np.array([heads + kv_heads, kv_heads], np.int64))
         turning, value = graph.nodes("Split", by_head, turning_value, outputs=2, axis=1)
         turned = graph.node("RotaryEmbedding", turning, *rotary_tables(graph, self.config, self.max_positions), "positions")
@@ -183,13 +191,21 @@ class StandardAttention:
 
 
 class ExactAttention:
-    """Slots [B, P, key_value_heads * h], of which the first `span` positions are computed; the same bits however it is cut.
+    """Attention over packed rows, whose results are the same bits however a sequence is cut and whatever runs beside it.
 
-    Needs the input `span` [1], a multiple of `SPAN_STEP` that no row's last position reaches. Query heads that share a key
-    head are so many rows of one product. With at least two of them ONNX Runtime's float products give a row the same bits
-    beside any number of others; a product of one row takes another path, so where each query head has a key head of its own
-    every row is computed twice. Positions that are masked add exact zeros at the end of each sum, whatever the span.
+    Slots are [B, P, key_value_heads * h], of which the first `span` positions are computed. The inputs are:
+
+        span   [1]     a multiple of `SPAN_STEP`, at least write_index + S of every row
+        places [B, S]  which of the T packed positions stands where; padding repeats a row's last position
+        kept   [T]     where each packed position stands, in B * S
+
+    Query heads that share a key head are so many rows of one product. With at least two of them ONNX Runtime's float products
+    give a row the same bits beside any number of others; a product of one row takes another path, so where each query head has a
+    key head of its own every row is computed twice. Positions that are masked add exact zeros at the end of each sum, whatever
+    the span.
     """
+
+    layout: Shape = ("positions",)
 
     def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
         if max_positions % SPAN_STEP:
@@ -199,6 +215,8 @@ class ExactAttention:
         self.rotary = rotary_tables(graph, config, max_positions)
         self.sharing = config.heads // config.key_value_heads
         self.copies = 2 if self.sharing == 1 else 1
+        graph.input("places", np.int64, ["rows", "tokens"])
+        graph.input("kept", np.int64, ["positions"])
         self.mask = self._mask(graph.input("span", np.int64, [1]))
 
     def order_heads(self, weight: Float32) -> Float32:
@@ -207,10 +225,11 @@ class ExactAttention:
         by_head = weight.reshape(config.key_value_heads, self.sharing, config.head_size, -1)
         return np.ascontiguousarray(by_head.swapaxes(0, 1).reshape(weight.shape))
 
-    def attend(self, packed: str, slots: SlotPair) -> tuple[str, SlotPair]:
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
         graph, kv_heads = self.graph, self.config.key_value_heads
         width, kv_width = self.config.heads * self.config.head_size, kv_heads * self.config.head_size
-        turning, value = graph.nodes("Split", packed, self._sizes(width + kv_width, kv_width), outputs=2, axis=-1)
+        padded = graph.node("Gather", projected, "places", axis=0)
+        turning, value = graph.nodes("Split", padded, self._sizes(width + kv_width, kv_width), outputs=2, axis=-1)
         turned = graph.node("RotaryEmbedding", turning, *self.rotary, "positions", num_heads=self.config.heads + kv_heads)
         query, key = graph.nodes("Split", turned, self._sizes(width, kv_width), outputs=2, axis=-1)
         written = SlotPair(
@@ -227,7 +246,7 @@ class ExactAttention:
             q_num_heads=kv_heads,
             kv_num_heads=kv_heads,
         )
-        attended = graph.node("Reshape", attended, self._sizes(0, -1, self.copies * width))
+        attended = graph.node("Gather", graph.node("Reshape", attended, self._sizes(-1, self.copies * width)), "kept", axis=0)
         if self.copies > 1:
             attended = graph.nodes("Split", attended, outputs=self.copies, axis=-1, num_outputs=self.copies)[0]
         return attended, written
@@ -271,11 +290,11 @@ def build_decoder(
     """
     config, weights = model.config, model.weights
     graph = GraphBuilder("llama_decoder", float_type)
-    hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
     graph.input("positions", np.int64, ["rows", "tokens"])
     graph.input("write_index", np.int64, ["rows"])
-    wanted = graph.input("wanted", np.int64, ["wanted", 2])
     attending = attention(graph, config, max_positions)
+    hidden = graph.input("embeddings", np.float32, [*attending.layout, config.embedding_size])
+    wanted = graph.input("wanted", np.int64, ["wanted", len(attending.layout)])
 
     def norm(value: str, name: str) -> str:
         return graph.node("RMSNormalization", value, graph.weight(name, weights[name]), axis=-1, epsilon=config.norm_epsilon)
@@ -289,12 +308,12 @@ def build_decoder(
         query_key_value = np.concatenate([attending.order_heads(query), key, value])
         slots = SlotPair(*(graph.input(f"{name}_{layer}", graph.float_type, attending.slot_shape) for name in ("key", "value")))
         normed = norm(hidden, f"{prefix}input_layernorm.weight")
-        packed = body(graph, normed, f"{prefix}self_attn.qkv_proj.weight", query_key_value)
+        projected = body(graph, normed, f"{prefix}self_attn.qkv_proj.weight", query_key_value)
         if f"{prefix}self_attn.q_proj.bias" in weights:
             query, key, value = (weights[f"{prefix}self_attn.{name}_proj.bias"] for name in "qkv")
             bias = np.concatenate([attending.order_heads(query[:, None])[:, 0], key, value])
-            packed = graph.node("Add", packed, graph.weight(f"{prefix}self_attn.qkv_proj.bias", bias))
-        attended, written = attending.attend(packed, slots)
+            projected = graph.node("Add", projected, graph.weight(f"{prefix}self_attn.qkv_proj.bias", bias))
+        attended, written = attending.attend(projected, slots)
         all_written.append(written)
         output_name = f"{prefix}self_attn.o_proj.weight"
         output = attending.order_heads(weights[output_name].T).T
@@ -326,5 +345,5 @@ def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDAr
 
 def _rotate(graph: GraphBuilder, hidden: str, rotation: Float32) -> str:
     """The product in float32 of at least two rows: of one alone ONNX Runtime would compute other last bits."""
-    twice = float32_linear(graph, graph.node("Concat", hidden, hidden, axis=1), INPUT_ROTATION, rotation)
-    return graph.nodes("Split", twice, outputs=2, axis=1, num_outputs=2)[0]
+    twice = float32_linear(graph, graph.node("Concat", hidden, hidden, axis=-2), INPUT_ROTATION, rotation)
+    return graph.nodes("Split", twice, outputs=2, axis=-2, num_outputs=2)[0]
