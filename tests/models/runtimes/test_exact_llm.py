@@ -1,5 +1,7 @@
 """The LLM's contract: a position's logits are the same bits however a sequence is cut, batched, moved or copied."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,6 +96,26 @@ def test_a_rejected_draft_and_a_copied_or_moved_slot_change_nothing(
         assert_same_bits(prefill(llm, slot, cut, text[cut:]), whole[cut:])
     assert state.length == cut
     assert state.nbytes == llm.cache.read(2, cut).nbytes
+
+
+@pytest.mark.parametrize(("lengths", "runs"), [([1, 17, 1, 1], 1), ([40, 9], 1), ([100, 9], 2), ([9, 9, 100, 100], 2)])
+def test_rows_share_a_run_where_that_adds_little_padding(
+    llm: OnnxLLM, monkeypatch: pytest.MonkeyPatch, lengths: list[int], runs: int
+) -> None:
+    texts = [np.random.default_rng(length).integers(0, VOCABULARY, length).tolist() for length in lengths]
+    whole = [prefill(llm, 0, 0, text) for text in texts]
+    batches: list[Sequence[PrefillRow]] = []
+    run = llm._run
+
+    def recorded(rows: Sequence[PrefillRow]) -> list[Float32]:
+        batches.append(rows)
+        return run(rows)
+
+    monkeypatch.setattr(llm, "_run", recorded)
+    logits = llm.decode([DecodeRow(slot, 0, text) for slot, text in enumerate(texts)])
+    assert len(batches) == runs
+    for row, expected in zip(logits, whole, strict=True):
+        assert_same_bits(row, expected)
 
 
 def test_a_batch_that_cannot_be_padded_at_the_end_of_a_slot_runs_all_the_same(llm: OnnxLLM) -> None:
