@@ -38,7 +38,7 @@ GraphValues = Mapping[str, Any]
 def dimension(shapes: Shapes, tensor: str, axis: int) -> Any:
     """Return a dimension of an input or output, or None if the graph has no such tensor or axis."""
     shape = shapes.get(tensor, ())
-    return shape[axis] if axis < len(shape) else None
+    return shape[axis] if -len(shape) <= axis < len(shape) else None
 
 
 def _require_plain_name(name: str) -> str:

@@ -63,7 +63,7 @@ class LlamaSection(LlmSection):
             "key_value_heads": heads,
             "head_size": head_size,
             "max_positions": dimension(shapes, "key_0", 2 if by_head else 1),
-            "embedding_size": dimension(shapes, "embeddings", 2),
+            "embedding_size": dimension(shapes, "embeddings", -1),
             "vocabulary_size": dimension(shapes, "logits", 1),
         }
 
