@@ -38,8 +38,9 @@ class OnnxLLM:
     """Implements `models.protocols.LLM` for the decoder graphs of `models.llms.llama`. Not thread-safe.
 
     `graph` is the ONNX file and `embeddings` the input embedding table as `.npy` [vocabulary, D] in float16 or float32. Only the
-    embeddings in use are read into memory, and a page of slot memory is taken when it is first written. The contract's equal bits hold for `ExactAttention` with 8-bit products; with float32 products, or `StandardAttention`,
-    a row alone differs in its last bits. Raises `BackendError` where the files cannot be loaded or do not fit together.
+    embeddings in use are read into memory, and a page of slot memory is taken when it is first written. The contract's equal
+    bits hold for `ExactAttention` with 8-bit products; with float32 products, or `StandardAttention`, a row alone differs in its
+    last bits. Raises `BackendError` where the files cannot be loaded or do not fit together.
     """
 
     def __init__(self, graph: Path, embeddings: Path, *, slots: int = 8, threads: int = 2) -> None:
