@@ -79,7 +79,7 @@ class ChildProcess:
         return status > 0 or -status in CRASH_SIGNALS
 
     def write(self, *parts: bytes | memoryview) -> None:
-        """Send bytes without waiting. Where the child is gone they are dropped, and the next `read` says so."""
+        """Send bytes without waiting. If the child is gone they are dropped, and the next `read` says so."""
         # uvloop raises where asyncio drops the bytes.
         with contextlib.suppress(RuntimeError):
             for part in parts:

@@ -81,7 +81,7 @@ class FairSemaphore:
         if self._free == 0:
             return None
         is_last = self._places > 1 and self._free == 1
-        # Those that were cancelled are about to leave by themselves.
+        # Cancelled waiters are about to leave by themselves.
         waiters = [each for each in self._waiters if not each.granted.done() and not (is_last and self._held[each.client])]
         return min(waiters, key=lambda each: (self._held[each.client], self._last_turns.get(each.client, 0)), default=None)
 

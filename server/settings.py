@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         default=None, description="Folder of the model bundle; unset builds or reuses the default bundle."
     )
-    cache_dir: Path = Field(default_factory=_default_cache_folder, description="Where the default bundle is built and kept.")
+    cache_dir: Path = Field(
+        default_factory=_default_cache_folder, description="Folder in which the default bundle is built and kept."
+    )
 
     slots: int = Field(
         default=4,
@@ -61,16 +63,16 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
     )
 
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the models compute.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device on which the models compute.")
     gpus: str = Field(
         default="0",
         pattern=GPU_NUMBERS,
         description="Numbers of the GPUs, such as 0,1,3: one engine process each, with slots, queue and sessions of its own.",
     )
     encoder_runtime: Literal["onnxruntime", "tensorrt"] = Field(
-        default="onnxruntime", description="What runs the encoder on a GPU."
+        default="onnxruntime", description="Runtime of the encoder on a GPU."
     )
-    adapter_runtime: Literal["triton", "tensorrt"] = Field(default="triton", description="What runs the adapter on a GPU.")
+    adapter_runtime: Literal["triton", "tensorrt"] = Field(default="triton", description="Runtime of the adapter on a GPU.")
     tensorrt_library: Literal["tensorrt", "tensorrt_rtx"] = Field(
         default="tensorrt", description="The TensorRT library that runs the plans on a GPU."
     )
@@ -93,7 +95,7 @@ class Settings(BaseSettings):
     )
 
     engine: Literal["process", "thread"] = Field(
-        default="process", description="Where the models run: a supervised child process, or a thread of the server itself."
+        default="process", description="Place of the models: a supervised child process, or a thread of the server itself."
     )
     stall_timeout_s: float = Field(
         default=10.0,

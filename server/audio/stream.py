@@ -133,7 +133,7 @@ class OpusStream(_Stream):
         try:
             return await self._lease.read(self._block_samples)
         except DecoderLost:
-            # What it had of the stream is gone with it.
+            # The lost child took its part of the stream with it.
             self.close()
             raise _failure(crashed_twice=False) from None
 

@@ -30,7 +30,7 @@ class GrammarSandbox:
     """
 
     def __init__(self, workers: int = WORKERS, max_waiting: int = MAX_WAITING) -> None:
-        # What is wrong with a constraint; None where it compiles.
+        # The fault of a constraint; None if it compiles.
         self._verdicts: LRUCache[Constraint, str | None] = LRUCache(KEPT_VERDICTS)
         self._places = FairSemaphore(workers, max_waiting, "Too many constraints are waiting to be checked; try again soon.")
         self._idle: list[ChildProcess] = []

@@ -102,7 +102,7 @@ def test_prometheus_scrapes_the_server() -> None:
 
 
 def environment_of(target: str) -> dict[str, str]:
-    """What the ENV steps of an image set."""
+    """Return the variables that the ENV steps of an image set."""
     pairs = [pair for name, arguments in steps_of(target) if name == "ENV" for pair in shlex.split(arguments)]
     return dict(pair.split("=", 1) for pair in pairs)
 

@@ -72,7 +72,7 @@ def server() -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader types: with some speech, and what `make` installs."""
+    """Make the folder in which a reader types, with some speech and the programs that `make` installs."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "speech.wav").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "WAV"))
     (folder / "other.flac").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "FLAC"))

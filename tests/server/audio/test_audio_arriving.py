@@ -83,7 +83,7 @@ def test_it_may_be_cut_anywhere(cuts: list[int]) -> None:
 def test_damage_does_what_it_does_to_the_file(place: int, noise: bytes, size: int) -> None:
     """A broken page is left out, and it is an error here where it is one in a file.
 
-    Where the first page is broken, libsndfile takes the beginning of the file for skipped, and leaves out as much of its end.
+    If the first page is broken, libsndfile takes the beginning of the file for skipped, and leaves out as much of its end.
     """
     data = DATA[:place] + noise + DATA[place + len(noise) :]
     pieces = [data[at : at + size] for at in range(0, len(data), size)]

@@ -20,7 +20,7 @@ from tests.support.decoders import CLIP, LIMITS, decode, is_alive, run_with_pool
 pytestmark = pytest.mark.usefixtures("each_event_loop")
 
 OPUS = audio_file(tone(3.0, 16_000), 16_000, "OGG", "OPUS")
-# What libsndfile looks through for ever longer: an Opus header and the beginnings of pages.
+# An Opus header and the beginnings of pages: libsndfile searches it for ever longer.
 BOMB = OPUS[:47] + b"OggS" * 2_000_000
 
 

@@ -85,7 +85,7 @@ def fates(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
 
     def stop_and_write(child: ChildProcess, *parts: bytes) -> None:
         if planned:
-            # What a stopped process was sent, it meets first when it goes on.
+            # A stopped process reads first what it was sent meanwhile.
             fate = planned.pop(0)
             os.kill(child.process_id, signal.SIGSTOP)
             os.kill(child.process_id, fate)

@@ -94,7 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(running) == len(set(running)) <= scheduler.slots
         assert [player.live[id].slot for id in running] == list(range(len(running)))
         assert player.submitted == len(player.ended) + len(player.live)
-        # What is encoded holds memory; at every level, each client may fill its share of the slots and have one ready.
+        # Encoded requests hold memory: at every level, each client may fill its share of the slots and have one ready.
         assert len(held) <= (len(Priority) + 1) * 2 * (scheduler.slots + 1)
 
     def teardown(self) -> None:
