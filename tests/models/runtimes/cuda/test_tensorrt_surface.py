@@ -130,7 +130,7 @@ def test_the_simulated_gpus_enumerations_are_tensorrts(tensorrt_11: dict[str, li
 def test_what_runs_a_plan_calls_what_tensorrts_objects_have(tensorrt_11: dict[str, list[str]]) -> None:
     held = {"_runtime": "Runtime", "engine": "ICudaEngine", "_context": "IExecutionContext"}
     called: dict[str, set[str]] = {name: set() for name in held.values()}
-    for node in ast.walk(ast.parse((ROOT / "models" / "cuda" / "plan.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "models" / "runtimes" / "cuda" / "plan.py").read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr in held:
             called[held[node.value.attr]].add(node.attr)
     rtx = load_tensorrt("tensorrt_rtx").module
