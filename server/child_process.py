@@ -97,8 +97,11 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Have the process end, whatever it is doing."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Not by `Process.kill`: on asyncio's own loop it may take the exit status away from the thread that waits for it, and the
+        # status is then reported as 255.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process_id, signal.SIGKILL)
 
     async def wait(self) -> str:
         """Return how the process ended, once it has. Its pipes are closed then."""

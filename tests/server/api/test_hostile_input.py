@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.inputs.hostile_audio import odd_wavs
 from tests.support.inputs.hostile_inputs import AUDIO, INSTRUCTION, Case, form, hostile_cases, part
 
 CASES = hostile_cases()
@@ -58,6 +59,12 @@ def test_hostile_input_is_refused(server: LiveServer, engine: FakeEngine, case: 
     status, _ = post(server, body, content_type)
     assert status in {400, 413, 415}
     assert len(engine.submitted) == submitted
+
+
+@pytest.mark.parametrize(("name", "data"), list(odd_wavs()), ids=[name for name, _ in odd_wavs()])
+def test_an_odd_header_is_no_reason_to_refuse_samples(server: LiveServer, name: str, data: bytes) -> None:
+    status, _ = post(server, form(part("audio", data, filename=name), INSTRUCTION), "multipart/form-data; boundary=b")
+    assert status == 200
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ def wrong_types() -> Iterator[tuple[str, bytes]]:
         yield f"WAV {subtype}", audio_file(tone(0.5, 8_000), 8_000, "WAV", subtype)
 
 
+def odd_wavs() -> Iterator[tuple[str, bytes]]:
+    """Yield WAV files whose headers are odd and whose samples are there: libsndfile reads them, as players do."""
+    for bits in (1, 12, 20):
+        yield f"{bits} bits", wav(bits=bits, block=max(1, bits // 8))
+    for block in (0, 1, 3, 65_535):
+        yield f"block {block}", wav(block=block)
+    yield "a thousand lists", b"RIFF\0\0\0\0WAVE" + b"LIST\x04\0\0\0INFO" * 1000 + GOOD_CLIP[12:]
+    yield "odd data", wav(data=bytes(15_999))
+
+
 def bad_wavs() -> Iterator[tuple[str, bytes]]:
     for length in range(4, 44, 2):
         yield f"cut at {length}", GOOD_CLIP[:length]
@@ -82,12 +92,10 @@ def bad_wavs() -> Iterator[tuple[str, bytes]]:
         yield f"code {code}", wav(code=code)
     for channels in (0, 9, 255, 65_535):
         yield f"{channels} channels", wav(channels=channels, block=min(2 * channels, 65_535))
-    for bits in (0, 1, 12, 20, 48, 64, 65_535):
+    for bits in (0, 48, 64, 65_535):
         yield f"{bits} bits", wav(bits=bits, block=max(1, bits // 8))
     for bits in (8, 16, 24, 128):
         yield f"{bits} bit float", wav(code=3, bits=bits)
-    for block in (0, 1, 3, 65_535):
-        yield f"block {block}", wav(block=block)
     for rate_hz in (0, 1, 3_999, 192_001, 2**31, 2**32 - 1):
         yield f"{rate_hz} Hz", wav(rate_hz=rate_hz)
     for size in (16_001, 16_002, 10**9):
@@ -99,8 +107,6 @@ def bad_wavs() -> Iterator[tuple[str, bytes]]:
     yield "short extensible", wav(code=0xFFFE, extra=b"\x16\0")
     yield "data before fmt", b"RIFF\0\0\0\0WAVEdata\x10\0\0\0" + bytes(16) + b"fmt \x10\0\0\0" + bytes(16)
     yield "no chunks", b"RIFF\0\0\0\0WAVE"
-    yield "a thousand lists", b"RIFF\0\0\0\0WAVE" + b"LIST\x04\0\0\0INFO" * 1000 + GOOD_CLIP[12:]
-    yield "odd data", wav(data=bytes(15_999))
     yield "no samples", wav(data=b"")
     yield "79 ms", wav(data=bytes(2 * 1_263))
     yield "31 s", wav(rate_hz=4_000, data=bytes(2 * 4_000 * 31))

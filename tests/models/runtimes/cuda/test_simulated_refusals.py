@@ -114,7 +114,7 @@ SPOILT: dict[str, tuple[Callable[[Bound], None], str]] = {
         "key_out_0 has to be bound to the address of key_0",
     ),
     "other rows": (rebind_three_slots, "rows is 2 in one input and 3 in key_0"),
-    "profile changed": (set_profile, "no shape is set of embeddings, positions"),
+    "profile changed": (set_profile, "no shape is set of positions, .*embeddings"),
     "little workspace": (lambda bound: set_workspace(bound, 256), "profile 0 needs .* bytes of device memory, and 256 are set"),
     "crooked workspace": (
         lambda bound: set_workspace(bound, 20_000, 8),
