@@ -16,7 +16,8 @@ from torch.nn import functional
 class AdapterConfig:
     """`subsampling`: "uniform" keeps each 4th encoder state (the paper); "stack" concatenates 4 of them.
 
-    `outputs_per_frame`: how many symbols of the draft a frame may write, each with a blank of its own.
+    `targets`: what the draft is written in, a name of `training/targets.py`; `outputs_per_frame`: how many symbols of it a frame
+    may write, each with a blank of its own.
     """
 
     encoder_width: int = 512
@@ -30,6 +31,7 @@ class AdapterConfig:
     boundary_vectors: int = 8
     rope_theta: float = 10000.0
     dropout: float = 0.1
+    targets: str = "llm"
     outputs_per_frame: int = 1
 
 

@@ -34,7 +34,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     llm = FrozenLlm(arguments.llm)
     texts = sorted(
-        {example.text for example in StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser)).train if 4 <= len(example.tokens) <= 50}
+        {
+            example.text
+            for example in StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser)).train
+            if 4 <= len(example.tokens) <= 50
+        }
     )
     rng = random.Random(arguments.seed)
     pairs = [(rng.choice(texts), rng.choice(ANSWER)) for _ in range(arguments.count)]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from models.features import SAMPLE_RATE_HZ, log_mel
 from training.cache_states import INDEX, STATES, CachedUtterance, read_index
-from training.data import is_held_out
+from training.data import JOINED, is_held_out
 
 FLOOR_S = 10.0
 SILENCE_BEHIND_S = 3.0
@@ -103,7 +103,7 @@ def join(recordings: list[Recording]) -> Iterator[Recording]:
 
 def _joined(parts: list[Recording]) -> Recording:
     return Recording(
-        "+".join(part.id for part in parts),
+        JOINED.join(part.id for part in parts),
         [file for part in parts for file in part.files],
         parts[0].dataset,
         " ".join(part.reference for part in parts),

@@ -16,7 +16,7 @@ from training.cache_states import CachedUtterance
 ALPHABET = "".join(map(chr, range(32, 127)))
 """Printable ASCII, a symbol each: Whisper writes English with hardly anything else."""
 CHARACTERS_PER_FRAME = 4
-"""Speech has up to 20 characters a second, an adapter frame lasts 80 ms: each frame writes four times, as often as the encoder."""
+"""Speech has up to 20 characters a second, and an adapter frame lasts 80 ms: each writes up to four of them."""
 
 TARGETS = ("llm", "whisper", "characters")
 

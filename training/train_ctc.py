@@ -66,9 +66,7 @@ def mask(states: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def draft_error_rates(
-    adapter: Adapter, corpus: StateCorpus, targets: TargetVocabulary, per_dataset: int
-) -> dict[str, float]:
+def draft_error_rates(adapter: Adapter, corpus: StateCorpus, targets: TargetVocabulary, per_dataset: int) -> dict[str, float]:
     """WER of the CTC draft on the held-out part, per dataset, against the text that it is trained on."""
     adapter.eval()
     by_dataset: dict[str, list[Example]] = defaultdict(list)
@@ -149,6 +147,7 @@ def main() -> None:
             layers=arguments.layers,
             subsampling=arguments.subsampling,
             embedding_size=targets.table.shape[1],
+            targets=targets.name,
             outputs_per_frame=targets.outputs_per_frame,
         )
     ).train()
