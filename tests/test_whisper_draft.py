@@ -148,7 +148,7 @@ def test_without_a_word_written_the_whole_draft_is_proposed() -> None:
     ("drafted", "written", "follows"),
     [
         ("the cat sat on a mat", " the hat", " sat on a mat"),  # another word in its place
-        ("the cat sat on a mat", " the cat and", " sat on a mat"),  # a word more
+        ("the cat sat on a mat", " the cat and sat", " on a mat"),  # a word more
         ("the cat sat on a mat", " the cat on", " a mat"),  # a word less
         ("the cat sat on a mat", " The cat,", " sat on a mat"),  # case and punctuation
         ("the cat, said a", " the cat", ", said a"),  # the rest of a word
