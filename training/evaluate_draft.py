@@ -96,13 +96,12 @@ def held_out(drafter: Drafter, caches: list[Path]) -> Iterator[Drafted]:
         )
 
 
-def recordings(drafter: Drafter, whisper: Path, manifest: Path, sets: list[str], check: int) -> Iterator[Drafted]:
-    """Drafts and transcripts of an evaluation manifest's recordings; the first `check` of each set are written twice."""
+def recordings(drafter: Drafter, whisper: Path, rows: list[dict[str, Any]], data: Path, check: int) -> Iterator[Drafted]:
+    """Drafts and transcripts of rows of an evaluation manifest; the first `check` of each set are written twice."""
     seen: dict[str, int] = defaultdict(int)
     encoder, decoder, rules = WhisperEncoder(whisper / "model.bin"), open_decoder(whisper), Rules.of_folder(whisper)
-    rows = [row for line in manifest.read_text().splitlines() if (row := json.loads(line))["set"] in sets]
     for row in tqdm(rows, desc="recordings", mininterval=10):
-        audio = load_audio(manifest.parent / row["file"])
+        audio = load_audio(data / row["file"])
         states = encoder(torch.from_numpy(log_mel(pad_for_whisper(audio))))
         text = drafter.text(states[: own_states(len(audio))])
         verified = transcribe(decoder, rules, states, drafter.draft(text))
@@ -119,6 +118,12 @@ def recordings(drafter: Drafter, whisper: Path, manifest: Path, sets: list[str],
             len(verified.tokens) + 1,
             transcribe(decoder, rules, states).tokens == verified.tokens if checked else None,
         )
+
+
+def read_rows(manifest: Path, sets: list[str], limit: int | None) -> list[dict[str, Any]]:
+    """Rows of an evaluation manifest: of each of these sets the first `limit`, or all."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    return [row for name in sets for row in [row for row in rows if row["set"] == name][:limit]]
 
 
 def summarise(results: Iterable[Drafted]) -> dict[str, dict[str, float]]:
@@ -183,6 +188,7 @@ def main() -> None:
     where.add_argument("--cache", type=Path, nargs="+", help="caches whose held-out part is measured")
     where.add_argument("--eval", type=Path, help="manifest of recordings")
     parser.add_argument("--sets", nargs="+", default=list(ENGLISH_SETS), help="sets of the manifest; default: %(default)s")
+    parser.add_argument("--limit", type=int, help="so many recordings of each set; default: all")
     parser.add_argument("--check", type=int, default=10, help="so many transcripts of each set are written without a draft too")
     parser.add_argument("--out", type=Path, help="folder for whisper_draft.json and whisper_draft.md")
     parser.add_argument("--threads", type=int, default=1)
@@ -193,9 +199,11 @@ def main() -> None:
     adapter = load(arguments.adapter)
     targets = open_targets(adapter.config.targets, arguments.whisper)
     drafter = Drafter(adapter, targets, Tokenizer.from_file(str(arguments.whisper / "tokenizer.json")))
-    found = held_out(drafter, arguments.cache) if arguments.cache else recordings(
-        drafter, arguments.whisper, arguments.eval, arguments.sets, arguments.check
-    )  # fmt: skip
+    if arguments.cache:
+        found = held_out(drafter, arguments.cache)
+    else:
+        rows = read_rows(arguments.eval, arguments.sets, arguments.limit)
+        found = recordings(drafter, arguments.whisper, rows, arguments.eval.parent, arguments.check)
     results = list(found)
     summary = summarise(results)
     print(table(summary))
