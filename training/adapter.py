@@ -14,7 +14,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """`subsampling`: "uniform" keeps each 4th encoder state (the paper); "stack" concatenates 4 of them."""
+    """`subsampling`: "uniform" keeps each 4th encoder state (the paper); "stack" concatenates 4 of them.
+
+    `targets`: what the draft is written in, a name of `training/targets.py`; `outputs_per_frame`: how many symbols of it a frame
+    may write, each with a blank of its own.
+    """
 
     encoder_width: int = 512
     width: int = 512
@@ -27,6 +31,8 @@ class AdapterConfig:
     boundary_vectors: int = 8
     rope_theta: float = 10000.0
     dropout: float = 0.1
+    targets: str = "llm"
+    outputs_per_frame: int = 1
 
 
 def rotary_tables(frames: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -74,8 +80,8 @@ class Adapter(nn.Module):
         self.input = nn.Linear(stacked, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, config.embedding_size)
-        self.blank = nn.Linear(config.width, 1)
+        self.output = nn.Linear(config.width, config.outputs_per_frame * config.embedding_size)
+        self.blank = nn.Linear(config.width, config.outputs_per_frame)
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
         self.residual = nn.Linear(config.width, config.embedding_size)
         self.boundary_before = nn.Parameter(torch.zeros(config.boundary_vectors, config.embedding_size))
@@ -103,6 +109,15 @@ class Adapter(nn.Module):
         return self.norm(x), mask
 
     def token_queries(self, hidden: Tensor) -> Tensor:
-        """Return queries that are scored against the embedding table: logits = token_queries(hidden) @ E.T"""
+        """Return queries that are scored against the embedding table: logits = token_queries(hidden) @ E.T
+
+        [batch, frames, width] -> [batch, frames * outputs_per_frame, embedding_size]
+        """
         queries: Tensor = self.output(hidden) * self.logit_scale
-        return queries
+        split: Tensor = queries.unflatten(-1, (self.config.outputs_per_frame, -1))
+        return split.flatten(1, 2)
+
+    def blank_logits(self, hidden: Tensor) -> Tensor:
+        """[batch, frames, width] -> [batch, frames * outputs_per_frame]"""
+        logits: Tensor = self.blank(hidden)
+        return logits.flatten(1)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from training.data import StateCorpus
 from training.instructions import ANSWER
 from training.llm import FrozenLlm
+from training.targets import LlmTokens
 
 MAX_TOKENS = 40
 BATCH = 16
@@ -33,7 +34,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     llm = FrozenLlm(arguments.llm)
     texts = sorted(
-        {example.text for example in StateCorpus(arguments.cache, llm.tokeniser).train if 4 <= len(example.tokens) <= 50}
+        {
+            example.text
+            for example in StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser)).train
+            if 4 <= len(example.tokens) <= 50
+        }
     )
     rng = random.Random(arguments.seed)
     pairs = [(rng.choice(texts), rng.choice(ANSWER)) for _ in range(arguments.count)]

@@ -11,7 +11,7 @@ import argparse
 import fcntl
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,13 +33,20 @@ INDEX, STATES = "index.jsonl", "states.f16"
 
 @dataclass(frozen=True)
 class CachedUtterance:
-    """The place of an utterance's states, and its text."""
+    """The place of an utterance's states, and its text.
+
+    A cache that Whisper's decoder labelled also has that decoder's `tokens`, their mean log-probability and the recording's own
+    text, as far as it has one.
+    """
 
     id: str
     text: str
     dataset: str
     offset: int
     frames: int
+    tokens: Sequence[int] = ()
+    reference: str = ""
+    mean_log_probability: float = 0.0
 
 
 def read_index(folder: Path) -> list[CachedUtterance]:

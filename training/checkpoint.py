@@ -1,10 +1,12 @@
 """Save and load training state; a checkpoint is written whole or not at all."""
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from training.adapter import Adapter, AdapterConfig
 
@@ -29,6 +31,17 @@ def load_adapter(path: Path) -> Adapter:
     content = torch.load(path, weights_only=True)
     adapter = Adapter(AdapterConfig(**content["config"]))
     adapter.load_state_dict(content["adapter"])
+    return adapter.eval()
+
+
+def load_exported(path: Path) -> Adapter:
+    """The adapter of a file that `export_adapter` wrote, in evaluation mode and float32."""
+    with safe_open(path, framework="pt") as stored:
+        config = json.loads(stored.metadata()["config"])
+        weights = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
+    known = {field.name for field in fields(AdapterConfig)}
+    adapter = Adapter(AdapterConfig(**{name: value for name, value in config.items() if name in known}))
+    adapter.load_state_dict(weights)
     return adapter.eval()
 
 

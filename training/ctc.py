@@ -1,4 +1,4 @@
-"""CTC over the LLM's vocabulary with a factorised blank, and its greedy decoding."""
+"""CTC over a vocabulary with a factorised blank, and its greedy decoding."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,16 @@ class Sample:
 
 
 def sample_vocabulary(targets: Tensor, vocabulary_size: int, negatives: int, generator: torch.Generator) -> Sample:
-    """Importance-corrected sample (Bengio and Senecal 2008): a tenth of the vocabulary costs a tenth of the time."""
+    """Importance-corrected sample (Bengio and Senecal 2008): a tenth of the vocabulary costs a tenth of the time.
+
+    A vocabulary no larger than the sample is taken whole.
+    """
     wanted = torch.unique(targets)
     others = torch.ones(vocabulary_size, dtype=torch.bool)
     others[wanted] = False
     pool = others.nonzero()[:, 0]
+    if len(pool) <= negatives:
+        return Sample(torch.cat([wanted, pool]), torch.zeros(vocabulary_size))
     chosen = pool[torch.randint(len(pool), (negatives,), generator=generator)]
     correction = torch.full((len(wanted) + negatives,), (len(pool) / negatives)).log()
     correction[: len(wanted)] = 0

@@ -1,6 +1,7 @@
 """Batches of cached encoder states with their target tokens."""
 
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.cache_states import WIDTH, open_states, read_index
+from training.cache_states import WIDTH, CachedUtterance, open_states, read_index
+from training.targets import TargetVocabulary
 
 REDUCTION = 4
 DEV_SHARE = 25
+JOINED = "+"
+"""Stands between the ids of utterances that were joined into one; those of the held-out part never are."""
+MIN_MEAN_LOG_PROBABILITY = -1.0
 
 
 @dataclass(frozen=True)
 class Example:
+    """`tokens` are symbols of the target vocabulary; `decoder_tokens` those that Whisper's decoder wrote, where it was asked."""
+
     id: str
     text: str
     dataset: str
@@ -27,6 +33,8 @@ class Example:
     cache: int
     offset: int
     frames: int
+    reference: str = ""
+    decoder_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,21 @@ class Batch:
     examples: list[Example]
 
 
+def is_held_out(id: str) -> bool:
+    """Whether an utterance belongs to the part that nothing is trained on: a fixed one in 25, none of the joined ones."""
+    return JOINED not in id and zlib.crc32(id.encode()) % DEV_SHARE == 0
+
+
+def is_plausible(entry: CachedUtterance) -> bool:
+    """Whether what Whisper's decoder wrote can have been said: no loop, and no wild guess. True of what it did not write."""
+    repeats = re.search(r"(\b.{3,}?)\1{3,}", entry.text) is not None
+    return not entry.tokens or (not repeats and entry.mean_log_probability > MIN_MEAN_LOG_PROBABILITY)
+
+
 class StateCorpus:
     """All utterances of some caches, split into train and dev by a hash of the id (an utterance's variants stay together)."""
 
-    def __init__(self, caches: list[Path], tokeniser: Tokenizer) -> None:
+    def __init__(self, caches: list[Path], targets: TargetVocabulary) -> None:
         self.train: list[Example] = []
         self.dev: list[Example] = []
         self.states = []
@@ -51,14 +70,25 @@ class StateCorpus:
             index = read_index(folder)
             self.states.append(open_states(folder, sum(entry.frames for entry in index)))
             for entry in index:
-                tokens = tokeniser.encode(entry.text, add_special_tokens=False).ids
+                if not is_plausible(entry):
+                    continue
+                tokens = targets.encode(entry)
                 repeats = sum(a == b for a, b in pairwise(tokens))
                 frames = entry.frames // REDUCTION
-                if not tokens or len(tokens) + repeats > frames:
+                if not tokens or len(tokens) + repeats > frames * targets.outputs_per_frame:
                     continue
-                example = Example(entry.id, entry.text, entry.dataset, tokens, number, entry.offset, frames)
-                held_out = zlib.crc32(entry.id.encode()) % DEV_SHARE == 0
-                (self.dev if held_out else self.train).append(example)
+                example = Example(
+                    entry.id,
+                    entry.text,
+                    entry.dataset,
+                    tokens,
+                    number,
+                    entry.offset,
+                    frames,
+                    entry.reference,
+                    tuple(entry.tokens),
+                )
+                (self.dev if is_held_out(entry.id) else self.train).append(example)
 
     def batch(self, examples: list[Example]) -> Batch:
         longest = max(example.frames for example in examples)

@@ -18,6 +18,7 @@ from training.checkpoint import load_adapter
 from training.ctc import greedy_tokens
 from training.data import Example, StateCorpus
 from training.llm import FrozenLlm
+from training.targets import LlmTokens
 from training.word_errors import word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
@@ -38,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     llm = FrozenLlm(arguments.llm)
     adapter = load_adapter(arguments.checkpoint)
-    corpus = StateCorpus(arguments.cache, llm.tokeniser)
+    corpus = StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser))
     by_dataset: dict[str, list[Example]] = defaultdict(list)
     for example in corpus.dev:
         if len(by_dataset[example.dataset]) < arguments.per_dataset:

@@ -1,6 +1,7 @@
-"""Stage 1: train the adapter by CTC over the LLM's tokens, with no LLM in the loop.
+"""Stage 1: train the adapter by CTC over the LLM's tokens, Whisper's tokens or characters, with neither model in the loop.
 
-    python -m training.train_ctc --cache work/cache/real work/cache/synthesis --llm FILE.gguf --out work/ctc --steps 3000
+    python -m training.train_ctc --cache work/cache/real work/cache/synthesis --weights FILE.gguf --out work/ctc --steps 3000
+    python -m training.train_ctc --cache work/cache/whisper-0 --targets characters --out work/draft --steps 1500
 
 Resumes from `OUT/checkpoint.pt`; a resumed run reads the caches anew, so they may have grown meanwhile.
 """
@@ -14,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from export.importers.gguf import read_llama, read_tokeniser
 from training.adapter import Adapter, AdapterConfig
 from training.checkpoint import resume, save_checkpoint
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import REDUCTION, Batch, Example, StateCorpus
+from training.targets import TARGETS, TargetVocabulary, open_targets
 from training.word_errors import word_error_rate
 
 # How often an utterance of a dataset is seen per epoch; real read speech is scarce and worth most.
@@ -36,11 +37,11 @@ DATASET_WEIGHTS = {
 }
 
 
-def learning_rate(step: int, total: int, peak: float, warmup: int = 150) -> float:
+def learning_rate(step: int, total: int, peak: float, warm_up: int = 150) -> float:
     """Linear warm-up, then a cosine to 2 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / (total - warmup)))))
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, (step - warm_up) / (total - warm_up)))))
 
 
 def stretch(states: Tensor, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -65,10 +66,8 @@ def mask(states: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def draft_error_rates(
-    adapter: Adapter, corpus: StateCorpus, table: Tensor, tokeniser: Tokenizer, per_dataset: int
-) -> dict[str, float]:
-    """WER of the CTC draft on the held-out part, per dataset."""
+def draft_error_rates(adapter: Adapter, corpus: StateCorpus, targets: TargetVocabulary, per_dataset: int) -> dict[str, float]:
+    """WER of the CTC draft on the held-out part, per dataset, against the text that it is trained on."""
     adapter.eval()
     by_dataset: dict[str, list[Example]] = defaultdict(list)
     for example in corpus.dev:
@@ -80,35 +79,53 @@ def draft_error_rates(
         for example in examples:
             batch = corpus.batch([example])
             hidden, _ = adapter(batch.states, batch.frames)
-            drafts.append(
-                tokeniser.decode(greedy_tokens(adapter.token_queries(hidden)[0], adapter.blank(hidden)[0, :, 0], table))
-            )
+            queries, blank = adapter.token_queries(hidden)[0], adapter.blank_logits(hidden)[0]
+            drafts.append(targets.decode(greedy_tokens(queries, blank, targets.table)))
         rates[dataset] = word_error_rate([example.text for example in examples], drafts)
     adapter.train()
     return rates
 
 
-def train_step(adapter: Adapter, batch: Batch, table: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
+def train_step(
+    adapter: Adapter, batch: Batch, table: Tensor, negatives: int, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """The loss of a batch. `dtype` is that of the adapter's matrix products."""
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
     states, frames = stretch(batch.states, batch.frames, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         hidden, _ = adapter(mask(states, frames, generator), frames, phase)
         queries = adapter.token_queries(hidden)
-        blank = adapter.blank(hidden)[..., 0].float()
+        blank = adapter.blank_logits(hidden).float()
     sample = sample_vocabulary(batch.targets, len(table), negatives, generator)
-    return ctc_loss(queries, blank, frames, table, sample, batch.targets, batch.target_lengths)
+    outputs = frames * adapter.config.outputs_per_frame
+    return ctc_loss(queries, blank, outputs, table, sample, batch.targets, batch.target_lengths)
+
+
+def start_from(adapter: Adapter, path: Path) -> list[str]:
+    """Take over an exported adapter's weights wherever name and shape agree; returns the names of the others."""
+    own = adapter.state_dict()
+    with safe_open(path, framework="pt") as stored:
+        known = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
+    fitting = {name: weight for name, weight in known.items() if name in own and own[name].shape == weight.shape}
+    adapter.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, nargs="+", required=True)
-    parser.add_argument("--llm", type=Path, required=True, help="GGUF of the frozen LLM")
+    parser.add_argument("--targets", choices=TARGETS, default="llm", help="what the draft is written in")
+    parser.add_argument("--weights", type=Path, help="the LLM's GGUF, or the folder of Whisper in CTranslate2's format")
+    parser.add_argument("--start-from", type=Path, help="adapter.safetensors whose layers a new run begins with")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--stop-at", type=int, help="end early at this step of the schedule")
     parser.add_argument("--frames-per-batch", type=int, default=1500, help="adapter frames (80 ms) a step, with padding")
     parser.add_argument("--negatives", type=int, default=4096)
     parser.add_argument("--peak-rate", type=float, default=1.2e-3)
+    parser.add_argument("--warm-up", type=int, default=150, help="steps until the peak rate")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of matrix products")
+    parser.add_argument("--held-out-clips", type=int, default=20, help="how many of each dataset an evaluation takes")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--subsampling", choices=("uniform", "stack"), default="uniform")
@@ -120,13 +137,22 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    tokeniser = read_tokeniser(arguments.llm)
-    table = torch.from_numpy(read_llama(arguments.llm).weights["model.embed_tokens.weight"]).to(torch.bfloat16)
-    corpus = StateCorpus(arguments.cache, tokeniser)
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    targets = open_targets(arguments.targets, arguments.weights)
+    targets.table = targets.table.to(dtype)
+    corpus = StateCorpus(arguments.cache, targets)
     print(f"{len(corpus.train)} utterances to train on, {len(corpus.dev)} held out", flush=True)
     adapter = Adapter(
-        AdapterConfig(layers=arguments.layers, subsampling=arguments.subsampling, embedding_size=table.shape[1])
+        AdapterConfig(
+            layers=arguments.layers,
+            subsampling=arguments.subsampling,
+            embedding_size=targets.table.shape[1],
+            targets=targets.name,
+            outputs_per_frame=targets.outputs_per_frame,
+        )
     ).train()
+    if arguments.start_from:
+        print(f"new: {', '.join(start_from(adapter, arguments.start_from))}", flush=True)
     for layer in adapter.layers:
         layer.dropout = arguments.dropout
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
@@ -139,8 +165,8 @@ def main() -> None:
     started, running = time.monotonic(), None
     for step in (progress := tqdm(range(first, last), initial=first, total=last, desc="ctc", mininterval=5)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, arguments.steps, arguments.peak_rate)
-        loss = train_step(adapter, corpus.batch(next(batches)), table, arguments.negatives, generator)
+            group["lr"] = learning_rate(step, arguments.steps, arguments.peak_rate, arguments.warm_up)
+        loss = train_step(adapter, corpus.batch(next(batches)), targets.table, arguments.negatives, generator, dtype)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
@@ -148,7 +174,7 @@ def main() -> None:
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         progress.set_postfix(loss=f"{running:.3f}")
         if (step + 1) % arguments.evaluate_every == 0 or step + 1 == last:
-            rates = draft_error_rates(adapter, corpus, table, tokeniser, per_dataset=20)
+            rates = draft_error_rates(adapter, corpus, targets, arguments.held_out_clips)
             row: dict[str, Any] = {"step": step + 1, "loss": running, "seconds": time.monotonic() - started, "dev_wer": rates}
             history.append(row)
             print(json.dumps(row), flush=True)

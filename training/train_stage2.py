@@ -27,6 +27,7 @@ from training.ctc import ctc_loss, sample_vocabulary
 from training.data import Example, StateCorpus
 from training.instructions import TRANSCRIBE
 from training.llm import FrozenLlm
+from training.targets import LlmTokens
 from training.train_ctc import DATASET_WEIGHTS, mask
 
 BATCH = 12
@@ -171,7 +172,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     llm = FrozenLlm(arguments.llm)
-    corpus = StateCorpus(arguments.cache, llm.tokeniser)
+    corpus = StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser))
     adapter = load_adapter(arguments.ctc).train()
     boundary = [adapter.boundary_before, adapter.boundary_after]
     with torch.no_grad():

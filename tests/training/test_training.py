@@ -19,6 +19,7 @@ from training.data import StateCorpus
 from training.label import restore_case
 from training.modality_gap import agreement, token_f1
 from training.synthesise import sentence_case
+from training.targets import LlmTokens
 from training.train_ctc import learning_rate, mask, stretch
 from training.train_stage2 import blur, garble
 from training.word_errors import word_error_rate
@@ -130,15 +131,15 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def word_tokeniser() -> Tokenizer:
+def word_targets() -> LlmTokens:
     tokeniser = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
     tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokeniser
+    return LlmTokens(torch.eye(3), tokeniser)
 
 
 def test_corpus_reads_what_is_whole_and_holds_out_the_same_part_each_time(cache: Path) -> None:
     assert len(read_index(cache)) == 50
-    corpus, again = StateCorpus([cache], word_tokeniser()), StateCorpus([cache], word_tokeniser())
+    corpus, again = StateCorpus([cache], word_targets()), StateCorpus([cache], word_targets())
     assert len(corpus.train) + len(corpus.dev) == 50
     assert corpus.dev
     assert corpus.dev == again.dev
@@ -146,7 +147,7 @@ def test_corpus_reads_what_is_whole_and_holds_out_the_same_part_each_time(cache:
 
 
 def test_batches_hold_the_states_of_their_utterances_within_the_budget(cache: Path) -> None:
-    corpus = StateCorpus([cache], word_tokeniser())
+    corpus = StateCorpus([cache], word_targets())
     batches = corpus.epochs({}, frames_per_batch=60, seed=3)
     seen: list[str] = []
     while len(seen) < len(corpus.train):
