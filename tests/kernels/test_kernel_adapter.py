@@ -50,7 +50,7 @@ def trained_adapter() -> Adapter:
     with safe_open(TRAINED, framework="pt") as file:
         config = json.loads(file.metadata()["config"])
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    adapter = Adapter(AdapterConfig(**{name: config[name] for name in vars(AdapterConfig())})).eval()
+    adapter = Adapter(AdapterConfig(**{name: config[name] for name in vars(AdapterConfig()) if name in config})).eval()
     adapter.load_state_dict(weights)
     return adapter
 
