@@ -47,14 +47,15 @@ class CtcDraft:
 
 @dataclass(frozen=True)
 class ProjectorOutput:
-    """One utterance in the LLM's embedding space.
+    """One utterance in the projector's embedding space.
 
     `embeddings` [frames, embedding_size] float32 goes into the prompt between the boundary vectors. A projector without a CTC
-    head gives no `draft`.
+    head gives no `draft`. `states` are all of the encoder's, kept where a speech decoder attends to them.
     """
 
     embeddings: Float32
     draft: CtcDraft | None = None
+    states: EncoderStates | None = None
 
     def require_draft(self) -> CtcDraft:
         """Return the draft. Raises `ValueError` if there is none."""
@@ -157,8 +158,8 @@ class KVCache(Protocol):
         ...
 
 
-class LLM(Protocol):
-    """The frozen LLM over the dense slots of `cache`: row i of a decode batch is slot i, so running requests keep to the first.
+class Decoder(Protocol):
+    """A frozen decoder over the dense slots of `cache`: row i of a decode batch is slot i, so running requests keep to the first.
 
     The logits of a position depend only on what its slot holds up to it, bit for bit: neither on how the positions were cut
     into calls nor on the other rows. Speculation, prefix reuse and preemption rely on it.
@@ -187,5 +188,24 @@ class LLM(Protocol):
 
         Return per row the logits [tokens, vocabulary_size] after each of its tokens. Positions of a rejected draft are
         overwritten by the next call that writes there.
+        """
+        ...
+
+
+class LLM(Decoder, Protocol):
+    """The frozen LLM, which reads instruction and speech."""
+
+
+class SpeechDecoder(Decoder, Protocol):
+    """The decoder of the speech foundation model: besides its own tokens it attends to the encoder's states, its memory.
+
+    `embed` gives the embeddings of tokens alone; positions are added by `prefill` and `decode`. What a position sees of the
+    memory is always the whole of it.
+    """
+
+    def write_memory(self, slot: int, states: EncoderStates) -> None:
+        """Write the keys and values of an utterance's states [states, width] to a slot; `cache.move` takes them along.
+
+        Call it before the slot's first `prefill`.
         """
         ...
