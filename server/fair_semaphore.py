@@ -20,8 +20,8 @@ class FairSemaphore:
     """`places` that clients hold for a while, and wait for in turn. Belongs to one event loop.
 
     A place goes to the client that holds the fewest, and among equals to the one whose last turn is the longest ago. Of several
-    places the last free one is kept for a client that holds none, so that no client can hold all of them. At most `max_waiting`
-    requests wait; one more is refused, of the client that waits for the most places, the newest.
+    places the last free one is kept for a client that holds none, so that no client can hold all of them. A client that rests
+    gets none. At most `max_waiting` requests wait; one more is refused, of the client that waits for the most places, the newest.
     """
 
     def __init__(self, places: int, max_waiting: int, refusal: str) -> None:
@@ -34,6 +34,8 @@ class FairSemaphore:
         # Of the clients that hold or wait for something.
         self._last_turns: dict[str, int] = {}
         self._turns = itertools.count(1)
+        # When the clients that rest may hold a place again, by the event loop's clock.
+        self._rested_at_s: dict[str, float] = {}
 
     @contextlib.asynccontextmanager
     async def place(self, client: str) -> AsyncIterator[None]:
@@ -69,6 +71,17 @@ class FairSemaphore:
         self._grant_places()
         self._forget_if_gone(client)
 
+    def rest(self, client: str, seconds: float) -> None:
+        """Give the client no further place for so long, after the rests that it was given before."""
+        loop = asyncio.get_running_loop()
+        rested_at_s = self._rested_at_s[client] = max(loop.time(), self._rested_at_s.get(client, 0.0)) + seconds
+        loop.call_at(rested_at_s, self._end_rest, client, rested_at_s)
+
+    def _end_rest(self, client: str, rested_at_s: float) -> None:
+        if self._rested_at_s.get(client) == rested_at_s:
+            del self._rested_at_s[client]
+            self._grant_places()
+
     def _grant_places(self) -> None:
         while (waiter := self._next_waiter()) is not None:
             self._waiters.remove(waiter)
@@ -82,7 +95,11 @@ class FairSemaphore:
             return None
         is_last = self._places > 1 and self._free == 1
         # Cancelled waiters are about to leave by themselves.
-        waiters = [each for each in self._waiters if not each.granted.done() and not (is_last and self._held[each.client])]
+        waiters = [
+            each
+            for each in self._waiters
+            if not (each.granted.done() or each.client in self._rested_at_s or (is_last and self._held[each.client]))
+        ]
         return min(waiters, key=lambda each: (self._held[each.client], self._last_turns.get(each.client, 0)), default=None)
 
     def _refuse_one(self) -> None:

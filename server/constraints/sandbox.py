@@ -19,13 +19,22 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 10.0
 WORKERS = 2
 MAX_WAITING = 64
-KEPT_VERDICTS = 64
+# As many as an engine keeps grammars: another one is compiled there too, and is paid for here.
+KEPT_VERDICTS = 16
+# A client rests so many times the CPU time that its constraint took, so that all of its constraints take at most a tenth of a core
+# here, and as much in the engine.
+REST_PER_CPU_TIME = 9.0
+# What a constraint took that a child did not survive: a little more than `worker.MAX_CPU_S`.
+LOST_CPU_S = 0.5
+
+# What is wrong with a constraint, or None, and the CPU time that it took to find out.
+Verdict = tuple[str | None, float]
 
 
 class GrammarSandbox:
     """Compiles constraints in `workers` child processes, for which clients wait in turn (`FairSemaphore`).
 
-    A child starts when it is needed, and anew after each constraint that it did not survive. Belongs to one event loop; `close`
+    A client whose constraints took long waits the longer for the next, so that it takes no time from others. A child starts when it is needed, and anew after each constraint that it did not survive. Belongs to one event loop; `close`
     after use.
     """
 
@@ -44,7 +53,8 @@ class GrammarSandbox:
         if constraint not in self._verdicts:
             async with self._places.place(client):
                 if constraint not in self._verdicts:
-                    self._verdicts[constraint] = await self._compile(constraint)
+                    self._verdicts[constraint], cpu_s = await self._compile(constraint)
+                    self._places.rest(client, REST_PER_CPU_TIME * cpu_s)
         verdict = self._verdicts[constraint]
         if verdict is not None:
             raise InvalidConstraint.because(constraint.kind, verdict)
@@ -56,8 +66,8 @@ class GrammarSandbox:
             await child.wait()
         self._idle.clear()
 
-    async def _compile(self, constraint: Constraint) -> str | None:
-        """Return what is wrong with the constraint. A child that is lost says nothing about it, so a fresh one tries again."""
+    async def _compile(self, constraint: Constraint) -> Verdict:
+        """Return the verdict on a constraint. A child that is lost says nothing about it, so a fresh one tries again."""
         try:
             verdict = await self._ask(self._idle.pop(), constraint) if self._idle else await self._ask_fresh(constraint)
         except ChildFailed:
@@ -67,14 +77,14 @@ class GrammarSandbox:
                 raise NotReady("The constraint cannot be checked now; try again soon.", retry_after_s=5) from None
         return verdict
 
-    async def _ask_fresh(self, constraint: Constraint) -> str | None:
+    async def _ask_fresh(self, constraint: Constraint) -> Verdict:
         return await self._ask(await ChildProcess.start("server.constraints.worker"), constraint)
 
-    async def _ask(self, child: ChildProcess, constraint: Constraint) -> str | None:
+    async def _ask(self, child: ChildProcess, constraint: Constraint) -> Verdict:
         """Return the verdict of a child, which is idle again or ended afterwards. Raises `ChildFailed` where it was lost."""
         try:
             child.write(json.dumps([constraint.kind, constraint.grammar]).encode() + b"\n")
-            verdict: str | None = json.loads(await child.read_line(TIMEOUT_S))
+            problem, cpu_s = json.loads(await child.read_line(TIMEOUT_S))
         except BaseException as error:
             child.kill()
             ending = await child.wait()
@@ -82,7 +92,7 @@ class GrammarSandbox:
                 raise
             logger.warning("A %s of %d characters was not compiled: %s.", constraint.kind, len(constraint.grammar), ending)
             if child.reached_cpu_limit or child.crashed:
-                return "it is too complex"
+                return "it is too complex", LOST_CPU_S
             raise
         self._idle.append(child)
-        return verdict
+        return problem, cpu_s

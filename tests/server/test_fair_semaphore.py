@@ -73,6 +73,21 @@ def test_where_too_many_wait_the_newest_of_the_most_demanding_client_is_refused(
     asyncio.run(run())
 
 
+def test_a_client_that_rests_gets_no_place() -> None:
+    async def run() -> None:
+        semaphore, order = FairSemaphore(2, 20, "No."), list[str]()
+        semaphore.rest("heavy", 0.01)
+        semaphore.rest("heavy", 0.05)
+        started_s = asyncio.get_running_loop().time()
+        heavy, light = (acquire(semaphore, order, client) for client in ("heavy", "light"))
+        await light
+        assert order == ["light"]
+        await heavy
+        assert asyncio.get_running_loop().time() - started_s >= 0.05, "rests add up"
+
+    asyncio.run(run())
+
+
 actions = st.lists(
     st.tuples(st.sampled_from(["acquire", "release", "cancel"]), st.sampled_from("abc"), st.booleans()), max_size=60
 )

@@ -13,6 +13,7 @@ from server.child_process import ChildProcess
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.options import Constraint, ConstraintKind
 from server.errors import InvalidConstraint, NotReady, Overloaded
+from server.fair_semaphore import FairSemaphore
 
 pytestmark = pytest.mark.usefixtures("each_event_loop")
 
@@ -113,15 +114,15 @@ def test_the_hostile_is_refused_and_delays_no_other(kind: ConstraintKind, text: 
         async with asyncio.timeout(GIVE_UP_S):
             with pytest.raises(InvalidConstraint):
                 await sandbox.check(Constraint(kind, text))
-            await sandbox.check(Constraint("regex", "a+"))
+            await sandbox.check(Constraint("regex", "a+"), "another")
 
     with_sandbox(use)
 
 
 def test_the_large_is_taken() -> None:
     async def use(sandbox: GrammarSandbox) -> None:
-        for kind, text in LARGE.values():
-            await sandbox.check(Constraint(kind, text))
+        for name, (kind, text) in LARGE.items():
+            await sandbox.check(Constraint(kind, text), name)
 
     with_sandbox(use)
 
@@ -133,7 +134,7 @@ def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
                 await sandbox.check(Constraint(*HOSTILE["optional characters"]))
         assert len(children) == 1
         for text in ("a", "b", "a"):
-            await sandbox.check(Constraint("regex", text))
+            await sandbox.check(Constraint("regex", text), "another")
         assert len(children) == 2, "the first one ended at it"
 
     with_sandbox(use)
@@ -143,7 +144,7 @@ def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
 def test_a_child_that_is_lost_is_no_verdict(
     fate: signal.Signals, fates: list[signal.Signals], children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 3.0)
+    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 2.0)
 
     async def use(sandbox: GrammarSandbox) -> None:
         for text in ("a", "b"):
@@ -171,7 +172,7 @@ def test_children_that_died_while_idle_are_replaced(children: list[ChildProcess]
 
 def test_one_client_does_not_hold_up_another(children: list[ChildProcess]) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
-        await sandbox.check(Constraint("regex", "a"), "flood")
+        await sandbox.check(Constraint("regex", "a"), "another")
         os.kill(children[0].process_id, signal.SIGSTOP)
         flood = [asyncio.create_task(sandbox.check(Constraint("regex", "b" * count), "flood")) for count in range(1, 5)]
         await asyncio.sleep(0.1)
@@ -183,9 +184,34 @@ def test_one_client_does_not_hold_up_another(children: list[ChildProcess]) -> No
     with_sandbox(use)
 
 
-def test_waiting_is_bounded(children: list[ChildProcess]) -> None:
+def test_a_client_rests_after_a_constraint_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: dict[str, float] = {}
+    monkeypatch.setattr(FairSemaphore, "rest", lambda _places, client, seconds: rests.update({client: seconds}))
+
+    async def use(sandbox: GrammarSandbox) -> None:
+        await sandbox.check(Constraint("regex", "a"), "light")
+        await sandbox.check(Constraint(*LARGE["700 optional properties"]), "heavy")
+        with pytest.raises(InvalidConstraint):
+            await sandbox.check(Constraint(*HOSTILE["optional characters"]), "hostile")
+        assert rests["light"] < rests["heavy"] < rests["hostile"]
+        rests.clear()
+        await sandbox.check(Constraint(*LARGE["700 optional properties"]), "heavy")
+        assert not rests, "it is known"
+
+    with_sandbox(use)
+
+
+def test_children_leave_the_cores_to_what_is_decoded(children: list[ChildProcess]) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         await sandbox.check(Constraint("regex", "a"))
+        assert os.getpriority(os.PRIO_PROCESS, children[0].process_id) > os.getpriority(os.PRIO_PROCESS, 0)
+
+    with_sandbox(use)
+
+
+def test_waiting_is_bounded(children: list[ChildProcess]) -> None:
+    async def use(sandbox: GrammarSandbox) -> None:
+        await sandbox.check(Constraint("regex", "a"), "another")
         os.kill(children[0].process_id, signal.SIGSTOP)
         waiting = [asyncio.create_task(sandbox.check(Constraint("regex", "b" * count))) for count in range(1, 4)]
         await asyncio.sleep(0.1)
@@ -200,7 +226,7 @@ def test_waiting_is_bounded(children: list[ChildProcess]) -> None:
 def test_a_client_that_leaves_takes_no_verdict_along() -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         await sandbox.check(Constraint("regex", "a"))
-        leaving = asyncio.create_task(sandbox.check(Constraint(*HOSTILE["optional characters"])))
+        leaving = asyncio.create_task(sandbox.check(Constraint(*HOSTILE["optional characters"]), "another"))
         staying = asyncio.create_task(sandbox.check(Constraint("regex", "b")))
         await asyncio.sleep(0.02)
         leaving.cancel()
