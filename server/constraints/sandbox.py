@@ -21,8 +21,8 @@ WORKERS = 2
 MAX_WAITING = 64
 # As many as an engine keeps grammars: another one is compiled there too, and is paid for here.
 KEPT_VERDICTS = 16
-# A client rests so many times the CPU time that its constraint took, so that all of its constraints take at most a tenth of a core
-# here, and as much in the engine.
+# A client rests so many times the CPU time that its constraint took: all of its constraints take at most a tenth of a core here,
+# and as much in the engine.
 REST_PER_CPU_TIME = 9.0
 # What a constraint took that a child did not survive: a little more than `worker.MAX_CPU_S`.
 LOST_CPU_S = 0.5
@@ -34,8 +34,8 @@ Verdict = tuple[str | None, float]
 class GrammarSandbox:
     """Compiles constraints in `workers` child processes, for which clients wait in turn (`FairSemaphore`).
 
-    A client whose constraints took long waits the longer for the next, so that it takes no time from others. A child starts when it is needed, and anew after each constraint that it did not survive. Belongs to one event loop; `close`
-    after use.
+    A client whose constraints took long waits the longer for the next, so that it takes no time from others. A child starts when
+    it is needed, and anew after each constraint that it did not survive. Belongs to one event loop; `close` after use.
     """
 
     def __init__(self, workers: int = WORKERS, max_waiting: int = MAX_WAITING) -> None:
