@@ -98,10 +98,11 @@ class RequestTable:
             prefill = [(sequences[id], positions) for id, positions in step.prefill]
             return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
 
-    def list_in_slots(self) -> list[SequenceState]:
-        """Return the sequences in slots, where the scheduler has them: the first belongs in slot 0."""
+    def list_in_slots(self) -> list[tuple[int, SequenceState]]:
+        """Return the sequences in slots, decoder by decoder, each with the slot where the scheduler has it, lower ones first."""
         with self._changed:
-            return [self.sequences[id] for id in self.scheduler.running]
+            slots = map(self.scheduler.in_slots, range(self.scheduler.decoders))
+            return [(slot, self.sequences[id]) for ids in slots for slot, id in enumerate(ids)]
 
     @contextmanager
     def measure_cost(self, cost: Ratio, units: float) -> Iterator[None]:
@@ -163,7 +164,7 @@ class RequestTable:
             waiting_since_s=submitted_s,
             deadline_s=math.inf if request.deadline_s is None else submitted_s + request.deadline_s,
             of_session=sequence.of_session,
-            encode_only=sequence.drafts_only,
+            decoders=sequence.decoders,
         )
         self.scheduler.add_request(sequence.entry)
         self.sequences[request.id] = sequence

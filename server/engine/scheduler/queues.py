@@ -19,7 +19,8 @@ class SchedulerEntry:
     left before the entry can be decoded; the runner writes it, and it is 0 until the prompt is known. `turn_steps` counts the
     decode steps since the entry was given its slot, and `waiting_since_s` is when it began to wait for one. A `promoted` entry
     has waited so long that it goes before all others for one turn. An entry `of_session` takes no place in the queue, nor gives
-    one up: sessions are limited themselves. An entry that is `encode_only` is over when it is encoded.
+    one up: sessions are limited themselves. `decoders` are the numbers of those that the entry still has to pass, the next one
+    first; an entry without any is over when it is encoded.
     """
 
     id: str
@@ -29,12 +30,17 @@ class SchedulerEntry:
     waiting_since_s: float = 0.0
     deadline_s: float = float("inf")
     of_session: bool = False
-    encode_only: bool = False
+    decoders: tuple[int, ...] = (0,)
     number: int = 0
     taken: int = 0
     to_prefill: int = 0
     turn_steps: int = 0
     promoted: bool = False
+
+    @property
+    def encode_only(self) -> bool:
+        """Whether the entry is over when it is encoded."""
+        return not self.decoders
 
     @property
     def turn(self) -> tuple[float, int]:
@@ -65,8 +71,8 @@ class Backlog:
 class Step:
     """The ids to run in each stage of one step, every id in one stage at most.
 
-    `started` are given slots, which are their places in `Scheduler.running`. `decode` is in slot order from slot 0 on; `prefill`
-    says how many positions to run.
+    `started` are given slots, which are their places in `Scheduler.in_slots`. `decode` holds, decoder by decoder, requests in
+    slot order from slot 0 on; `prefill` says how many positions to run.
     """
 
     started: list[str] = field(default_factory=list)

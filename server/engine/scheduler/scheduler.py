@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, Step
 from server.engine.types.options import Priority
@@ -24,7 +24,10 @@ ENCODE_AHEAD = 1
 
 
 class Scheduler:
-    """wait -> encode -> hold (while no slot is free) -> prefill -> decode until `finish_request`.
+    """wait -> encode -> hold (while no slot is free) -> prefill -> decode until `finish_request`, or the next decoder's hold.
+
+    There may be several decoders, each with as many slots; a request passes those that its entry names, one after the other.
+    What follows holds for each decoder by itself.
 
     Requests are encoded by priority, then as `FairQueue` has it. Slots go by priority, then by rank, then first come, first
     served. The rank of a request is how many others of its client come before it, so a client with nothing running goes before
@@ -38,13 +41,14 @@ class Scheduler:
     all priorities until it has been decoded for `turn_steps`, and then as before. So nothing starves, and promoted work never
     holds more than a few slots.
 
-    Requests in slots keep to the first ones: `running[i]` belongs in slot i. At most one of them is partly prefilled, the last.
+    Requests in slots keep to the first ones: `in_slots(decoder)[i]` belongs in slot i. At most one of them is partly prefilled,
+    the last.
     Holes are filled from the back; the caller copies K/V of requests whose place changed, lower slots first.
 
     The caller asks for `list_expired`, `preempt_requests` and `schedule_step`, and runs the whole of a step before it does so
     again. Only encoding may take several steps: no other batch is begun meanwhile. The caller writes `to_prefill` of entries
-    that were preempted, prefilled and encoded, and calls `finish_request` as soon as a request has ended. Times are seconds of
-    any one clock.
+    that were preempted, prefilled and encoded, and calls `advance_request` as soon as a request is through with a decoder that is
+    not its last, and `finish_request` as soon as it has ended. Times are seconds of any one clock.
     """
 
     def __init__(
@@ -56,14 +60,17 @@ class Scheduler:
         ageing_s: float = AGEING_S,
         encode_ahead: int = ENCODE_AHEAD,
         turn_steps: int = TURN_STEPS,
+        decoders: int = 1,
     ) -> None:
         """`encode_budget_audio_s` limits the audio that a step encodes; one request is always taken.
 
-        `step_tokens` limits the positions that a step prefills and decodes (one per running request); one is always prefilled.
+        `step_tokens` limits the positions that a step prefills and decodes (one per running request) of each decoder; one is
+        always prefilled.
         """
         self.slots = slots
         self.queue_limit = queue_limit
-        self.running: list[str] = []
+        self.decoders = decoders
+        self._in_slots: list[list[str]] = [[] for _ in range(decoders)]
         self._encode_budget_audio_s = encode_budget_audio_s
         self._step_tokens = step_tokens
         self._ageing_s = ageing_s
@@ -90,6 +97,15 @@ class Scheduler:
     def full(self) -> bool:
         """True where every slot is spoken for and `queue_limit` more requests wait; work of sessions aside."""
         return sum(not entry.of_session for entry in self._entries.values()) >= self.slots + self.queue_limit
+
+    @property
+    def running(self) -> list[str]:
+        """The requests in slots of any decoder."""
+        return [id for ids in self._in_slots for id in ids]
+
+    def in_slots(self, decoder: int = 0) -> list[str]:
+        """Return the requests in a decoder's slots, the one in slot 0 first."""
+        return list(self._in_slots[decoder])
 
     def has_request(self, id: str) -> bool:
         """Return whether a request is anywhere here."""
@@ -129,7 +145,7 @@ class Scheduler:
         """Return the work that would come before a request that were added now; promotions are left out."""
         queue = self._queues[priority]
         ahead_s, queued = queue.count_ahead(client, audio_s)
-        ranks = self._ranks()
+        ranks = self._ranks(list(self._in_service()))
         own = sum(entry.client == client and entry.level <= priority for entry in self._in_service())
         place = priority, own + queue.count_of_client(client)
         in_service = [entry for entry in self._in_service() if (entry.level, ranks[entry.id]) <= place]
@@ -149,46 +165,23 @@ class Scheduler:
         from the beginning.
         """
         self._promote(now_s)
-        preempted: list[str] = []
-        free = self.slots - len(self.running)
-        budget = self._prefill_budget - sum(self._entries[id].to_prefill for id in self.running)
-        ranks = self._ranks()
-        for entry in self._wanting_slots(ranks):
-            if budget <= 0:
-                break
-            budget -= entry.to_prefill
-            free -= 1
-            if free < 0:
-                victim = self._find_victim(entry, ranks)
-                if victim is None:
-                    break
-                self._free_slot(victim.id)
-                self._held[victim.id] = victim
-                victim.waiting_since_s = now_s
-                preempted.append(victim.id)
-        return preempted
+        return [id for decoder in range(self.decoders) for id in self._preempt(decoder, now_s)]
 
     def schedule_step(self) -> Step:
         """Return the next step; its requests are then held to be in the stage that the step names."""
-        budget = self._prefill_budget
-        decode = self.running[: self._decodable]
-        for id in decode:
-            self._count_turn(self._entries[id])
-        started = []
-        prefill = []
-        for id in self.running[len(decode) :]:
-            prefill.append((id, min(self._entries[id].to_prefill, budget)))
-            budget -= prefill[-1][1]
-        for entry in self._wanting_slots(self._ranks()):
-            if budget == 0 or len(self.running) == self.slots:
-                break
-            self.running.append(entry.id)
-            del self._held[entry.id]
-            entry.turn_steps = 0
-            started.append(entry.id)
-            prefill.append((entry.id, min(entry.to_prefill, budget)))
-            budget -= prefill[-1][1]
-        return Step(started, decode, prefill, self._take_encode_batch())
+        step = Step()
+        for decoder in range(self.decoders):
+            self._schedule_decoder(decoder, step)
+        step.encode.extend(self._take_encode_batch())
+        return step
+
+    def advance_request(self, id: str) -> None:
+        """Have a request go on to the next of its decoders; its `to_prefill` says how many positions it begins with there."""
+        entry = self._entries[id]
+        to_prefill, entry.to_prefill = entry.to_prefill, 0
+        self._free_slot(entry)
+        entry.decoders, entry.to_prefill = entry.decoders[1:], to_prefill
+        self._held[id] = entry
 
     def finish_request(self, id: str) -> None:
         """Forget a request wherever it is."""
@@ -197,7 +190,7 @@ class Scheduler:
         elif id in self._held:
             del self._held[id]
         else:
-            self._free_slot(id)
+            self._free_slot(self._entries[id])
         del self._entries[id]
 
     def clear(self) -> None:
@@ -205,33 +198,81 @@ class Scheduler:
         for id in list(self._entries):
             self.finish_request(id)
 
-    @property
-    def _decodable(self) -> int:
-        """How many in slots have nothing left to prefill; the others are the last ones."""
-        waiting = itertools.takewhile(lambda id: self._entries[id].to_prefill > 0, reversed(self.running))
-        return len(self.running) - sum(1 for _ in waiting)
+    def _preempt(self, decoder: int, now_s: float) -> list[str]:
+        """Take slots of one decoder for requests that go before those in them."""
+        preempted: list[str] = []
+        running = self._in_slots[decoder]
+        free = self.slots - len(running)
+        budget = self._prefill_budget(decoder) - sum(self._entries[id].to_prefill for id in running)
+        ranks = self._ranks(self._at_decoder(decoder))
+        for entry in self._wanting_slots(decoder, ranks):
+            if budget <= 0:
+                break
+            budget -= entry.to_prefill
+            free -= 1
+            if free < 0:
+                victim = self._find_victim(entry, ranks)
+                if victim is None:
+                    break
+                self._free_slot(victim)
+                self._held[victim.id] = victim
+                victim.waiting_since_s = now_s
+                preempted.append(victim.id)
+        return preempted
 
-    @property
-    def _prefill_budget(self) -> int:
-        return max(1, self._step_tokens - self._decodable)
+    def _schedule_decoder(self, decoder: int, step: Step) -> None:
+        """Add one decoder's part to a step."""
+        running = self._in_slots[decoder]
+        budget = self._prefill_budget(decoder)
+        decode = running[: self._decodable(decoder)]
+        step.decode.extend(decode)
+        for id in decode:
+            self._count_turn(self._entries[id])
+        for id in running[len(decode) :]:
+            positions = min(self._entries[id].to_prefill, budget)
+            step.prefill.append((id, positions))
+            budget -= positions
+        for entry in self._wanting_slots(decoder, self._ranks(self._at_decoder(decoder))):
+            if budget == 0 or len(running) == self.slots:
+                break
+            running.append(entry.id)
+            del self._held[entry.id]
+            entry.turn_steps = 0
+            step.started.append(entry.id)
+            positions = min(entry.to_prefill, budget)
+            step.prefill.append((entry.id, positions))
+            budget -= positions
+
+    def _decodable(self, decoder: int) -> int:
+        """Return how many in slots have nothing left to prefill; the others are the last ones."""
+        running = self._in_slots[decoder]
+        waiting = itertools.takewhile(lambda id: self._entries[id].to_prefill > 0, reversed(running))
+        return len(running) - sum(1 for _ in waiting)
+
+    def _prefill_budget(self, decoder: int) -> int:
+        return max(1, self._step_tokens - self._decodable(decoder))
 
     def _in_service(self) -> Iterator[SchedulerEntry]:
         """Go through the requests that have a slot or will want one."""
         yield from (self._entries[id] for id in self.running)
         yield from (entry for entry in self._held.values() if not entry.encode_only)
 
-    def _ranks(self) -> dict[str, int]:
-        """Return by id how many requests of its client are before each request in service: by level, those in slots first."""
+    def _at_decoder(self, decoder: int) -> list[SchedulerEntry]:
+        """Return the requests in service whose next or present decoder this is."""
+        return [entry for entry in self._in_service() if entry.decoders[0] == decoder]
+
+    def _ranks(self, entries: Sequence[SchedulerEntry]) -> dict[str, int]:
+        """Return by id how many of its client's entries are before each of them: by level, those in slots first."""
         running = set(self.running)
         counts: Counter[str] = Counter()
         ranks: dict[str, int] = {}
-        for entry in sorted(self._in_service(), key=lambda entry: (entry.level, entry.id not in running, entry.taken)):
+        for entry in sorted(entries, key=lambda entry: (entry.level, entry.id not in running, entry.taken)):
             ranks[entry.id] = counts[entry.client]
             counts[entry.client] += 1
         return ranks
 
-    def _wanting_slots(self, ranks: dict[str, int]) -> list[SchedulerEntry]:
-        wanting = (entry for entry in self._held.values() if entry.to_prefill)
+    def _wanting_slots(self, decoder: int, ranks: dict[str, int]) -> list[SchedulerEntry]:
+        wanting = (entry for entry in self._held.values() if entry.to_prefill and entry.decoders[0] == decoder)
         return sorted(wanting, key=lambda entry: (entry.level, ranks[entry.id], entry.taken))
 
     def _promote(self, now_s: float) -> None:
@@ -264,17 +305,19 @@ class Scheduler:
                 return other.turn_steps >= self._turn_steps and ranks[other.id] > ranks[entry.id]
             return other.level > entry.level
 
-        decodable = map(self._entries.__getitem__, self.running[: self._decodable])
+        decoder = entry.decoders[0]
+        decodable = map(self._entries.__getitem__, self._in_slots[decoder][: self._decodable(decoder)])
         candidates = (other for other in decodable if yields(other))
         return max(candidates, key=lambda other: (other.level, ranks[other.id], other.taken), default=None)
 
-    def _free_slot(self, id: str) -> None:
+    def _free_slot(self, entry: SchedulerEntry) -> None:
         """Fill the hole that a request leaves with the last that can be decoded; those behind it move up."""
-        slot, packed = self.running.index(id), self._decodable
+        running, packed = self._in_slots[entry.decoders[0]], self._decodable(entry.decoders[0])
+        slot = running.index(entry.id)
         if slot < packed:
-            self.running[slot] = self.running[packed - 1]
+            running[slot] = running[packed - 1]
             slot = packed - 1
-        del self.running[slot]
+        del running[slot]
 
     def _take_encode_batch(self) -> list[str]:
         """Take the requests next in turn, as far as slots and the budget allow; one is always taken.
@@ -299,17 +342,17 @@ class Scheduler:
         return batch
 
     def _next_to_encode(self) -> SchedulerEntry | None:
-        ranks = self._ranks()
+        in_service = list(self._in_service())
+        heading_for = [[entry for entry in in_service if decoder in entry.decoders] for decoder in range(self.decoders)]
         for queue in self._queues.values():
             for entry in queue.list_heads():
-                if self._has_room(entry, ranks):
+                if all(self._has_room(entry, heading_for[decoder]) for decoder in entry.decoders):
                     return entry
         return None
 
-    def _has_room(self, entry: SchedulerEntry, ranks: dict[str, int]) -> bool:
-        """Return whether an entry needs no slot, can soon have one, or may be encoded ahead of one."""
-        if entry.encode_only:
-            return True
-        rank = sum(other.client == entry.client and other.level <= entry.level for other in self._in_service())
-        before = sum((other.level, ranks[other.id]) <= (entry.level, rank) for other in self._in_service())
+    def _has_room(self, entry: SchedulerEntry, others: Sequence[SchedulerEntry]) -> bool:
+        """Return whether an entry can soon have a slot, or may be encoded ahead of one, beside others that want the decoder."""
+        ranks = self._ranks(others)
+        rank = sum(other.client == entry.client and other.level <= entry.level for other in others)
+        before = sum((other.level, ranks[other.id]) <= (entry.level, rank) for other in others)
         return before < self.slots + self._encode_ahead

@@ -40,5 +40,5 @@ def test_what_is_only_encoded_waits_for_no_slot() -> None:
     assert scheduler.schedule_step().encode == ["answer"]
     answer.to_prefill = 10
     scheduler.add_request(SchedulerEntry("next"))
-    scheduler.add_request(SchedulerEntry("draft", priority=PARTIAL, encode_only=True))
+    scheduler.add_request(SchedulerEntry("draft", priority=PARTIAL, decoders=()))
     assert scheduler.schedule_step().encode == ["draft"]
