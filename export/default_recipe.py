@@ -45,7 +45,7 @@ WHEELS = (
 
 DEFAULT_RECIPE = Recipe(
     name="whisper-base-smollm2-135m-instruct",
-    version=9,
+    version=10,
     wheels=WHEELS,
     adapter=Path(__file__).parent / "adapter.safetensors",
     convert=LateConversion("export.conversion:convert_models"),

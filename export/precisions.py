@@ -7,6 +7,7 @@ from typing import TypeVar
 from models.encoders.whisper import Arrays, rotated_encoder
 from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, row_linear
 from models.llms.llama import Llama, rotated
+from models.speech_decoders.whisper import rotated_decoder
 
 Model = TypeVar("Model")
 
@@ -15,14 +16,15 @@ Model = TypeVar("Model")
 class Precision:
     """How the products of a bundle's models are written: those of encoder and adapter, of the LLM's layers, and of its head.
 
-    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare_encoder` and
-    `prepare_llm` rewrite the weights before.
+    `head` serves the adapter's scores against the embedding table too: it is the same product. `prepare_encoder`,
+    `prepare_speech_decoder` and `prepare_llm` rewrite the weights before.
     """
 
     speech: Linear
     body: Linear
     head: Linear
     prepare_encoder: Callable[[Arrays], Arrays]
+    prepare_speech_decoder: Callable[[Arrays], Arrays]
     prepare_llm: Callable[[Llama], Llama]
 
 
@@ -31,15 +33,16 @@ def unchanged(model: Model) -> Model:
 
 
 PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged),
+    "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged, unchanged),
     "int8": Precision(
         speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear),
         body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
         head=row_linear,
         prepare_encoder=rotated_encoder,
+        prepare_speech_decoder=rotated_decoder,
         prepare_llm=rotated,
     ),
-    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged, unchanged),
+    "int4": Precision(block_linear(INT8), block_linear(INT4), block_linear(INT8), unchanged, unchanged, unchanged),
 }
 """By name. In "int8" and "int4" ONNX Runtime's product of a row has the same bits beside any number of rows. Block formats
 other than 8 bits in blocks of 32 or 64 and 4 bits in blocks of 32 take another path for a single row: its last bits differ,

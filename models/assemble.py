@@ -1,19 +1,34 @@
 """Load all models of a bundle, for an engine or an evaluation."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from models.bundle.io import Bundle
 from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
-from models.protocols import LLM, Encoder, Features, Float32, Projector, VoiceDetector
+from models.protocols import (
+    LLM,
+    Decoder,
+    Encoder,
+    EncoderStates,
+    Features,
+    Float32,
+    Projector,
+    ProjectorOutput,
+    SpeechDecoder,
+    VoiceDetector,
+)
 from models.registry import FEATURES, VADS, look_up
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
 from models.runtimes.onnx.projector import OnnxProjector
+from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
+from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import Grammars
 from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
 from models.text.word_times import WordTimer
@@ -27,6 +42,35 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
+class Hearing:
+    """The silence behind an utterance that the encoder hears: at least `silence_behind_s`, and at least `floor_s` in all.
+
+    Whisper's decoder needs it to stop (`docs/results.md`). The projector reads the states of the utterance itself only, and those
+    of `FRAMES_BEHIND` of its frames more, for a last word that is recognised late.
+    """
+
+    FRAMES_BEHIND: ClassVar[int] = 2
+
+    floor_s: float
+    silence_behind_s: float
+    longest_s: float
+    sample_rate_hz: int
+    states_per_frame: int
+    frame_s: float
+
+    def pad_audio(self, audio: Float32) -> Float32:
+        """Return audio with silence behind it, in whole seconds, of which the encoder takes `longest_s`."""
+        wanted_s = math.ceil(max(self.floor_s, len(audio) / self.sample_rate_hz + self.silence_behind_s))
+        samples = round(min(wanted_s, self.longest_s) * self.sample_rate_hz)
+        return np.pad(audio, (0, max(0, samples - len(audio))))
+
+    def own_states(self, samples: int) -> int:
+        """Return how many states the projector reads of an utterance of so many samples."""
+        frames = -(-samples // round(self.frame_s * self.sample_rate_hz)) + self.FRAMES_BEHIND
+        return self.states_per_frame * frames
+
+
+@dataclass(frozen=True)
 class Models:
     """The parts of the chain. `features` turns mono audio into features [bins, frames]; one projector frame lasts `frame_s`.
 
@@ -34,6 +78,10 @@ class Models:
     `encodes_beside`, encoder and projector do not use the LLM's processor (on a GPU each has its own stream) and may run in one
     thread while the LLM runs in another. `check` is called after a failure: it raises `BackendLostError` if the models can run
     nothing any more.
+
+    With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
+    says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
+    what of the silence behind the audio each part hears; None is for encoders that hear none.
     """
 
     features: Callable[[Float32], Float32]
@@ -47,6 +95,11 @@ class Models:
     boundary_instructions: Collection[str] | None = None
     frame_s: float = 0.08
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
+    speech: SpeechModel | None = None
+    translation_instructions: Collection[str] = ()
+    draft_vocabulary: Literal["llm", "speech_decoder"] = "llm"
+    bridge: Literal["frames", "transcript"] = "frames"
+    hearing: Hearing | None = None
     encodes_beside: bool = False
     check: Callable[[], None] = _nothing
 
@@ -62,6 +115,38 @@ class Models:
     def transcribes(self, instruction: str) -> bool:
         """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
         return is_transcription(instruction, self.boundary_instructions)
+
+    def translates(self, instruction: str) -> bool:
+        """Return whether an instruction is known to ask for a translation into English, which the speech decoder can write."""
+        return self.speech is not None and is_transcription(instruction, self.translation_instructions)
+
+    @property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """The decoders by number: the speech decoder, if there is one, then the LLM."""
+        return (self.llm,) if self.speech is None else (self.speech.decoder, self.llm)
+
+    @property
+    def draft_tokeniser(self) -> Tokeniser:
+        """The tokeniser of the draft's tokens."""
+        return self.require_speech().tokeniser if self.draft_vocabulary == "speech_decoder" else self.tokeniser
+
+    def require_speech(self) -> SpeechModel:
+        """Return the speech decoder's part. Raises `ValueError` if there is none."""
+        if self.speech is None:
+            raise ValueError("the models have no speech decoder")
+        return self.speech
+
+    def pad_audio(self, audio: Float32) -> Float32:
+        """Return audio as the encoder hears it, with silence behind it."""
+        return audio if self.hearing is None else self.hearing.pad_audio(audio)
+
+    def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
+        """Project the states of utterances of so many samples each, before padding."""
+        if self.hearing is None:
+            return self.projector.project(states)
+        own = [each[: self.hearing.own_states(count)] for each, count in zip(states, samples, strict=True)]
+        outputs = self.projector.project(own)
+        return [replace(output, states=each) for output, each in zip(outputs, states, strict=True)]
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -84,16 +169,27 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     trained = read_trained(bundle)
     projector = OnnxProjector(
         bundle.path(projector_section.graph),
-        np.load(embedding, mmap_mode="r"),
+        None if manifest.bridge == "transcript" else np.load(embedding, mmap_mode="r"),
         boundary_before=trained.boundary_before,
         boundary_after=trained.boundary_after,
         threads=threads,
     )
     values = projector_section.graph_values(projector.shapes)
     bundle.require_values(projector_section, "projector", projector_section.graph, values)
-    models = chain_models(bundle, encoder, projector, llm)
+    models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
     _require_rates(bundle, models)
     return models
+
+
+def load_speech_decoder(bundle: Bundle, slots: int, threads: int) -> SpeechDecoder | None:
+    """Load the bundle's speech decoder, if it has one, on the CPU. Raises as `load_models` does."""
+    section = bundle.manifest.speech_decoder
+    if section is None:
+        return None
+    graph, memory, embedding = (bundle.path(name) for name in (section.graph, section.memory_graph, section.embedding))
+    decoder = OnnxSpeechDecoder(graph, memory, embedding, max_states=section.max_states, slots=slots, threads=threads)
+    bundle.require_values(section, "speech_decoder", section.graph, section.graph_values(decoder.shapes))
+    return decoder
 
 
 def read_trained(bundle: Bundle) -> TrainedAdapter:
@@ -104,7 +200,9 @@ def read_trained(bundle: Bundle) -> TrainedAdapter:
     return trained
 
 
-def chain_models(bundle: Bundle, encoder: Encoder, projector: Projector, llm: LLM) -> Models:
+def chain_models(
+    bundle: Bundle, encoder: Encoder, projector: Projector, llm: LLM, speech_decoder: SpeechDecoder | None = None
+) -> Models:
     """Chain a bundle's models, on whatever device each runs; all other parts run on the CPU.
 
     The front end is the one that the encoder's family declares. numpy's linear algebra is left one thread in this process: its
@@ -122,6 +220,13 @@ def chain_models(bundle: Bundle, encoder: Encoder, projector: Projector, llm: LL
         bundle.require_values(manifest.llm, "llm", manifest.llm.tokeniser, found)
     instructions = manifest.projector.boundary_instructions
     frame_s = manifest.projector.subsampling / manifest.encoder.states_per_s
+    speech, vocabulary = None, manifest.projector.vocabulary
+    timed_tokeniser, timed_vocabulary = tokeniser, manifest.llm.vocabulary_size
+    if (section := manifest.speech_decoder) and speech_decoder is not None:
+        speech = SpeechModel(speech_decoder, Tokeniser.from_file(bundle.path(section.tokeniser)), section.tokens)
+        if vocabulary == "speech_decoder":
+            timed_tokeniser, timed_vocabulary = speech.tokeniser, section.vocabulary_size
+    pads = manifest.encoder.floor_s or manifest.encoder.silence_behind_s
     return Models(
         features=features,
         encoder=encoder,
@@ -130,10 +235,24 @@ def chain_models(bundle: Bundle, encoder: Encoder, projector: Projector, llm: LL
         tokeniser=tokeniser,
         template=PromptTemplate.from_json(manifest.prompt.model_dump()),
         voice=voice,
-        word_timer=WordTimer(tokeniser, manifest.llm.vocabulary_size, manifest.sample_rate_hz, frame_s),
+        word_timer=WordTimer(timed_tokeniser, timed_vocabulary, manifest.sample_rate_hz, frame_s),
         boundary_instructions=instructions,
         frame_s=frame_s,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
+        speech=speech,
+        translation_instructions=() if section is None else section.translation_instructions,
+        draft_vocabulary=vocabulary,
+        bridge=manifest.bridge,
+        hearing=Hearing(
+            manifest.encoder.floor_s,
+            manifest.encoder.silence_behind_s,
+            manifest.max_audio_s,
+            manifest.sample_rate_hz,
+            manifest.projector.subsampling,
+            frame_s,
+        )
+        if pads
+        else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 ENCODERS = {"whisper": "models.encoders.whisper:WhisperSection"}
 PROJECTORS = {"subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection"}
+SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
 LLMS = {"llama": "models.llms.llama:LlamaSection"}
 """The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
 FEATURES = {"log_mel": "models.features.log_mel:LogMel"}

@@ -32,7 +32,7 @@ from training.checkpoint import load_adapter, load_exported
 from training.ctc import greedy_tokens
 from training.data import StateCorpus
 from training.evaluate import ENGLISH_SETS
-from training.realignment import Draft, count_passes
+from models.text.realignment import Draft, count_passes
 from training.targets import TargetVocabulary, open_targets
 from training.whisper_decoder import Rules, open_decoder, transcribe
 from training.whisper_encoder import WhisperEncoder

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.importers.ctranslate2 import Arrays, read_ctranslate2
-from training.realignment import Draft
+from models.text.realignment import Draft
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 END = "<|endoftext|>"

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -25,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models.registry import ENCODERS, LLMS, PROJECTORS, VADS, UnknownNameError, look_up, require_known
+from models.registry import ENCODERS, LLMS, PROJECTORS, SPEECH_DECODERS, VADS, UnknownNameError, look_up, require_known
 from models.text.tokeniser import is_transcription
 
 SCHEMA_VERSION: Final = 3
@@ -74,12 +75,15 @@ class ModelSection(Section):
 class EncoderSection(ModelSection):
     """A frozen speech encoder: features in, `states_per_s` states of `width` out.
 
-    `features` names the front end in `models.registry.FEATURES`.
+    `features` names the front end in `models.registry.FEATURES`. Audio is heard with silence behind it: at least
+    `silence_behind_s`, and at least `floor_s` in all.
     """
 
     features: ClassVar[str]
     width: PositiveInt
     states_per_s: PositiveFloat
+    floor_s: NonNegativeFloat = 0.0
+    silence_behind_s: NonNegativeFloat = 0.0
 
     def feature_options(self) -> dict[str, Any]:
         """Return the keyword arguments of the front end."""
@@ -90,7 +94,8 @@ class ProjectorSection(ModelSection):
     """A trained projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
 
     `weights` is the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech under
-    `boundary_instructions`, regardless of case and punctuation; None means under every instruction.
+    `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
+    tokens of `vocabulary`.
     """
 
     weights: FileName
@@ -98,10 +103,47 @@ class ProjectorSection(ModelSection):
     subsampling: PositiveInt
     embedding_size: PositiveInt
     boundary_instructions: tuple[str, ...] | None = None
+    vocabulary: Literal["llm", "speech_decoder"] = "llm"
 
     def transcribes(self, instruction: str) -> bool:
         """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
         return is_transcription(instruction, self.boundary_instructions)
+
+
+class SpeechTokens(Section):
+    """The control tokens of a speech decoder, its languages by their codes, and the tokens that a transcript must not hold.
+
+    A transcript begins with `start`, a language, a task and `no_timestamps`. `suppressed_first` must not be its first text.
+    """
+
+    start: NonNegativeInt
+    end: NonNegativeInt
+    transcribe: NonNegativeInt
+    translate: NonNegativeInt
+    no_timestamps: NonNegativeInt
+    no_speech: NonNegativeInt
+    previous: NonNegativeInt
+    languages: dict[str, NonNegativeInt] = Field(min_length=1)
+    suppressed: TokenIds = ()
+    suppressed_first: TokenIds = ()
+
+
+class SpeechDecoderSection(ModelSection):
+    """The decoder of the speech foundation model: it attends to at most `max_states` encoder states, by `memory_graph`.
+
+    A transcript is translated, into English, under `translation_instructions`.
+    """
+
+    memory_graph: FileName
+    embedding: FileName
+    tokeniser: FileName
+    layers: PositiveInt
+    embedding_size: PositiveInt
+    vocabulary_size: PositiveInt
+    max_positions: PositiveInt
+    max_states: PositiveInt
+    tokens: SpeechTokens
+    translation_instructions: tuple[str, ...] = ()
 
 
 class LlmSection(ModelSection):
@@ -197,7 +239,10 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
 
 
 class BundleDescription(Section):
-    """All of `bundle.json` but the list of files, which `write_bundle` makes."""
+    """All of `bundle.json` but the list of files, which `write_bundle` makes.
+
+    `bridge` is what the LLM gets of the speech: the projector's frames, or the speech decoder's transcript as tokens.
+    """
 
     schema_version: Literal[3] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -209,6 +254,10 @@ class BundleDescription(Section):
     llm: Annotated[SerializeAsAny[LlmSection], _of_family(LlmSection, LLMS)]
     prompt: PromptSection
     voice: VoiceSection
+    speech_decoder: Annotated[SerializeAsAny[SpeechDecoderSection], _of_family(SpeechDecoderSection, SPEECH_DECODERS)] | None = (
+        None
+    )
+    bridge: Literal["frames", "transcript"] = "frames"
     licences: dict[str, str] = Field(min_length=1)
     plans: tuple[PlanSection, ...] = ()
 
@@ -216,7 +265,9 @@ class BundleDescription(Section):
     def _check_sizes(self) -> Self:
         if self.projector.encoder_width != self.encoder.width:
             raise ValueError("projector.encoder_width differs from encoder.width")
-        if self.projector.embedding_size != self.llm.embedding_size:
+        if self.speech_decoder is None and (self.bridge == "transcript" or self.projector.vocabulary == "speech_decoder"):
+            raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
+        if self.bridge == "frames" and self.projector.embedding_size != self.llm.embedding_size:
             raise ValueError("projector.embedding_size differs from llm.embedding_size")
         if self.voice.sample_rate_hz != self.sample_rate_hz:
             raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
@@ -229,6 +280,8 @@ class BundleDescription(Section):
         """Return the files that the sections name."""
         encoder, projector, llm = self.encoder, self.projector, self.llm
         named = {encoder.graph, projector.graph, projector.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
+        if speech := self.speech_decoder:
+            named |= {speech.graph, speech.memory_graph, speech.embedding, speech.tokeniser}
         return named | {plan.file for plan in self.plans}
 
 

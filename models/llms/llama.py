@@ -210,9 +210,8 @@ class ExactAttention:
     def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
         if max_positions % SPAN_STEP:
             raise ValueError(f"{max_positions} positions are not a multiple of {SPAN_STEP}")
-        self.graph, self.config = graph, config
+        self.graph, self.config, self.max_positions = graph, config, max_positions
         self.slot_shape: Shape = ["rows", max_positions, config.key_value_heads * config.head_size]
-        self.rotary = rotary_tables(graph, config, max_positions)
         self.sharing = config.heads // config.key_value_heads
         self.copies = 2 if self.sharing == 1 else 1
         graph.input("places", np.int64, ["rows", "tokens"])
@@ -230,8 +229,7 @@ class ExactAttention:
         width, kv_width = self.config.heads * self.config.head_size, kv_heads * self.config.head_size
         padded = graph.node("Gather", projected, "places", axis=0)
         turning, value = graph.nodes("Split", padded, self._sizes(width + kv_width, kv_width), outputs=2, axis=-1)
-        turned = graph.node("RotaryEmbedding", turning, *self.rotary, "positions", num_heads=self.config.heads + kv_heads)
-        query, key = graph.nodes("Split", turned, self._sizes(width, kv_width), outputs=2, axis=-1)
+        query, key = graph.nodes("Split", self.turn(turning), self._sizes(width, kv_width), outputs=2, axis=-1)
         written = SlotPair(
             graph.node("TensorScatter", slots.key, key, "write_index", axis=1),
             graph.node("TensorScatter", slots.value, value, "write_index", axis=1),
@@ -250,6 +248,12 @@ class ExactAttention:
         if self.copies > 1:
             attended = graph.nodes("Split", attended, outputs=self.copies, axis=-1, num_outputs=self.copies)[0]
         return attended, written
+
+    def turn(self, projected: str) -> str:
+        """Return queries and keys [B, S, (heads + key_value_heads) * h] turned by their positions."""
+        tables = rotary_tables(self.graph, self.config, self.max_positions)
+        heads = self.config.heads + self.config.key_value_heads
+        return self.graph.node("RotaryEmbedding", projected, *tables, "positions", num_heads=heads)
 
     def _mask(self, span: str) -> str:
         """[B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""

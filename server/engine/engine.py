@@ -66,7 +66,8 @@ class LocalEngine:
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
         # Guards everything below.
         self._changed = threading.Condition()
-        scheduler = Scheduler(models.llm.slots, queue_limit, encode_budget_audio_s, step_tokens)
+        slots, decoders = models.llm.slots, len(models.decoders)
+        scheduler = Scheduler(slots, queue_limit, encode_budget_audio_s, step_tokens, decoders=decoders)
         admission = Admission(models.llm.slots, max_queue_wait_s, request_timeout_s)
         # Encoding may last as long as many steps, so words are timed on another thread.
         self._encode_worker, self._word_worker = WorkerThread("engine-encode"), WorkerThread("engine-words")
@@ -254,10 +255,10 @@ class LocalEngine:
         The lowest slot is filled first, because every move goes down, into a slot that was left or moved from before.
         """
         in_slots = self._requests.list_in_slots()
-        for slot, sequence in enumerate(in_slots):
+        for slot, sequence in in_slots:
             if sequence.slot != slot:
                 self._runner.move(sequence, slot)
-        return [sequence for sequence in in_slots if sequence.finished]
+        return [sequence for _, sequence in in_slots if sequence.finished]
 
     def _require_ready(self) -> None:
         if not self._ready:

@@ -173,6 +173,9 @@ class RequestTable:
     def _publish(self, sequence: SequenceState) -> None:
         if sequence.finish_reason is not None and sequence.entry.deadline_s <= time.perf_counter():
             sequence.fail(_timed_out())
+        if sequence.passes_on:
+            self._pass_on(sequence)
+            return
         if delta := sequence.take_delta():
             self.deliver_event(sequence, delta)
         if sequence.lacks_words and not sequence.ended:
@@ -184,6 +187,14 @@ class RequestTable:
             self.deliver_event(sequence, terminal)
         if sequence.ended:
             self._forget(sequence)
+
+    def _pass_on(self, sequence: SequenceState) -> None:
+        """Have the scheduler hold a sequence for its next decoder."""
+        sequence.passes_on, sequence.decoders = False, sequence.decoders[1:]
+        if sequence.ended:
+            self._forget(sequence)
+        else:
+            self.scheduler.advance_request(sequence.request.id, sequence.decoders)
 
     def _time_words(self, sequence: SequenceState) -> None:
         """Free the slot, and have the words timed on another thread; a later step publishes the end."""

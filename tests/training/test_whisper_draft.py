@@ -17,7 +17,7 @@ from training.checkpoint import load_exported
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import is_held_out, is_plausible
 from training.evaluate_draft import Drafted, summarise, table
-from training.realignment import Draft, count_passes
+from models.text.realignment import Draft, count_passes
 from training.targets import Characters, WhisperTokens, open_targets
 from training.train_ctc import start_from
 from training.whisper_decoder import Decoding, Rules, WhisperDecoder, transcribe

@@ -54,7 +54,7 @@ class OnnxLLM:
         self.embedding_size: int = shapes["embeddings"][-1]
         self.vocabulary_size: int = shapes["logits"][-1]
         self._embeddings = EmbeddingTable(embeddings, self.vocabulary_size, self.embedding_size)
-        self.cache = NumpyKVCache(len(self._slot_names), slots, slot_shape)
+        self.cache: NumpyKVCache = NumpyKVCache(len(self._slot_names), slots, slot_shape)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def embed(self, tokens: Sequence[int]) -> Float32:
@@ -112,6 +112,7 @@ class OnnxLLM:
         else:
             by_row = np.stack(np.divmod(kept[wanted], tokens), axis=1)
             inputs |= {"embeddings": embeddings[places], "wanted": by_row, "kv_length": write_index + tokens}
+        inputs |= self._extra_inputs(rows)
         logits = np.empty((len(wanted), self.vocabulary_size), np.float32)
         binding = self._slot_binding(first_slot, len(rows))
         for name, array in inputs.items():
@@ -125,6 +126,10 @@ class OnnxLLM:
         for row, row_logits in zip(rows, split, strict=True):
             self._clear_if_poisoned(row.slot, row.position, tokens, row_logits)
         return split
+
+    def _extra_inputs(self, rows: Sequence[PrefillRow]) -> dict[str, npt.NDArray[np.generic]]:  # noqa: ARG002 - for subclasses
+        """Return what the graph reads beside the positions of `rows` and their slots."""
+        return {}
 
     def _clear_if_poisoned(self, slot: int, position: int, tokens: int, logits: Float32) -> None:
         """Zero a slot in which NaN or infinity came up: the mask would not keep it from the slot's next request.

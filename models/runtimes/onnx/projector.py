@@ -17,9 +17,12 @@ class OnnxProjector:
     """The `Adapter` protocol."""
 
     def __init__(
-        self, graph: Path, embedding: npt.NDArray[Any], boundary_before: Float32, boundary_after: Float32, threads: int
+        self, graph: Path, embedding: npt.NDArray[Any] | None, boundary_before: Float32, boundary_after: Float32, threads: int
     ) -> None:
-        """`embedding` is the LLM's table [vocabulary, embedding_size]; boundary vectors are [n, embedding_size]."""
+        """`embedding` is the LLM's table [vocabulary, embedding_size]; boundary vectors are [n, embedding_size].
+
+        Without a table the frames are no input for an LLM: only their number and the draft mean something.
+        """
         self._session = open_session(graph, threads)
         self.shapes = tensor_shapes(self._session)
         self._embedding = embedding
@@ -31,5 +34,5 @@ class OnnxProjector:
 
     def _project_one(self, states: Float32) -> ProjectorOutput:
         blank, kept, tokens, probabilities, residual = self._session.run(OUTPUTS, {"states": states})
-        embeddings = frame_embeddings(self._embedding, tokens, probabilities, residual)
+        embeddings = residual if self._embedding is None else frame_embeddings(self._embedding, tokens, probabilities, residual)
         return projector_output(blank, kept, tokens, probabilities, embeddings)

@@ -39,7 +39,7 @@ class RecordingAnswer:
         self._requests = 0
         self._texts: list[str] = []
         self._frames: list[Float32] = []
-        self._fits = True
+        self._fits = models.bridge == "frames"
         self._audio_s = 0.0
         self._sections: list[str | None] = []
         self._section_count = 1
@@ -122,9 +122,7 @@ class RecordingAnswer:
         sampling = asked.sampling if constrained else replace(asked.sampling, constraint=None)
         id, nothing = f"{asked.id}/whole {self._requests}", np.empty(0, np.float32)
         request = InstructRequest(id, nothing, asked.instruction, sampling, asked.client, asked.priority, draft="off")
-        sequence = new_sequence(self._models, request, deliver)
-        sequence.encoded = speech
-        return sequence
+        return new_sequence(self._models, request, deliver, encoded=speech)
 
 
 def cut_evenly(tokens: Sequence[int], longest: int, begins_word: Callable[[int], bool]) -> list[Sequence[int]]:

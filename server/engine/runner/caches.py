@@ -55,6 +55,8 @@ def output_bytes(output: ProjectorOutput) -> int:
     arrays = [output.embeddings]
     if output.draft is not None:
         arrays += [getattr(output.draft, field.name) for field in fields(output.draft)]
+    if output.states is not None:
+        arrays.append(output.states)
     return sum(array.nbytes for array in arrays)
 
 

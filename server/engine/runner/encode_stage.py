@@ -59,7 +59,7 @@ class EncodeStage:
     def _features_of(self, sequence: SequenceState) -> Float32:
         if sequence.features is None:
             started_s = time.perf_counter()
-            sequence.features = self._models.features(sequence.request.audio)
+            sequence.features = self._models.features(self._models.pad_audio(sequence.request.audio))
             sequence.times.features_s = time.perf_counter() - started_s
             self._counters.progress += 1
         return sequence.features
@@ -70,7 +70,7 @@ class EncodeStage:
         states = self._models.encoder.encode(features)
         self._counters.progress += 1
         encoded_s = time.perf_counter()
-        outputs = self._models.projector.project(states)
+        outputs = self._models.project(states, [len(sequence.request.audio) for sequence in batch])
         self._counters.progress += 1
         adapted_s = time.perf_counter()
         if len(outputs) != len(batch):

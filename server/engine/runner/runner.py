@@ -7,20 +7,36 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from models.assemble import Models
 from models.ctc import collapse
-from models.protocols import BackendError, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
+from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
+from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
-from server.engine.runner.sequence import SequenceState
-from server.engine.runner.speculation import Draft
+from server.engine.runner.sampling import Sampler
+from server.engine.runner.sequence import SPEECH_DECODER, SequenceState, answer_detokeniser, compile_constraint
+from server.engine.runner.speculation import Draft, TokenDraft
+from server.engine.runner.transcript import (
+    CONTROL_TOKENS,
+    DEFAULT_LANGUAGE,
+    LEAST_MEAN_LOGPROB,
+    LONGEST_TRANSCRIPT,
+    NO_SPEECH_PROBABILITY,
+    TEMPERATURES,
+    TranscriptConstraint,
+    TranscriptDraft,
+    is_loop,
+    longest_transcript,
+)
 from server.engine.runner.verification import RunnerCounters, Verifier
 from server.engine.types.events import Word
+from server.engine.types.options import SamplingOptions
 from server.errors import PromptTooLong
 
 logger = logging.getLogger(__name__)
@@ -48,6 +64,8 @@ class Runner:
         self.encoder_cache = ByteCache[AudioKey, ProjectorOutput](encoder_cache_bytes, output_bytes)
         self._encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
         self.models = models
+        # The language that was heard last: a guess that saves a pass if it is right.
+        self._language = DEFAULT_LANGUAGE
 
     def encode(self, sequences: Sequence[SequenceState]) -> None:
         """Turn audio into prompt embeddings and a draft; audio without speech is answered with no text here.
@@ -74,7 +92,9 @@ class Runner:
             return
         started_s = time.perf_counter()
         try:
-            words = timer.times(encoded.draft, request.audio, sequence.tokens, sequence.detokeniser.text)
+            text = sequence.detokeniser.text
+            tokens = self.models.draft_tokeniser.encode(text) if sequence.transcribing else sequence.tokens
+            words = timer.times(encoded.draft, request.audio, tokens, text)
         except Exception as error:
             logger.exception("request %s: its words could not be timed", request.id)
             sequence.fail(error)
@@ -92,12 +112,15 @@ class Runner:
         def run(batch: Sequence[SequenceState]) -> None:
             self._prefill([(sequence, tokens[sequence]) for sequence in batch])
 
-        attempt(run, list(tokens), self.models.check)
+        for batch in by_decoder(list(tokens)):
+            attempt(run, batch, self.models.check)
 
     def decode(self, sequences: Sequence[SequenceState]) -> None:
-        """Run one pass, which gives one more token at least, for the sequences in slots 0..n-1."""
-        if not sequences:
-            return
+        """Run one pass, which gives one more token at least, for the sequences in slots 0..n-1 of each decoder."""
+        for batch in by_decoder(sequences):
+            self._decode(batch)
+
+    def _decode(self, sequences: Sequence[SequenceState]) -> None:
         started_s = time.perf_counter()
         for sequence in sequences:
             sequence.propose()
@@ -108,21 +131,30 @@ class Runner:
         for sequence, rows in zip(sequences, logits, strict=False):
             sequence.llm_passes += 1
             sequence.position += 1
-            self._verifier.take_logits(sequence, rows)
+            self._take_logits(sequence, rows)
 
     def warm_up(self, sequence: SequenceState) -> None:
         """Run every stage once, in slot 0. Raises `BackendError` if one of them fails."""
         self.encode([sequence])
         if not sequence.audio_frames and sequence.error is None:
             sequence.finish_reason = None
-            self._lay_out(sequence, np.zeros((1, self.models.llm.embedding_size), np.float32), Draft(()))
-        self.prefill([(sequence, sequence.entry.to_prefill)])
-        # The answer may have ended at once; decode needs any token.
-        sequence.append(0)
-        self.decode([sequence])
+            self._lay_out_speech(sequence, sequence.require_encoded())
+        self._run_once(sequence)
+        if sequence.transcribing and self.models.bridge == "transcript" and sequence.error is None:
+            sequence.transcribing, sequence.decoders = False, (len(self.models.decoders) - 1,)
+            self._begin_answer(sequence, "warm")
+            self._run_once(sequence)
         if sequence.error is not None:
             cause = sequence.error.__cause__ or sequence.error
             raise BackendError(f"The models could not run the warm-up request: {cause}") from sequence.error
+
+    def _run_once(self, sequence: SequenceState) -> None:
+        self.prefill([(sequence, sequence.entry.to_prefill)])
+        # The answer may have ended at once; decode needs any token.
+        sequence.finish_reason = None
+        sequence.append(0)
+        sequence.entry.to_prefill = 0
+        self._decode([sequence])
 
     def move(self, sequence: SequenceState, target: int) -> None:
         """Move a sequence to another slot, with its K/V if it has any and still needs it."""
@@ -130,7 +162,7 @@ class Runner:
         if sequence.position == 0 or sequence.finished:
             return
         try:
-            self.models.llm.cache.move(source, target, sequence.position)
+            self._decoder(sequence).cache.move(source, target, sequence.position)
         except Exception as error:
             logger.exception("request %s could not be moved", sequence.request.id)
             self.models.check()
@@ -151,7 +183,82 @@ class Runner:
             elif not holds_speech(sequence.encoded):
                 sequence.finish("no_speech")
             else:
-                self._lay_out(sequence, sequence.encoded.embeddings, self._draft(sequence, sequence.encoded))
+                self._lay_out_speech(sequence, sequence.encoded)
+
+    def _lay_out_speech(self, sequence: SequenceState, encoded: ProjectorOutput) -> None:
+        """Build the prompt of the first decoder that the sequence passes."""
+        if sequence.transcribing:
+            self._begin_transcript(sequence)
+        else:
+            self._lay_out(sequence, encoded.embeddings, self._draft(sequence, encoded))
+
+    def _begin_transcript(self, sequence: SequenceState) -> None:
+        """Have the speech decoder write the transcript from its first token, the next time at a higher temperature."""
+        speech, request, encoded = self.models.require_speech(), sequence.request, sequence.require_encoded()
+        tokens = speech.tokens
+        heard = "" if encoded.draft is None else self.models.draft_tokeniser.decode(collapse(encoded.draft.best_token))
+        translates = self.models.translates(request.instruction)
+        is_answer = sequence.decoders == (SPEECH_DECODER,)
+        sampling = request.sampling if is_answer else SamplingOptions()
+        if temperature := TEMPERATURES[sequence.attempt]:
+            sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
+        longest = longest_transcript(len(speech.tokeniser.encode(heard))) if heard else LONGEST_TRANSCRIPT
+        sequence.begin_text(
+            Detokeniser(speech.tokeniser, sampling.stop),
+            Sampler(sampling),
+            TranscriptConstraint(speech, request.language, translates),
+            CONTROL_TOKENS + min(sampling.max_tokens, longest),
+        )
+        sequence.control_tokens = CONTROL_TOKENS
+        sequence.prompt = speech.decoder.embed([tokens.start])
+        sequence.audio_frames = len(encoded.embeddings)
+        guess = request.language or self._language
+        control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
+        drafts = request.draft != "off" and not translates
+        sequence.draft = TranscriptDraft(speech, control, heard if drafts else "")
+        self._plan_prefill(sequence)
+
+    def _take_logits(self, sequence: SequenceState, logits: Float32) -> None:
+        self._verifier.take_logits(sequence, logits)
+        if sequence.transcribing and sequence.finish_reason is not None and sequence.error is None:
+            self._end_transcript(sequence)
+
+    def _end_transcript(self, sequence: SequenceState) -> None:
+        """Check a transcript; write it once more if it fails, or go on to the LLM, or let it be the answer."""
+        text = sequence.detokeniser.text
+        mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
+        is_unlikely = mean_logprob < LEAST_MEAN_LOGPROB
+        allowed = CONTROL_TOKENS + sequence.request.sampling.max_tokens
+        is_cut = sequence.finish_reason == "length" and sequence.max_tokens < allowed
+        if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and is_unlikely:
+            sequence.detokeniser, sequence.delta, sequence.finish_reason = Detokeniser(self.models.tokeniser), "", "no_speech"
+            return
+        may_retry = sequence.request.sampling.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES)
+        if (is_loop(text) or is_unlikely or is_cut) and may_retry:
+            sequence.attempt += 1
+            self._begin_transcript(sequence)
+            sequence.decoders = (SPEECH_DECODER, *sequence.decoders)
+            sequence.passes_on = True
+            return
+        if sequence.tokens:
+            sequence.language = self._language = self.models.require_speech().language_of(sequence.tokens[0])
+        if len(sequence.decoders) > 1:
+            self._begin_answer(sequence, text)
+            sequence.passes_on = sequence.error is None and not sequence.finished
+
+    def _begin_answer(self, sequence: SequenceState, transcript: str) -> None:
+        """Have the LLM answer about a transcript."""
+        request, models = sequence.request, self.models
+        sequence.transcribing, sequence.control_tokens, sequence.transcript = False, 0, transcript
+        sampler, constraint = Sampler(request.sampling), compile_constraint(models, request.sampling.constraint)
+        detokeniser = answer_detokeniser(models, request)
+        sequence.begin_text(detokeniser, sampler, constraint, request.sampling.max_tokens)
+        tokens = models.tokeniser.encode(transcript)
+        if not tokens:
+            sequence.finish("no_speech")
+            return
+        drafts = request.draft != "off" and self._verifier.gate.allows(plain_words(request.instruction))
+        self._lay_out(sequence, models.llm.embed(tokens), TokenDraft(tokens if drafts else ()))
 
     def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
         """Return the draft that the request asks for, empty if drafts do not pay. The relaxed policy always needs it."""
@@ -160,7 +267,7 @@ class Runner:
             wanted = self._verifier.gate.allows(plain_words(request.instruction))
         else:
             wanted = request.draft == "relaxed"
-        return Draft(collapse(output.draft.best_token) if wanted and output.draft is not None else ())
+        return TokenDraft(collapse(output.draft.best_token) if wanted and output.draft is not None else ())
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
         """Build the prompt, and cut `max_tokens` to the positions that are left."""
@@ -192,12 +299,15 @@ class Runner:
         started_s = time.perf_counter()
         rows = []
         for sequence, tokens in work:
-            if sequence.position == 0 and sequence.prefix_state is not None:
+            if sequence.position == 0 and sequence.transcribing:
+                self.models.require_speech().decoder.write_memory(sequence.slot, sequence.require_encoded().states)
+            elif sequence.position == 0 and sequence.prefix_state is not None:
                 self.models.llm.cache.write(sequence.slot, sequence.prefix_state)
             rows.append(self._prefill_row(sequence, tokens))
-        logits = self.models.llm.prefill(rows)
+        decoder = self._decoder(work[0][0])
+        logits = decoder.prefill(rows)
         self.counters.progress += 1
-        self._check(logits, [row.wanted for row in rows])
+        _check(decoder, logits, [row.wanted for row in rows])
         elapsed_s = time.perf_counter() - started_s
         self.counters.llm_passes += len(rows)
         for (sequence, _), row, row_logits in zip(work, rows, logits, strict=True):
@@ -208,7 +318,7 @@ class Runner:
     def _prefill_row(self, sequence: SequenceState, tokens: int) -> PrefillRow:
         """Return the next positions of prompt, answer so far and proposal."""
         answer = [*sequence.tokens, *sequence.proposal]
-        whole = np.concatenate([sequence.prompt, self.models.llm.embed(answer)]) if answer else sequence.prompt
+        whole = np.concatenate([sequence.prompt, self._decoder(sequence).embed(answer)]) if answer else sequence.prompt
         start = len(whole) - sequence.entry.to_prefill
         end = min(start + tokens, len(whole))
         first_wanted = len(whole) - len(sequence.proposal) - 1
@@ -224,8 +334,9 @@ class Runner:
         sequence.proposal = sequence.proposal[: end - known]
         sequence.entry.to_prefill = 0
         sequence.position = known
-        self._verifier.take_logits(sequence, logits)
-        if sequence.prefix_state is None and sequence.error is None:
+        keeps_prefix = not sequence.transcribing and sequence.prefix_state is None
+        self._take_logits(sequence, logits)
+        if keeps_prefix and sequence.error is None:
             self._keep_prefix(sequence)
 
     def _keep_prefix(self, sequence: SequenceState) -> None:
@@ -244,32 +355,44 @@ class Runner:
         last is at fault and fails, and those after it wait for the next step.
         """
         rows = [DecodeRow(sequence.slot, sequence.position, (sequence.tokens[-1], *sequence.proposal)) for sequence in sequences]
+        decoder = self._decoder(sequences[0])
         try:
-            return self._decode_rows(rows)
+            return self._decode_rows(decoder, rows)
         except Exception:
             logger.exception("a decode batch of %d failed; looking for the request at fault", len(rows))
         self.models.check()
         logits: list[Float32] = []
         for count, sequence in enumerate(sequences, start=1):
             try:
-                logits = self._decode_rows(rows[:count])
+                logits = self._decode_rows(decoder, rows[:count])
             except Exception as error:
                 self.models.check()
                 sequence.fail(error)
                 break
         return logits
 
-    def _decode_rows(self, rows: Sequence[DecodeRow]) -> list[Float32]:
+    def _decode_rows(self, decoder: Decoder, rows: Sequence[DecodeRow]) -> list[Float32]:
         self.counters.llm_passes += len(rows)
-        logits = self.models.llm.decode(rows)
+        logits = decoder.decode(rows)
         self.counters.progress += 1
-        self._check(logits, [len(row.tokens) for row in rows])
+        _check(decoder, logits, [len(row.tokens) for row in rows])
         return logits
 
-    def _check(self, logits: Sequence[Float32], wanted: Sequence[int]) -> None:
-        expected = [(count, self.models.llm.vocabulary_size) for count in wanted]
-        if [rows.shape for rows in logits] != expected:
-            raise BackendError(f"The LLM returned logits {[rows.shape for rows in logits]} instead of {expected}.")
+    def _decoder(self, sequence: SequenceState) -> Decoder:
+        """Return the decoder that a sequence is at."""
+        return self.models.decoders[sequence.decoders[0]]
+
+
+def by_decoder(sequences: Sequence[SequenceState]) -> list[list[SequenceState]]:
+    """Split sequences by the decoder that they are at, in the order of the decoders."""
+    numbers = sorted({sequence.decoders[0] for sequence in sequences})
+    return [[sequence for sequence in sequences if sequence.decoders[0] == number] for number in numbers]
+
+
+def _check(decoder: Decoder, logits: Sequence[Float32], wanted: Sequence[int]) -> None:
+    expected = [(count, decoder.vocabulary_size) for count in wanted]
+    if [rows.shape for rows in logits] != expected:
+        raise BackendError(f"The decoder returned logits {[rows.shape for rows in logits]} instead of {expected}.")
 
 
 def holds_speech(output: ProjectorOutput) -> bool:

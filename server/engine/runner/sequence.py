@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import Float32, ProjectorOutput, SlotState
+from models.protocols import BackendError, Float32, ProjectorOutput, SlotState
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
 from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler
-from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft
+from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -43,6 +43,10 @@ class SequenceState:
     run before the answer goes on. The `proposal` is the last of them, and `forced` if it comes from the constraint rather than
     the draft. A stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the
     client left. `encoded` may be given; it is cached under `audio_key`.
+
+    The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
+    left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
+    which no client sees before it is whole, and which is kept in `transcript` if the LLM goes on.
     """
 
     request: InstructRequest
@@ -55,6 +59,15 @@ class SequenceState:
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
+    decoders: tuple[int, ...] = (0,)
+    passes_on: bool = False
+    transcribing: bool = False
+    control_tokens: int = 0
+    attempt: int = 0
+    logprob_sum: float = 0.0
+    no_speech_probability: float = 0.0
+    transcript: str | None = None
+    language: str | None = None
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
     encoded: ProjectorOutput | None = None
@@ -65,7 +78,7 @@ class SequenceState:
     prefix_length: int = 0
     prefix_state: SlotState | None = None
     cached_tokens: int = 0
-    draft: Draft = field(default_factory=lambda: Draft(()))
+    draft: Draft = field(default_factory=lambda: TokenDraft(()))
     proposal: tuple[int, ...] = ()
     forced: bool = False
     slot: int = 0
@@ -85,7 +98,13 @@ class SequenceState:
     @property
     def drafts_only(self) -> bool:
         """Whether only `encoded` is wanted, and no answer."""
-        return self.request.sampling.max_tokens == 0
+        return not self.decoders
+
+    def require_encoded(self) -> ProjectorOutput:
+        """Return what was encoded. Raises `BackendError` before that."""
+        if self.encoded is None:
+            raise BackendError("The adapter returned nothing.")
+        return self.encoded
 
     @property
     def elapsed_s(self) -> float:
@@ -132,6 +151,12 @@ class SequenceState:
             self.error = EngineFailed("The engine failed on this request.")
             self.error.__cause__ = error
 
+    def begin_text(self, detokeniser: Detokeniser, sampler: Sampler, constraint: TokenConstraint, max_tokens: int) -> None:
+        """Begin a text from its first token: a transcript, another attempt at one, or the answer about it."""
+        self.detokeniser, self.sampler, self.token_constraint, self.max_tokens = detokeniser, sampler, constraint, max_tokens
+        self.tokens, self.logprobs, self.delta, self.finish_reason = [], [], "", None
+        self.logprob_sum = 0.0
+
     @property
     def finished(self) -> bool:
         """True once a stage has ended the request."""
@@ -146,8 +171,10 @@ class SequenceState:
     def take_delta(self) -> Delta | None:
         """Return the text since the last call with the log-probabilities of its tokens, or None if there is neither.
 
-        Tokens that complete no text yet come with a later delta, or with the last.
+        Tokens that complete no text yet come with a later delta, or with the last. A transcript comes whole.
         """
+        if self.transcribing and not self.finished:
+            return None
         if not self.delta and not (self.finished and self.told_logprobs < len(self.logprobs)):
             return None
         event = Delta(self.request.id, self.delta, tuple(self.logprobs[self.told_logprobs :]))
@@ -165,11 +192,12 @@ class SequenceState:
             self.request.id,
             self.detokeniser.text,
             self.finish_reason,
-            Usage(self.audio_frames, text_tokens, len(self.tokens), self.cached_tokens),
+            Usage(self.audio_frames, text_tokens, max(0, len(self.tokens) - self.control_tokens), self.cached_tokens),
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
             None if self.request.sampling.logprobs is None else tuple(self.logprobs),
             (self.words or ()) if self.request.word_times else None,
+            self.language,
         )
 
     def _final_times(self) -> StageTimes:
@@ -180,11 +208,15 @@ class SequenceState:
 
 
 def new_sequence(
-    models: Models, request: InstructRequest, deliver: Callable[[Event], None], prompt_ids: PromptIds | None = None
+    models: Models,
+    request: InstructRequest,
+    deliver: Callable[[Event], None],
+    prompt_ids: PromptIds | None = None,
+    encoded: ProjectorOutput | None = None,
 ) -> SequenceState:
     """Return the sequence of a request; `prompt_ids` are those of its instruction, if the caller has them already.
 
-    Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`.
+    About what the caller has `encoded`, the LLM answers. Raises `PromptTooLong`, `InvalidConstraint`, or `InvalidRequest`.
     """
     check_request(models, request)
     if prompt_ids is None:
@@ -194,10 +226,39 @@ def new_sequence(
     if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
         raise PromptTooLong("The instruction is too long for the model.", param="instruction")
     sampling = request.sampling
-    # Blanks around the answer are padding, unless a constraint asks for them.
-    detokeniser = Detokeniser(models.tokeniser, sampling.stop, padding=None if sampling.constraint is None else "")
     constraint = compile_constraint(models, sampling.constraint)
-    return SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), constraint, sampling.max_tokens)
+    detokeniser = answer_detokeniser(models, request)
+    sequence = SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), constraint, sampling.max_tokens)
+    sequence.encoded = encoded
+    sequence.decoders = passed_decoders(models, request, is_encoded=encoded is not None)
+    sequence.transcribing = models.speech is not None and sequence.decoders[:1] == (SPEECH_DECODER,)
+    return sequence
+
+
+def answer_detokeniser(models: Models, request: InstructRequest) -> Detokeniser:
+    """Return the detokeniser of the LLM's answer. Blanks around it are padding, unless a constraint asks for them."""
+    sampling = request.sampling
+    return Detokeniser(models.tokeniser, sampling.stop, padding=None if sampling.constraint is None else "")
+
+
+SPEECH_DECODER = 0
+"""The number of the speech decoder in a model that has one; the LLM has the last."""
+
+
+def passed_decoders(models: Models, request: InstructRequest, *, is_encoded: bool) -> tuple[int, ...]:
+    """Return the decoders that a request passes, in order: none if only the encoder's output is wanted.
+
+    The speech decoder's transcript is the answer where the instruction asks for that, and no constraint does for anything else.
+    """
+    llm = len(models.decoders) - 1
+    if request.sampling.max_tokens == 0:
+        return ()
+    if models.speech is None or is_encoded:
+        return (llm,)
+    is_spoken_text = models.transcribes(request.instruction) or models.translates(request.instruction)
+    if is_spoken_text and request.sampling.constraint is None:
+        return (SPEECH_DECODER,)
+    return (SPEECH_DECODER, llm) if models.bridge == "transcript" else (llm,)
 
 
 def check_request(models: Models, request: InstructRequest) -> None:

@@ -1,12 +1,13 @@
-"""CTC-draft self-speculation: the adapter's transcript is proposed to the LLM, which accepts tokens that it would have chosen.
+"""Self-speculation: a draft is proposed to a decoder, which accepts the tokens that it would have chosen.
 
 The draft is verified in passes that run anyway: the prefill takes it along after the prompt, and after a mismatch each decode
 pass takes the next few tokens along. (arXiv 2603.11243 verifies once; drafting again after a mismatch saves most of the passes
-that are left.)
+that are left.) How long the proposals are depends on nothing but the answer so far.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -22,34 +23,76 @@ MIN_ACCEPTANCE = 0.1
 REALIGN_WINDOW = 3
 
 
-class Draft:
-    """The draft of one request, and the place of the answer in it, which depends on nothing but the answer's own tokens."""
+class ProposalLength:
+    """How many tokens to propose: many at first, then fewer or more by what became of the last proposal."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens = tuple(tokens)
-        self._position = 0
-        self._limit = FIRST_PROPOSAL
+    def __init__(self) -> None:
+        self.limit = FIRST_PROPOSAL
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Adapt to a proposal: of `proposed` tokens, `accepted` were right."""
+        if self.limit == FIRST_PROPOSAL:
+            self.limit = NEXT_PROPOSAL
+        elif accepted == 0:
+            self.limit //= 2
+        elif accepted == proposed:
+            self.limit = min(2 * self.limit, LONGEST_NEXT_PROPOSAL)
+
+
+class Draft(Protocol):
+    """The draft of one request, and the place of the answer in it, which depends on nothing but the answer's own tokens."""
 
     @property
     def next(self) -> int | None:
         """The token that the draft has at this place, None after its end."""
-        return self._tokens[self._position] if self._position < len(self._tokens) else None
+        ...
 
     @property
     def overrun(self) -> int:
         """How many tokens the answer is longer than the draft; 0 without a draft."""
-        return max(0, self._position - len(self._tokens)) if self._tokens else 0
+        ...
 
     def propose(self, room: int) -> tuple[int, ...]:
         """Return the tokens that probably come next, at most `room` of them."""
-        return self._tokens[self._position : self._position + max(0, min(self._limit, room))]
+        ...
 
     def expects(self, token: int) -> bool:
-        """Return whether a token is among the next ones of the draft."""
+        """Return whether a token moves the place on wherever the answer stands."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Move on by a token of the answer."""
+        ...
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Adapt the length of the next proposals: of `proposed` tokens, `accepted` were right."""
+        ...
+
+
+class TokenDraft:
+    """A draft in the decoder's own tokens, realigned token by token."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+        self._position = 0
+        self._length = ProposalLength()
+
+    @property
+    def next(self) -> int | None:
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
+
+    @property
+    def overrun(self) -> int:
+        return max(0, self._position - len(self._tokens)) if self._tokens else 0
+
+    def propose(self, room: int) -> tuple[int, ...]:
+        return self._tokens[self._position : self._position + max(0, min(self._length.limit, room))]
+
+    def expects(self, token: int) -> bool:
         return token in self._window
 
     def advance(self, token: int) -> None:
-        """Move on by a token of the answer: to after that token if it is expected, and else past one token of the draft."""
+        """Move on to after the token if it is expected, and else past one token of the draft."""
         self._position += (self._window.index(token) if self.expects(token) else 0) + 1
 
     @property
@@ -57,13 +100,7 @@ class Draft:
         return self._tokens[self._position : self._position + REALIGN_WINDOW]
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Adapt the length of the next proposals: of `proposed` tokens, `accepted` were right."""
-        if self._limit == FIRST_PROPOSAL:
-            self._limit = NEXT_PROPOSAL
-        elif accepted == 0:
-            self._limit //= 2
-        elif accepted == proposed:
-            self._limit = min(2 * self._limit, LONGEST_NEXT_PROPOSAL)
+        self._length.learn(proposed, accepted)
 
 
 @dataclass

@@ -86,12 +86,32 @@ class Verifier:
         relaxed = sequence.request.draft == "relaxed"
         if relaxed:
             token = self._relax(sequence, logits, token)
+        if sequence.transcribing:
+            return self._take_spoken_token(sequence, logits, token)
         if token in self._models.template.end_tokens or (relaxed and sequence.draft.overrun >= RELAXED_OVERRUN):
             sequence.finish("stop")
             return None
         if sequence.request.sampling.logprobs is not None:
             sequence.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
         self._counters.generated_tokens += 1
+        sequence.append(token)
+        return token
+
+    def _take_spoken_token(self, sequence: SequenceState, logits: Float32, token: int) -> int | None:
+        """Add a token of a transcript, and note how likely it is; the logits of the first tell whether there is speech at all."""
+        speech = self._models.require_speech()
+        if not sequence.tokens:
+            sequence.no_speech_probability = sequence.sampler.probability(logits, speech.tokens.no_speech)
+        is_text = len(sequence.tokens) >= sequence.control_tokens
+        if is_text:
+            sequence.logprob_sum += float(np.log(max(sequence.sampler.probability(logits, token), 1e-30)))
+        if token == speech.tokens.end:
+            sequence.finish("stop")
+            return None
+        if is_text:
+            if sequence.request.sampling.logprobs is not None:
+                sequence.logprobs.append(sequence.sampler.logprob(logits, token, speech.tokeniser))
+            self._counters.generated_tokens += 1
         sequence.append(token)
         return token
 
@@ -106,7 +126,8 @@ class Verifier:
         sequence.drafted += proposed
         sequence.accepted += accepted
         sequence.draft.learn(proposed, accepted)
-        self.gate.record(plain_words(sequence.request.instruction), proposed, accepted)
+        if not sequence.transcribing:
+            self.gate.record(plain_words(sequence.request.instruction), proposed, accepted)
         for place in range(proposed):
             self._counters.drafted[min(place, DRAFT_POSITIONS - 1)] += 1
             self._counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted

@@ -175,12 +175,12 @@ class Scheduler:
         step.encode.extend(self._take_encode_batch())
         return step
 
-    def advance_request(self, id: str) -> None:
-        """Have a request go on to the next of its decoders; its `to_prefill` says how many positions it begins with there."""
+    def advance_request(self, id: str, decoders: tuple[int, ...]) -> None:
+        """Have a request leave its decoder and pass `decoders`; `to_prefill` says how many positions it begins with there."""
         entry = self._entries[id]
         to_prefill, entry.to_prefill = entry.to_prefill, 0
         self._free_slot(entry)
-        entry.decoders, entry.to_prefill = entry.decoders[1:], to_prefill
+        entry.decoders, entry.to_prefill = decoders, to_prefill
         self._held[id] = entry
 
     def finish_request(self, id: str) -> None:

@@ -87,7 +87,10 @@ class Delta:
 
 @dataclass(frozen=True)
 class Done:
-    """Terminal: the whole text. Concatenated deltas equal `text`; so do their logprobs equal `logprobs`."""
+    """Terminal: the whole text. Concatenated deltas equal `text`; so do their logprobs equal `logprobs`.
+
+    `language` is the code of the one that was spoken, None where the model does not tell.
+    """
 
     request_id: str
     text: str
@@ -97,6 +100,7 @@ class Done:
     speculation: Speculation = Speculation()
     logprobs: tuple[TokenLogprob, ...] | None = None
     words: tuple[Word, ...] | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ class InstructRequest:
 
     Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
-    `word_times` asks for `Done.words`, which only transcripts have.
+    `word_times` asks for `Done.words`, which only transcripts have. `language` is the code of the one that is spoken, None where
+    the model is to find out.
     """
 
     id: str
@@ -26,6 +27,7 @@ class InstructRequest:
     deadline_s: float | None = None
     draft: DraftPolicy = "exact"
     word_times: bool = False
+    language: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from models.text import grammar
 from models.text.constraint import Grammars, TokenConstraint
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, new_sequence
-from server.engine.runner.speculation import Draft
+from server.engine.runner.speculation import TokenDraft
 from server.engine.types.events import Ended
 from server.engine.types.options import Constraint, SamplingOptions, Scope
 from server.engine.types.requests import InstructRequest, LiveRequest
@@ -151,7 +151,7 @@ def test_a_transcript_in_json_is_drafted_too() -> None:
 
 def test_a_draft_waits_until_the_constraint_lets_its_words_stand() -> None:
     sequence = new_sequence(models(), asked("regex", "[xyz]{3}[89]{9}"), lambda _event: None)
-    sequence.draft = Draft(USUAL_TOKENS * 5)
+    sequence.draft = TokenDraft(USUAL_TOKENS * 5)
     for token in tiny_tokeniser().encode("xyz"):
         sequence.append(token)
         assert sequence.draft.propose(3) == (USUAL_TOKENS * 5)[:3]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.ctc import collapse
 from server.engine.runner.sequence import new_sequence
-from server.engine.runner.speculation import Draft, DraftGate
+from server.engine.runner.speculation import DraftGate, TokenDraft
 from server.engine.runner.verification import RELAXED_OVERRUN
 from server.engine.types.options import DraftPolicy, SamplingOptions
 from server.engine.types.requests import InstructRequest
@@ -117,7 +117,7 @@ def test_relaxed_is_refused_where_no_transcript_is_asked_for() -> None:
 
 
 def test_a_draft_goes_on_behind_the_llms_own_word() -> None:
-    draft = Draft((1, 2, 3, 4, 5, 6))
+    draft = TokenDraft((1, 2, 3, 4, 5, 6))
     draft.advance(1)
     draft.advance(9)
     assert draft.propose(10) == (3, 4, 5, 6), "9 stands for 2"
@@ -128,7 +128,7 @@ def test_a_draft_goes_on_behind_the_llms_own_word() -> None:
 
 
 def test_a_draft_that_is_never_right_is_given_up() -> None:
-    draft = Draft(range(100))
+    draft = TokenDraft(range(100))
     proposals = []
     while proposal := draft.propose(1000):
         proposals.append(len(proposal))

@@ -1,0 +1,108 @@
+"""How the speech decoder writes a transcript: control tokens first, then text that a draft proposes (arXiv 2212.04356).
+
+The control tokens (language, task, no timestamps) are chosen like any other token, among those that are allowed at their place,
+and are part of the draft. So a language that was guessed right costs no pass.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.protocols import Float32
+from models.speech_decoders.speech_model import SpeechModel
+from models.text.constraint import TokenConstraint
+from models.text.realignment import Draft as WordAlignment
+from server.engine.runner.speculation import ProposalLength
+
+CONTROL_TOKENS = 3
+DEFAULT_LANGUAGE = "en"
+LONGEST_TRANSCRIPT = 224
+"""Tokens of text, as many as Whisper was trained to write at once."""
+LOOP_SHARE, LOOP_MARGIN = 2.0, 24
+"""A transcript of more tokens than so many for each of the draft's, and so many more, is a loop."""
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""A transcript that fails is written again at the next of these, as in Whisper's own reference."""
+MOST_COMPRESSED = 2.4
+LEAST_MEAN_LOGPROB = -1.0
+NO_SPEECH_PROBABILITY = 0.6
+"""Whisper's own limits: text that compresses better is a loop, text less likely is a guess, and such a guess is no speech."""
+
+
+class TranscriptConstraint(TokenConstraint):
+    """Allows control tokens first, and then text without the tokens that Whisper suppresses."""
+
+    def __init__(self, speech: SpeechModel, language: str | None, translates: bool) -> None:
+        """`language` is one of `speech.tokens.languages`, None where it is to be identified."""
+        tokens = speech.tokens
+        languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
+        task = tokens.translate if translates else tokens.transcribe
+        self._allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
+        self._suppressed = np.array(tokens.suppressed, np.int64)
+        self._suppressed_first = np.array((*tokens.suppressed, *tokens.suppressed_first), np.int64)
+        self._written = 0
+
+    def mask(self, logits: Float32) -> Float32:
+        masked = logits.copy()
+        if self._written < CONTROL_TOKENS:
+            allowed = self._allowed[self._written]
+            best = allowed[logits[allowed].argmax()]
+            masked[:] = -np.inf
+            masked[best] = logits[best]
+        else:
+            masked[self._suppressed_first if self._written == CONTROL_TOKENS else self._suppressed] = -np.inf
+        return masked
+
+    def advance(self, token: int) -> None:  # noqa: ARG002 - any token counts
+        self._written += 1
+
+
+class TranscriptDraft:
+    """What was heard, as a draft of control tokens and text, realigned word by word. The protocol is `speculation.Draft`."""
+
+    def __init__(self, speech: SpeechModel, control: Sequence[int], text: str) -> None:
+        self._control = tuple(control)
+        self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode)
+        self._written: list[int] = []
+        self._length = ProposalLength()
+        self._drafted: tuple[int, ...] | None = None
+
+    @property
+    def next(self) -> int | None:
+        return next(iter(self._following()), None)
+
+    @property
+    def overrun(self) -> int:
+        return 0
+
+    def propose(self, room: int) -> tuple[int, ...]:
+        return self._following()[: max(0, min(self._length.limit, room))]
+
+    def expects(self, token: int) -> bool:  # noqa: ARG002 - realigned by words, wherever it stands
+        return True
+
+    def advance(self, token: int) -> None:
+        self._written.append(token)
+        expected = self._drafted is not None and self._drafted[:1] == (token,)
+        self._drafted = (self._drafted or ())[1:] or None if expected else None
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        self._length.learn(proposed, accepted)
+
+    def _following(self) -> tuple[int, ...]:
+        """Return the drafted tokens behind what is written; they are aligned anew only after one that was not drafted."""
+        if self._drafted is None:
+            text = self._words.propose(self._written[CONTROL_TOKENS:]) if self._words.words else []
+            self._drafted = (*self._control[len(self._written) :], *text)
+        return self._drafted
+
+
+def is_loop(text: str) -> bool:
+    """Return whether a text repeats itself more than speech does."""
+    encoded = text.encode()
+    return bool(encoded) and len(encoded) / len(zlib.compress(encoded)) > MOST_COMPRESSED
+
+
+def longest_transcript(draft_tokens: int) -> int:
+    """Return how many tokens a transcript may have whose draft has so many."""
+    return min(LONGEST_TRANSCRIPT, int(LOOP_SHARE * draft_tokens) + LOOP_MARGIN)
