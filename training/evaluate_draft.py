@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.features.log_mel import log_mel
+from models.text.realignment import Draft, count_passes
 from training.adapter import Adapter
 from training.cache_states import load_audio
 from training.cache_whisper import own_states, pad_for_whisper
@@ -32,7 +33,6 @@ from training.checkpoint import load_adapter, load_exported
 from training.ctc import greedy_tokens
 from training.data import StateCorpus
 from training.evaluate import ENGLISH_SETS
-from models.text.realignment import Draft, count_passes
 from training.targets import TargetVocabulary, open_targets
 from training.whisper_decoder import Rules, open_decoder, transcribe
 from training.whisper_encoder import WhisperEncoder

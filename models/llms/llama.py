@@ -190,8 +190,23 @@ class StandardAttention:
         return graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), joined_shape), written
 
 
-class ExactAttention:
-    """Attention over packed rows, whose results are the same bits however a sequence is cut and whatever runs beside it.
+class HeadShape(Protocol):
+    """The shape of an attention's heads, a part of every family's configuration."""
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def key_value_heads(self) -> int: ...
+
+    @property
+    def head_size(self) -> int: ...
+
+
+class PackedAttention:
+    """Attention over packed rows, with no embedding of positions.
+
+    Its results are the same bits however a sequence is cut and whatever runs beside it.
 
     Slots are [B, P, key_value_heads * h], of which the first `span` positions are computed. The inputs are:
 
@@ -207,7 +222,7 @@ class ExactAttention:
 
     layout: Shape = ("positions",)
 
-    def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
+    def __init__(self, graph: GraphBuilder, config: HeadShape, max_positions: int) -> None:
         if max_positions % SPAN_STEP:
             raise ValueError(f"{max_positions} positions are not a multiple of {SPAN_STEP}")
         self.graph, self.config, self.max_positions = graph, config, max_positions
@@ -250,10 +265,8 @@ class ExactAttention:
         return attended, written
 
     def turn(self, projected: str) -> str:
-        """Return queries and keys [B, S, (heads + key_value_heads) * h] turned by their positions."""
-        tables = rotary_tables(self.graph, self.config, self.max_positions)
-        heads = self.config.heads + self.config.key_value_heads
-        return self.graph.node("RotaryEmbedding", projected, *tables, "positions", num_heads=heads)
+        """Return queries and keys [B, S, (heads + key_value_heads) * h] turned by their positions: here, as they are."""
+        return projected
 
     def _mask(self, span: str) -> str:
         """[B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""
@@ -269,6 +282,18 @@ class ExactAttention:
     def _sizes(self, *sizes: int) -> str:
         """A constant list of integers."""
         return self.graph.weight(f"sizes.{'.'.join(map(str, sizes))}", np.array(sizes, np.int64))
+
+
+class ExactAttention(PackedAttention):
+    """`PackedAttention` with rotary embedding."""
+
+    def __init__(self, graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> None:
+        super().__init__(graph, config, max_positions)
+        self.rotary = rotary_tables(graph, config, max_positions)
+
+    def turn(self, projected: str) -> str:
+        heads = self.config.heads + self.config.key_value_heads
+        return self.graph.node("RotaryEmbedding", projected, *self.rotary, "positions", num_heads=heads)
 
 
 def rotary_tables(graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from models.bundle.schema import GraphValues, Shapes, SpeechDecoderSection, dime
 from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
-from models.llms.llama import MASKED, ExactAttention, SlotPair
+from models.llms.llama import MASKED, PackedAttention, SlotPair
 
 PREFIX = "decoder/"
 COPIES = 2
@@ -48,7 +48,7 @@ class WhisperDecoderSection(SpeechDecoderSection):
 
 @dataclass(frozen=True)
 class WhisperDecoderConfig:
-    """The shape of a decoder, with the names that `ExactAttention` reads."""
+    """The shape of a decoder, with the names that `PackedAttention` reads."""
 
     layers: int
     heads: int
@@ -68,13 +68,6 @@ def read_config(arrays: Arrays) -> WhisperDecoderConfig:
     positions, width = arrays[f"{PREFIX}position_encodings/encodings"].shape
     layers = sum(name.startswith(f"{PREFIX}layer_") and name.endswith("/ffn/linear_0/bias") for name in arrays)
     return WhisperDecoderConfig(layers, heads, heads, width // heads, positions, len(arrays[f"{PREFIX}embeddings/weight"]))
-
-
-class PlainAttention(ExactAttention):
-    """`ExactAttention` without rotary embedding."""
-
-    def turn(self, projected: str) -> str:
-        return projected
 
 
 class WhisperDecoderWriter:
@@ -122,7 +115,7 @@ def build_decoder(
     graph, config = writer.graph, writer.config
     positions = graph.input("positions", np.int64, ["rows", "tokens"])
     graph.input("write_index", np.int64, ["rows"])
-    own = PlainAttention(graph, config, max_positions)
+    own = PackedAttention(graph, config, max_positions)
     hidden = graph.input("embeddings", np.float32, [*own.layout, writer.width])
     wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
     graph.input("memory_length", np.int64, ["rows"])

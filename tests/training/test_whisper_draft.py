@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from models.text.realignment import Draft, count_passes
+from tests.support.tiny.tiny_whisper import decoder_arrays, random_whisper
 from training.adapter import Adapter, AdapterConfig
 from training.cache_states import CachedUtterance
 from training.cache_whisper import Recording, join, own_states, pad_for_whisper, plan
@@ -17,7 +19,6 @@ from training.checkpoint import load_exported
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import is_held_out, is_plausible
 from training.evaluate_draft import Drafted, summarise, table
-from models.text.realignment import Draft, count_passes
 from training.targets import Characters, WhisperTokens, open_targets
 from training.train_ctc import start_from
 from training.whisper_decoder import Decoding, Rules, WhisperDecoder, transcribe
@@ -56,50 +57,12 @@ def draft_of(text: str) -> Draft:
 
 @pytest.fixture(scope="module")
 def oracle() -> WhisperForConditionalGeneration:
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=40, max_target_positions=64, num_mel_bins=8,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = WhisperForConditionalGeneration(config)
-    model.eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_whisper(0)
 
 
 @pytest.fixture(scope="module")
 def decoder(oracle: WhisperForConditionalGeneration) -> WhisperDecoder:
-    """Of the oracle's weights, under the names of CTranslate2."""
-    weights = {name.removeprefix("model.decoder."): value for name, value in oracle.state_dict().items()}
-    arrays = {"num_heads": np.array(4, np.int16), "embeddings/weight": weights["embed_tokens.weight"].numpy()}
-    arrays["projection/weight"] = arrays["embeddings/weight"]
-    arrays["position_encodings/encodings"] = weights["embed_positions.weight"].numpy()
-
-    def put(name: str, *sources: str) -> None:
-        for part in ("weight", "bias"):
-            zeros = torch.zeros(32)
-            pieces = [weights.get(f"{source}.{part}", zeros) for source in sources]
-            arrays[f"{name}/{part}"] = torch.cat(pieces).numpy()
-
-    def put_norm(name: str, source: str) -> None:
-        arrays[f"{name}/gamma"], arrays[f"{name}/beta"] = (weights[f"{source}.{part}"].numpy() for part in ("weight", "bias"))
-
-    for layer in range(2):
-        old, new = f"layers.{layer}", f"layer_{layer}"
-        put(f"{new}/self_attention/linear_0", *(f"{old}.self_attn.{part}_proj" for part in "qkv"))
-        put(f"{new}/self_attention/linear_1", f"{old}.self_attn.out_proj")
-        put(f"{new}/attention/linear_0", f"{old}.encoder_attn.q_proj")
-        put(f"{new}/attention/linear_1", *(f"{old}.encoder_attn.{part}_proj" for part in "kv"))
-        put(f"{new}/attention/linear_2", f"{old}.encoder_attn.out_proj")
-        put(f"{new}/ffn/linear_0", f"{old}.fc1")
-        put(f"{new}/ffn/linear_1", f"{old}.fc2")
-        put_norm(f"{new}/self_attention/layer_norm", f"{old}.self_attn_layer_norm")
-        put_norm(f"{new}/attention/layer_norm", f"{old}.encoder_attn_layer_norm")
-        put_norm(f"{new}/ffn/layer_norm", f"{old}.final_layer_norm")
-    put_norm("layer_norm", "layer_norm")
-    return WhisperDecoder({f"decoder/{name}": array for name, array in arrays.items()})
+    return WhisperDecoder(decoder_arrays(oracle))
 
 
 RULES = Rules(prompt=[1, 5], end=2, never=[0, 1], never_first=[2], max_tokens=24)

@@ -15,8 +15,9 @@ from models.runtimes.onnx.session import open_session
 class CrossMemory:
     """Keys and values of the states that each slot attends to, all padded to the same `span`, without gaps between slots.
 
-    So neighbouring slots are one array, whatever the span. A longer utterance widens the span, which moves the others; once no
-    slot is in use, the next one sets the span anew. Padding is zeros: what is masked still meets a product with 0.
+    So neighbouring slots are one array, whatever the span. A longer utterance widens the span, which moves the others. Slots are
+    taken from the first on, so one that is written to slot 0 finds no others in use, and sets the span anew. Padding is zeros:
+    what is masked still meets a product with 0.
     """
 
     def __init__(self, names: int, slots: int, max_states: int, width: int) -> None:
@@ -38,8 +39,8 @@ class CrossMemory:
         if not 0 < states <= self.max_states:
             raise ValueError(f"{states} states, a slot holds 1 to {self.max_states}")
         span = -(-states // SPAN_STEP) * SPAN_STEP
-        self.lengths[slot] = 0
-        if span > self.span or not self.lengths.any():
+        self.lengths[slot:] = 0
+        if span > self.span or slot == 0:
             self._set_span(span)
         self.lengths[slot] = states
         places = [self.rows(name, slot, 1)[0] for name in range(len(self._arenas))]
@@ -54,19 +55,13 @@ class CrossMemory:
                 self.rows(name, target, 1)[0] = self.rows(name, source, 1)[0]
         self.lengths[target] = self.lengths[source]
 
-    def release(self, first: int) -> None:
-        """Forget the slots from `first` on."""
-        self.lengths[first:] = 0
-
     def _set_span(self, span: int) -> None:
-        kept = [
-            (slot, [self.rows(name, slot, 1)[0].copy() for name in range(len(self._arenas))])
-            for slot in self.lengths.nonzero()[0]
-        ]
+        used = [slot for slot, length in enumerate(self.lengths.tolist()) if length]
+        kept = [(slot, [self.rows(name, slot, 1)[0].copy() for name in range(len(self._arenas))]) for slot in used]
         self.span = span
         for slot, arrays in kept:
             for name, array in enumerate(arrays):
-                place = self.rows(name, int(slot), 1)[0]
+                place = self.rows(name, slot, 1)[0]
                 place[: len(array)] = array[:span]
                 place[len(array) :] = 0
 

@@ -226,10 +226,12 @@ class Runner:
     def _end_transcript(self, sequence: SequenceState) -> None:
         """Check a transcript; write it once more if it fails, or go on to the LLM, or let it be the answer."""
         text = sequence.detokeniser.text
+        speech = self.models.require_speech()
         mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
         is_unlikely = mean_logprob < LEAST_MEAN_LOGPROB
-        allowed = CONTROL_TOKENS + sequence.request.sampling.max_tokens
-        is_cut = sequence.finish_reason == "length" and sequence.max_tokens < allowed
+        is_answer = sequence.decoders == (SPEECH_DECODER,)
+        is_as_long_as_asked = is_answer and sequence.max_tokens == CONTROL_TOKENS + sequence.request.sampling.max_tokens
+        is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and is_unlikely:
             sequence.detokeniser, sequence.delta, sequence.finish_reason = Detokeniser(self.models.tokeniser), "", "no_speech"
             return
@@ -240,8 +242,8 @@ class Runner:
             sequence.decoders = (SPEECH_DECODER, *sequence.decoders)
             sequence.passes_on = True
             return
-        if sequence.tokens:
-            sequence.language = self._language = self.models.require_speech().language_of(sequence.tokens[0])
+        sequence.language = speech.language_of(sequence.tokens[0])
+        self._language = sequence.language or self._language
         if len(sequence.decoders) > 1:
             self._begin_answer(sequence, text)
             sequence.passes_on = sequence.error is None and not sequence.finished

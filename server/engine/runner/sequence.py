@@ -265,7 +265,7 @@ def check_request(models: Models, request: InstructRequest) -> None:
     """Raise `InvalidRequest` for options that do not go together.
 
     A relaxed draft needs an instruction that asks for a transcript, and no constraint; times of words need a transcript, and a
-    model that can tell them.
+    model that can tell them; a language needs a speech decoder that knows it.
     """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
@@ -276,6 +276,10 @@ def check_request(models: Models, request: InstructRequest) -> None:
     if request.word_times and not transcribes:
         message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
         raise InvalidRequest(message, param="timestamps")
+    if request.language is not None and models.speech is None:
+        raise InvalidRequest("This model does not take a language.", param="language")
+    if models.speech is not None and request.language not in (None, *models.speech.tokens.languages):
+        raise InvalidRequest(f"The model does not know the language {request.language!r}.", param="language")
     if request.word_times and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 

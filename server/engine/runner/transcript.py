@@ -13,10 +13,13 @@ from models.protocols import Float32
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
-from server.engine.runner.speculation import ProposalLength
 
 CONTROL_TOKENS = 3
 DEFAULT_LANGUAGE = "en"
+LEAST_LANGUAGE_PROBABILITY = 0.7
+"""Speech in an accent is easily taken for another language: one that is less likely is held to be the default one."""
+FIRST_PROPOSAL, NEXT_PROPOSAL, LONGEST_PROPOSAL = 24, 8, 32
+"""Tokens proposed after the control tokens, after a mismatch, and at most: a pass of 8 takes 1.5 times as long as one of 1."""
 LONGEST_TRANSCRIPT = 224
 """Tokens of text, as many as Whisper was trained to write at once."""
 LOOP_SHARE, LOOP_MARGIN = 2.0, 24
@@ -38,6 +41,7 @@ class TranscriptConstraint(TokenConstraint):
         languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
         task = tokens.translate if translates else tokens.transcribe
         self._allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
+        self._default = tokens.languages.get(DEFAULT_LANGUAGE, languages[0])
         self._suppressed = np.array(tokens.suppressed, np.int64)
         self._suppressed_first = np.array((*tokens.suppressed, *tokens.suppressed_first), np.int64)
         self._written = 0
@@ -47,11 +51,18 @@ class TranscriptConstraint(TokenConstraint):
         if self._written < CONTROL_TOKENS:
             allowed = self._allowed[self._written]
             best = allowed[logits[allowed].argmax()]
+            if len(allowed) > 1 and self._probability(logits[allowed]) < LEAST_LANGUAGE_PROBABILITY:
+                best = self._default
             masked[:] = -np.inf
             masked[best] = logits[best]
         else:
             masked[self._suppressed_first if self._written == CONTROL_TOKENS else self._suppressed] = -np.inf
         return masked
+
+    @staticmethod
+    def _probability(logits: Float32) -> float:
+        """Return the probability of the likeliest."""
+        return float(1 / np.exp(logits - logits.max()).sum())
 
     def advance(self, token: int) -> None:  # noqa: ARG002 - any token counts
         self._written += 1
@@ -64,7 +75,7 @@ class TranscriptDraft:
         self._control = tuple(control)
         self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode)
         self._written: list[int] = []
-        self._length = ProposalLength()
+        self._limit = CONTROL_TOKENS + FIRST_PROPOSAL
         self._drafted: tuple[int, ...] | None = None
 
     @property
@@ -76,7 +87,7 @@ class TranscriptDraft:
         return 0
 
     def propose(self, room: int) -> tuple[int, ...]:
-        return self._following()[: max(0, min(self._length.limit, room))]
+        return self._following()[: max(0, min(self._limit, room))]
 
     def expects(self, token: int) -> bool:  # noqa: ARG002 - realigned by words, wherever it stands
         return True
@@ -87,7 +98,8 @@ class TranscriptDraft:
         self._drafted = (self._drafted or ())[1:] or None if expected else None
 
     def learn(self, proposed: int, accepted: int) -> None:
-        self._length.learn(proposed, accepted)
+        """Propose more after a proposal that was right to its end, and little after a mistake."""
+        self._limit = min(2 * max(NEXT_PROPOSAL, proposed), LONGEST_PROPOSAL) if accepted == proposed else NEXT_PROPOSAL
 
     def _following(self) -> tuple[int, ...]:
         """Return the drafted tokens behind what is written; they are aligned anew only after one that was not drafted."""

@@ -164,7 +164,10 @@ def test_unknown_key(folder: Path, section: str) -> None:
     assert f"bundle.json is not valid: {section and section + '.'}surprise" in refusal(folder)
 
 
-@pytest.mark.parametrize("key", sorted(set(BundleDescription.model_fields) - {"schema_version", "plans"} | {"files"}))
+REQUIRED = {name for name, field in BundleDescription.model_fields.items() if field.is_required()} | {"files"}
+
+
+@pytest.mark.parametrize("key", sorted(REQUIRED))
 def test_missing_key(folder: Path, key: str) -> None:
     edit_manifest(folder, lambda manifest: manifest.pop(key))
     assert f"bundle.json is not valid: {key}: Field required" in refusal(folder)

@@ -12,20 +12,24 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from export.precisions import PRECISIONS
 from export.tensorrt_parts import Part, adapter_part, llm_part
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.io import Bundle, open_bundle, write_bundle
-from models.bundle.schema import BundleDescription, PromptSection, VoiceSection
+from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
 from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
+from models.speech_decoders.whisper import WhisperDecoderSection, build_memory, read_tokens
+from models.speech_decoders.whisper import build_decoder as build_speech_decoder
+from models.speech_decoders.whisper import embedding_table as speech_embedding_table
 from tests.models.test_voice_onnx import WINDOW_SAMPLES, write_graph
 from tests.support.fakes.fake_models import END_TOKEN, tokeniser_definition
 from tests.support.simulated_gpu.builder import add_simulated_plan
 from tests.support.tiny.tiny_llama import tiny_llama
-from tests.support.tiny.tiny_whisper import WIDTH, arrays_of, random_encoder
+from tests.support.tiny.tiny_whisper import WIDTH, arrays_of, decoder_arrays, random_encoder, random_whisper
 from training.adapter import Adapter, AdapterConfig
 
 MAX_POSITIONS = 384
@@ -57,6 +61,54 @@ def write_speaking_bundle(folder: Path) -> TinyModels:
     np.save(folder / "embedding.npy", embedding_table(llama))
     write_graph(folder / "voice.onnx")
     write_bundle(folder, _describe(llama))
+    return tiny
+
+
+SPEECH_SPECIALS = (
+    "endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "nocaptions", "notimestamps",
+)  # fmt: skip
+
+
+def write_transcribing_bundle(folder: Path, precision: str = "fp32") -> TinyModels:
+    """The same with a random speech decoder, whose transcripts the LLM answers about."""
+    tiny = write_speaking_bundle(folder)
+    definition = tokeniser_definition()
+    text = [
+        token for token in definition["model"]["vocab"] if token not in {each["content"] for each in definition["added_tokens"]}
+    ]
+    vocabulary = {token: number for number, token in enumerate(text)}
+    specials = {f"<|{name}|>": len(vocabulary) + number for number, name in enumerate(SPEECH_SPECIALS)}
+    added = [{**definition["added_tokens"][0], "id": id, "content": name} for name, id in specials.items()]
+    speech = {**definition, "added_tokens": added, "model": {**definition["model"], "vocab": vocabulary}}
+    (folder / "speech_tokenizer.json").write_text(json.dumps(speech))
+    how = PRECISIONS[precision]
+    whisper = random_whisper(2, vocabulary=len(vocabulary) + len(specials), positions=448, std=0.25)
+    arrays = decoder_arrays(whisper)
+    arrays = how.prepare_speech_decoder(arrays)
+    build_speech_decoder(arrays, max_positions=448, linear=how.speech, head=how.head).save(folder / "speech_decoder.onnx")
+    build_memory(decoder_arrays(whisper), how.speech).save(folder / "speech_memory.onnx")
+    np.save(folder / "speech_embedding.npy", speech_embedding_table(arrays, np.float32))
+    config = {"lang_ids": [specials["<|en|>"], specials["<|de|>"]], "suppress_ids": [3], "suppress_ids_begin": [4]}
+    section = WhisperDecoderSection(
+        architecture="whisper",
+        precision=precision,
+        graph="speech_decoder.onnx",
+        memory_graph="speech_memory.onnx",
+        embedding="speech_embedding.npy",
+        tokeniser="speech_tokenizer.json",
+        layers=2,
+        embedding_size=WIDTH,
+        vocabulary_size=whisper.config.vocab_size,
+        max_positions=448,
+        max_states=1500,
+        tokens=SpeechTokens(**read_tokens(specials, config)),
+        translation_instructions=("Translate to English.",),
+    )
+    described = _describe(tiny.llama)
+    encoder = described.encoder.model_copy(update={"floor_s": 2.0, "silence_behind_s": 1.0})
+    (folder / "bundle.json").unlink()
+    update = {"encoder": encoder, "speech_decoder": section, "bridge": "transcript"}
+    write_bundle(folder, described.model_copy(update=update))
     return tiny
 
 

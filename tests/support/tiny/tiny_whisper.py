@@ -1,4 +1,4 @@
-"""A tiny random Whisper encoder, as transformers' module and as a CTranslate2 file."""
+"""Tiny random Whisper models, as transformers' modules and as CTranslate2's weights and file."""
 
 import struct
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import WhisperConfig
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 Array = npt.NDArray[Any]
@@ -68,6 +68,59 @@ def arrays_of(encoder: WhisperEncoder) -> dict[str, Array]:
     for source, target in norms.items():
         arrays[f"{target}/gamma"], arrays[f"{target}/beta"] = weights[f"{source}.weight"], weights[f"{source}.bias"]
     return arrays
+
+
+def random_whisper(
+    seed: int, *, vocabulary: int = 300, layers: int = 2, positions: int = 64, std: float = 0.3
+) -> WhisperForConditionalGeneration:
+    """A whole model, whose decoder has `layers` and reads states of the encoders above."""
+    torch.manual_seed(seed)
+    config = WhisperConfig(
+        vocab_size=vocabulary, d_model=WIDTH, encoder_layers=1, decoder_layers=layers, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=40,
+        max_target_positions=positions, num_mel_bins=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    model.eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def decoder_arrays(model: WhisperForConditionalGeneration) -> dict[str, Array]:
+    """The decoder's weights under CTranslate2's names, in float32."""
+    weights = {name.removeprefix("model.decoder."): value.detach() for name, value in model.state_dict().items()}
+    arrays: dict[str, Array] = {
+        "num_heads": np.array(model.config.decoder_attention_heads, np.int16),
+        "embeddings/weight": weights["embed_tokens.weight"].numpy(),
+        "projection/weight": weights["embed_tokens.weight"].numpy(),
+        "position_encodings/encodings": weights["embed_positions.weight"].numpy(),
+    }
+
+    def put(name: str, *sources: str) -> None:
+        for part in ("weight", "bias"):
+            zeros = torch.zeros(WIDTH)
+            pieces = [weights.get(f"{source}.{part}", zeros) for source in sources]
+            arrays[f"{name}/{part}"] = torch.cat(pieces).numpy()
+
+    def put_norm(name: str, source: str) -> None:
+        arrays[f"{name}/gamma"], arrays[f"{name}/beta"] = (weights[f"{source}.{part}"].numpy() for part in ("weight", "bias"))
+
+    for layer in range(model.config.decoder_layers):
+        old, new = f"layers.{layer}", f"layer_{layer}"
+        put(f"{new}/self_attention/linear_0", *(f"{old}.self_attn.{part}_proj" for part in "qkv"))
+        put(f"{new}/self_attention/linear_1", f"{old}.self_attn.out_proj")
+        put(f"{new}/attention/linear_0", f"{old}.encoder_attn.q_proj")
+        put(f"{new}/attention/linear_1", *(f"{old}.encoder_attn.{part}_proj" for part in "kv"))
+        put(f"{new}/attention/linear_2", f"{old}.encoder_attn.out_proj")
+        put(f"{new}/ffn/linear_0", f"{old}.fc1")
+        put(f"{new}/ffn/linear_1", f"{old}.fc2")
+        put_norm(f"{new}/self_attention/layer_norm", f"{old}.self_attn_layer_norm")
+        put_norm(f"{new}/attention/layer_norm", f"{old}.encoder_attn_layer_norm")
+        put_norm(f"{new}/ffn/layer_norm", f"{old}.final_layer_norm")
+    put_norm("layer_norm", "layer_norm")
+    return {f"decoder/{name}": array for name, array in arrays.items()}
 
 
 def write_ctranslate2(path: Path, arrays: dict[str, Array], aliases: dict[str, str] | None = None) -> None:

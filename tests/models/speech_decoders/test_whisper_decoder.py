@@ -1,0 +1,120 @@
+"""Whisper's decoder on ONNX Runtime: transformers' logits, and the same bits however it is run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from export.precisions import PRECISIONS
+from models.protocols import DecodeRow, Float32, PrefillRow
+from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
+from models.speech_decoders.whisper import build_decoder, build_memory, embedding_table, rotated_decoder
+from tests.support.tiny.tiny_whisper import WIDTH, decoder_arrays, random_whisper
+
+SLOTS, VOCABULARY, MAX_STATES = 4, 300, 300
+TOKENS = [1, 5, 17, 250, 9, 9, 33, 71, 71, 2]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> WhisperForConditionalGeneration:
+    return random_whisper(0, vocabulary=VOCABULARY)
+
+
+def open_decoder(oracle: WhisperForConditionalGeneration, folder: Path, precision: str) -> OnnxSpeechDecoder:
+    how = PRECISIONS[precision]
+    arrays = how.prepare_speech_decoder(decoder_arrays(oracle))
+    build_decoder(arrays, max_positions=64, linear=how.speech, head=how.head).save(folder / "decoder.onnx")
+    build_memory(decoder_arrays(oracle), how.speech).save(folder / "memory.onnx")
+    np.save(folder / "embedding.npy", embedding_table(arrays, np.float32))
+    files = folder / "decoder.onnx", folder / "memory.onnx", folder / "embedding.npy"
+    return OnnxSpeechDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
+
+
+@pytest.fixture(scope="module")
+def int8(oracle: WhisperForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> OnnxSpeechDecoder:
+    return open_decoder(oracle, tmp_path_factory.mktemp("int8"), "int8")
+
+
+def random_states(seed: int, count: int) -> Float32:
+    return np.random.default_rng(seed).normal(0, 1, (count, WIDTH)).astype(np.float32)
+
+
+def reference_logits(oracle: WhisperForConditionalGeneration, states: Float32, tokens: Sequence[int]) -> Float32:
+    encoded = BaseModelOutput(torch.from_numpy(states)[None])
+    with torch.no_grad():
+        logits: Float32 = oracle(encoder_outputs=encoded, decoder_input_ids=torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+def read_all(decoder: OnnxSpeechDecoder, slot: int, tokens: Sequence[int], position: int = 0) -> Float32:
+    (logits,) = decoder.prefill([PrefillRow(slot, position, decoder.embed(tokens), len(tokens))])
+    return logits
+
+
+@pytest.mark.parametrize("count", [5, 64, 130])
+def test_the_logits_are_those_of_transformers(oracle: WhisperForConditionalGeneration, tmp_path: Path, count: int) -> None:
+    decoder, states = open_decoder(oracle, tmp_path, "fp32"), random_states(1, count)
+    decoder.write_memory(2, states)
+    np.testing.assert_allclose(read_all(decoder, 2, TOKENS), reference_logits(oracle, states, TOKENS), atol=2e-4)
+
+
+def test_the_rotated_weights_give_the_same_logits(oracle: WhisperForConditionalGeneration, tmp_path: Path) -> None:
+    arrays, states = rotated_decoder(decoder_arrays(oracle)), random_states(1, 40)
+    build_decoder(arrays, max_positions=64).save(tmp_path / "decoder.onnx")
+    build_memory(decoder_arrays(oracle)).save(tmp_path / "memory.onnx")
+    np.save(tmp_path / "embedding.npy", embedding_table(arrays, np.float32))
+    files = tmp_path / "decoder.onnx", tmp_path / "memory.onnx", tmp_path / "embedding.npy"
+    decoder = OnnxSpeechDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
+    decoder.write_memory(0, states)
+    np.testing.assert_allclose(read_all(decoder, 0, TOKENS), reference_logits(oracle, states, TOKENS), atol=2e-3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    cuts=st.lists(st.integers(1, 4), min_size=3, max_size=10),
+    counts=st.lists(st.integers(1, MAX_STATES), min_size=SLOTS, max_size=SLOTS),
+)
+def test_a_row_has_the_same_bits_beside_others_and_in_pieces(int8: OnnxSpeechDecoder, cuts: list[int], counts: list[int]) -> None:
+    alone = []
+    for number, count in enumerate(counts):
+        int8.write_memory(0, random_states(number, count))
+        alone.append(read_all(int8, 0, TOKENS))
+    for number, count in enumerate(counts):
+        int8.write_memory(number, random_states(number, count))
+    done, together = 0, []
+    for cut in cuts:
+        piece = TOKENS[done : done + cut]
+        if piece:
+            together.append(int8.decode([DecodeRow(slot, done, piece) for slot in range(SLOTS)]))
+        done += len(piece)
+    for slot in range(SLOTS):
+        np.testing.assert_array_equal(np.concatenate([logits[slot] for logits in together]), alone[slot][:done])
+
+
+def test_the_memory_moves_with_the_slot(int8: OnnxSpeechDecoder) -> None:
+    int8.write_memory(0, random_states(0, 100))
+    expected = read_all(int8, 0, TOKENS)
+    int8.write_memory(0, random_states(1, 20))
+    int8.write_memory(1, random_states(0, 100))
+    read_all(int8, 1, TOKENS[:6])
+    int8.cache.move(1, 0, 6)
+    np.testing.assert_array_equal(read_all(int8, 0, TOKENS[6:], 6), expected[6:])
+
+
+def test_a_longer_memory_leaves_the_others_as_they_are(int8: OnnxSpeechDecoder) -> None:
+    int8.write_memory(0, random_states(0, 10))
+    expected = read_all(int8, 0, TOKENS)
+    int8.write_memory(1, random_states(1, MAX_STATES))
+    np.testing.assert_array_equal(read_all(int8, 0, TOKENS[5:], 5), expected[5:])
+
+
+@pytest.mark.parametrize("count", [0, MAX_STATES + 64])
+def test_memory_that_does_not_fit_is_refused(int8: OnnxSpeechDecoder, count: int) -> None:
+    with pytest.raises(ValueError, match="a slot holds 1 to"):
+        int8.write_memory(0, random_states(0, count))

@@ -1,0 +1,187 @@
+"""Transcripts by the speech decoder, and answers about them, on real sessions of a tiny random model."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.assemble import Models, load_models
+from models.bundle.io import open_bundle
+from models.protocols import Float32
+from server.engine.engine import LocalEngine
+from server.engine.runner import runner as runner_module
+from server.engine.types.events import Delta, Done, Event, Failed
+from server.engine.types.options import Constraint, Priority, SamplingOptions
+from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest
+from tests.support.tiny.tiny_bundle import write_transcribing_bundle
+
+TRANSCRIBE, TRANSLATE, ASK = "Transcribe the speech to text.", "Translate to English.", "Who speaks?"
+SLOTS = 3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("transcribing") / "bundle"
+    write_transcribing_bundle(folder, "int8")
+    return load_models(open_bundle(folder), slots=SLOTS, threads=1)
+
+
+@pytest.fixture
+def engine(models: Models) -> Iterator[LocalEngine]:
+    engine = LocalEngine(models, 16_000, 30.0, queue_limit=32)
+    engine.start()
+    yield engine
+    engine.drain(5.0)
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model's text is never likely: have it be taken all the same."""
+    monkeypatch.setattr(runner_module, "LEAST_MEAN_LOGPROB", -100.0)
+    monkeypatch.setattr(runner_module, "is_loop", lambda _text: False)
+
+
+class Call:
+    """One request, and what comes back."""
+
+    def __init__(self, engine: LocalEngine, number: int, audio: Float32, instruction: str, **options: Any) -> None:
+        self.events: list[Event] = []
+        self.ended = threading.Event()
+        sampling = options.pop("sampling", SamplingOptions(max_tokens=24))
+        engine.submit(InstructRequest(f"r{number}", audio, instruction, sampling, **options), self.take)
+
+    def take(self, event: Event) -> None:
+        self.events.append(event)
+        if not isinstance(event, Delta):
+            self.ended.set()
+
+    @property
+    def done(self) -> Done:
+        assert self.ended.wait(60)
+        last = self.events[-1]
+        assert isinstance(last, Done), last
+        assert "".join(event.text for event in self.events if isinstance(event, Delta)) == last.text
+        return last
+
+
+def noise(seed: int, seconds: float = 0.9) -> Float32:
+    return np.random.default_rng(seed).normal(0, 0.2, round(seconds * 16_000)).astype(np.float32)
+
+
+def answers(engine: LocalEngine, first: int, **options: Any) -> list[tuple[str, str, str | None]]:
+    """Ask for transcripts, translations and answers, all at once."""
+    calls = [
+        Call(engine, first + number, noise(number, 0.4 + 0.3 * number), (TRANSCRIBE, TRANSLATE, ASK)[number % 3], **options)
+        for number in range(7)
+    ]
+    return [(call.done.text, call.done.finish_reason, call.done.language) for call in calls]
+
+
+@pytest.mark.usefixtures("once")
+def test_drafted_is_undrafted_and_together_is_alone(engine: LocalEngine) -> None:
+    together = answers(engine, 0)
+    assert any(text for text, _, _ in together)
+    assert answers(engine, 10, draft="off") == together
+    alone = []
+    for number in range(7):
+        instruction = (TRANSCRIBE, TRANSLATE, ASK)[number % 3]
+        done = Call(engine, 20 + number, noise(number, 0.4 + 0.3 * number), instruction).done
+        alone.append((done.text, done.finish_reason, done.language))
+    assert alone == together
+
+
+@pytest.mark.usefixtures("once")
+def test_what_is_preempted_says_the_same(engine: LocalEngine) -> None:
+    expected = answers(engine, 0)
+    batch = [
+        Call(engine, 100 + n, noise(n, 0.4 + 0.3 * n), (TRANSCRIBE, TRANSLATE, ASK)[n % 3], priority=Priority.BATCH)
+        for n in range(7)
+    ]
+    urgent = [Call(engine, 200 + n, noise(n), TRANSCRIBE, priority=Priority.LIVE) for n in range(4)]
+    assert all(call.done for call in urgent)
+    assert [(call.done.text, call.done.finish_reason, call.done.language) for call in batch] == expected
+
+
+@pytest.mark.usefixtures("once")
+def test_the_task_and_the_language_change_the_text(engine: LocalEngine) -> None:
+    texts = {
+        (instruction, language): Call(engine, number, noise(5, 2.0), instruction, language=language).done
+        for number, (instruction, language) in enumerate([(TRANSCRIBE, "en"), (TRANSCRIBE, "de"), (TRANSLATE, "de")])
+    }
+    assert len({done.text for done in texts.values()}) == len(texts)
+    assert [done.language for done in texts.values()] == ["en", "de", "de"]
+
+
+def test_a_language_that_the_model_does_not_know_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidRequest, match="language") as caught:
+        Call(engine, 0, noise(0), TRANSCRIBE, language="xx")
+    assert caught.value.param == "language"
+
+
+@pytest.mark.usefixtures("once")
+def test_an_instruction_is_answered_by_the_llm_about_the_transcript(engine: LocalEngine, models: Models) -> None:
+    audio = noise(3, 1.5)
+    transcript = Call(engine, 0, audio, TRANSCRIBE, sampling=SamplingOptions(max_tokens=224)).done
+    answer = Call(engine, 1, audio, ASK).done
+    assert transcript.text
+    assert answer.text != transcript.text
+    assert answer.usage.audio_frames == len(models.tokeniser.encode(transcript.text))
+    assert answer.language == transcript.language
+
+
+@pytest.mark.usefixtures("once")
+def test_a_constraint_is_followed_by_the_llm(engine: LocalEngine) -> None:
+    sampling = SamplingOptions(constraint=Constraint("choice", '["yes", "no"]'))
+    assert Call(engine, 0, noise(1), TRANSCRIBE, sampling=sampling).done.text in ("yes", "no")
+
+
+def test_an_unlikely_transcript_is_written_again_and_the_last_one_stands(engine: LocalEngine) -> None:
+    done = [Call(engine, number, noise(4, 1.2), TRANSCRIBE).done for number in range(2)]
+    assert done[0].text == done[1].text
+    assert done[0].speculation.llm_passes == done[1].speculation.llm_passes > 6
+
+
+@pytest.mark.usefixtures("once")
+def test_log_probabilities_are_those_of_the_text_alone(engine: LocalEngine) -> None:
+    sampling = SamplingOptions(max_tokens=12, logprobs=2)
+    done = Call(engine, 0, noise(2, 1.5), TRANSCRIBE, sampling=sampling).done
+    assert done.logprobs is not None
+    assert b"".join(each.bytes for each in done.logprobs).decode(errors="replace").strip() == done.text
+    assert len(done.logprobs) == done.usage.output_tokens
+    assert all(each.logprob <= 0 and len(each.top) == 2 for each in done.logprobs)
+
+
+@pytest.mark.usefixtures("once")
+def test_a_transcript_ends_at_a_stop_string(engine: LocalEngine) -> None:
+    whole = Call(engine, 0, noise(2, 1.5), TRANSCRIBE).done.text
+    stop = whole[len(whole) // 2 :][:2]
+    done = Call(engine, 1, noise(2, 1.5), TRANSCRIBE, sampling=SamplingOptions(max_tokens=24, stop=(stop,))).done
+    assert done.finish_reason == "stop"
+    assert done.text == whole[: whole.index(stop)].strip()
+
+
+def test_a_decoder_that_fails_fails_its_request_alone(
+    engine: LocalEngine, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = models.require_speech().decoder
+    write = decoder.write_memory
+
+    def fail_on_long(slot: int, states: Float32) -> None:
+        if len(states) > 200:
+            raise RuntimeError("out of order")
+        write(slot, states)
+
+    monkeypatch.setattr(decoder, "write_memory", fail_on_long)
+    bad, good = Call(engine, 0, noise(0, 5.0), TRANSCRIBE), Call(engine, 1, noise(1), TRANSCRIBE)
+    assert good.done
+    assert bad.ended.wait(60)
+    assert isinstance(bad.events[-1], Failed)
+
+
+def test_the_speech_decoder_comes_before_the_llm(models: Models) -> None:
+    assert models.decoders == (models.require_speech().decoder, models.llm)
+    assert replace(models, speech=None).decoders == (models.llm,)
