@@ -7,6 +7,9 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
+# Each needs about 2 GiB of memory.
+TEST_PROCESSES ?= 2
+
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
@@ -16,7 +19,7 @@ serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
 
 test: lint
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	@$(VENV)/bin/ruff check .

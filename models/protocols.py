@@ -199,8 +199,8 @@ class LLM(Decoder, Protocol):
 class SpeechDecoder(Decoder, Protocol):
     """The decoder of the speech foundation model: besides its own tokens it attends to the encoder's states, its memory.
 
-    `embed` gives the embeddings of tokens alone; positions are added by `prefill` and `decode`. What a position sees of the
-    memory is always the whole of it.
+    `embed` gives the embeddings of tokens alone; positions are added by `prefill` and `decode`. Every position sees the whole
+    memory.
     """
 
     def write_memory(self, slot: int, states: EncoderStates) -> None:

@@ -5,6 +5,12 @@ import sys
 
 from hypothesis import settings
 
+# Several processes share the cores where the suite runs in several (`-n`): one thread each, in whatever computes. The libraries
+# read this at their import.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
 # Triton decides at its import, for good: here its kernels run in the interpreter, on CPU tensors. Tests on a GPU set it to 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

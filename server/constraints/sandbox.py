@@ -24,10 +24,10 @@ KEPT_VERDICTS = 16
 # A client rests so many times the CPU time that its constraint took: all of its constraints take at most a tenth of a core here,
 # and as much in the engine.
 REST_PER_CPU_TIME = 9.0
-# What a constraint took that a child did not survive: a little more than `worker.MAX_CPU_S`.
+# The CPU time charged for a constraint that a child did not survive: a little more than `worker.MAX_CPU_S`.
 LOST_CPU_S = 0.5
 
-# What is wrong with a constraint, or None, and the CPU time that it took to find out.
+# The fault of a constraint, or None, and the CPU time that it took to find out.
 Verdict = tuple[str | None, float]
 
 

@@ -17,7 +17,7 @@ from server.child_process import announce_ready, confine, limit_cpu
 # CPU time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
 MAX_CPU_S = 0.4
 MAX_MEMORY_BYTES = 2**30
-# Where decoding keeps all cores busy, constraints get about a tenth of one.
+# Constraints get about a tenth of a core while decoding keeps all of them busy.
 NICENESS = 10
 
 
