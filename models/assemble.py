@@ -109,6 +109,9 @@ class Models:
         The vectors make the LLM copy the speech. Without them the LLM treats the speech as text, which suits any other
         instruction.
         """
+        if self.bridge == "transcript":
+            none = np.empty((0, self.llm.embedding_size), np.float32)
+            return none, none
         before, after = self.projector.boundary_before, self.projector.boundary_after
         return (before, after) if self.transcribes(instruction) else (before[:0], after[:0])
 

@@ -22,9 +22,11 @@ def main() -> None:
     parser.add_argument("--blank-threshold", type=float, default=0.5, help="frames with a larger P(blank) are dropped")
     arguments = parser.parse_args()
     adapter = load_adapter(arguments.checkpoint)
-    config = {**asdict(adapter.config), "blank_threshold": arguments.blank_threshold}
-    if adapter.config.targets == "llm":
-        config["boundary_instructions"] = TRANSCRIBE
+    config = {
+        **asdict(adapter.config),
+        "blank_threshold": arguments.blank_threshold,
+        "boundary_instructions": TRANSCRIBE,
+    }
     weights = {name: weight.to(torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
     save_file(weights, arguments.out, metadata={"config": json.dumps(config)})
     print(

@@ -9,7 +9,7 @@ from models.text.tokeniser import Tokeniser
 
 @dataclass(frozen=True)
 class SpeechModel:
-    """What an engine needs to have transcripts written by the speech foundation model itself."""
+    """The parts with which an engine has transcripts written by the speech foundation model itself."""
 
     decoder: SpeechDecoder
     tokeniser: Tokeniser

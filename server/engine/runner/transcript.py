@@ -69,7 +69,7 @@ class TranscriptConstraint(TokenConstraint):
 
 
 class TranscriptDraft:
-    """What was heard, as a draft of control tokens and text, realigned word by word. The protocol is `speculation.Draft`."""
+    """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`."""
 
     def __init__(self, speech: SpeechModel, control: Sequence[int], text: str) -> None:
         self._control = tuple(control)

@@ -27,7 +27,7 @@ class Scheduler:
     """wait -> encode -> hold (while no slot is free) -> prefill -> decode until `finish_request`, or the next decoder's hold.
 
     There may be several decoders, each with as many slots; a request passes those that its entry names, one after the other.
-    What follows holds for each decoder by itself.
+    All the rest holds for each decoder by itself.
 
     Requests are encoded by priority, then as `FairQueue` has it. Slots go by priority, then by rank, then first come, first
     served. The rank of a request is how many others of its client come before it, so a client with nothing running goes before
