@@ -184,13 +184,18 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     return models
 
 
-def load_speech_decoder(bundle: Bundle, slots: int, threads: int) -> SpeechDecoder | None:
-    """Load the bundle's speech decoder, if it has one, on the CPU. Raises as `load_models` does."""
+def load_speech_decoder(
+    bundle: Bundle, slots: int, threads: int, open_decoder: Callable[..., OnnxSpeechDecoder] = OnnxSpeechDecoder
+) -> SpeechDecoder | None:
+    """Load the bundle's speech decoder, if it has one, on the CPU. Raises as `load_models` does.
+
+    `open_decoder` takes what `OnnxSpeechDecoder` takes.
+    """
     section = bundle.manifest.speech_decoder
     if section is None:
         return None
     graph, memory, embedding = (bundle.path(name) for name in (section.graph, section.memory_graph, section.embedding))
-    decoder = OnnxSpeechDecoder(graph, memory, embedding, max_states=section.max_states, slots=slots, threads=threads)
+    decoder = open_decoder(graph, memory, embedding, max_states=section.max_states, slots=slots, threads=threads)
     bundle.require_values(section, "speech_decoder", section.graph, section.graph_values(decoder.shapes))
     return decoder
 

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from models.assemble import Models, chain_models, read_trained
+from models.assemble import Models, chain_models, load_speech_decoder, read_trained
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
@@ -19,6 +20,7 @@ from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
+from models.runtimes.cuda.speech_decoder_host import HostSpeechDecoder
 from models.runtimes.cuda.tensorrt_library import Builder, TensorRTError
 from models.runtimes.cuda.utterances import FRAMES_PER_STATE
 
@@ -71,6 +73,7 @@ def load_models_on(
         encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
         projector=load_adapter(device, stream, bundle, adapter_runtime),
         llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
+        speech_decoder=load_speech_decoder(bundle, slots, threads, partial(HostSpeechDecoder, device)),
     )
     return replace(models, encodes_beside=True, check=device.check)
 
@@ -103,6 +106,10 @@ def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encode
 def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Projector:
     """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
+    if manifest.projector.vocabulary != "llm":
+        raise BackendError(
+            f"Bundle {bundle.folder} drafts in the speech decoder's tokens, which the GPU's adapters do not know yet."
+        )
     trained = read_trained(bundle)
     embedding = np.load(bundle.path(manifest.llm.embedding), mmap_mode="r")
     if runtime == "tensorrt":

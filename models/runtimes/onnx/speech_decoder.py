@@ -34,10 +34,14 @@ class CrossMemory:
         size = self.span * self._width
         return self._arenas[name, first * size : (first + count) * size].reshape(count, self.span, self._width)
 
-    def claim(self, slot: int, states: int) -> list[Float32]:
-        """Return for every name where to write a slot's states [states, width]. Raises `ValueError` where there are too many."""
+    def require_room(self, states: int) -> None:
+        """Raise `ValueError` unless a slot holds so many states."""
         if not 0 < states <= self.max_states:
             raise ValueError(f"{states} states, a slot holds 1 to {self.max_states}")
+
+    def claim(self, slot: int, states: int) -> list[Float32]:
+        """Return for every name where to write a slot's states [states, width]. Raises `ValueError` where there are too many."""
+        self.require_room(states)
         span = -(-states // SPAN_STEP) * SPAN_STEP
         self.lengths[slot:] = 0
         if span > self.span or slot == 0:
