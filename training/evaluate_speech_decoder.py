@@ -4,7 +4,7 @@
 
 Prints how often transcripts and tokens are the same as the other bundle's and as CTranslate2's, which the cache holds, the word
 error rates, and how often Whisper's own checks of language, silence and loops would be right. Every transcript is greedy. Then
-the time of a pass: the least of several, for other work disturbs the rest.
+the processor time of a pass, which is its time on an idle machine with `--threads 1`: the least of several.
 """
 
 import argparse
@@ -179,7 +179,7 @@ def measure_silence(models: Models, rate_hz: int) -> str:
 
 
 def measure_passes(models: Models) -> str:
-    """Return a table of milliseconds: rows are passes, columns are seconds of audio in the memory."""
+    """Return a table of processor time: lines are passes, columns are how much audio the memory holds."""
     decoder, rng = models.require_speech().decoder, np.random.default_rng(0)
     table: dict[str, list[float]] = defaultdict(list)
     width = decoder.embedding_size
@@ -193,15 +193,15 @@ def measure_passes(models: Models) -> str:
             batch = [PrefillRow(slot, 0 if tokens == 34 else 30, embeddings, tokens) for slot in range(count)]
             table[f"{count} x {tokens} tokens"].append(least_ms(partial(decoder.prefill, batch)))
     rows = [[name, *(f"{time_ms:.1f}" for time_ms in times)] for name, times in table.items()]
-    return markdown.table(["pass, ms", "5 s", "10 s"], rows)
+    return markdown.table(["pass, ms of a processor", "5 s of audio", "10 s"], rows)
 
 
 def least_ms(run: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEATS):
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         run()
-        times.append(time.perf_counter() - started_s)
+        times.append(time.process_time() - started_s)
     return 1000 * min(times)
 
 
