@@ -149,10 +149,24 @@ def row_linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> s
     largest = graph.node("ReduceMax", graph.node("Abs", value), graph.weight("row.axis", np.array([-1], np.int64)), keepdims=1)
     step, zero = graph.weight("row.step", np.array(1 / 127, np.float32)), graph.weight("row.zero", np.array(128, np.uint8))
     rounded = graph.node("QuantizeLinear", graph.node("Div", value, largest), step, zero)
-    scales = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
-    levels = np.rint(weight / scales[:, None]).astype(np.int8).T
-    constants = [graph.weight(f"{name}.levels", np.ascontiguousarray(levels)), step, graph.weight(f"{name}.scales", scales), zero]
+    levels, scales = _quantise_rows(weight)
+    constants = [graph.weight(f"{name}.levels", levels), step, graph.weight(f"{name}.scales", scales), zero]
     return graph.node("Mul", graph.node("MatMulIntegerToFloat", rounded, *constants, domain="com.microsoft"), largest)
+
+
+def _quantise_rows(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
+    """Return 8-bit levels [inputs, outputs] and scales [outputs], some rows at a time so that a head needs little memory."""
+    outputs, inputs = weight.shape
+    levels, scales = np.empty((inputs, outputs), np.int8), np.empty(outputs, np.float32)
+    for first in range(0, outputs, ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        part = weight[rows]
+        scales[rows] = np.maximum(np.abs(part).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
+        levels[:, rows] = np.rint(part / scales[rows, None]).astype(np.int8).T
+    return levels, scales
+
+
+ROWS_AT_ONCE = 4096
 
 
 def linear_by_name(special: Mapping[str, Linear], rest: Linear) -> Linear:

@@ -132,7 +132,7 @@ class GraphBuilder:
         tensors = []
         with data_path.open("wb") as data:
             for name, given in self._weights.items():
-                array = given.astype(self.float_type) if given.dtype == np.float32 else given
+                array = given.astype(self.float_type, copy=False) if given.dtype == np.float32 else given
                 if array.nbytes < EXTERNAL_FROM_BYTES:
                     tensors.append(onnx.numpy_helper.from_array(array, name))
                     continue

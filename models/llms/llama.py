@@ -20,8 +20,9 @@ write_index + S <= P. Slot memory must hold finite numbers from the start: what 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 from models.bundle.schema import GraphValues, LlmSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.rotation import spreading_rotation
+from models.graph.rotation import Rotation, spreading_rotation
 from models.graph.writer import GraphBuilder, Shape
 
 DEFAULT_MAX_POSITIONS = 1024
@@ -84,41 +85,90 @@ class LlamaConfig:
     tied: bool
 
 
+class LazyWeights(Mapping[str, Float32]):
+    """Weights by name, each computed whenever it is read: a large model is never whole in memory."""
+
+    def __init__(self, compute: Mapping[str, Callable[[], Float32]]) -> None:
+        self._compute = compute
+
+    def __getitem__(self, name: str) -> Float32:
+        return self._compute[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._compute
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._compute)
+
+    def __len__(self) -> int:
+        return len(self._compute)
+
+
 @dataclass(frozen=True)
 class Llama:
     """A model as read: `weights` by Hugging Face names; `lm_head.weight` is absent where the head is tied."""
 
     config: LlamaConfig
-    weights: dict[str, Float32]
+    weights: Mapping[str, Float32]
 
 
 def rotated(model: Llama) -> Llama:
     """A model that computes the same from the same embeddings: `INPUT_ROTATION` takes them into its rotated stream."""
-    config = model.config
-    weights = {name: array.astype(np.float64) for name, array in model.weights.items()}
+    config, given = model.config, model.weights
     stream, values = spreading_rotation(config.embedding_size), spreading_rotation(config.head_size)
-    if config.tied:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    weights["lm_head.weight"] = weights["lm_head.weight"] * weights["model.norm.weight"] @ stream.T
-    weights["model.norm.weight"] = np.ones(config.embedding_size)
-    weights[INPUT_ROTATION] = stream
+    rotated_weights: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
+
+    def ones() -> Float32:
+        return np.ones(config.embedding_size, np.float32)
+
+    def reader(name: str, norm: str) -> Float32:
+        gain = given[norm].astype(np.float64)
+        return _by_rows(given[name], lambda rows: stream.turn(rows * gain))
+
+    def value(name: str, norm: str) -> Float32:
+        return _turn_heads(reader(name, norm).T, values).T
+
+    def value_bias(name: str) -> Float32:
+        bias: Float32 = _turn_heads(given[name][None], values)[0]
+        return bias
+
+    def writer(name: str) -> Float32:
+        weight = _turn_heads(given[name], values) if "o_proj" in name else given[name]
+        return np.ascontiguousarray(_by_rows(weight.T, stream.turn).T)
+
+    rotated_weights["lm_head.weight"] = partial(reader, EMBEDDING if config.tied else "lm_head.weight", "model.norm.weight")
+    rotated_weights["model.norm.weight"] = ones
+    rotated_weights[INPUT_ROTATION] = lambda: stream.matrix.astype(np.float32)
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}."
         for norm, readers in READERS.items():
-            gain = weights[f"{prefix}{norm}.weight"]
-            weights[f"{prefix}{norm}.weight"] = np.ones(config.embedding_size)
-            for reader in readers:
-                weights[f"{prefix}{reader}.weight"] = weights[f"{prefix}{reader}.weight"] * gain @ stream.T
-        for writer in WRITERS:
-            weights[f"{prefix}{writer}.weight"] = stream @ weights[f"{prefix}{writer}.weight"]
-        value, output = f"{prefix}self_attn.v_proj.weight", f"{prefix}self_attn.o_proj.weight"
-        by_head = weights[value].reshape(config.key_value_heads, config.head_size, config.embedding_size)
-        weights[value] = (values @ by_head).reshape(-1, config.embedding_size)
-        by_head = weights[output].reshape(config.embedding_size, config.heads, config.head_size)
-        weights[output] = (by_head @ values.T).reshape(config.embedding_size, -1)
-    singles = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
-    singles["model.embed_tokens.weight"] = model.weights["model.embed_tokens.weight"]
-    return Llama(dataclasses.replace(config, tied=False), singles)
+            rotated_weights[f"{prefix}{norm}.weight"] = ones
+            for each in readers:
+                fold = value if each.endswith("v_proj") else reader
+                rotated_weights[f"{prefix}{each}.weight"] = partial(fold, f"{prefix}{each}.weight", f"{prefix}{norm}.weight")
+        for each in WRITERS:
+            rotated_weights[f"{prefix}{each}.weight"] = partial(writer, f"{prefix}{each}.weight")
+        bias = f"{prefix}self_attn.v_proj.bias"
+        if bias in given:
+            rotated_weights[bias] = partial(value_bias, bias)
+    return Llama(dataclasses.replace(config, tied=False), LazyWeights(rotated_weights))
+
+
+ROWS_AT_ONCE = 4096
+
+
+def _by_rows(weight: Float32, function: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Float32:
+    """Apply a function to the rows in float64, some at a time."""
+    result = np.empty(weight.shape, np.float32)
+    for first in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        result[rows] = function(weight[rows].astype(np.float64))
+    return result
+
+
+def _turn_heads(rows: Float32, rotation: Rotation) -> Float32:
+    """Turn each head of rows [n, heads * head_size]."""
+    return _by_rows(rows.reshape(-1, rotation.size), rotation.turn).reshape(rows.shape)
 
 
 MASKED = np.float32(-1e30)

@@ -12,7 +12,7 @@ from models.protocols import Float32, PrefillRow
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
 from tests.models.graph.test_linear import product
-from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama
+from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen
 from tests.support.tiny.tiny_whisper import MEL_BINS, arrays_of, random_encoder
 
 TOKENS = list(range(30))
@@ -28,17 +28,23 @@ def logits(model: Llama, linear: Linear, folder: Path) -> Float32:
 
 
 def test_rotations_are_orthogonal_and_that_of_the_encoder_keeps_the_mean() -> None:
-    for rotation in (random_rotation(48), spreading_rotation(48), spreading_rotation(10), mean_preserving_rotation(48)):
+    spreading = [spreading_rotation(size).matrix for size in (48, 10, 56)]
+    for rotation in (random_rotation(48), *spreading, mean_preserving_rotation(48)):
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-12)
     np.testing.assert_allclose(mean_preserving_rotation(48) @ np.ones(48), np.ones(48), atol=1e-12)
 
 
+def test_a_rotation_by_its_factors_is_the_product_with_its_matrix() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 896))
+    for size in (896, 64, 7):
+        rotation = spreading_rotation(size)
+        np.testing.assert_allclose(rotation.turn(rows[:, :size]), rows[:, :size] @ rotation.matrix.T, atol=1e-12)
+
+
 def test_a_rotated_model_gives_the_same_logits(tmp_path: Path) -> None:
-    for tied in (True, False):
-        model, _ = tiny_llama(tied=tied)
-        np.testing.assert_allclose(
-            logits(rotated(model), float32_linear, tmp_path), logits(model, float32_linear, tmp_path), atol=1e-4
-        )
+    for model, _ in (tiny_llama(tied=True), tiny_llama(tied=False), tiny_qwen()):
+        expected = logits(model, float32_linear, tmp_path)
+        np.testing.assert_allclose(logits(rotated(model), float32_linear, tmp_path), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_rotated_encoder_gives_the_same_states(tmp_path: Path) -> None:
