@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from models.bundle.io import Bundle
+from models.bundle.schema import LlmSection, SpeechDecoderSection, dimension
 from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
 from models.protocols import (
     LLM,
@@ -197,6 +198,9 @@ def load_speech_decoder(
     graph, memory, embedding = (bundle.path(name) for name in (section.graph, section.memory_graph, section.embedding))
     decoder = open_decoder(graph, memory, embedding, max_states=section.max_states, slots=slots, threads=threads)
     bundle.require_values(section, "speech_decoder", section.graph, section.graph_values(decoder.shapes))
+    bundle.require_values(section, "speech_decoder", section.memory_graph, section.memory_values(decoder.memory_shapes))
+    width = {"width": dimension(decoder.memory_shapes, "states", -1)}
+    bundle.require_values(bundle.manifest.encoder, "encoder", section.memory_graph, width)
     return decoder
 
 
@@ -222,16 +226,13 @@ def chain_models(
     bundle.require_values(manifest, "", f"the front end {manifest.encoder.features}", {"sample_rate_hz": features.sample_rate_hz})
     voice = look_up(VADS, manifest.voice.architecture)(bundle.path(manifest.voice.graph), manifest.voice.window_samples)
     bundle.require_values(manifest.voice, "voice", manifest.voice.graph, voice.graph_values)
-    tokeniser = Tokeniser.from_file(bundle.path(manifest.llm.tokeniser))
-    if tokeniser.vocabulary_size > manifest.llm.vocabulary_size:
-        found = {"vocabulary_size": tokeniser.vocabulary_size}
-        bundle.require_values(manifest.llm, "llm", manifest.llm.tokeniser, found)
+    tokeniser = _open_tokeniser(bundle, manifest.llm, "llm")
     instructions = manifest.projector.boundary_instructions
     frame_s = manifest.projector.subsampling / manifest.encoder.states_per_s
     speech, vocabulary = None, manifest.projector.vocabulary
     timed_tokeniser, timed_vocabulary = tokeniser, manifest.llm.vocabulary_size
     if (section := manifest.speech_decoder) and speech_decoder is not None:
-        speech = SpeechModel(speech_decoder, Tokeniser.from_file(bundle.path(section.tokeniser)), section.tokens)
+        speech = SpeechModel(speech_decoder, _open_tokeniser(bundle, section, "speech_decoder"), section.tokens)
         if vocabulary == "speech_decoder":
             timed_tokeniser, timed_vocabulary = speech.tokeniser, section.vocabulary_size
     pads = manifest.encoder.floor_s or manifest.encoder.silence_behind_s
@@ -262,6 +263,14 @@ def chain_models(
         if pads
         else None,
     )
+
+
+def _open_tokeniser(bundle: Bundle, section: LlmSection | SpeechDecoderSection, place: str) -> Tokeniser:
+    """Return the tokeniser of a decoder, whose logits must be as many as its tokens at least."""
+    tokeniser = Tokeniser.from_file(bundle.path(section.tokeniser))
+    if tokeniser.vocabulary_size > section.vocabulary_size:
+        bundle.require_values(section, place, section.tokeniser, {"vocabulary_size": tokeniser.vocabulary_size})
+    return tokeniser
 
 
 def _require_rates(bundle: Bundle, models: Models) -> None:

@@ -206,6 +206,6 @@ class SpeechDecoder(Decoder, Protocol):
     def write_memory(self, slot: int, states: EncoderStates) -> None:
         """Write the keys and values of an utterance's states [states, width] to a slot; `cache.move` takes them along.
 
-        Call it before the slot's first `prefill`.
+        Call it before the slot's first `prefill`. It forgets the memories of later slots: write several in the order of slots.
         """
         ...

@@ -145,6 +145,10 @@ class SpeechDecoderSection(ModelSection):
     tokens: SpeechTokens
     translation_instructions: tuple[str, ...] = ()
 
+    def memory_values(self, shapes: Shapes) -> GraphValues:
+        """Return the memory graph's own values, as `graph_values` does the graph's."""
+        raise NotImplementedError
+
 
 class LlmSection(ModelSection):
     """A frozen LLM with K/V slots. `embedding` is its input embedding table [vocabulary_size, embedding_size]."""
@@ -271,6 +275,13 @@ class BundleDescription(Section):
             raise ValueError("projector.embedding_size differs from llm.embedding_size")
         if self.voice.sample_rate_hz != self.sample_rate_hz:
             raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
+        if speech := self.speech_decoder:
+            tokens = speech.tokens.model_dump()
+            listed = (*tokens.pop("languages").values(), *tokens.pop("suppressed"), *tokens.pop("suppressed_first"))
+            if max((*listed, *tokens.values())) >= speech.vocabulary_size:
+                raise ValueError("speech_decoder.tokens holds a token id outside the vocabulary")
+            if speech.max_states < self.max_audio_s * self.encoder.states_per_s:
+                raise ValueError("speech_decoder.max_states is less than what max_audio_s of audio has")
         prompt = self.prompt
         if max((*prompt.prefix, *prompt.after_instruction, *prompt.suffix, *prompt.end_tokens)) >= self.llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")

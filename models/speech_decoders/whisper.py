@@ -45,6 +45,12 @@ class WhisperDecoderSection(SpeechDecoderSection):
             "max_positions": dimension(shapes, "key_0", 1),
         }
 
+    def memory_values(self, shapes: Shapes) -> GraphValues:
+        return {
+            "layers": sum(name.startswith("cross_key_") for name in shapes),
+            "embedding_size": dimension(shapes, "cross_key_0", 1),
+        }
+
 
 @dataclass(frozen=True)
 class WhisperDecoderConfig:

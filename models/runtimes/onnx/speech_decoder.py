@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.llms.llama import SPAN_STEP
 from models.protocols import BackendError, Float32, PrefillRow
 from models.runtimes.onnx.llm import NumpyKVCache, OnnxLLM
-from models.runtimes.onnx.session import open_session
+from models.runtimes.onnx.session import open_session, tensor_shapes
 
 
 class CrossMemory:
@@ -91,6 +91,7 @@ class OnnxSpeechDecoder(OnnxLLM):
     def __init__(self, graph: Path, memory: Path, embeddings: Path, *, max_states: int, slots: int = 8, threads: int = 2) -> None:
         super().__init__(graph, embeddings, slots=slots, threads=threads)
         self._memory_session = open_session(memory, threads)
+        self.memory_shapes = tensor_shapes(self._memory_session)
         self._cross_names = [value.name for value in self._memory_session.get_outputs()]
         _, *slot_shape = self.shapes["key_0"]
         self._cross = CrossMemory(len(self._cross_names), slots, max_states, slot_shape[-1])

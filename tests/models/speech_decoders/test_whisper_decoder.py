@@ -118,3 +118,55 @@ def test_a_longer_memory_leaves_the_others_as_they_are(int8: OnnxSpeechDecoder) 
 def test_memory_that_does_not_fit_is_refused(int8: OnnxSpeechDecoder, count: int) -> None:
     with pytest.raises(ValueError, match="a slot holds 1 to"):
         int8.write_memory(0, random_states(0, count))
+
+
+START, LANGUAGE, TRANSCRIBE, TRANSLATE, LAST = 1, 5, 7, 8, 9
+LENGTH = 24
+
+
+def write_greedily(decoder: OnnxSpeechDecoder, slot: int, prompt: list[int], draft: list[int]) -> list[int]:
+    """Write `LENGTH` tokens; before each pass the rest of the draft is proposed, of which the first tokens may stand."""
+    rows, proposed = read_all(decoder, slot, prompt)[-1:], [0]
+    written: list[int] = []
+    while len(written) < LENGTH:
+        for logits, token in zip(rows, [*proposed[1:], None], strict=True):
+            written.append(int(logits.argmax()))
+            if written[-1] != token:
+                break
+        proposed = [written[-1], *draft[len(written) : LENGTH]]
+        rows = read_all(decoder, slot, proposed, len(prompt) + len(written) - 1)
+    return written[:LENGTH]
+
+
+@pytest.mark.parametrize("task", [TRANSCRIBE, TRANSLATE])
+def test_the_text_is_that_of_transformers_with_any_draft(
+    oracle: WhisperForConditionalGeneration, tmp_path: Path, task: int
+) -> None:
+    decoder, states = open_decoder(oracle, tmp_path, "fp32"), random_states(6, 90)
+    prompt = [START, LANGUAGE, task, LAST]
+    expected: list[int] = []
+    for _ in range(LENGTH):
+        expected.append(int(reference_logits(oracle, states, [*prompt, *expected])[-1].argmax()))
+    assert len(set(expected)) > 3
+    half_right = [token if number % 5 else token ^ 1 for number, token in enumerate(expected)]
+    for draft in ([], expected, half_right, [3] * LENGTH):
+        decoder.write_memory(1, states)
+        assert write_greedily(decoder, 1, prompt, draft) == expected
+
+
+def test_a_preempted_slot_goes_on_in_another_with_its_memory_written_again(int8: OnnxSpeechDecoder) -> None:
+    int8.write_memory(1, random_states(0, 100))
+    expected = read_all(int8, 1, TOKENS)
+    state = int8.cache.read(1, 6)
+    for slot, count in enumerate((30, 200, 7)):
+        int8.write_memory(slot, random_states(20 + slot, count))
+        read_all(int8, slot, TOKENS[::-1])
+    int8.write_memory(3, random_states(0, 100))
+    int8.cache.write(3, state)
+    np.testing.assert_array_equal(read_all(int8, 3, TOKENS[6:], 6), expected[6:])
+
+
+def test_a_slot_without_memory_is_refused(int8: OnnxSpeechDecoder) -> None:
+    int8.write_memory(0, random_states(0, 10))
+    with pytest.raises(ValueError, match="slots 0 to 1 have no memory"):
+        int8.decode([DecodeRow(slot, 0, [1]) for slot in range(2)])
