@@ -17,7 +17,7 @@ from server.errors import AudioTooLong, AudioTooShort, NotReady, Overloaded, Und
 from tests.support.clients.live_server import audio_file, tone
 from tests.support.decoders import CLIP, LIMITS, decode, is_alive, run_with_pool, wait_for_decoders, wait_for_others
 
-pytestmark = pytest.mark.usefixtures("each_event_loop")
+on_each_event_loop = pytest.mark.usefixtures("each_event_loop")
 
 OPUS = audio_file(tone(3.0, 16_000), 16_000, "OGG", "OPUS")
 # An Opus header and the beginnings of pages: libsndfile searches it for ever longer.
@@ -71,6 +71,7 @@ def test_refusals_keep_their_kind_and_cost_no_decoder() -> None:
     run_with_pool(use)
 
 
+@on_each_event_loop
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_decoders_that_die_while_idle_are_replaced_before_anything_is_asked(fate: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
@@ -84,6 +85,7 @@ def test_decoders_that_die_while_idle_are_replaced_before_anything_is_asked(fate
     run_with_pool(use, workers=2)
 
 
+@on_each_event_loop
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_client_is_not_told_of_decoders_that_died_just_before(fate: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
@@ -94,6 +96,7 @@ def test_a_client_is_not_told_of_decoders_that_died_just_before(fate: signal.Sig
     run_with_pool(use, workers=2)
 
 
+@on_each_event_loop
 def test_decoders_that_were_stopped_while_idle_cost_one_wait() -> None:
     async def use(pool: DecoderPool) -> None:
         stopped = pool.process_ids
@@ -106,6 +109,7 @@ def test_decoders_that_were_stopped_while_idle_cost_one_wait() -> None:
     run_with_pool(use, workers=2, timeout_s=5.0)
 
 
+@on_each_event_loop
 def test_one_loss_in_use_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(pool: DecoderPool) -> None:
         for fate in (signal.SIGKILL, signal.SIGSEGV):
@@ -116,6 +120,7 @@ def test_one_loss_in_use_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     run_with_pool(use)
 
 
+@on_each_event_loop
 @pytest.mark.parametrize(
     ("fates", "error"),
     [
@@ -139,6 +144,7 @@ def test_only_two_crashes_are_blamed_on_the_file(
     run_with_pool(use, timeout_s=3.0)
 
 
+@on_each_event_loop
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_file_goes_on_where_its_decoder_was_lost(fate: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
@@ -152,6 +158,7 @@ def test_a_file_goes_on_where_its_decoder_was_lost(fate: signal.Signals) -> None
     run_with_pool(use, timeout_s=3.0)
 
 
+@on_each_event_loop
 def test_decoders_that_die_while_they_are_kept_leak_no_place() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(4):
@@ -212,6 +219,7 @@ def test_a_file_that_needs_too_much_memory_is_refused() -> None:
     run_with_pool(use, timeout_s=60.0)
 
 
+@on_each_event_loop
 def test_a_caller_that_leaves_costs_no_decoder() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(5):
@@ -274,6 +282,7 @@ def test_no_client_holds_all_decoders() -> None:
     run_with_pool(use, workers=2)
 
 
+@on_each_event_loop
 def test_close_leaves_no_decoder() -> None:
     seen: set[int] = set()
 
@@ -288,6 +297,7 @@ def test_close_leaves_no_decoder() -> None:
     assert not any(map(is_alive, seen))
 
 
+@on_each_event_loop
 def test_close_waits_for_a_decoder_that_is_being_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: set[int] = set()
     ended: set[int] = set()

@@ -15,7 +15,7 @@ from server.engine.types.options import Constraint, ConstraintKind
 from server.errors import InvalidConstraint, NotReady, Overloaded
 from server.fair_semaphore import FairSemaphore
 
-pytestmark = pytest.mark.usefixtures("each_event_loop")
+on_each_event_loop = pytest.mark.usefixtures("each_event_loop")
 
 SELF = {"type": "object", "properties": {"self": {"$ref": "#"}}, "required": ["self"], "additionalProperties": False}
 HOSTILE: dict[str, tuple[ConstraintKind, str]] = {
@@ -127,6 +127,7 @@ def test_the_large_is_taken() -> None:
     with_sandbox(use)
 
 
+@on_each_event_loop
 def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         for _ in range(3):
@@ -140,11 +141,12 @@ def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
     with_sandbox(use)
 
 
+@on_each_event_loop
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_child_that_is_lost_is_no_verdict(
     fate: signal.Signals, fates: list[signal.Signals], children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 2.0)
+    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 3.0)
 
     async def use(sandbox: GrammarSandbox) -> None:
         for text in ("a", "b"):
@@ -160,6 +162,7 @@ def test_a_child_that_is_lost_is_no_verdict(
     assert not any(os.path.exists(f"/proc/{child.process_id}") for child in children), "none is left behind"
 
 
+@on_each_event_loop
 def test_children_that_died_while_idle_are_replaced(children: list[ChildProcess]) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         await asyncio.gather(*(sandbox.check(Constraint("regex", client), client) for client in "ab"))
@@ -170,6 +173,7 @@ def test_children_that_died_while_idle_are_replaced(children: list[ChildProcess]
     with_sandbox(use)
 
 
+@on_each_event_loop
 def test_one_client_does_not_hold_up_another(children: list[ChildProcess]) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         await sandbox.check(Constraint("regex", "a"), "another")
@@ -223,6 +227,7 @@ def test_waiting_is_bounded(children: list[ChildProcess]) -> None:
     with_sandbox(use, max_waiting=2)
 
 
+@on_each_event_loop
 def test_a_client_that_leaves_takes_no_verdict_along() -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         await sandbox.check(Constraint("regex", "a"))
@@ -237,6 +242,7 @@ def test_a_client_that_leaves_takes_no_verdict_along() -> None:
     with_sandbox(use)
 
 
+@on_each_event_loop
 def test_no_child_means_not_ready_and_not_that_the_constraint_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(sandbox: GrammarSandbox) -> None:
         monkeypatch.setattr(sys, "executable", "/bin/false")
