@@ -31,7 +31,7 @@ from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, Trouble, fake_
 from tests.support.schedules.random_schedules import play_schedules, random_budgets, sequences_left, without_logs
 
 SEEDS = 4
-SCHEDULES_PER_SEED = 50
+SCHEDULES_PER_SEED = 30
 
 
 class Meeting:
@@ -162,7 +162,7 @@ def test_whatever_runs_beside_the_tokens_are_the_same_and_nothing_is_left_over(s
     random = Random(seed)
     budgets = random_budgets(random)
     cache_bytes = random.choice([0, 100_000])
-    slots = random.randint(1, 4)
+    slots = seed % 4 + 1
     with without_logs(), serving(FakeLLM(slots=slots), None, 16, encoder_cache_bytes=cache_bytes, **budgets) as engine:
         answered = play_schedules(engine, random, SCHEDULES_PER_SEED, asked(), answers(), list(Trouble))
         wait_until_idle(engine)
