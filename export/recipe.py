@@ -1,22 +1,43 @@
 """Recipes of bundles, as data."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.fetch import Wheel
+from export.fetch import SourcedFile, Wheel
 from models.bundle.schema import BundleDescription
 from models.registry import import_by_name
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """The inputs of a conversion: `wheels` by project name, and `scratch`, an empty folder that is deleted afterwards."""
+    """The inputs of a conversion: `wheels` by project name, `files` by name.
+
+    `scratch` is an empty folder that is deleted afterwards.
+    """
 
     wheels: dict[str, Path]
     adapter: Path
     scratch: Path
     precision: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The LLM of a bundle: its GGUF `file` among the recipe's, or None for the one in a wheel, and its prompt.
+
+    The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, in which special tokens stand by their names.
+    """
+
+    bundle_name: str
+    name: str
+    licence: str
+    file: str | None
+    prefix: str
+    after_instruction: str = "\n"
+    suffix: str = "<|im_end|>\n<|im_start|>assistant\n"
+    end_tokens: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
 
 
 Convert = Callable[[Ingredients, Path], BundleDescription]
@@ -25,13 +46,17 @@ Convert = Callable[[Ingredients, Path], BundleDescription]
 
 @dataclass(frozen=True)
 class LateConversion:
-    """A `Convert` named `module:function` and imported when called: a start from the cache needs none of its libraries."""
+    """A `Convert` named `module:function` and imported when called: a start from the cache needs none of its libraries.
+
+    The function takes the LLM too.
+    """
 
     place: str
+    llm: LanguageModel
 
     def __call__(self, ingredients: Ingredients, folder: Path) -> BundleDescription:
-        convert: Convert = import_by_name(self.place)
-        return convert(ingredients, folder)
+        description: BundleDescription = import_by_name(self.place)(ingredients, folder, self.llm)
+        return description
 
 
 @dataclass(frozen=True)
@@ -47,3 +72,4 @@ class Recipe:
     wheels: tuple[Wheel, ...]
     adapter: Path
     convert: Convert
+    files: tuple[SourcedFile, ...] = ()

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.bundle.io import BundleError, open_bundle
 from models.bundle.schema import Manifest
@@ -22,6 +22,9 @@ from server.engine.types.protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
 from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from export.recipe import Recipe
 
 SETTING_FLAGS = (
     "host",
@@ -140,28 +143,39 @@ def version() -> str:
 
 def find_bundle(settings: Settings) -> Path:
     """Return the folder that the bundle is or will be in; nothing is built."""
-    if settings.bundle is not None:
-        return settings.bundle
+    recipe = _chosen_recipe(settings)
+    if isinstance(recipe, Path):
+        return recipe
     from export.default_bundle import bundle_folder
 
     try:
-        return bundle_folder(settings.cache_dir, _default_precision(settings))
+        return bundle_folder(settings.cache_dir, _default_precision(settings), recipe)
     except FileNotFoundError as error:
         raise CommandError(f"The default bundle cannot be built from this installation: {error.filename} is missing.") from None
 
 
 def get_bundle(settings: Settings) -> Path:
     """Return the folder of the bundle that was asked for, or of the default one, built now unless the cache has it."""
-    if settings.bundle is not None:
-        return settings.bundle
+    recipe = _chosen_recipe(settings)
+    if isinstance(recipe, Path):
+        return recipe
     from export.default_bundle import ensure_default_bundle
     from export.fetch import FetchError
 
     try:
         find_bundle(settings)
-        return ensure_default_bundle(settings.cache_dir, _default_precision(settings))
+        return ensure_default_bundle(settings.cache_dir, _default_precision(settings), recipe)
     except FetchError as error:
         raise CommandError(str(error)) from None
+
+
+def _chosen_recipe(settings: Settings) -> "Recipe | Path":
+    """Return the recipe that the bundle is built by, or the bundle's folder."""
+    from export.default_recipe import DEFAULT_RECIPE, RECIPES
+
+    if settings.bundle is None:
+        return DEFAULT_RECIPE
+    return RECIPES.get(str(settings.bundle), settings.bundle)
 
 
 def _default_precision(settings: Settings) -> str:

@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     insecure: bool = Field(default=False, description="Allow a public address although this server has no API keys yet.")
 
     bundle: Path | None = Field(
-        default=None, description="Folder of the model bundle; unset builds or reuses the default bundle."
+        default=None,
+        description="Folder of the model bundle, or `small`, `base` or `large`, which is built; unset means the default one.",
     )
     cache_dir: Path = Field(
         default_factory=_default_cache_folder, description="Folder in which the default bundle is built and kept."

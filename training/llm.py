@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from export.conversion import AFTER_INSTRUCTION, PREFIX, SUFFIX
+from export.default_recipe import SMOLLM
 from export.importers.gguf import read_llama, read_tokeniser
 
 END = "<|im_end|>"
@@ -48,7 +48,7 @@ class FrozenLlm:
 
     def head(self, instruction: str) -> tuple[DynamicCache, int]:
         """K/V of `[prefix][instruction]`, batch of one, and its length."""
-        ids = torch.tensor([self.ids(PREFIX) + self.ids(instruction) + self.ids(AFTER_INSTRUCTION)])
+        ids = torch.tensor([self.ids(SMOLLM.prefix) + self.ids(instruction) + self.ids(SMOLLM.after_instruction)])
         with torch.no_grad():
             cache = self.model.model(input_ids=ids, use_cache=True).past_key_values
         return cache, ids.shape[1]
@@ -60,7 +60,7 @@ class FrozenLlm:
         """
         cache, head_length = self.head(instruction)
         cache.batch_repeat_interleave(len(speech))
-        suffix = self.table[self.ids(SUFFIX)]
+        suffix = self.table[self.ids(SMOLLM.suffix)]
         rows, targets = [], []
         for frames, answer in zip(speech, answers, strict=True):
             answer_ids = torch.tensor([*answer, self.end_token])
@@ -86,7 +86,7 @@ class FrozenLlm:
         """Greedy answers. Rows share a batch by padding on the left, which in bfloat16 may change a near tie."""
         cache, head_length = self.head(instruction)
         cache.batch_repeat_interleave(len(speech))
-        suffix = self.table[self.ids(SUFFIX)]
+        suffix = self.table[self.ids(SMOLLM.suffix)]
         rows = [torch.cat([frames.to(self.dtype), suffix]) for frames in speech]
         longest = max(len(row) for row in rows)
         embeddings = torch.stack([functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])

@@ -18,8 +18,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from export.conversion import AFTER_INSTRUCTION, END_TOKENS, PREFIX, SUFFIX
-from export.default_recipe import DEFAULT_RECIPE
+from export.default_recipe import DEFAULT_RECIPE, SMOLLM
 from models.features.log_mel import SAMPLE_RATE_HZ, Float32, log_mel
 from models.projectors.subsample_ctc import read_adapter
 from training.adapter import Adapter, AdapterConfig
@@ -40,14 +39,16 @@ class TransformersChain:
         self.adapter.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in trained.weights.items()})
         self.adapter.eval().requires_grad_(False)
         self.blank_threshold = float(trained.config["blank_threshold"])
-        self.end_tokens = [self.llm.tokeniser.token_to_id(name) for name in END_TOKENS]
+        self.end_tokens = [self.llm.tokeniser.token_to_id(name) for name in SMOLLM.end_tokens]
 
     @torch.inference_mode()
     def answer(self, audio: Path, instruction: str, max_tokens: int) -> str:
         samples, rate_hz = soundfile.read(audio, dtype="float32")
         if rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(f"{audio} is not at {SAMPLE_RATE_HZ} Hz")
-        embeddings = torch.cat([self.embed(PREFIX, instruction, AFTER_INSTRUCTION), self.hear(samples), self.embed(SUFFIX)])[None]
+        embeddings = torch.cat(
+            [self.embed(SMOLLM.prefix, instruction, SMOLLM.after_instruction), self.hear(samples), self.embed(SMOLLM.suffix)]
+        )[None]
         ids = self.llm.model.generate(  # type: ignore[misc]
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),

@@ -40,7 +40,7 @@ LAYER_TENSORS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What sets an architecture apart: query and key rows `interleaved` as llama.cpp pairs them, `biases` on q, k and v."""
+    """The differences of an architecture: query and key rows `interleaved` as llama.cpp pairs them, `biases` on q, k and v."""
 
     interleaved: bool
     biases: bool

@@ -15,8 +15,8 @@ import pytest
 
 from export import default_bundle
 from export.default_bundle import bundle_folder, default_cache_dir, ensure_default_bundle
-from export.default_recipe import DEFAULT_RECIPE
-from export.fetch import FetchError
+from export.default_recipe import DEFAULT_RECIPE, RECIPES
+from export.fetch import FetchError, WheelParts
 from export.recipe import Ingredients, Recipe
 from models.bundle.io import BundleError, open_bundle
 from models.bundle.schema import BundleDescription
@@ -264,8 +264,12 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert default_cache_dir() == tmp_path / ".cache" / "thinbridge"
 
 
-def test_default_recipe_pins_every_wheel() -> None:
-    assert len(DEFAULT_RECIPE.wheels) == 4
-    for wheel in DEFAULT_RECIPE.wheels:
+def test_recipes_pin_every_wheel() -> None:
+    assert [len(recipe.wheels) for recipe in RECIPES.values()] == [4, 3, 3]
+    assert len({recipe.name for recipe in RECIPES.values()}) == len(RECIPES)
+    files = [file for recipe in RECIPES.values() for file in recipe.files]
+    parts = [wheel for file in files for source in file.sources if isinstance(source, WheelParts) for wheel in source.wheels]
+    assert len(parts) == 6 + 22
+    for wheel in (*DEFAULT_RECIPE.wheels, *parts):
         assert wheel.file == f"{wheel.project.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
         assert len(bytes.fromhex(wheel.sha256)) == 32
