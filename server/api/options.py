@@ -87,6 +87,9 @@ class RequestOptions(ClientMessage):
     choice: NotEmpty | SkipJsonSchema[None] = Field(
         None, description='The answer is one of these strings: a JSON array such as ["yes", "no"].'
     )
+    language: Annotated[str, Field(min_length=1, max_length=16)] | SkipJsonSchema[None] = Field(
+        None, description="The code of the language that is spoken, such as `en`; without it the model finds out."
+    )
     draft: DraftPolicy = Field(
         "exact",
         description="How the speech model's own draft may speed up the answer: `exact` never changes the answer, `relaxed`, for "

@@ -183,6 +183,7 @@ def live_request_from(request: InstructRequest, *, transcribes: bool) -> LiveReq
         scope="utterance" if transcribes else "recording",
         partials=False,
         word_times=request.word_times,
+        language=request.language,
     )
 
 
@@ -202,6 +203,7 @@ class LongAudioAggregator:
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._words: list[Word] = []
+        self._language: str | None = None
         self._finish_reason: FinishReason = "no_speech"
         self._usage = Usage(0, 0, 0)
         self._times = StageTimes()
@@ -233,6 +235,7 @@ class LongAudioAggregator:
         self._texts.append(done.text)
         self._logprobs += delta.logprobs
         self._words += done.words or ()
+        self._language = self._language or done.language
         if self._finish_reason != "length":
             self._finish_reason = done.finish_reason
         return delta
@@ -247,7 +250,17 @@ class LongAudioAggregator:
             logprobs = None if self._request.sampling.logprobs is None else tuple(self._logprobs)
             words = tuple(self._words) if self._request.word_times else None
         usage, times, speculation = self._usage, self._times, self._speculation
-        return Done(self._request.id, text, finish_reason, usage, times, speculation, logprobs=logprobs, words=words)
+        return Done(
+            self._request.id,
+            text,
+            finish_reason,
+            usage,
+            times,
+            speculation,
+            logprobs=logprobs,
+            words=words,
+            language=self._language,
+        )
 
 
 def _sum(left: Sums, right: Sums) -> Sums:

@@ -88,6 +88,7 @@ class StartMessage(RequestOptions):
             scope=self.scope,
             partials=self.partials,
             word_times=self.words,
+            language=self.language,
         )
 
 
@@ -211,6 +212,7 @@ class FinalEvent(_Event):
     utterance: int
     text: str
     finish_reason: FinishReason
+    language: str | None
     start_s: float
     end_s: float
     words: list[WordReply] | None
@@ -300,6 +302,7 @@ def _final_event(event: UtteranceDone) -> FinalEvent:
         utterance=event.utterance,
         text=reply.text,
         finish_reason=reply.finish_reason,
+        language=reply.language,
         start_s=_rounded(event.start_s),
         end_s=_rounded(event.end_s),
         words=reply.words,

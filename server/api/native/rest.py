@@ -171,6 +171,7 @@ async def _build_job(
         deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000 - passed_s,
         draft=options.draft,
         word_times=options.word_times,
+        language=options.language,
     )
     job = await build_job(
         context.engine,

@@ -51,6 +51,7 @@ class InstructReply(BaseModel):
     id: str
     text: str
     finish_reason: FinishReason = Field(description="`stop`: the model ended; `length`: `max_tokens` did; `no_speech`: silence.")
+    language: str | None = Field(None, description="The code of the language that was spoken, where the model tells it.")
     usage: UsageReply
     audio_s: float = Field(description="Seconds of audio.")
     times_ms: dict[str, float] = Field(
@@ -119,6 +120,7 @@ def instruct_reply(
         id=id,
         text=done.text,
         finish_reason=done.finish_reason,
+        language=done.language,
         usage=UsageReply(
             audio_frames=usage.audio_frames,
             text_tokens=usage.text_tokens,

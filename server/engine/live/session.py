@@ -413,6 +413,7 @@ class LiveSession:
             None,
             asked.draft,
             asked.word_times,
+            asked.language,
         )
 
 

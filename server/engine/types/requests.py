@@ -36,7 +36,7 @@ class LiveRequest:
 
     With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
     the instruction is about all of them together: its answer comes with `Ended`. A recording of any length is served in the same
-    way, without `partials` and at a priority below `LIVE`.
+    way, without `partials` and at a priority below `LIVE`. `language` is as for `InstructRequest`.
     """
 
     id: str
@@ -49,6 +49,7 @@ class LiveRequest:
     scope: Scope = "utterance"
     partials: bool = True
     word_times: bool = False
+    language: str | None = None
 
     @property
     def is_recording(self) -> bool:
