@@ -44,6 +44,7 @@ TRANSLATION_INSTRUCTIONS = (
     "Translate into English.",
     "Translate to English.",
 )
+DRAFT_TABLE = "draft_embedding.npy"
 MAX_AUDIO_S = 30.0
 STATES_PER_S = 50.0
 FLOOR_S, SILENCE_BEHIND_S = 10.0, 3.0
@@ -81,6 +82,8 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
             trained = read_adapter(ingredients.adapter)
             embedding = draft_table(trained, arrays, llama, speech_decoder.tokens.end)
+            if drafts_in_whisper(trained):
+                np.save(folder / DRAFT_TABLE, embedding.astype(np.float16))
             adapter = build_adapter(trained, embedding, precision.speech, precision.head)
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
@@ -202,6 +205,7 @@ def describe(
             boundary_instructions=tuple(trained.config["boundary_instructions"]),
             embedding_size=trained.config["embedding_size"],
             vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
+            table=DRAFT_TABLE if drafts_in_whisper(trained) else None,
         ),
         llm=LlamaSection(
             architecture="llama",

@@ -16,6 +16,7 @@ from export.tensorrt_build import Profile
 from export.tensorrt_profiles import Limits, adapter_profiles, decoder_profiles, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
+from models.assemble import draft_table_path
 from models.bundle.io import Bundle
 from models.graph.linear import transposed_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
@@ -59,10 +60,10 @@ def encoder_part(weights: Weights, limits: Limits, float_type: npt.DTypeLike = B
 
 def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
     """The bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
-    adapter, llm = bundle.manifest.projector, bundle.manifest.llm
+    adapter = bundle.manifest.projector
 
     def write() -> GraphBuilder:
-        embedding = np.load(bundle.path(llm.embedding)).astype(np.float32)
+        embedding = np.load(draft_table_path(bundle)).astype(np.float32)
         return build_dense_adapter(read_adapter(bundle.path(adapter.weights)), embedding, float_type)
 
     return Part("adapter", FLOAT_TYPE_NAMES[np.dtype(float_type)], 0, adapter_profiles(limits, adapter.subsampling), write)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -202,6 +203,11 @@ def load_speech_decoder(
     width = {"width": dimension(decoder.memory_shapes, "states", -1)}
     bundle.require_values(bundle.manifest.encoder, "encoder", section.memory_graph, width)
     return decoder
+
+
+def draft_table_path(bundle: Bundle) -> Path:
+    """Return the file of the table that the projector's frames are scored against, by default the LLM's embeddings."""
+    return bundle.path(bundle.manifest.projector.table or bundle.manifest.llm.embedding)
 
 
 def read_trained(bundle: Bundle) -> TrainedAdapter:

@@ -39,6 +39,7 @@ from kernels import reference
 from kernels import triton as triton_operators
 from kernels.adapter.forward import AdapterFrames, Operators, adapt
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
+from models.assemble import draft_table_path
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.plans import PlanError, find_plan
 from models.projectors.subsample_ctc import read_adapter
@@ -222,7 +223,7 @@ class AdapterBench:
         self._stream = device.stream()
         manifest = bundle.manifest
         trained = read_adapter(bundle.path(manifest.projector.weights))
-        embedding = np.asarray(np.load(bundle.path(manifest.llm.embedding))[: scale.vocabulary], np.float32)
+        embedding = np.asarray(np.load(draft_table_path(bundle))[: scale.vocabulary], np.float32)
         weights = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
         most = max(frames * utterances for frames, utterances in scale.batches)
         packed = pack_adapter(weights, trained.config, torch.from_numpy(embedding), FLOAT, FLOAT, most)

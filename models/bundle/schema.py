@@ -95,7 +95,7 @@ class ProjectorSection(ModelSection):
 
     `weights` is the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech under
     `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
-    tokens of `vocabulary`.
+    tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings.
     """
 
     weights: FileName
@@ -104,6 +104,7 @@ class ProjectorSection(ModelSection):
     embedding_size: PositiveInt
     boundary_instructions: tuple[str, ...] | None = None
     vocabulary: Literal["llm", "speech_decoder"] = "llm"
+    table: FileName | None = None
 
     def transcribes(self, instruction: str) -> bool:
         """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
@@ -271,6 +272,8 @@ class BundleDescription(Section):
             raise ValueError("projector.encoder_width differs from encoder.width")
         if self.speech_decoder is None and (self.bridge == "transcript" or self.projector.vocabulary == "speech_decoder"):
             raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
+        if self.projector.vocabulary == "speech_decoder" and self.projector.table is None:
+            raise ValueError("projector.table is missing, which projector.vocabulary needs")
         if self.bridge == "frames" and self.projector.embedding_size != self.llm.embedding_size:
             raise ValueError("projector.embedding_size differs from llm.embedding_size")
         if self.voice.sample_rate_hz != self.sample_rate_hz:
@@ -291,6 +294,8 @@ class BundleDescription(Section):
         """Return the files that the sections name."""
         encoder, projector, llm = self.encoder, self.projector, self.llm
         named = {encoder.graph, projector.graph, projector.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
+        if projector.table:
+            named.add(projector.table)
         if speech := self.speech_decoder:
             named |= {speech.graph, speech.memory_graph, speech.embedding, speech.tokeniser}
         return named | {plan.file for plan in self.plans}

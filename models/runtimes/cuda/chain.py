@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.assemble import Models, chain_models, load_speech_decoder, read_trained
+from models.assemble import Models, chain_models, draft_table_path, load_speech_decoder, read_trained
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
@@ -106,12 +106,8 @@ def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encode
 def load_adapter(device: Device, stream: Stream, bundle: Bundle, runtime: AdapterRuntime) -> Projector:
     """Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
-    if manifest.projector.vocabulary != "llm":
-        raise BackendError(
-            f"Bundle {bundle.folder} drafts in the speech decoder's tokens, which the GPU's adapters do not know yet."
-        )
     trained = read_trained(bundle)
-    embedding = np.load(bundle.path(manifest.llm.embedding), mmap_mode="r")
+    embedding = np.load(draft_table_path(bundle), mmap_mode="r")
     if runtime == "tensorrt":
         return TensorRtAdapter(_load_plan(device, bundle, "adapter"), stream, trained, embedding)
     return TritonAdapter(device, stream, trained, embedding, buckets_up_to(longest_audio_frames(manifest)))

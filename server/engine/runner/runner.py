@@ -228,15 +228,14 @@ class Runner:
         text = sequence.detokeniser.text
         speech = self.models.require_speech()
         mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
-        is_unlikely = mean_logprob < LEAST_MEAN_LOGPROB
         is_answer = sequence.decoders == (SPEECH_DECODER,)
         is_as_long_as_asked = is_answer and sequence.max_tokens == CONTROL_TOKENS + sequence.request.sampling.max_tokens
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
-        if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and is_unlikely:
+        if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB:
             sequence.detokeniser, sequence.delta, sequence.finish_reason = Detokeniser(self.models.tokeniser), "", "no_speech"
             return
         may_retry = sequence.request.sampling.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES)
-        if (is_loop(text) or is_unlikely or is_cut) and may_retry:
+        if (is_loop(text) or is_cut) and may_retry:
             sequence.attempt += 1
             self._begin_transcript(sequence)
             sequence.decoders = (SPEECH_DECODER, *sequence.decoders)

@@ -24,12 +24,12 @@ LONGEST_TRANSCRIPT = 224
 """Tokens of text, as many as Whisper was trained to write at once."""
 LOOP_SHARE, LOOP_MARGIN = 2.0, 24
 """A transcript of more tokens than so many for each of the draft's, and so many more, is a loop."""
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""A transcript that fails is written again at the next of these, as in Whisper's own reference."""
+TEMPERATURES = (0.0, 0.4, 0.8)
+"""A transcript that is a loop is written again at the next of these: half as many as Whisper's reference tries."""
 MOST_COMPRESSED = 2.4
 LEAST_MEAN_LOGPROB = -1.0
 NO_SPEECH_PROBABILITY = 0.6
-"""Whisper's own limits: text that compresses better is a loop, text less likely is a guess, and such a guess is no speech."""
+"""Whisper's own limits: text that compresses better is a loop, and text less likely where there may be no speech is a guess."""
 
 
 class TranscriptConstraint(TokenConstraint):

@@ -13,6 +13,7 @@ from models.bundle.io import open_bundle
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.runner import runner as runner_module
+from server.engine.runner.transcript import is_loop
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
 from server.engine.types.requests import InstructRequest
@@ -139,10 +140,17 @@ def test_a_constraint_is_followed_by_the_llm(engine: LocalEngine) -> None:
     assert Call(engine, 0, noise(1), TRANSCRIBE, sampling=sampling).done.text in ("yes", "no")
 
 
-def test_an_unlikely_transcript_is_written_again_and_the_last_one_stands(engine: LocalEngine) -> None:
-    done = [Call(engine, number, noise(4, 1.2), TRANSCRIBE).done for number in range(2)]
-    assert done[0].text == done[1].text
-    assert done[0].speculation.llm_passes == done[1].speculation.llm_passes > 6
+def test_a_loop_is_written_again_and_again_the_same_way(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = Call(engine, 0, noise(4, 1.2), TRANSCRIBE).done
+    monkeypatch.setattr(runner_module, "is_loop", lambda _text: True)
+    again = [Call(engine, number, noise(4, 1.2), TRANSCRIBE).done for number in (1, 2)]
+    assert again[0].text == again[1].text != once.text
+    assert again[0].speculation.llm_passes > once.speculation.llm_passes
+
+
+@pytest.mark.parametrize(("text", "loops"), [("", False), ("A plain sentence, said once.", False), ("and so on " * 12, True)])
+def test_text_that_repeats_itself_is_a_loop(text: str, loops: bool) -> None:
+    assert is_loop(text) == loops
 
 
 @pytest.mark.usefixtures("once")

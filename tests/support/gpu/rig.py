@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import torch
 
+from models.assemble import draft_table_path
 from models.bundle.io import Bundle
 from models.features.log_mel import MEL_BINS, log_mel
 from models.llms.llama import Llama
@@ -52,7 +53,7 @@ class Rig:
     def adapt_on_cpu(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
         manifest = self.bundle.manifest
         trained = read_adapter(self.bundle.path(manifest.projector.weights))
-        embedding = np.load(self.bundle.path(manifest.llm.embedding)).astype(np.float32)
+        embedding = np.load(draft_table_path(self.bundle)).astype(np.float32)
         graph = self.bundle.path(manifest.projector.graph)
         return OnnxProjector(graph, embedding, trained.boundary_before, trained.boundary_after, THREADS).project(states)
 
