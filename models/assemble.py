@@ -96,6 +96,7 @@ class Models:
     word_timer: WordTimer | None
     boundary_instructions: Collection[str] | None = None
     frame_s: float = 0.08
+    sample_rate_hz: int = 16_000
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
     speech: SpeechModel | None = None
     translation_instructions: Collection[str] = ()
@@ -253,6 +254,7 @@ def chain_models(
         word_timer=WordTimer(timed_tokeniser, timed_vocabulary, manifest.sample_rate_hz, frame_s),
         boundary_instructions=instructions,
         frame_s=frame_s,
+        sample_rate_hz=manifest.sample_rate_hz,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
         speech=speech,
         translation_instructions=() if section is None else section.translation_instructions,

@@ -57,8 +57,9 @@ class Draft:
         self.words = text.split()
         self.encode = encode
         self.decode = decode
+        self.first_row = [SKIPPED_WORD * count for count in range(len(self.words) + 1)]
         self._aligned: list[str] = []
-        self._row = [SKIPPED_WORD * count for count in range(len(self.words) + 1)]
+        self._row = self.first_row
 
     def propose(self, written: Sequence[int]) -> list[int]:
         """Return tokens that probably follow the written ones."""
@@ -81,22 +82,22 @@ class Draft:
         """Return how many of the draft's words the written ones stand for, and whether the last stands for the last of those."""
         finished, last = words[:-1], words[-1]
         if self._aligned != finished[: len(self._aligned)]:
-            self._aligned, self._row = [], [SKIPPED_WORD * count for count in range(len(self.words) + 1)]
+            self._aligned, self._row = [], self.first_row
         for word in finished[len(self._aligned) :]:
             self._aligned.append(word)
-            self._row, _ = self._next_row(self._row, len(self._aligned), [difference(word, drafted) for drafted in self.words])
+            self._row, _ = self.next_row(self._row, len(self._aligned), [difference(word, drafted) for drafted in self.words])
         likely = min(range(len(self._row)), key=self._row.__getitem__)
         near = range(likely - NEAR_WORDS, likely + NEAR_WORDS + 1)
         costs = [
             beginning_difference(last, drafted) if n in near else difference(last, drafted)
             for n, drafted in enumerate(self.words)
         ]
-        row, replaced = self._next_row(self._row, len(words), costs)
+        row, replaced = self.next_row(self._row, len(words), costs)
         # Of equally good places one where the last word is the draft's own, rather than a word more.
         place = min(range(len(row)), key=lambda place: (row[place], not replaced[place]))
         return place, replaced[place]
 
-    def _next_row(self, before: list[float], number: int, costs: Sequence[float]) -> tuple[list[float], list[bool]]:
+    def next_row(self, before: list[float], number: int, costs: Sequence[float]) -> tuple[list[float], list[bool]]:
         """Return the row of the alignment for word `number`, and at which places the word replaces the draft's."""
         row, replaced = [SKIPPED_WORD * number], [False]
         for place, cost in enumerate(costs, start=1):
@@ -105,6 +106,21 @@ class Draft:
             row.append(best)
             replaced.append(replacing == best)
         return row, replaced
+
+
+def count_heard(words: Sequence[str], drafted: Sequence[str]) -> int:
+    """Return how many of a transcript's words were heard: its beginning that is most like the whole draft.
+
+    A few words more or less are taken where a sentence ends there.
+    """
+    alignment = Draft(" ".join(drafted), lambda _text: [], lambda _ids: "")
+    row, costs = alignment.first_row, [alignment.first_row[-1]]
+    for number, word in enumerate(words, start=1):
+        row, _ = alignment.next_row(row, number, [difference(word, each) for each in alignment.words])
+        costs.append(row[-1])
+    best = min(range(len(costs)), key=costs.__getitem__)
+    ends = [n for n in range(max(1, best - 2), min(len(words), best + 2) + 1) if words[n - 1][-1] in ".?!"]
+    return min(ends, key=lambda n: costs[n], default=best)
 
 
 def beginning_difference(word: str, drafted: str) -> float:

@@ -124,7 +124,8 @@ COMMITTED = [
 def test_committed_weights_give_what_the_module_gives(
     operators: Operators, dtype: torch.dtype, layer_dtype: torch.dtype, tolerance: float
 ) -> None:
-    adapter, table = trained_adapter(), torch.randn(VOCABULARY, 576, generator=torch.Generator().manual_seed(0)) * 0.1
+    adapter = trained_adapter()
+    table = torch.randn(VOCABULARY, adapter.config.embedding_size, generator=torch.Generator().manual_seed(0)) * 0.1
     weights = packed(adapter, table, dtype, layer_dtype, threshold=1.0)
     states = utterances(adapter, [5, 0, 1])
     packed_states, boundaries, frames = batch(states, dtype)

@@ -26,11 +26,12 @@ from server.engine.runner.transcript import (
     CONTROL_TOKENS,
     DEFAULT_LANGUAGE,
     LEAST_MEAN_LOGPROB,
-    LONGEST_TRANSCRIPT,
     NO_SPEECH_PROBABILITY,
     TEMPERATURES,
     TranscriptConstraint,
     TranscriptDraft,
+    cut_to_heard,
+    is_longer_than_heard,
     is_loop,
     longest_transcript,
 )
@@ -196,17 +197,17 @@ class Runner:
         """Have the speech decoder write the transcript from its first token, the next time at a higher temperature."""
         speech, request, encoded = self.models.require_speech(), sequence.request, sequence.require_encoded()
         tokens = speech.tokens
-        heard = "" if encoded.draft is None else self.models.draft_tokeniser.decode(collapse(encoded.draft.best_token))
+        heard = self._heard(encoded)
         translates = self.models.translates(request.instruction)
         is_answer = sequence.decoders == (SPEECH_DECODER,)
         sampling = request.sampling if is_answer else SamplingOptions()
         if temperature := TEMPERATURES[sequence.attempt]:
             sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
-        longest = longest_transcript(len(speech.tokeniser.encode(heard))) if heard else LONGEST_TRANSCRIPT
+        longest = longest_transcript(len(request.audio) / self.models.sample_rate_hz)
         sequence.begin_text(
             Detokeniser(speech.tokeniser, sampling.stop),
             Sampler(sampling),
-            TranscriptConstraint(speech, request.language, translates),
+            TranscriptConstraint(speech, request.language, translates=translates, repeats=sequence.attempt == 0),
             CONTROL_TOKENS + min(sampling.max_tokens, longest),
         )
         sequence.control_tokens = CONTROL_TOKENS
@@ -234,18 +235,38 @@ class Runner:
         if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB:
             sequence.detokeniser, sequence.delta, sequence.finish_reason = Detokeniser(self.models.tokeniser), "", "no_speech"
             return
-        may_retry = sequence.request.sampling.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES)
-        if (is_loop(text) or is_cut) and may_retry:
-            sequence.attempt += 1
-            self._begin_transcript(sequence)
-            sequence.decoders = (SPEECH_DECODER, *sequence.decoders)
-            sequence.passes_on = True
-            return
         sequence.language = speech.language_of(sequence.tokens[0])
         self._language = sequence.language or self._language
+        heard = "" if self.models.translates(sequence.request.instruction) else self._heard(sequence.require_encoded())
+        is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
+        if is_loop(text) or is_cut or (is_drafted and is_longer_than_heard(text, heard)):
+            if is_drafted:
+                self._cut_transcript(sequence, heard)
+                text = sequence.detokeniser.text
+            elif sequence.request.sampling.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):
+                sequence.attempt += 1
+                self._begin_transcript(sequence)
+                sequence.decoders = (SPEECH_DECODER, *sequence.decoders)
+                sequence.passes_on = True
+                return
         if len(sequence.decoders) > 1:
             self._begin_answer(sequence, text)
             sequence.passes_on = sequence.error is None and not sequence.finished
+
+    def _heard(self, encoded: ProjectorOutput) -> str:
+        """Return the text of the CTC draft."""
+        return "" if encoded.draft is None else self.models.draft_tokeniser.decode(collapse(encoded.draft.best_token))
+
+    def _cut_transcript(self, sequence: SequenceState, heard: str) -> None:
+        """Keep of a transcript the beginning that the draft has too."""
+        speech = self.models.require_speech()
+        text = sequence.tokens[CONTROL_TOKENS:]
+        kept = cut_to_heard(text, speech, heard)
+        sequence.logprobs = sequence.logprobs[: len(kept)]
+        sequence.tokens = [*sequence.tokens[:CONTROL_TOKENS], *kept]
+        sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.sampling.stop)
+        sequence.delta = "".join(map(sequence.detokeniser.push, kept))
+        sequence.finish("stop")
 
     def _begin_answer(self, sequence: SequenceState, transcript: str) -> None:
         """Have the LLM answer about a transcript."""

@@ -13,6 +13,7 @@ from models.protocols import Float32
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
+from models.text.realignment import count_heard
 
 CONTROL_TOKENS = 3
 DEFAULT_LANGUAGE = "en"
@@ -22,10 +23,14 @@ FIRST_PROPOSAL, NEXT_PROPOSAL, LONGEST_PROPOSAL = 24, 8, 32
 """Tokens proposed after the control tokens, after a mismatch, and at most: a pass of 8 takes 1.5 times as long as one of 1."""
 LONGEST_TRANSCRIPT = 224
 """Tokens of text, as many as Whisper was trained to write at once."""
-LOOP_SHARE, LOOP_MARGIN = 2.0, 24
-"""A transcript of more tokens than so many for each of the draft's, and so many more, is a loop."""
-TEMPERATURES = (0.0, 0.4, 0.8)
-"""A transcript that is a loop is written again at the next of these: half as many as Whisper's reference tries."""
+MOST_TOKENS_PER_S, MOST_TOKENS_MORE = 10.0, 16
+"""Nothing that is spoken takes more tokens of text than so many a second, and so many more."""
+LOOP_SHARE, LOOP_MARGIN = 1.5, 5
+"""A transcript of more words than so many for each of the draft's, and so many more, is a loop."""
+TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
+"""A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
+REPEATED_TOKENS = 3
+"""So many tokens in a row occur once only in a transcript that is written again."""
 MOST_COMPRESSED = 2.4
 LEAST_MEAN_LOGPROB = -1.0
 NO_SPEECH_PROBABILITY = 0.6
@@ -35,8 +40,11 @@ NO_SPEECH_PROBABILITY = 0.6
 class TranscriptConstraint(TokenConstraint):
     """Allows control tokens first, and then text without the tokens that Whisper suppresses."""
 
-    def __init__(self, speech: SpeechModel, language: str | None, translates: bool) -> None:
-        """`language` is one of `speech.tokens.languages`, None where it is to be identified."""
+    def __init__(self, speech: SpeechModel, language: str | None, *, translates: bool, repeats: bool = True) -> None:
+        """`language` is one of `speech.tokens.languages`, None where it is to be identified.
+
+        Without `repeats` no `REPEATED_TOKENS` in a row occur twice.
+        """
         tokens = speech.tokens
         languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
         task = tokens.translate if translates else tokens.transcribe
@@ -44,19 +52,23 @@ class TranscriptConstraint(TokenConstraint):
         self._default = tokens.languages.get(DEFAULT_LANGUAGE, languages[0])
         self._suppressed = np.array(tokens.suppressed, np.int64)
         self._suppressed_first = np.array((*tokens.suppressed, *tokens.suppressed_first), np.int64)
-        self._written = 0
+        self._repeats = repeats
+        self._written: list[int] = []
 
     def mask(self, logits: Float32) -> Float32:
         masked = logits.copy()
-        if self._written < CONTROL_TOKENS:
-            allowed = self._allowed[self._written]
+        written = len(self._written)
+        if written < CONTROL_TOKENS:
+            allowed = self._allowed[written]
             best = allowed[logits[allowed].argmax()]
             if len(allowed) > 1 and self._probability(logits[allowed]) < LEAST_LANGUAGE_PROBABILITY:
                 best = self._default
             masked[:] = -np.inf
             masked[best] = logits[best]
         else:
-            masked[self._suppressed_first if self._written == CONTROL_TOKENS else self._suppressed] = -np.inf
+            masked[self._suppressed_first if written == CONTROL_TOKENS else self._suppressed] = -np.inf
+            if not self._repeats:
+                masked[self._repeated()] = -np.inf
         return masked
 
     @staticmethod
@@ -64,8 +76,14 @@ class TranscriptConstraint(TokenConstraint):
         """Return the probability of the likeliest."""
         return float(1 / np.exp(logits - logits.max()).sum())
 
-    def advance(self, token: int) -> None:  # noqa: ARG002 - any token counts
-        self._written += 1
+    def advance(self, token: int) -> None:
+        self._written.append(token)
+
+    def _repeated(self) -> list[int]:
+        """Return the tokens that would complete a run of tokens that is written already."""
+        text, length = self._written[CONTROL_TOKENS:], REPEATED_TOKENS - 1
+        last = text[-length:]
+        return [text[end] for end in range(length, len(text)) if text[end - length : end] == last]
 
 
 class TranscriptDraft:
@@ -115,6 +133,20 @@ def is_loop(text: str) -> bool:
     return bool(encoded) and len(encoded) / len(zlib.compress(encoded)) > MOST_COMPRESSED
 
 
-def longest_transcript(draft_tokens: int) -> int:
-    """Return how many tokens a transcript may have whose draft has so many."""
-    return min(LONGEST_TRANSCRIPT, int(LOOP_SHARE * draft_tokens) + LOOP_MARGIN)
+def is_longer_than_heard(text: str, heard: str) -> bool:
+    """Return whether a transcript has far more words than the draft."""
+    return len(text.split()) > LOOP_SHARE * len(heard.split()) + LOOP_MARGIN
+
+
+def longest_transcript(audio_s: float) -> int:
+    """Return how many tokens of text audio of this length may have."""
+    return min(LONGEST_TRANSCRIPT, int(MOST_TOKENS_PER_S * audio_s) + MOST_TOKENS_MORE)
+
+
+def cut_to_heard(tokens: Sequence[int], speech: SpeechModel, heard: str) -> list[int]:
+    """Return the tokens of a transcript up to where it goes on behind the draft's end."""
+    decode = speech.tokeniser.decode
+    wanted = count_heard(decode(tokens).split(), heard.split())
+    # The next word begins with a space of its own, so that a cut before it loses nothing of the last word.
+    ends = [count for count in range(len(tokens) + 1) if len(decode(tokens[:count]).split()) <= wanted]
+    return list(tokens[: max(ends, default=0)])
