@@ -114,6 +114,8 @@ def _qwen(size: str, file: SourcedFile) -> LanguageModel:
         licence="Apache-2.0, Alibaba Cloud",
         file=file.name,
         prefix=PREFIX.format("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        after_instruction='\n\nThis is what the speaker said: "',
+        suffix='"<|im_end|>\n<|im_start|>assistant\n',
     )
 
 
@@ -131,7 +133,7 @@ CONVERSION = "export.conversion:convert_models"
 def _qwen_recipe(size: str, file: SourcedFile) -> Recipe:
     llm = _qwen(size, file)
     wheels = tuple(wheel for wheel in WHEELS if wheel.project != LLM)
-    return Recipe(llm.bundle_name, 2, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
+    return Recipe(llm.bundle_name, 3, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
 
 
 RECIPES = {
@@ -140,4 +142,4 @@ RECIPES = {
     "large": _qwen_recipe("1.5B", QWEN_15B),
 }
 """By name: Whisper base with SmolLM2-135M, Qwen2.5-Coder-0.5B and Qwen2.5-Coder-1.5B."""
-DEFAULT_RECIPE = RECIPES["small"]
+DEFAULT_RECIPE = RECIPES["base"]
