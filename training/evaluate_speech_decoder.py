@@ -23,7 +23,7 @@ from export import markdown
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
 from models.protocols import DecodeRow, EncoderStates, Float32, PrefillRow
-from server.engine.runner.transcript import LEAST_LANGUAGE_PROBABILITY, LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
+from models.speech_decoders.speech_model import LEAST_LANGUAGE_PROBABILITY, LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
 from training.cache_states import CachedUtterance, load_audio, read_index
 from training.data import is_held_out
 from training.word_errors import word_error_rate

@@ -1,10 +1,20 @@
 """The speech decoder with its tokeniser and its control tokens."""
 
+import zlib
 from dataclasses import dataclass
 
 from models.bundle.schema import SpeechTokens
 from models.protocols import SpeechDecoder
 from models.text.tokeniser import Tokeniser
+
+LEAST_LANGUAGE_PROBABILITY = 0.7
+"""Speech in an accent is easily taken for another language: one that is less likely is held to be the default one."""
+LONGEST_TRANSCRIPT = 224
+"""Tokens of text, as many as Whisper was trained to write at once."""
+MOST_COMPRESSED = 2.4
+LEAST_MEAN_LOGPROB = -1.0
+NO_SPEECH_PROBABILITY = 0.6
+"""Whisper's own limits: text that compresses better is a loop, and text less likely where there may be no speech is a guess."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +28,9 @@ class SpeechModel:
     def language_of(self, token: int) -> str | None:
         """Return the code of a language's token, None for any other token."""
         return next((code for code, id in self.tokens.languages.items() if id == token), None)
+
+
+def is_loop(text: str) -> bool:
+    """Return whether a text repeats itself more than speech does."""
+    encoded = text.encode()
+    return bool(encoded) and len(encoded) / len(zlib.compress(encoded)) > MOST_COMPRESSED

@@ -120,8 +120,9 @@ def test_encoder_and_adapter_fuse_every_attention(tmp_path: Path) -> None:
     encoder = build_by_head_encoder(arrays_of(random_encoder(0)), BFLOAT16)
     report = build(encoder, speech_encoder_profiles(Limits(audio_frames=120)), tmp_path)
     assert len(report.profiles[0].attentions) == 2
-    embedding = np.ones((512, 576), np.float32)
-    adapter = build_dense_adapter(read_adapter(DEFAULT_RECIPE.adapter), embedding, BFLOAT16)
+    trained = read_adapter(DEFAULT_RECIPE.adapter)
+    embedding = np.ones((512, trained.config["embedding_size"]), np.float32)
+    adapter = build_dense_adapter(trained, embedding, BFLOAT16)
     report = build(adapter, adapter_profiles(LIMITS, 4), tmp_path)
     assert len(report.profiles[0].attentions) == 3
     assert report.profiles[0].kernels_per_layer() <= DECODE_KERNELS

@@ -149,7 +149,7 @@ def test_the_default_bundle_for_a_gpu_is_one_that_plans_are_built_from(tmp_path:
 
 def test_a_bundle_is_the_name_of_a_recipe_or_a_folder(tmp_path: Path) -> None:
     found = [cli.find_bundle(load_settings(cache_dir=tmp_path, bundle=name)) for name in ("small", "base", "large", "elsewhere")]
-    assert found[0] == cli.find_bundle(load_settings(cache_dir=tmp_path))
+    assert found[1] == cli.find_bundle(load_settings(cache_dir=tmp_path))
     assert [folder.parent for folder in found] == [tmp_path] * 3 + [Path()]
     assert len(set(found)) == 4
 

@@ -15,6 +15,7 @@ import numpy as np
 from models.assemble import Models
 from models.ctc import collapse
 from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
+from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PROBABILITY, is_loop
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
 from server.engine.runner.detokenise import Detokeniser
@@ -25,14 +26,11 @@ from server.engine.runner.speculation import Draft, TokenDraft
 from server.engine.runner.transcript import (
     CONTROL_TOKENS,
     DEFAULT_LANGUAGE,
-    LEAST_MEAN_LOGPROB,
-    NO_SPEECH_PROBABILITY,
     TEMPERATURES,
     TranscriptConstraint,
     TranscriptDraft,
     cut_to_heard,
     is_longer_than_heard,
-    is_loop,
     longest_transcript,
 )
 from server.engine.runner.verification import RunnerCounters, Verifier

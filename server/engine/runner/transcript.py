@@ -4,25 +4,20 @@ The control tokens (language, task, no timestamps) are chosen like any other tok
 and are part of the draft. So a language that was guessed right costs no pass.
 """
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from models.protocols import Float32
-from models.speech_decoders.speech_model import SpeechModel
+from models.speech_decoders.speech_model import LEAST_LANGUAGE_PROBABILITY, LONGEST_TRANSCRIPT, SpeechModel
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_heard
 
 CONTROL_TOKENS = 3
 DEFAULT_LANGUAGE = "en"
-LEAST_LANGUAGE_PROBABILITY = 0.7
-"""Speech in an accent is easily taken for another language: one that is less likely is held to be the default one."""
 FIRST_PROPOSAL, NEXT_PROPOSAL, LONGEST_PROPOSAL = 24, 8, 32
 """Tokens proposed after the control tokens, after a mismatch, and at most: a pass of 8 takes 1.5 times as long as one of 1."""
-LONGEST_TRANSCRIPT = 224
-"""Tokens of text, as many as Whisper was trained to write at once."""
 MOST_TOKENS_PER_S, MOST_TOKENS_MORE = 10.0, 16
 """Nothing that is spoken takes more tokens of text than so many a second, and so many more."""
 LOOP_SHARE, LOOP_MARGIN = 1.5, 5
@@ -31,10 +26,6 @@ TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
 REPEATED_TOKENS = 3
 """So many tokens in a row occur once only in a transcript that is written again."""
-MOST_COMPRESSED = 2.4
-LEAST_MEAN_LOGPROB = -1.0
-NO_SPEECH_PROBABILITY = 0.6
-"""Whisper's own limits: text that compresses better is a loop, and text less likely where there may be no speech is a guess."""
 
 
 class TranscriptConstraint(TokenConstraint):
@@ -125,12 +116,6 @@ class TranscriptDraft:
             text = self._words.propose(self._written[CONTROL_TOKENS:]) if self._words.words else []
             self._drafted = (*self._control[len(self._written) :], *text)
         return self._drafted
-
-
-def is_loop(text: str) -> bool:
-    """Return whether a text repeats itself more than speech does."""
-    encoded = text.encode()
-    return bool(encoded) and len(encoded) / len(zlib.compress(encoded)) > MOST_COMPRESSED
 
 
 def is_longer_than_heard(text: str, heard: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from models.assemble import Models, load_models
 from models.bundle.io import Bundle
-from models.protocols import BackendError, Float32, PrefillRow
+from models.protocols import Float32, PrefillRow
 from models.runtimes.cuda.chain import load_gpu_models
 from server.engine.engine import LocalEngine
 from tests.server.engine.test_transcripts import SLOTS, answers, noise, once  # noqa: F401, a fixture
@@ -84,10 +84,3 @@ def test_the_engine_answers_as_on_the_cpu(engine: LocalEngine, on_cpu: Models) -
         expected_engine.drain(5.0)
     assert any(text for text, _, _ in expected)
     assert answers(engine, 0) == expected
-
-
-def test_a_draft_in_the_speech_decoders_tokens_is_refused(bundle: Bundle, simulated_gpus: None) -> None:  # noqa: F811, ARG001
-    projector = bundle.manifest.projector.model_copy(update={"vocabulary": "speech_decoder"})
-    other = Bundle(bundle.folder, bundle.manifest.model_copy(update={"projector": projector}))
-    with pytest.raises(BackendError, match="drafts in the speech decoder's tokens"):
-        load_on_gpu(other)
