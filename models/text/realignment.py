@@ -113,6 +113,8 @@ def count_heard(words: Sequence[str], drafted: Sequence[str]) -> int:
 
     A few words more or less are taken where a sentence ends there.
     """
+    if not drafted:
+        return 0
     alignment = Draft(" ".join(drafted), lambda _text: [], lambda _ids: "")
     row, costs = alignment.first_row, [alignment.first_row[-1]]
     for number, word in enumerate(words, start=1):
