@@ -26,6 +26,7 @@ from server.engine.runner.speculation import Draft, TokenDraft
 from server.engine.runner.transcript import (
     CONTROL_TOKENS,
     DEFAULT_LANGUAGE,
+    DOUBTFUL_WORDS,
     TEMPERATURES,
     TranscriptConstraint,
     TranscriptDraft,
@@ -35,7 +36,7 @@ from server.engine.runner.transcript import (
 )
 from server.engine.runner.verification import RunnerCounters, Verifier
 from server.engine.types.events import Word
-from server.engine.types.options import SamplingOptions
+from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.errors import PromptTooLong
 
 logger = logging.getLogger(__name__)
@@ -230,8 +231,10 @@ class Runner:
         is_answer = sequence.decoders == (SPEECH_DECODER,)
         is_as_long_as_asked = is_answer and sequence.max_tokens == CONTROL_TOKENS + sequence.request.sampling.max_tokens
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
-        if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB:
-            sequence.detokeniser, sequence.delta, sequence.finish_reason = Detokeniser(self.models.tokeniser), "", "no_speech"
+        is_guess = sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB
+        if is_guess or (len(text.split()) <= DOUBTFUL_WORDS and not self._has_voice(sequence.request.audio)):
+            sequence.detokeniser, sequence.tokens, sequence.logprobs = Detokeniser(speech.tokeniser), [], []
+            sequence.delta, sequence.finish_reason = "", "no_speech"
             return
         sequence.language = speech.language_of(sequence.tokens[0])
         self._language = sequence.language or self._language
@@ -250,6 +253,13 @@ class Runner:
         if len(sequence.decoders) > 1:
             self._begin_answer(sequence, text)
             sequence.passes_on = sequence.error is None and not sequence.finished
+
+    def _has_voice(self, audio: Float32) -> bool:
+        """Return whether the voice detector hears speech anywhere in audio [samples]."""
+        voice = self.models.voice
+        whole = np.pad(audio, (0, -len(audio) % voice.window_samples))
+        probabilities, _ = voice.detect(whole, None)
+        return bool((probabilities >= VoiceOptions.threshold).any())
 
     def _heard(self, encoded: ProjectorOutput) -> str:
         """Return the text of the CTC draft."""

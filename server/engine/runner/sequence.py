@@ -187,7 +187,9 @@ class SequenceState:
             return Failed(self.request.id, self.error)
         if self.finish_reason is None:
             return None
-        text_tokens = len(self.prompt_ids) if self.audio_frames else 0
+        text_tokens = 1 + self.control_tokens if self.transcribing else len(self.prompt_ids)
+        if not self.audio_frames:
+            text_tokens = 0
         return Done(
             self.request.id,
             self.detokeniser.text,

@@ -24,6 +24,8 @@ LOOP_SHARE, LOOP_MARGIN = 1.5, 5
 """A transcript of more words than so many for each of the draft's, and so many more, is a loop."""
 TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
+DOUBTFUL_WORDS = 5
+"""Whisper writes a few words about silence ("you", "Thank you."), so a transcript that short needs a voice in the audio."""
 REPEATED_TOKENS = 3
 """So many tokens in a row occur once only in a transcript that is written again."""
 

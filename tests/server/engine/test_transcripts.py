@@ -44,6 +44,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model's text is never likely: have it be taken all the same."""
     monkeypatch.setattr(runner_module, "LEAST_MEAN_LOGPROB", -100.0)
     monkeypatch.setattr(runner_module, "is_loop", lambda _text: False)
+    monkeypatch.setattr(runner_module.Runner, "_has_voice", lambda _runner, _audio: True)
     monkeypatch.setattr(runner_module, "is_longer_than_heard", lambda _text, _heard: False)
     monkeypatch.setattr(runner_module, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
 
@@ -131,6 +132,7 @@ def test_an_instruction_is_answered_by_the_llm_about_the_transcript(engine: Loca
     transcript = Call(engine, 0, audio, TRANSCRIBE, sampling=SamplingOptions(max_tokens=224)).done
     answer = Call(engine, 1, audio, ASK).done
     assert transcript.text
+    assert transcript.usage.text_tokens == 4
     assert answer.text != transcript.text
     assert answer.usage.audio_frames == len(models.tokeniser.encode(transcript.text))
     assert answer.language == transcript.language
@@ -150,6 +152,15 @@ def test_a_loop_without_a_draft_is_written_again_the_same_way_each_time(
     again = [Call(engine, number, noise(4, 1.2), TRANSCRIBE, language="de").done for number in (1, 2)]
     assert again[0].text == again[1].text != once.text
     assert again[0].speculation.llm_passes > once.speculation.llm_passes
+
+
+@pytest.mark.usefixtures("once")
+def test_a_few_words_without_a_voice_are_no_speech(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio, sampling = noise(2, 1.5), SamplingOptions(max_tokens=4)
+    assert Call(engine, 0, audio, TRANSCRIBE, sampling=sampling).done.finish_reason == "length"
+    monkeypatch.setattr(runner_module.Runner, "_has_voice", lambda _runner, _audio: False)
+    done = Call(engine, 1, audio, TRANSCRIBE, sampling=sampling).done
+    assert (done.text, done.finish_reason, done.usage.output_tokens) == ("", "no_speech", 0)
 
 
 @pytest.mark.parametrize(("text", "loops"), [("", False), ("A plain sentence, said once.", False), ("and so on " * 12, True)])
