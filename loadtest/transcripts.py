@@ -77,7 +77,7 @@ def measure(
     rows: Sequence[dict[str, Any]], data: Path, url: str, peer: Callable[[Path, str], str] | None, *, tell_language: bool
 ) -> dict[str, dict[str, Column]]:
     """Return by system and set what came of every recording."""
-    results: dict[str, dict[str, Column]] = {"server": {}} | ({"peer": {}} if peer else {})
+    results: dict[str, dict[str, Column]] = {name: {} for name in ("server", "peer") if name == "server" or peer}
     for row in tqdm(rows, desc="recordings"):
         file, language = data / row["file"], language_of(row["set"])
 
