@@ -12,8 +12,10 @@ import fcntl
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +79,38 @@ def states_of(
             yield utterance, encoder(torch.from_numpy(log_mel(audio))).numpy().astype(np.float16)
 
 
+class CacheWriter:
+    """Appends to a cache; `done` are the ids that it holds."""
+
+    def __init__(self, known: list[CachedUtterance], states_file: IO[bytes], index_file: IO[str]) -> None:
+        self.done = {entry.id for entry in known}
+        self.frames = sum(entry.frames for entry in known)
+        self._states_file, self._index_file = states_file, index_file
+        # States without an entry are of a process that was killed.
+        states_file.truncate(self.frames * WIDTH * 2)
+        states_file.seek(0, 2)
+
+    def append(self, entry: CachedUtterance, states: npt.NDArray[np.float16]) -> None:
+        """Write an utterance; the entry's place and length are those that its states get."""
+        self._states_file.write(states.tobytes())
+        self._states_file.flush()
+        self._index_file.write(json.dumps(asdict(replace(entry, offset=self.frames, frames=len(states)))) + "\n")
+        self._index_file.flush()
+        self.frames += len(states)
+
+
+@contextmanager
+def open_cache(folder: Path) -> Iterator[CacheWriter]:
+    """Open a cache to append to, new or begun. Raises `BlockingIOError` where another process writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index_path, states_path = folder / INDEX, folder / STATES
+    index_path.touch()
+    states_path.touch()
+    with (folder / "lock").open("w") as lock, states_path.open("r+b") as states_file, index_path.open("a") as index_file:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield CacheWriter(read_index(folder), states_file, index_file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
@@ -87,31 +121,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    index_path, states_path = arguments.out / INDEX, arguments.out / STATES
-    lock = (arguments.out / "lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    index_path.touch()
-    known = read_index(arguments.out)
-    frames = sum(entry.frames for entry in known)
-    done = {entry.id for entry in known}
-    todo = [
-        u
-        for u in read_manifest(arguments.manifest)
-        if u.id not in done and (not arguments.datasets or u.dataset in arguments.datasets)
-    ]
-    encoder = WhisperEncoder(arguments.encoder, torch.bfloat16)
-    with states_path.open("r+b" if states_path.exists() else "w+b") as states_file, index_path.open("a") as index_file:
-        states_file.truncate(frames * WIDTH * 2)
-        states_file.seek(0, 2)
+    with open_cache(arguments.out) as cache:
+        todo = [
+            u
+            for u in read_manifest(arguments.manifest)
+            if u.id not in cache.done and (not arguments.datasets or u.dataset in arguments.datasets)
+        ]
+        encoder = WhisperEncoder(arguments.encoder, torch.bfloat16)
         for utterance, states in states_of(todo, arguments.manifest.parent, encoder, arguments.augment_seed):
-            states_file.write(states.tobytes())
-            states_file.flush()
-            entry = CachedUtterance(utterance.id, utterance.text, utterance.dataset, frames, len(states))
-            index_file.write(json.dumps(asdict(entry)) + "\n")
-            index_file.flush()
-            frames += len(states)
-    print(f"{len(read_index(arguments.out))} utterances, {frames / 50 / 3600:.2f} h")
+            cache.append(CachedUtterance(utterance.id, utterance.text, utterance.dataset, 0, 0), states)
+        print(f"{len(read_index(arguments.out))} utterances, {cache.frames / 50 / 3600:.2f} h")
 
 
 if __name__ == "__main__":

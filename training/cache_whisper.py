@@ -11,12 +11,12 @@ that is still being written.
 """
 
 import argparse
-import fcntl
 import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,14 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
+from export.conversion import FLOOR_S, SILENCE_BEHIND_S, STATES_PER_S, SUBSAMPLING
+from models.assemble import Hearing
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
-from training.cache_states import INDEX, STATES, CachedUtterance, read_index
+from training.cache_states import CachedUtterance, open_cache, read_index
 from training.data import JOINED, is_held_out
 
-FLOOR_S = 10.0
-SILENCE_BEHIND_S = 3.0
-STATES_PER_FRAME = 4
-FRAME_SAMPLES = 1280
-FRAMES_BEHIND = 2
-"""Adapter frames (80 ms) kept of the zeros behind the recording, for a last word that is recognised late."""
+HEARING = Hearing(FLOOR_S, SILENCE_BEHIND_S, math.inf, SAMPLE_RATE_HZ, SUBSAMPLING, SUBSAMPLING / STATES_PER_S)
+"""As the bundle is served, but for audio of any length."""
 
 JOINED_SETS = ("nonnative", "kathleen")
 JOINED_MAX_S = 12.0
@@ -61,13 +59,12 @@ class Recording:
 
 def pad_for_whisper(audio: Float32) -> Float32:
     """The recording with at least 3 s of zeros behind it, at least 10 s in all, rounded up to whole seconds."""
-    wanted_s = np.ceil(max(FLOOR_S, len(audio) / SAMPLE_RATE_HZ + SILENCE_BEHIND_S))
-    return np.pad(audio, (0, int(wanted_s) * SAMPLE_RATE_HZ - len(audio)))
+    return HEARING.pad_audio(audio)
 
 
 def own_states(samples: int) -> int:
     """How many encoder states (50 a second) belong to a recording of so many samples, a multiple of the adapter's reduction."""
-    return STATES_PER_FRAME * (-(-samples // FRAME_SAMPLES) + FRAMES_BEHIND)
+    return HEARING.own_states(samples)
 
 
 def plan(rows: list[dict[str, Any]], seed: int = 0) -> list[Recording]:
@@ -170,43 +167,20 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    index_path, states_path = arguments.out / INDEX, arguments.out / STATES
-    lock = (arguments.out / "lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    index_path.touch()
-    known = read_index(arguments.out)
-    frames = sum(entry.frames for entry in known)
-    done = {entry.id for entry in known}
     rows = [json.loads(line) for line in (arguments.data / "train.jsonl").read_text().splitlines()]
-    todo = [each for each in plan(rows)[arguments.part :: arguments.parts] if each.id not in done]
-    teacher = WhisperTeacher(arguments.whisper, arguments.threads)
-    progress = tqdm(total=len(todo), desc="encoder states and tokens", mininterval=10)
-    with states_path.open("r+b" if states_path.exists() else "w+b") as states_file, index_path.open("a") as index_file:
-        states_file.seek(0, 2)
-        width = 512
-        states_file.truncate(frames * width * 2)
-        states_file.seek(0, 2)
+    with open_cache(arguments.out) as cache:
+        todo = [each for each in plan(rows)[arguments.part :: arguments.parts] if each.id not in cache.done]
+        teacher = WhisperTeacher(arguments.whisper, arguments.threads)
+        progress = tqdm(total=len(todo), desc="encoder states and tokens", mininterval=10)
         for batch in batches(todo, arguments.data):
             results = teacher([audio for _, audio in batch])
             for (recording, _), (states, tokens, score) in zip(batch, results, strict=True):
-                states_file.write(states.astype(np.float16).tobytes())
-                states_file.flush()
-                entry = CachedUtterance(
-                    recording.id,
-                    teacher.tokeniser.decode(tokens).strip(),
-                    recording.dataset,
-                    frames,
-                    len(states),
-                    tuple(tokens),
-                    recording.reference,
-                    score,
-                )
-                index_file.write(json.dumps(asdict(entry)) + "\n")
-                index_file.flush()
-                frames += len(states)
+                text = teacher.tokeniser.decode(tokens).strip()
+                about = tuple(tokens), recording.reference, score
+                entry = CachedUtterance(recording.id, text, recording.dataset, 0, 0, *about)
+                cache.append(entry, states.astype(np.float16))
             progress.update(len(batch))
-    print(f"{len(read_index(arguments.out))} recordings, {frames / 50 / 3600:.2f} h")
+        print(f"{len(read_index(arguments.out))} recordings, {cache.frames / 50 / 3600:.2f} h")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ class Draft:
         self.words = text.split()
         self.encode = encode
         self.decode = decode
-        self.first_row = [SKIPPED_WORD * count for count in range(len(self.words) + 1)]
         self._aligned: list[str] = []
-        self._row = self.first_row
+        self._row = first_row(len(self.words))
 
     def propose(self, written: Sequence[int]) -> list[int]:
         """Return tokens that probably follow the written ones."""
@@ -82,30 +81,39 @@ class Draft:
         """Return how many of the draft's words the written ones stand for, and whether the last stands for the last of those."""
         finished, last = words[:-1], words[-1]
         if self._aligned != finished[: len(self._aligned)]:
-            self._aligned, self._row = [], self.first_row
+            self._aligned, self._row = [], first_row(len(self.words))
         for word in finished[len(self._aligned) :]:
             self._aligned.append(word)
-            self._row, _ = self.next_row(self._row, len(self._aligned), [difference(word, drafted) for drafted in self.words])
+            self._row, _ = next_row(self._row, len(self._aligned), [difference(word, drafted) for drafted in self.words])
         likely = min(range(len(self._row)), key=self._row.__getitem__)
         near = range(likely - NEAR_WORDS, likely + NEAR_WORDS + 1)
         costs = [
             beginning_difference(last, drafted) if n in near else difference(last, drafted)
             for n, drafted in enumerate(self.words)
         ]
-        row, replaced = self.next_row(self._row, len(words), costs)
+        row, replaced = next_row(self._row, len(words), costs)
         # Of equally good places one where the last word is the draft's own, rather than a word more.
         place = min(range(len(row)), key=lambda place: (row[place], not replaced[place]))
         return place, replaced[place]
 
-    def next_row(self, before: list[float], number: int, costs: Sequence[float]) -> tuple[list[float], list[bool]]:
-        """Return the row of the alignment for word `number`, and at which places the word replaces the draft's."""
-        row, replaced = [SKIPPED_WORD * number], [False]
-        for place, cost in enumerate(costs, start=1):
-            replacing = before[place - 1] + cost
-            best = min(replacing, before[place] + SKIPPED_WORD, row[-1] + SKIPPED_WORD)
-            row.append(best)
-            replaced.append(replacing == best)
-        return row, replaced
+
+def first_row(drafted: int) -> list[float]:
+    """Return the row of an alignment before any word is written, for so many drafted words."""
+    return [SKIPPED_WORD * count for count in range(drafted + 1)]
+
+
+def next_row(before: list[float], number: int, costs: Sequence[float]) -> tuple[list[float], list[bool]]:
+    """Return the row of an alignment for word `number`, and at which places the word replaces the draft's.
+
+    `costs` are those of replacing each drafted word by it.
+    """
+    row, replaced = [SKIPPED_WORD * number], [False]
+    for place, cost in enumerate(costs, start=1):
+        replacing = before[place - 1] + cost
+        best = min(replacing, before[place] + SKIPPED_WORD, row[-1] + SKIPPED_WORD)
+        row.append(best)
+        replaced.append(replacing == best)
+    return row, replaced
 
 
 def count_heard(words: Sequence[str], drafted: Sequence[str]) -> int:
@@ -115,10 +123,10 @@ def count_heard(words: Sequence[str], drafted: Sequence[str]) -> int:
     """
     if not drafted:
         return 0
-    alignment = Draft(" ".join(drafted), lambda _text: [], lambda _ids: "")
-    row, costs = alignment.first_row, [alignment.first_row[-1]]
+    row = first_row(len(drafted))
+    costs = [row[-1]]
     for number, word in enumerate(words, start=1):
-        row, _ = alignment.next_row(row, number, [difference(word, each) for each in alignment.words])
+        row, _ = next_row(row, number, [difference(word, each) for each in drafted])
         costs.append(row[-1])
     best = min(range(len(costs)), key=costs.__getitem__)
     ends = [n for n in range(max(1, best - 2), min(len(words), best + 2) + 1) if words[n - 1][-1] in ".?!"]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 
 from training.adapter import Adapter, AdapterConfig
-from training.cache_states import INDEX, STATES, WIDTH, CachedUtterance, read_index
+from training.cache_states import INDEX, STATES, WIDTH, CachedUtterance, open_cache, open_states, read_index
 from training.checkpoint import load_adapter, resume, save_checkpoint
 from training.ctc import Sample, ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus
@@ -209,3 +209,19 @@ def test_blurred_embeddings_are_mostly_the_tokens_own() -> None:
     blurred = blur(ids, torch.eye(64))
     assert (blurred.argmax(-1) == torch.tensor(ids)).float().mean() > 0.9
     assert not torch.equal(blurred, torch.eye(64)[ids])
+
+
+def test_a_cache_goes_on_where_a_killed_process_left_it(tmp_path: Path) -> None:
+    states = np.random.default_rng(0).normal(0, 1, (7, WIDTH)).astype(np.float16)
+    with open_cache(tmp_path) as cache:
+        cache.append(CachedUtterance("a", "one", "set", 0, 0), states[:3])
+        with pytest.raises(BlockingIOError), open_cache(tmp_path):
+            pass
+    with (tmp_path / STATES).open("ab") as unfinished:
+        unfinished.write(b"half of the next")
+    with open_cache(tmp_path) as cache:
+        assert cache.done == {"a"}
+        cache.append(CachedUtterance("b", "two", "set", 0, 0), states[3:])
+    assert [(entry.id, entry.offset, entry.frames) for entry in read_index(tmp_path)] == [("a", 0, 3), ("b", 3, 4)]
+    assert (tmp_path / STATES).stat().st_size == states.nbytes
+    np.testing.assert_array_equal(open_states(tmp_path, 7), states)

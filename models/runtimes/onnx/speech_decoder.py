@@ -24,7 +24,6 @@ class CrossMemory:
         self.span = 0
         self.lengths = np.zeros(slots, np.int64)
         self._width = width
-        self._slots = slots
         self.max_states = -(-max_states // SPAN_STEP) * SPAN_STEP
         # A page is taken when it is first written.
         self._arenas = np.zeros((names, slots * self.max_states * width), np.float32)

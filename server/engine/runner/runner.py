@@ -209,7 +209,6 @@ class Runner:
             TranscriptConstraint(speech, request.language, translates=translates, repeats=sequence.attempt == 0),
             CONTROL_TOKENS + min(sampling.max_tokens, longest),
         )
-        sequence.control_tokens = CONTROL_TOKENS
         sequence.prompt = speech.decoder.embed([tokens.start])
         sequence.audio_frames = len(encoded.embeddings)
         guess = request.language or self._language
@@ -279,7 +278,7 @@ class Runner:
     def _begin_answer(self, sequence: SequenceState, transcript: str) -> None:
         """Have the LLM answer about a transcript."""
         request, models = sequence.request, self.models
-        sequence.transcribing, sequence.control_tokens, sequence.transcript = False, 0, transcript
+        sequence.transcribing = False
         sampler, constraint = Sampler(request.sampling), compile_constraint(models, request.sampling.constraint)
         detokeniser = answer_detokeniser(models, request)
         sequence.begin_text(detokeniser, sampler, constraint, request.sampling.max_tokens)

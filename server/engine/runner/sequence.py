@@ -16,6 +16,7 @@ from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
+from server.engine.runner.transcript import CONTROL_TOKENS
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -46,7 +47,7 @@ class SequenceState:
 
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
-    which no client sees before it is whole, and which is kept in `transcript` if the LLM goes on.
+    which no client sees before it is whole.
     """
 
     request: InstructRequest
@@ -62,11 +63,9 @@ class SequenceState:
     decoders: tuple[int, ...] = (0,)
     passes_on: bool = False
     transcribing: bool = False
-    control_tokens: int = 0
     attempt: int = 0
     logprob_sum: float = 0.0
     no_speech_probability: float = 0.0
-    transcript: str | None = None
     language: str | None = None
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
@@ -105,6 +104,11 @@ class SequenceState:
         if self.encoded is None:
             raise BackendError("The adapter returned nothing.")
         return self.encoded
+
+    @property
+    def control_tokens(self) -> int:
+        """How many of the first tokens are no text."""
+        return CONTROL_TOKENS if self.transcribing else 0
 
     @property
     def elapsed_s(self) -> float:

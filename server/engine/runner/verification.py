@@ -10,6 +10,7 @@ import numpy as np
 
 from models.assemble import Models
 from models.protocols import BackendError, Float32
+from models.speech_decoders.speech_model import NO_SPEECH_PROBABILITY
 from models.text.grammar import GrammarError
 from models.text.tokeniser import plain_words
 from server.engine.runner.sequence import SequenceState
@@ -103,7 +104,8 @@ class Verifier:
         if not sequence.tokens:
             sequence.no_speech_probability = sequence.sampler.probability(logits, speech.tokens.no_speech)
         is_text = len(sequence.tokens) >= sequence.control_tokens
-        if is_text:
+        # Only where there may be no speech does anything ask how likely the text is, which costs a pass over the vocabulary.
+        if is_text and sequence.no_speech_probability > NO_SPEECH_PROBABILITY:
             sequence.logprob_sum += float(np.log(max(sequence.sampler.probability(logits, token), 1e-30)))
         if token == speech.tokens.end:
             sequence.finish("stop")
