@@ -23,12 +23,15 @@ from export import markdown
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
 from models.protocols import DecodeRow, EncoderStates, Float32, PrefillRow
-from models.speech_decoders.speech_model import LEAST_LANGUAGE_PROBABILITY, LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
+from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
 from training.cache_states import CachedUtterance, load_audio, read_index
 from training.data import is_held_out
 from training.word_errors import word_error_rate
 
 REPEATS = 15
+
+SURE_OF_LANGUAGE = 0.7
+"""How likely a wrong language counts as one that was taken for sure."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def measure_agreement(models: Models, reference: Models, clips: list[tuple[Cache
                 "WER of CTranslate2, this, reference": " / ".join(f"{each:.1f}" for each in errors),
                 "language right": share([mine.language == "en" for _, mine, *_ in group]),
                 "wrong and sure": sum(
-                    mine.language != "en" and mine.language_probability >= LEAST_LANGUAGE_PROBABILITY for _, mine, *_ in group
+                    mine.language != "en" and mine.language_probability >= SURE_OF_LANGUAGE for _, mine, *_ in group
                 ),
                 "no speech, mean and most": f"{mean(mine.no_speech_probability for _, mine, *_ in group):.3f}, "
                 f"{max(mine.no_speech_probability for _, mine, *_ in group):.3f}",

@@ -7,8 +7,11 @@ from models.bundle.schema import SpeechTokens
 from models.protocols import SpeechDecoder
 from models.text.tokeniser import Tokeniser
 
-LEAST_LANGUAGE_PROBABILITY = 0.7
-"""Speech in an accent is easily taken for another language: one that is less likely is held to be the default one."""
+DEFAULT_LANGUAGE_ODDS = 8.0
+"""Speech in an accent is easily taken for another language, which has to be so many times as likely as the default one.
+
+Of 209 training recordings in English with a Mandarin accent, 1, 3, 8 and 20 leave 77, 30, 8 and 4 taken for another language.
+"""
 LONGEST_TRANSCRIPT = 224
 """Tokens of text, as many as Whisper was trained to write at once."""
 MOST_COMPRESSED = 2.4

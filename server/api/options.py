@@ -90,6 +90,14 @@ class RequestOptions(ClientMessage):
     language: Annotated[str, Field(min_length=1, max_length=16)] | SkipJsonSchema[None] = Field(
         None, description="The code of the language that is spoken, such as `en`; without it the model finds out."
     )
+    prompt: str = Field(
+        "",
+        max_length=4000,
+        description="Text that comes before what is spoken, to show spelling and style; of a long one the end counts.",
+    )
+    keywords: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        [], max_length=64, description='Names and terms that may be spoken; in a form a JSON array such as ["Qwen"].'
+    )
     draft: DraftPolicy = Field(
         "exact",
         description="How the speech model's own draft may speed up the answer: `exact` never changes the answer, `relaxed`, for "

@@ -184,6 +184,8 @@ def live_request_from(request: InstructRequest, *, transcribes: bool) -> LiveReq
         partials=False,
         word_times=request.word_times,
         language=request.language,
+        prompt=request.prompt,
+        keywords=request.keywords,
     )
 
 

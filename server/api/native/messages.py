@@ -89,6 +89,8 @@ class StartMessage(RequestOptions):
             partials=self.partials,
             word_times=self.words,
             language=self.language,
+            prompt=self.prompt,
+            keywords=tuple(self.keywords),
         )
 
 

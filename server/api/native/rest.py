@@ -172,6 +172,8 @@ async def _build_job(
         draft=options.draft,
         word_times=options.word_times,
         language=options.language,
+        prompt=options.prompt,
+        keywords=tuple(options.keywords),
     )
     job = await build_job(
         context.engine,

@@ -414,6 +414,8 @@ class LiveSession:
             asked.draft,
             asked.word_times,
             asked.language,
+            asked.prompt,
+            asked.keywords,
         )
 
 

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,28 +14,15 @@ import numpy as np
 from models.assemble import Models
 from models.ctc import collapse
 from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
-from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PROBABILITY, is_loop
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
-from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import SPEECH_DECODER, SequenceState, answer_detokeniser, compile_constraint
 from server.engine.runner.speculation import Draft, TokenDraft
-from server.engine.runner.transcript import (
-    CONTROL_TOKENS,
-    DEFAULT_LANGUAGE,
-    DOUBTFUL_WORDS,
-    TEMPERATURES,
-    TranscriptConstraint,
-    TranscriptDraft,
-    cut_to_heard,
-    is_longer_than_heard,
-    longest_transcript,
-)
+from server.engine.runner.transcript_stage import TranscriptStage
 from server.engine.runner.verification import RunnerCounters, Verifier
 from server.engine.types.events import Word
-from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.errors import PromptTooLong
 
 logger = logging.getLogger(__name__)
@@ -64,8 +50,7 @@ class Runner:
         self.encoder_cache = ByteCache[AudioKey, ProjectorOutput](encoder_cache_bytes, output_bytes)
         self._encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
         self.models = models
-        # The language that was heard last: a guess that saves a pass if it is right.
-        self._language = DEFAULT_LANGUAGE
+        self._transcripts = TranscriptStage(models)
 
     def encode(self, sequences: Sequence[SequenceState]) -> None:
         """Turn audio into prompt embeddings and a draft; audio without speech is answered with no text here.
@@ -192,88 +177,25 @@ class Runner:
         else:
             self._lay_out(sequence, encoded.embeddings, self._draft(sequence, encoded))
 
-    def _begin_transcript(self, sequence: SequenceState) -> None:
-        """Have the speech decoder write the transcript from its first token, the next time at a higher temperature."""
-        speech, request, encoded = self.models.require_speech(), sequence.request, sequence.require_encoded()
-        tokens = speech.tokens
-        heard = self._heard(encoded)
-        translates = self.models.translates(request.instruction)
-        is_answer = sequence.decoders == (SPEECH_DECODER,)
-        sampling = request.sampling if is_answer else SamplingOptions()
-        if temperature := TEMPERATURES[sequence.attempt]:
-            sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
-        longest = longest_transcript(len(request.audio) / self.models.sample_rate_hz)
-        sequence.begin_text(
-            Detokeniser(speech.tokeniser, sampling.stop),
-            Sampler(sampling),
-            TranscriptConstraint(speech, request.language, translates=translates, repeats=sequence.attempt == 0),
-            CONTROL_TOKENS + min(sampling.max_tokens, longest),
-        )
-        sequence.prompt = speech.decoder.embed([tokens.start])
-        sequence.audio_frames = len(encoded.embeddings)
-        guess = request.language or self._language
-        control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
-        drafts = request.draft != "off" and not translates
-        sequence.draft = TranscriptDraft(speech, control, heard if drafts else "")
-        self._plan_prefill(sequence)
-
     def _take_logits(self, sequence: SequenceState, logits: Float32) -> None:
         self._verifier.take_logits(sequence, logits)
         if sequence.transcribing and sequence.finish_reason is not None and sequence.error is None:
             self._end_transcript(sequence)
 
+    def _begin_transcript(self, sequence: SequenceState) -> None:
+        self._transcripts.begin_transcript(sequence)
+        self._plan_prefill(sequence)
+
     def _end_transcript(self, sequence: SequenceState) -> None:
-        """Check a transcript; write it once more if it fails, or go on to the LLM, or let it be the answer."""
-        text = sequence.detokeniser.text
-        speech = self.models.require_speech()
-        mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
-        is_answer = sequence.decoders == (SPEECH_DECODER,)
-        is_as_long_as_asked = is_answer and sequence.max_tokens == CONTROL_TOKENS + sequence.request.sampling.max_tokens
-        is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
-        is_guess = sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB
-        if is_guess or (len(text.split()) <= DOUBTFUL_WORDS and not self._has_voice(sequence.request.audio)):
-            sequence.detokeniser, sequence.tokens, sequence.logprobs = Detokeniser(speech.tokeniser), [], []
-            sequence.delta, sequence.finish_reason = "", "no_speech"
-            return
-        sequence.language = speech.language_of(sequence.tokens[0])
-        self._language = sequence.language or self._language
-        heard = "" if self.models.translates(sequence.request.instruction) else self._heard(sequence.require_encoded())
-        is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
-        if is_loop(text) or is_cut or (is_drafted and is_longer_than_heard(text, heard)):
-            if is_drafted:
-                self._cut_transcript(sequence, heard)
-                text = sequence.detokeniser.text
-            elif sequence.request.sampling.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):
-                sequence.attempt += 1
+        """Have a transcript written once more, or go on to the LLM with it, or let it be the answer."""
+        match self._transcripts.judge_transcript(sequence):
+            case "write again":
                 self._begin_transcript(sequence)
                 sequence.decoders = (SPEECH_DECODER, *sequence.decoders)
                 sequence.passes_on = True
-                return
-        if len(sequence.decoders) > 1:
-            self._begin_answer(sequence, text)
-            sequence.passes_on = sequence.error is None and not sequence.finished
-
-    def _has_voice(self, audio: Float32) -> bool:
-        """Return whether the voice detector hears speech anywhere in audio [samples]."""
-        voice = self.models.voice
-        whole = np.pad(audio, (0, -len(audio) % voice.window_samples))
-        probabilities, _ = voice.detect(whole, None)
-        return bool((probabilities >= VoiceOptions.threshold).any())
-
-    def _heard(self, encoded: ProjectorOutput) -> str:
-        """Return the text of the CTC draft."""
-        return "" if encoded.draft is None else self.models.draft_tokeniser.decode(collapse(encoded.draft.best_token))
-
-    def _cut_transcript(self, sequence: SequenceState, heard: str) -> None:
-        """Keep of a transcript the beginning that the draft has too."""
-        speech = self.models.require_speech()
-        text = sequence.tokens[CONTROL_TOKENS:]
-        kept = cut_to_heard(text, speech, heard)
-        sequence.logprobs = sequence.logprobs[: len(kept)]
-        sequence.tokens = [*sequence.tokens[:CONTROL_TOKENS], *kept]
-        sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.sampling.stop)
-        sequence.delta = "".join(map(sequence.detokeniser.push, kept))
-        sequence.finish("stop")
+            case "understood" if not sequence.answers_transcript:
+                self._begin_answer(sequence, sequence.detokeniser.text)
+                sequence.passes_on = sequence.error is None and not sequence.finished
 
     def _begin_answer(self, sequence: SequenceState, transcript: str) -> None:
         """Have the LLM answer about a transcript."""

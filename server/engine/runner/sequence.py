@@ -16,7 +16,7 @@ from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
-from server.engine.runner.transcript import CONTROL_TOKENS
+from server.engine.runner.transcript import CONTROL_TOKENS, lay_out_context
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -34,6 +34,9 @@ from server.engine.types.options import Constraint
 from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, PromptTooLong, ServeError
 
+SPEECH_DECODER = 0
+"""The number of the speech decoder in a model that has one; the LLM has the last."""
+
 
 @dataclass(eq=False)
 class SequenceState:
@@ -47,7 +50,7 @@ class SequenceState:
 
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
-    which no client sees before it is whole.
+    which no client sees before it is whole; `heard` is the text of the draft of that.
     """
 
     request: InstructRequest
@@ -67,6 +70,7 @@ class SequenceState:
     logprob_sum: float = 0.0
     no_speech_probability: float = 0.0
     language: str | None = None
+    heard: str = ""
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
     encoded: ProjectorOutput | None = None
@@ -104,6 +108,11 @@ class SequenceState:
         if self.encoded is None:
             raise BackendError("The adapter returned nothing.")
         return self.encoded
+
+    @property
+    def answers_transcript(self) -> bool:
+        """Whether the transcript that is written is the answer."""
+        return self.transcribing and self.decoders == (SPEECH_DECODER,)
 
     @property
     def control_tokens(self) -> int:
@@ -191,7 +200,7 @@ class SequenceState:
             return Failed(self.request.id, self.error)
         if self.finish_reason is None:
             return None
-        text_tokens = 1 + self.control_tokens if self.transcribing else len(self.prompt_ids)
+        text_tokens = len(self.prompt) + self.control_tokens if self.transcribing else len(self.prompt_ids)
         if not self.audio_frames:
             text_tokens = 0
         return Done(
@@ -247,10 +256,6 @@ def answer_detokeniser(models: Models, request: InstructRequest) -> Detokeniser:
     return Detokeniser(models.tokeniser, sampling.stop, padding=None if sampling.constraint is None else "")
 
 
-SPEECH_DECODER = 0
-"""The number of the speech decoder in a model that has one; the LLM has the last."""
-
-
 def passed_decoders(models: Models, request: InstructRequest, *, is_encoded: bool) -> tuple[int, ...]:
     """Return the decoders that a request passes, in order: none if only the encoder's output is wanted.
 
@@ -271,7 +276,7 @@ def check_request(models: Models, request: InstructRequest) -> None:
     """Raise `InvalidRequest` for options that do not go together.
 
     A relaxed draft needs an instruction that asks for a transcript, and no constraint; times of words need a transcript, and a
-    model that can tell them; a language needs a speech decoder that knows it.
+    model that can tell them; a language needs a speech decoder that knows it, a prompt or keywords one that has room for them.
     """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
@@ -284,6 +289,11 @@ def check_request(models: Models, request: InstructRequest) -> None:
         raise InvalidRequest(message, param="timestamps")
     if request.language is not None and models.speech is None:
         raise InvalidRequest("This model does not take a language.", param="language")
+    if (request.prompt or request.keywords) and models.speech is None:
+        given = "prompt" if request.prompt else "keywords"
+        raise InvalidRequest(f"This model does not take {'a prompt' if request.prompt else 'keywords'}.", param=given)
+    if models.speech is not None:
+        lay_out_context(models.speech, request.prompt, request.keywords)
     if models.speech is not None and request.language not in (None, *models.speech.tokens.languages):
         raise InvalidRequest(f"The model does not know the language {request.language!r}.", param="language")
     if request.word_times and models.word_timer is None:

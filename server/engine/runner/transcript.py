@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.protocols import Float32
-from models.speech_decoders.speech_model import LEAST_LANGUAGE_PROBABILITY, LONGEST_TRANSCRIPT, SpeechModel
+from models.speech_decoders.speech_model import DEFAULT_LANGUAGE_ODDS, LONGEST_TRANSCRIPT, SpeechModel
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_heard
+from server.errors import InvalidRequest
 
 CONTROL_TOKENS = 3
 DEFAULT_LANGUAGE = "en"
@@ -24,20 +25,48 @@ LOOP_SHARE, LOOP_MARGIN = 1.5, 5
 """A transcript of more words than so many for each of the draft's, and so many more, is a loop."""
 TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
+OWN_CONTEXT_TOKENS = 3
+"""The token before a context, the one behind it, and the position of a transcript's end."""
 DOUBTFUL_WORDS = 5
 """Whisper writes a few words about silence ("you", "Thank you."), so a transcript that short needs a voice in the audio."""
 REPEATED_TOKENS = 3
 """So many tokens in a row occur once only in a transcript that is written again."""
+BEGINNING_BOOST, CONTINUING_BOOST = 1.0, 3.0
+"""Added to the logit of a keyword's first token anywhere, and of its next one behind its beginning."""
+
+
+class KeywordBoost:
+    """Makes the tokens of keywords likelier where one of them may begin, and more so where one has begun.
+
+    The boost depends on nothing but the text so far, so that a draft changes no transcript.
+    """
+
+    def __init__(self, keywords: Sequence[Sequence[int]]) -> None:
+        self._keywords = [tuple(keyword) for keyword in keywords if keyword]
+
+    def find_boosts(self, text: Sequence[int]) -> dict[int, float]:
+        """Return the tokens that are boosted behind a text, each with the number that is added to its logit."""
+        boosts: dict[int, float] = {}
+        for keyword in self._keywords:
+            boosts[keyword[0]] = max(boosts.get(keyword[0], 0.0), BEGINNING_BOOST)
+            for begun in range(min(len(keyword) - 1, len(text)), 0, -1):
+                if tuple(text[-begun:]) == keyword[:begun]:
+                    boosts[keyword[begun]] = CONTINUING_BOOST
+                    break
+        return boosts
 
 
 class TranscriptConstraint(TokenConstraint):
     """Allows control tokens first, and then text without the tokens that Whisper suppresses."""
 
-    def __init__(self, speech: SpeechModel, language: str | None, *, translates: bool, repeats: bool = True) -> None:
+    def __init__(
+        self, speech: SpeechModel, language: str | None, boost: KeywordBoost, *, translates: bool, repeats: bool = True
+    ) -> None:
         """`language` is one of `speech.tokens.languages`, None where it is to be identified.
 
         Without `repeats` no `REPEATED_TOKENS` in a row occur twice.
         """
+        self._boost = boost
         tokens = speech.tokens
         languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
         task = tokens.translate if translates else tokens.transcribe
@@ -54,7 +83,7 @@ class TranscriptConstraint(TokenConstraint):
         if written < CONTROL_TOKENS:
             allowed = self._allowed[written]
             best = allowed[logits[allowed].argmax()]
-            if len(allowed) > 1 and self._probability(logits[allowed]) < LEAST_LANGUAGE_PROBABILITY:
+            if len(allowed) > 1 and logits[best] - logits[self._default] < np.log(DEFAULT_LANGUAGE_ODDS):
                 best = self._default
             masked[:] = -np.inf
             masked[best] = logits[best]
@@ -62,12 +91,9 @@ class TranscriptConstraint(TokenConstraint):
             masked[self._suppressed_first if written == CONTROL_TOKENS else self._suppressed] = -np.inf
             if not self._repeats:
                 masked[self._repeated()] = -np.inf
+            for token, boost in self._boost.find_boosts(self._written[CONTROL_TOKENS:]).items():
+                masked[token] += boost
         return masked
-
-    @staticmethod
-    def _probability(logits: Float32) -> float:
-        """Return the probability of the likeliest."""
-        return float(1 / np.exp(logits - logits.max()).sum())
 
     def advance(self, token: int) -> None:
         self._written.append(token)
@@ -128,6 +154,22 @@ def is_longer_than_heard(text: str, heard: str) -> bool:
 def longest_transcript(audio_s: float) -> int:
     """Return how many tokens of text audio of this length may have."""
     return min(LONGEST_TRANSCRIPT, int(MOST_TOKENS_PER_S * audio_s) + MOST_TOKENS_MORE)
+
+
+def lay_out_context(speech: SpeechModel, prompt: str, keywords: Sequence[str]) -> list[int]:
+    """Return the tokens that stand before a transcript: keywords, then the end of the text that comes before.
+
+    Raises `InvalidRequest` for keywords that take more than half of the room. Of a prompt the last tokens that have room count
+    (arXiv 2212.04356, section 2.3).
+    """
+    if not prompt and not keywords:
+        return []
+    room = speech.decoder.max_positions - CONTROL_TOKENS - LONGEST_TRANSCRIPT - OWN_CONTEXT_TOKENS
+    listed = speech.tokeniser.encode(f" {', '.join(keywords)}") if keywords else []
+    if len(listed) > room // 2:
+        raise InvalidRequest("The keywords are too many, or too long.", param="keywords")
+    before = speech.tokeniser.encode(f" {prompt.strip()}") if prompt.strip() else []
+    return [speech.tokens.previous, *listed, *before[max(0, len(before) - room + len(listed)) :]]
 
 
 def cut_to_heard(tokens: Sequence[int], speech: SpeechModel, heard: str) -> list[int]:

@@ -15,7 +15,8 @@ class InstructRequest:
     Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
     `word_times` asks for `Done.words`, which only transcripts have. `language` is the code of the one that is spoken, None where
-    the model is to find out.
+    the model is to find out. `prompt` is text that comes before what is spoken, and shows spelling and style; `keywords` are
+    names and terms that may be spoken. Only a model with a speech decoder takes them.
     """
 
     id: str
@@ -28,6 +29,8 @@ class InstructRequest:
     draft: DraftPolicy = "exact"
     word_times: bool = False
     language: str | None = None
+    prompt: str = ""
+    keywords: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class LiveRequest:
 
     With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
     the instruction is about all of them together: its answer comes with `Ended`. A recording of any length is served in the same
-    way, without `partials` and at a priority below `LIVE`. `language` is as for `InstructRequest`.
+    way, without `partials` and at a priority below `LIVE`. `language`, `prompt` and `keywords` are as for `InstructRequest`.
     """
 
     id: str
@@ -50,6 +53,8 @@ class LiveRequest:
     partials: bool = True
     word_times: bool = False
     language: str | None = None
+    prompt: str = ""
+    keywords: tuple[str, ...] = ()
 
     @property
     def is_recording(self) -> bool:

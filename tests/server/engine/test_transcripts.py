@@ -11,9 +11,17 @@ import pytest
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
 from models.protocols import Float32
-from models.speech_decoders.speech_model import is_loop
+from models.speech_decoders.speech_model import LONGEST_TRANSCRIPT, is_loop
 from server.engine.engine import LocalEngine
-from server.engine.runner import runner as runner_module
+from server.engine.runner import transcript_stage
+from server.engine.runner.transcript import (
+    BEGINNING_BOOST,
+    CONTINUING_BOOST,
+    CONTROL_TOKENS,
+    KeywordBoost,
+    TranscriptConstraint,
+    lay_out_context,
+)
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
 from server.engine.types.requests import InstructRequest
@@ -42,11 +50,11 @@ def engine(models: Models) -> Iterator[LocalEngine]:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model's text is never likely: have it be taken all the same."""
-    monkeypatch.setattr(runner_module, "LEAST_MEAN_LOGPROB", -100.0)
-    monkeypatch.setattr(runner_module, "is_loop", lambda _text: False)
-    monkeypatch.setattr(runner_module.Runner, "_has_voice", lambda _runner, _audio: True)
-    monkeypatch.setattr(runner_module, "is_longer_than_heard", lambda _text, _heard: False)
-    monkeypatch.setattr(runner_module, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
+    monkeypatch.setattr(transcript_stage, "LEAST_MEAN_LOGPROB", -100.0)
+    monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: False)
+    monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
+    monkeypatch.setattr(transcript_stage, "is_longer_than_heard", lambda _text, _heard: False)
+    monkeypatch.setattr(transcript_stage, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
 
 
 class Call:
@@ -127,6 +135,49 @@ def test_a_language_that_the_model_does_not_know_is_refused(engine: LocalEngine)
 
 
 @pytest.mark.usefixtures("once")
+def test_what_comes_before_and_keywords_change_the_text_and_drafts_still_do_not(engine: LocalEngine) -> None:
+    audio = noise(5, 2.0)
+    options: list[dict[str, Any]] = [{}, {"prompt": "and then"}, {"keywords": ("Qwen", "Thinbridge")}]
+    calls = [Call(engine, number, audio, TRANSCRIBE, **each).done for number, each in enumerate(options)]
+    assert len({done.text for done in calls}) == len(options)
+    assert all(done.usage.text_tokens > calls[0].usage.text_tokens for done in calls[1:])
+    undrafted = [Call(engine, 9 + n, audio, TRANSCRIBE, draft="off", **each).done for n, each in enumerate(options)]
+    assert [done.text for done in undrafted] == [done.text for done in calls]
+
+
+def test_of_a_long_prompt_the_end_counts(models: Models) -> None:
+    speech = models.require_speech()
+    whole = lay_out_context(speech, "word " * 400 + "the end", ("Qwen",))
+    assert whole[0] == speech.tokens.previous
+    assert speech.tokeniser.decode(whole[1:]).startswith(" Qwen")
+    assert speech.tokeniser.decode(whole[1:]).endswith("word the end")
+    assert len(whole) + 1 + CONTROL_TOKENS + LONGEST_TRANSCRIPT < speech.decoder.max_positions
+
+
+def test_keywords_that_have_no_room_are_refused(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidRequest, match="keywords") as caught:
+        Call(engine, 0, noise(0), TRANSCRIBE, keywords=("something long",) * 64)
+    assert caught.value.param == "keywords"
+
+
+def test_a_keyword_is_boosted_where_it_may_begin_and_more_where_it_has_begun() -> None:
+    boost = KeywordBoost([[1, 2, 3], [1, 4]])
+    assert boost.find_boosts([]) == {1: BEGINNING_BOOST}
+    assert boost.find_boosts([9, 1]) == {1: BEGINNING_BOOST, 2: CONTINUING_BOOST, 4: CONTINUING_BOOST}
+    assert boost.find_boosts([1, 2]) == {1: BEGINNING_BOOST, 3: CONTINUING_BOOST}
+    assert boost.find_boosts([1, 2, 3]) == {1: BEGINNING_BOOST}
+
+
+@pytest.mark.parametrize(("odds", "chosen"), [(1.0, "en"), (7.0, "en"), (9.0, "de")])
+def test_another_language_than_english_has_to_be_far_likelier(models: Models, odds: float, chosen: str) -> None:
+    speech = models.require_speech()
+    logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
+    logits[speech.tokens.languages["de"]] = np.log(odds)
+    masked = TranscriptConstraint(speech, None, KeywordBoost([]), translates=False).mask(logits)
+    assert speech.language_of(int(masked.argmax())) == chosen
+
+
+@pytest.mark.usefixtures("once")
 def test_an_instruction_is_answered_by_the_llm_about_the_transcript(engine: LocalEngine, models: Models) -> None:
     audio = noise(3, 1.5)
     transcript = Call(engine, 0, audio, TRANSCRIBE, sampling=SamplingOptions(max_tokens=224)).done
@@ -148,7 +199,7 @@ def test_a_loop_without_a_draft_is_written_again_the_same_way_each_time(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = Call(engine, 0, noise(4, 1.2), TRANSCRIBE, language="de").done
-    monkeypatch.setattr(runner_module, "is_loop", lambda _text: True)
+    monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: True)
     again = [Call(engine, number, noise(4, 1.2), TRANSCRIBE, language="de").done for number in (1, 2)]
     assert again[0].text == again[1].text != once.text
     assert again[0].speculation.llm_passes > once.speculation.llm_passes
@@ -158,7 +209,7 @@ def test_a_loop_without_a_draft_is_written_again_the_same_way_each_time(
 def test_a_few_words_without_a_voice_are_no_speech(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     audio, sampling = noise(2, 1.5), SamplingOptions(max_tokens=4)
     assert Call(engine, 0, audio, TRANSCRIBE, sampling=sampling).done.finish_reason == "length"
-    monkeypatch.setattr(runner_module.Runner, "_has_voice", lambda _runner, _audio: False)
+    monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: False)
     done = Call(engine, 1, audio, TRANSCRIBE, sampling=sampling).done
     assert (done.text, done.finish_reason, done.usage.output_tokens) == ("", "no_speech", 0)
 

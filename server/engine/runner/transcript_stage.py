@@ -1,0 +1,114 @@
+"""The transcript of a sequence, from the speech decoder's first token to the text that was understood."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from models.assemble import Models
+from models.ctc import collapse
+from models.protocols import Float32, ProjectorOutput
+from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PROBABILITY, SpeechModel, is_loop
+from server.engine.runner.detokenise import Detokeniser
+from server.engine.runner.sampling import Sampler
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.transcript import (
+    CONTROL_TOKENS,
+    DEFAULT_LANGUAGE,
+    DOUBTFUL_WORDS,
+    TEMPERATURES,
+    KeywordBoost,
+    TranscriptConstraint,
+    TranscriptDraft,
+    cut_to_heard,
+    is_longer_than_heard,
+    lay_out_context,
+    longest_transcript,
+)
+from server.engine.types.options import SamplingOptions, VoiceOptions
+
+Verdict = Literal["understood", "silence", "write again"]
+
+
+class TranscriptStage:
+    """Lays out what the speech decoder begins with, and judges what it wrote."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        # The language that was heard last: a guess that saves a pass if it is right.
+        self._language = DEFAULT_LANGUAGE
+
+    def begin_transcript(self, sequence: SequenceState) -> None:
+        """Give a sequence the prompt, the draft and the rules of a transcript, each time at the next of `TEMPERATURES`."""
+        speech, request, encoded = self._models.require_speech(), sequence.request, sequence.require_encoded()
+        tokens = speech.tokens
+        translates = self._models.translates(request.instruction)
+        sampling = request.sampling if sequence.answers_transcript else SamplingOptions()
+        if temperature := TEMPERATURES[sequence.attempt]:
+            sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
+        longest = longest_transcript(len(request.audio) / self._models.sample_rate_hz)
+        boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.keywords])
+        sequence.begin_text(
+            Detokeniser(speech.tokeniser, sampling.stop),
+            Sampler(sampling),
+            TranscriptConstraint(speech, request.language, boost, translates=translates, repeats=sequence.attempt == 0),
+            CONTROL_TOKENS + min(sampling.max_tokens, longest),
+        )
+        context = lay_out_context(speech, request.prompt, request.keywords)
+        sequence.prompt = speech.decoder.embed([*context, tokens.start])
+        sequence.audio_frames = len(encoded.embeddings)
+        guess = request.language or self._language
+        control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
+        sequence.heard = "" if translates else self._read_draft(encoded)
+        sequence.draft = TranscriptDraft(speech, control, "" if request.draft == "off" else sequence.heard)
+
+    def judge_transcript(self, sequence: SequenceState) -> Verdict:
+        """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
+        text, heard = sequence.detokeniser.text, sequence.heard
+        speech = self._models.require_speech()
+        if self._is_silence(sequence, text):
+            sequence.detokeniser, sequence.tokens, sequence.logprobs = Detokeniser(speech.tokeniser), [], []
+            sequence.delta, sequence.finish_reason = "", "no_speech"
+            return "silence"
+        sequence.language = speech.language_of(sequence.tokens[0])
+        self._language = sequence.language or self._language
+        asked = sequence.request.sampling
+        is_as_long_as_asked = sequence.answers_transcript and sequence.max_tokens == CONTROL_TOKENS + asked.max_tokens
+        is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
+        # The draft was trained on English.
+        is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
+        if is_loop(text) or is_cut or (is_drafted and is_longer_than_heard(text, heard)):
+            if is_drafted:
+                _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[CONTROL_TOKENS:], speech, heard))
+            elif asked.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):
+                sequence.attempt += 1
+                return "write again"
+        return "understood"
+
+    def _is_silence(self, sequence: SequenceState, text: str) -> bool:
+        """Return whether a transcript is a guess about audio that holds no speech."""
+        mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
+        if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB:
+            return True
+        return len(text.split()) <= DOUBTFUL_WORDS and not self._has_voice(sequence.request.audio)
+
+    def _has_voice(self, audio: Float32) -> bool:
+        """Return whether the voice detector hears speech anywhere in audio [samples]."""
+        voice = self._models.voice
+        whole = np.pad(audio, (0, -len(audio) % voice.window_samples))
+        probabilities, _ = voice.detect(whole, None)
+        return bool((probabilities >= VoiceOptions.threshold).any())
+
+    def _read_draft(self, encoded: ProjectorOutput) -> str:
+        """Return the text of the CTC draft."""
+        return "" if encoded.draft is None else self._models.draft_tokeniser.decode(collapse(encoded.draft.best_token))
+
+
+def _keep_tokens(sequence: SequenceState, speech: SpeechModel, kept: Sequence[int]) -> None:
+    """End a transcript with the first of its text's tokens."""
+    sequence.logprobs = sequence.logprobs[: len(kept)]
+    sequence.tokens = [*sequence.tokens[:CONTROL_TOKENS], *kept]
+    sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.sampling.stop)
+    sequence.delta = "".join(map(sequence.detokeniser.push, kept))
+    sequence.finish("stop")
