@@ -1,36 +1,54 @@
-"""multipart/form-data read strictly, as it arrives: one file part, known text parts, each at most once.
+"""multipart/form-data read as it arrives: one audio part, and text parts.
 
-Parts stay bytes until they are whole, so text is decoded once, as strict UTF-8, and no part touches the disk.
+Parts stay bytes until they are whole, so text is decoded once, as strict UTF-8, and no part touches the disk. Clients differ in
+how they send the same form, so the audio may be named `audio` or `file`, any part may have a file name, and a list is sent as
+repeated parts `x` or `x[]`.
 """
 
 import io
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from server.errors import AudioTooShort, BodyTooLarge, InvalidRequest, UnknownField
+from server.api.body import read_body
+from server.errors import AudioTooShort, InvalidRequest, UnknownField
 
 FILE_FIELD = "audio"
-MAX_PARTS = 24
+AUDIO_FIELDS = (FILE_FIELD, "file")
+MAX_PARTS = 256
 MAX_TEXT_BYTES = 65_536
 MAX_BOUNDARY_BYTES = 70
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
+@dataclass(frozen=True)
+class FormFields:
+    """The names of a form's text fields. Those of `lists` may be repeated, as `x` or `x[]`.
+
+    Unknown fields are refused, or, with `skips_unknown`, dropped and named in `Form.unknown`.
+    """
+
+    texts: Collection[str]
+    lists: Collection[str] = ()
+    skips_unknown: bool = False
+
+
 @dataclass
 class Form:
-    """The bytes of the audio part and the text parts by name."""
+    """The bytes of the audio part, and the text parts by name; `lists` has the fields that came as `x[]` or repeated."""
 
     audio: bytes
     texts: dict[str, str]
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
 
-async def read_form(request: Request, max_body_bytes: int, text_fields: Collection[str]) -> Form:
-    """Read the body to its end; besides the audio it may hold `text_fields`.
+async def read_form(request: Request, max_body_bytes: int, fields: FormFields) -> Form:
+    """Read the body to its end.
 
     Raises `InvalidRequest`, `UnknownField`, `AudioTooShort`, `BodyTooLarge`, or `ClientDisconnect`. A fault is refused as soon as
     it is seen, so a refused body is not read to its end.
@@ -39,25 +57,12 @@ async def read_form(request: Request, max_body_bytes: int, text_fields: Collecti
     boundary = options.get(b"boundary", b"")
     if content_type != b"multipart/form-data" or not 1 <= len(boundary) <= MAX_BOUNDARY_BYTES:
         raise InvalidRequest("Send the request as multipart/form-data with its boundary in the content type.")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_body_bytes:
-        raise _too_large(max_body_bytes)
-    parts = _Parts(text_fields)
+    parts = _Parts(fields)
     parser = parts.parser(boundary)
-    body_bytes, more_body = 0, True
-    while more_body:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk: bytes = message.get("body", b"")
-        more_body = message.get("more_body", False)
-        body_bytes += len(chunk)
-        if body_bytes > max_body_bytes:
-            raise _too_large(max_body_bytes)
-        try:
-            parser.write(chunk)
-        except MultipartParseError:
-            raise InvalidRequest("The multipart body is malformed.") from None
+    try:
+        await read_body(request, max_body_bytes, parser.write)
+    except MultipartParseError:
+        raise InvalidRequest("The multipart body is malformed.") from None
     return parts.form()
 
 
@@ -68,13 +73,17 @@ class _Parts:
     Python's cyclic collector ran.
     """
 
-    def __init__(self, text_fields: Collection[str]) -> None:
-        self._text_fields = text_fields
-        self._contents: dict[str, io.BytesIO] = {}
+    def __init__(self, fields: FormFields) -> None:
+        self._fields = fields
+        self._audio: io.BytesIO | None = None
+        self._texts: list[tuple[str, io.BytesIO]] = []
+        self._unknown: dict[str, None] = {}
+        # The part that is being read: its name, and its content unless that is dropped.
+        self._name = ""
+        self._content: io.BytesIO | None = None
         self._part_count = 0
         self._header_name, self._header_value = bytearray(), bytearray()
         self._disposition = b""
-        self._name = ""
         self._ended = False
 
     def parser(self, boundary: bytes) -> MultipartParser:
@@ -96,12 +105,21 @@ class _Parts:
         """Return the form once the body has ended. Raises `InvalidRequest` or `AudioTooShort`."""
         if not self._ended:
             raise InvalidRequest("The multipart body ends before its closing boundary.")
-        audio = self._contents.pop(FILE_FIELD, None)
-        if audio is None:
+        if self._audio is None:
             raise InvalidRequest(f"The field {FILE_FIELD} is missing.", param=FILE_FIELD)
-        if not audio.tell():
+        if not self._audio.tell():
             raise AudioTooShort("The audio is empty.", param=FILE_FIELD)
-        return Form(audio.getvalue(), {name: _decode_text(name, part.getvalue()) for name, part in self._contents.items()})
+        texts: dict[str, list[str]] = {}
+        listed = {name.removesuffix("[]") for name, _ in self._texts if name.endswith("[]")}
+        for name, content in self._texts:
+            texts.setdefault(name.removesuffix("[]"), []).append(_decode_text(name, content.getvalue()))
+        listed |= {name for name, values in texts.items() if len(values) > 1}
+        return Form(
+            self._audio.getvalue(),
+            {name: values[0] for name, values in texts.items() if name not in listed},
+            {name: values for name, values in texts.items() if name in listed},
+            tuple(self._unknown),
+        )
 
     def _start_part(self) -> None:
         self._disposition = b""
@@ -126,22 +144,33 @@ class _Parts:
         name = options.get(b"name", b"").decode("latin-1")
         if disposition != b"form-data" or not name:
             raise InvalidRequest("A part of the body has no name.")
-        if name != FILE_FIELD and name not in self._text_fields:
-            known = ", ".join((FILE_FIELD, *self._text_fields))
+        self._name = name
+        if name in AUDIO_FIELDS:
+            if self._audio is not None:
+                raise InvalidRequest(f"The field {name} is given more than once.", param=name)
+            self._content = self._audio = io.BytesIO()
+        elif name in self._fields.texts or (name.endswith("[]") and name.removesuffix("[]") in self._fields.lists):
+            if name in (earlier for earlier, _ in self._texts) and name.removesuffix("[]") not in self._fields.lists:
+                raise InvalidRequest(f"The field {name} is given more than once.", param=name)
+            self._content = io.BytesIO()
+            self._texts.append((name, self._content))
+        else:
+            self._skip_unknown(name)
+
+    def _skip_unknown(self, name: str) -> None:
+        if not self._fields.skips_unknown:
+            known = ", ".join((FILE_FIELD, *self._fields.texts))
             shown = name if PLAIN_NAME.fullmatch(name) else None
             raise UnknownField(f"The form has an unknown field; the fields are {known}.", param=shown)
-        if name in self._contents:
-            raise InvalidRequest(f"The field {name} is given more than once.", param=name)
-        if (name == FILE_FIELD) != (b"filename" in options):
-            kinds = ("a file", "text") if name == FILE_FIELD else ("text", "a file")
-            raise InvalidRequest(f"The field {name} has to be {kinds[0]}, not {kinds[1]}.", param=name)
-        self._name = name
-        self._contents[name] = io.BytesIO()
+        self._unknown[name] = None
+        self._content = None
 
     def _extend_content(self, data: bytes, start: int, end: int) -> None:
-        content = self._contents[self._name]
+        content = self._content
+        if content is None:
+            return
         content.write(memoryview(data)[start:end])
-        if self._name != FILE_FIELD and content.tell() > MAX_TEXT_BYTES:
+        if content is not self._audio and content.tell() > MAX_TEXT_BYTES:
             raise InvalidRequest(f"The field {self._name} is longer than {MAX_TEXT_BYTES} bytes.", param=self._name)
 
     def _end_body(self) -> None:
@@ -153,7 +182,3 @@ def _decode_text(name: str, content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidRequest(f"The field {name} is not valid UTF-8.", param=name) from None
-
-
-def _too_large(max_body_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {max_body_bytes} bytes.")

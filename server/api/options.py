@@ -6,7 +6,7 @@ nothing but text, so `parse_form` reads the text of each field by the type of th
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -178,11 +178,18 @@ def with_limits(model: type[Message], settings: Settings) -> type[Message]:
     return create_model(model.__name__, __base__=model, __doc__=model.__doc__, **limited)
 
 
-def parse_form(model: type[Message], texts: Mapping[str, str]) -> Message:
-    """Return the fields of a form as a `model`. Raises `InvalidRequest` for the first field that is wrong."""
-    return parse_message(
-        model, {name: _value_of(_properties(model).get(name, {}), text) for name, text in texts.items()}, "The form"
-    )
+def parse_form(model: type[Message], texts: Mapping[str, str], lists: Mapping[str, Sequence[str]] | None = None) -> Message:
+    """Return the fields of a form as a `model`; `lists` are those that came as several parts.
+
+    Raises `InvalidRequest` for the first field that is wrong.
+    """
+    values = {name: _value_of(_properties(model).get(name, {}), text) for name, text in texts.items()}
+    return parse_message(model, {**values, **{name: list(items) for name, items in (lists or {}).items()}}, "The form")
+
+
+def list_fields(model: type[ClientMessage]) -> tuple[str, ...]:
+    """Return the names of the fields that are lists."""
+    return tuple(name for name, schema in _properties(model).items() if schema.get("type") == "array")
 
 
 def parse_message(model: type[Message], values: Mapping[str, object], name: str) -> Message:
@@ -228,7 +235,7 @@ def _value_of(schema: Mapping[str, Any], text: str) -> object:
         case "number" if NUMBER.fullmatch(text):
             return float(text)
         case "boolean":
-            return {"true": True, "false": False}.get(text, text)
+            return {"true": True, "false": False}.get(text.lower(), text)
         case "array":
             try:
                 value: object = from_json(text)

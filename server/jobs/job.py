@@ -12,9 +12,10 @@ from typing import Protocol
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.engine.types.events import Basis, Event
+from server.engine.types.options import VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
-from server.jobs.long_audio import BLOCK_S, LongAudioJob
+from server.jobs.long_audio import BLOCK_S, VOICE, LongAudioJob
 
 
 class Job(Protocol):
@@ -88,12 +89,14 @@ async def build_job(
     *,
     cut_at_pauses: bool,
     on_progress: Callable[[], None],
+    voice: VoiceOptions = VOICE,
 ) -> ShortAudioJob | LongAudioJob:
     """Decode the audio of `request` from `file`, and return its work, ready to be started.
 
     `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
-    only until it is known to be long; with `cut_at_pauses` all audio counts as long. A job on long audio calls `on_progress`
-    whenever it gets on. Raises the errors of `AudioStream`, and `InvalidRequest` for a request that long audio cannot have.
+    only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice`, and its job
+    calls `on_progress` whenever it gets on. Raises the errors of `AudioStream`, and `InvalidRequest` for a request that long
+    audio cannot have.
     """
     started_s = time.perf_counter()
     audio = await AudioStream.open(decode_pool, file, request.client)
@@ -107,7 +110,7 @@ async def build_job(
         if audio.ended and not cut_at_pauses:
             audio.close()
             return ShortAudioJob(engine, request, decode_s)
-        return LongAudioJob(engine, request, audio, decode_s, on_progress)
+        return LongAudioJob(engine, request, audio, decode_s, on_progress, voice)
     except BaseException:
         audio.close()
         raise

@@ -27,6 +27,7 @@ from server.engine.types.events import (
     UtteranceDone,
     Word,
 )
+from server.engine.types.options import VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
 from server.errors import InvalidRequest, NotReady, ServeError
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 BLOCK_S = 1.0
 # Seconds of audio that may wait in the engine to be listened to.
 AHEAD_S = 10.0
+VOICE = VoiceOptions()
 
 Sums = TypeVar("Sums", Usage, StageTimes, Speculation)
 
@@ -60,11 +62,12 @@ class LongAudioJob:
         rest: AudioStream,
         audio_decode_s: float,
         on_progress: Callable[[], None],
+        voice: VoiceOptions = VOICE,
     ) -> None:
         self.audio_decode_s = audio_decode_s
         self.deadline_s = request.deadline_s
         self._engine = engine
-        self._request = live_request_from(request, transcribes=engine.transcribes(request.instruction))
+        self._request = live_request_from(request, voice, transcribes=engine.transcribes(request.instruction))
         self._head = request.audio
         self._rest = rest
         self._on_progress = on_progress
@@ -166,8 +169,9 @@ class LongAudioJob:
                 yield block
 
 
-def live_request_from(request: InstructRequest, *, transcribes: bool) -> LiveRequest:
-    """Return the session that answers a request on long audio; `transcribes` says whether its instruction asks for a transcript.
+def live_request_from(request: InstructRequest, voice: VoiceOptions = VOICE, *, transcribes: bool) -> LiveRequest:
+    """Return the session that answers a request on long audio, cut by `voice`; `transcribes` says whether its instruction asks
+    for a transcript.
 
     Raises `InvalidRequest` for word times without a transcript.
     """
@@ -180,6 +184,7 @@ def live_request_from(request: InstructRequest, *, transcribes: bool) -> LiveReq
         client=request.client,
         priority=request.priority,
         draft=request.draft,
+        voice=voice,
         scope="utterance" if transcribes else "recording",
         partials=False,
         word_times=request.word_times,

@@ -118,7 +118,7 @@ BAD_VALUES = {
     "regex": ["", "(", "[z-a]", "a{2,1}", "(?=a)", "(a)\\1", "\\", "(?-u:\\xff)", "a?" * 20_000, "(a{1000}){1000}", "[^\\s\\S]"],
     "choice": ["", "yes", "[]", "{}", '"yes"', "null", "[1]", '[""]', '["\\ud800"]', "[" * 60_000, '["a"] ["b"]'],
     "logprobs": ["-1", "21", "true", "1.0", "", "nan", "9" * 400],
-    "stream": ["1", "0", "True", "yes", "", "on", " true", "true\0"],
+    "stream": ["1", "0", "yes", "", "on", " true", "true\0"],
     "priority": ["live", "0", "-1", "", "Batch", "high", "interactive,batch"],
     "deadline_ms": ["0", "-1", "3600001", "1.5", "inf", "nan", "", "1e3", "soon", "9" * 400],
     "draft": ["", "on", "Exact", "true", "none", "exact\n"],
@@ -131,8 +131,10 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
     for field, values in BAD_VALUES.items():
         for value in values:
             yield f"{field} {value[:20]!r} of {len(value)}", form(AUDIO, INSTRUCTION, part(field, value.encode()))
-        yield f"{field} as a file", form(AUDIO, INSTRUCTION, part(field, b"1", filename="x"))
-        yield f"{field} twice", form(AUDIO, INSTRUCTION, part(field, b"1"), part(field, b"1"))
+        yield f"{field} as a file", form(AUDIO, INSTRUCTION, part(field, b"\xff", filename="x"))
+        if field != "stop":
+            yield f"{field} twice", form(AUDIO, INSTRUCTION, part(field, b"1"), part(field, b"1"))
+            yield f"{field}[]", form(AUDIO, INSTRUCTION, part(f"{field}[]", b"1"))
         yield f"{field} of 70 KB", form(AUDIO, INSTRUCTION, part(field, b"1" * 70_000))
     for one, other in (("json_schema", "regex"), ("regex", "choice"), ("choice", "json_schema")):
         yield f"{one} and {other}", form(AUDIO, INSTRUCTION, part(one, b"{}"), part(other, b"{}"))
@@ -159,12 +161,13 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
     }
     for name, content in bad_instructions.items():
         yield f"instruction {name}", form(AUDIO, part("instruction", content))
-    yield "instruction as a file", form(AUDIO, part("instruction", b"Transcribe.", filename="x.txt"))
     yield "instruction missing", form(AUDIO)
     yield "instruction twice", form(AUDIO, INSTRUCTION, INSTRUCTION)
     yield "audio missing", form(INSTRUCTION)
     yield "audio twice", form(AUDIO, AUDIO, INSTRUCTION)
-    yield "audio as text", form(part("audio", GOOD_CLIP), INSTRUCTION)
+    yield "audio as text", form(part("audio", "Grüße".encode()), INSTRUCTION)
+    yield "audio and file", form(AUDIO, part("file", GOOD_CLIP, filename="a.wav"), INSTRUCTION)
+    yield "five stops", form(AUDIO, INSTRUCTION, *[part("stop[]", b"a")] * 5)
     yield "audio by url", form(part("audio", b"http://169.254.169.254/latest"), INSTRUCTION)
     for name in (
         "file",

@@ -1,0 +1,290 @@
+"""The way of one request that is answered by a job, the same for every dialect: its place at the door, its body, its time limit,
+and its answer, whole or in server-sent events. A dialect reads the body and writes the answer.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from server.api.context import ServerContext
+from server.api.disconnect import TimeLimit, while_client_stays
+from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
+from server.engine.types.events import Basis, Done, Failed, TokenLogprob
+from server.engine.types.options import VoiceOptions
+from server.engine.types.requests import InstructRequest
+from server.errors import BodyTimedOut, ServeError
+from server.jobs.events import EventQueue, ResultFuture
+from server.jobs.job import Job, build_job
+from server.jobs.long_audio import LongAudioJob
+from server.observability.metrics import StreamOutcome
+
+logger = logging.getLogger(__name__)
+
+EVENT_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+# A line that clients skip; it keeps proxies from closing a silent connection.
+HEARTBEAT = b": still working\n\n"
+# For the last event, if the client did not even read the events before.
+ERROR_TIMEOUT_S = 1.0
+
+Body = TypeVar("Body")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with the times of all stages, and what is known of its audio: `basis` and `sections` are those of long audio."""
+
+    done: Done
+    audio_s: float
+    basis: Basis | None = None
+    sections: int | None = None
+
+    @property
+    def server_timing(self) -> str:
+        """The value of a Server-Timing header."""
+        times_ms = self.done.times.as_milliseconds()
+        return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in times_ms.items())
+
+
+class ReplyWriter(Protocol):
+    """Writes the answer to one request in a dialect. The content of an event is what stands behind `data: `."""
+
+    def reply(self, answer: Answer) -> Response:
+        """Return the whole reply."""
+        ...
+
+    def first_events(self) -> Iterable[str]:
+        """Return the contents of events before any text."""
+        ...
+
+    def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
+        """Return the content of the event for a further piece of text."""
+        ...
+
+    def last_events(self, answer: Answer) -> Iterable[str]:
+        """Return the contents of the events that end a stream."""
+        ...
+
+    def error_event(self, error: ServeError) -> str:
+        """Return the content of the event that ends a stream which failed after its beginning."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
+
+    `request.deadline_s` counts from the request's start. With `cut_at_pauses` audio of any length is cut as long audio is, by
+    `voice`.
+    """
+
+    audio: bytes
+    request: InstructRequest
+    writer: ReplyWriter
+    stream: bool = False
+    cut_at_pauses: bool = False
+    voice: VoiceOptions = field(default_factory=VoiceOptions)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """A request whose job is built; `started_s` is by `time.perf_counter`."""
+
+    context: ServerContext
+    request_id: str
+    writer: ReplyWriter
+    job: Job
+    limit: TimeLimit
+    started_s: float
+
+    def finish(self, done: Done, first_text_s: float | None) -> Answer:
+        """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
+        job, total_s = self.job, time.perf_counter() - self.started_s
+        times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
+        answer = Answer(dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections)
+        metrics = self.context.metrics
+        metrics.count_answer(answer.done, job.audio_s)
+        if first_text_s is not None:
+            metrics.time_to_first_token.observe(first_text_s - self.started_s)
+        tokens, timing = done.usage.output_tokens, answer.server_timing
+        logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, job.audio_s, tokens, timing)
+        return answer
+
+
+async def answer_request(
+    request: Request,
+    context: ServerContext,
+    read: Callable[[], Awaitable[Body]],
+    understand: Callable[[Body], Awaitable[Call]],
+) -> Response:
+    """Return the response to a request: `read` gets its body, from which `understand` makes a call.
+
+    Raises the `ServeError` of a request that is refused, or that fails before any of its answer is sent. A client that leaves
+    ends the work.
+    """
+    started_s = time.perf_counter()
+    with contextlib.ExitStack() as held:
+        retry_after_s = context.require_ready()
+        held.enter_context(context.metrics.in_flight.track_inprogress())
+        # The request keeps its place until the engine has it, which then decides about it.
+        place = held.enter_context(contextlib.ExitStack())
+        place.enter_context(context.uploads.place(client_of(request), retry_after_s))
+        try:
+            body = await _in_time(read, context.settings.body_timeout_s)
+            limit = TimeLimit(context.settings.request_timeout_s)
+            async with while_client_stays(request, limit):
+                call = await understand(body)
+                job = await _build_job(context, request, call, limit, started_s)
+                held.callback(job.close)
+                exchange = _Exchange(context, request_id_of(request), call.writer, job, limit, started_s)
+                streams = call.stream
+                # An uploaded file may be large, and the answer take long.
+                del body, call
+                place.close()
+                if not streams:
+                    return await _answer(exchange)
+                stream = EventStream(exchange)
+                await stream.start()
+            # A streamed reply is not over when this function is.
+            stream.hold(held.pop_all())
+            return stream
+        except ClientDisconnect:
+            logger.info("request %s: the client left", request_id_of(request))
+            # The client has left; the status is for the metrics.
+            return Response(status_code=CLIENT_LEFT_STATUS)
+
+
+async def _in_time(read: Callable[[], Awaitable[Body]], timeout_s: float) -> Body:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await read()
+    except TimeoutError:
+        raise BodyTimedOut(f"The request body did not arrive within {timeout_s:g} s.") from None
+
+
+async def _build_job(context: ServerContext, request: Request, call: Call, limit: TimeLimit, started_s: float) -> Job:
+    """Return the work of a call. Raises the error of its constraint or of its audio."""
+    engine_request = call.request
+    if (constraint := engine_request.sampling.constraint) is not None:
+        await context.grammar_sandbox.check(constraint, client_of(request))
+    if engine_request.deadline_s is not None:
+        passed_s = time.perf_counter() - started_s
+        engine_request = dataclasses.replace(engine_request, deadline_s=engine_request.deadline_s - passed_s)
+    job = await build_job(
+        context.engine,
+        context.decode_pool,
+        call.audio,
+        engine_request,
+        cut_at_pauses=call.cut_at_pauses,
+        voice=call.voice,
+        on_progress=limit.extend,
+    )
+    # The engine knows no deadline of a live session.
+    if isinstance(job, LongAudioJob) and job.deadline_s is not None:
+        limit.set_deadline(job.deadline_s)
+    return job
+
+
+async def _answer(exchange: _Exchange) -> Response:
+    """Return the whole reply at once."""
+    result, job = ResultFuture(), exchange.job
+    job.start(result.put)
+    try:
+        done = await result.wait()
+    except asyncio.CancelledError:
+        job.abort()
+        raise
+    answer = exchange.finish(done, result.first_text_s)
+    response = exchange.writer.reply(answer)
+    response.headers["server-timing"] = answer.server_timing
+    return response
+
+
+class EventStream(Response):
+    """The reply to one streamed request: call `start`, then `hold`, then the response itself.
+
+    No byte is sent before the engine's first event, so a request that is refused or fails at once has an error's status. A client
+    that leaves, or does not read within the time limit, ends the engine's work. A client that reads slowly gets the pieces of
+    text that have piled up as one event.
+    """
+
+    def __init__(self, exchange: _Exchange) -> None:
+        super().__init__(headers=EVENT_HEADERS, media_type="text/event-stream")
+        # The length is not known.
+        del self.headers["content-length"]
+        self._exchange = exchange
+        self._events = EventQueue()
+        self._held = contextlib.ExitStack()
+
+    async def start(self) -> None:
+        """Start the job and wait for its first event. Raises the `ServeError` of a request that never gets one."""
+        job = self._exchange.job
+        job.start(self._events.put)
+        try:
+            await self._events.wait()
+        except asyncio.CancelledError:
+            job.abort()
+            raise
+        self._events.raise_failure()
+
+    def hold(self, held: contextlib.ExitStack) -> None:
+        """Close `held` when the reply is over."""
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._exchange
+        with self._held:
+            outcome: StreamOutcome = "broken_off"
+            try:
+                async with while_client_stays(Request(scope, receive), exchange.limit):
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    await self._send_answer(send)
+                outcome = "done"
+            except ClientDisconnect:
+                logger.info("request %s: the client left", exchange.request_id)
+            except ServeError as error:
+                outcome = "error"
+                logger.warning("request %s: %s", exchange.request_id, error.message)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ERROR_TIMEOUT_S):
+                        await send(events_message([exchange.writer.error_event(error)], more=False))
+            finally:
+                if not self._events.ended:
+                    exchange.job.abort()
+                exchange.context.metrics.count_stream(outcome, self._events.arrivals_s)
+
+    async def _send_answer(self, send: Send) -> None:
+        """Send events up to the last one. Raises the error of a request that fails."""
+        heartbeat_s = self._exchange.context.settings.stream_heartbeat_s
+        writer = self._exchange.writer
+        if first := tuple(writer.first_events()):
+            await send(events_message(first, more=True))
+        while True:
+            text, logprobs, terminal = self._events.take_all()
+            if text or logprobs:
+                await send(events_message([writer.text_event(text, logprobs)], more=True))
+            if isinstance(terminal, Failed):
+                raise terminal.error
+            if terminal is not None:
+                answer = self._exchange.finish(terminal, self._events.first_text_s)
+                await send(events_message(writer.last_events(answer), more=False))
+                return
+            try:
+                async with asyncio.timeout(heartbeat_s):
+                    await self._events.wait()
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+
+
+def events_message(contents: Iterable[str], *, more: bool) -> Message:
+    """Return the part of the body for events; `more` says whether others follow."""
+    body = "".join(f"data: {content}\n\n" for content in contents)
+    return {"type": "http.response.body", "body": body.encode(), "more_body": more}

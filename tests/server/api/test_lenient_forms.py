@@ -1,0 +1,66 @@
+"""Forms as different clients send them: names of the audio, file names, lists, and truth values."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, live_server, tone, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.inputs.hostile_inputs import FORM_TYPE, form, part
+
+CLIP = audio_file(tone(1.0, 16_000), 16_000, "WAV")
+AUDIO = part("audio", CLIP, filename="a.wav")
+INSTRUCTION = part("instruction", b"Transcribe.")
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with live_server(engine) as live:
+        wait_until(lambda: engine.stats().ready)
+        yield live
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part("audio", CLIP), INSTRUCTION],
+        [part("file", CLIP, filename="a"), INSTRUCTION],
+        [part("file", CLIP), INSTRUCTION],
+        [AUDIO, part("instruction", b"Transcribe.", filename="instruction.txt")],
+    ],
+    ids=["audio without a file name", "file", "file without a file name", "text as a file"],
+)
+def test_the_parts_are_taken_by_their_names(server: LiveServer, engine: FakeEngine, parts: list[bytes]) -> None:
+    response = server.client.post("/v1/instruct", content=form(*parts), headers={"content-type": FORM_TYPE})
+    assert (response.status_code, response.json()["text"]) == (200, "hello world")
+    assert (engine.submitted[-1].instruction, len(engine.submitted[-1].audio)) == ("Transcribe.", 16_000)
+
+
+@pytest.mark.parametrize(
+    ("names", "stop"),
+    [(["stop[]"], ("a",)), (["stop[]", "stop[]"], ("a", "b")), (["stop", "stop"], ("a", "b")), (["stop", "stop[]"], ("a", "b"))],
+)
+def test_a_list_may_come_as_several_parts(
+    server: LiveServer, engine: FakeEngine, names: list[str], stop: tuple[str, ...]
+) -> None:
+    items = [part(name, item) for name, item in zip(names, (b"a", b"b"), strict=False)]
+    body = form(AUDIO, INSTRUCTION, *items)
+    response = server.client.post("/v1/instruct", content=body, headers={"content-type": FORM_TYPE})
+    assert response.status_code == 200
+    assert engine.submitted[-1].sampling.stop == stop
+
+
+@pytest.mark.parametrize("text", ["True", "TRUE", "true"])
+def test_truth_values_have_any_case(server: LiveServer, text: str) -> None:
+    files, fields = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe.", "stream": text}
+    assert server.client.post("/v1/instruct", files=files, data=fields).text.startswith("data: ")
+
+
+def test_an_unknown_field_is_still_refused(server: LiveServer) -> None:
+    files, fields = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe.", "modle": "x"}
+    assert error_code(server.client.post("/v1/instruct", files=files, data=fields)) == "unknown_field"
