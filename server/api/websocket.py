@@ -31,13 +31,16 @@ CLOSE_S = 5.0
 class Connection:
     """The state of a WebSocket's connection for its handler, as `state.connection` of the scope.
 
-    `changed` is set when the connection is `lost`, or when the server is `going_away` and the handler has to end the session.
+    `changed` is set when the connection is `lost`, or when the server is `going_away` and the handler has to end the session. The
+    last ping of the client came at `pinged_s` by the event loop's clock. A handler may set `max_message_bytes` before it accepts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int | None) -> None:
         self.lost = False
         self.going_away = False
         self.changed = asyncio.Event()
+        self.pinged_s = float("-inf")
+        self.max_message_bytes = max_message_bytes
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
@@ -54,7 +57,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._connection = Connection()
+        self._connection = Connection(config.ws_max_size)
         super().__init__(config, server_state, {**app_state, STATE: self._connection}, _loop)
         self._received = False
         self._unread = bytearray()
@@ -96,10 +99,16 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             if message["type"] in ("websocket.send", "websocket.close"):
                 raise ClientDisconnected
             return
+        if message["type"] == "websocket.accept":
+            self.conn.max_message_size = self._connection.max_message_bytes
         await super().send(message)
         # uvicorn would log a refusal as a handler that forgot to answer.
         self.handshake_complete |= message["type"] == "websocket.http.response.body"
         self._continue_reading()
+
+    def handle_ping(self) -> None:
+        self._connection.pinged_s = self.loop.time()
+        super().handle_ping()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) < MAX_FRAGMENTS:

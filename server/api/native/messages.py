@@ -1,7 +1,6 @@
 """The messages of `/v1/stream`, one JSON object per text frame: those of clients, the events for them, and the close codes."""
 
 import json
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model, model_validator
@@ -26,12 +25,10 @@ from server.engine.types.events import (
 )
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest
-from server.errors import InvalidRequest, NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
-from server.observability.live import Outcome
+from server.errors import InvalidRequest, ServeError
 from server.settings import Settings
 
 MAX_FRAME_BYTES = 256 * 1024
-NORMAL, POLICY, SERVER_ERROR, RESTART, TRY_AGAIN = 1000, 1008, 1011, 1012, 1013
 DEFAULT_RATE_HZ = 16_000
 VOICE = VoiceOptions()
 
@@ -145,32 +142,6 @@ class MessageReader:
             case UpdateMessage(instruction=instruction):
                 return ChangeInstruction(instruction)
         return EndOfAudio()
-
-
-@dataclass(frozen=True)
-class CloseReason:
-    """The end of a session: the error that is sent first, and the close code, None if the client does not read any more."""
-
-    outcome: Outcome
-    close_code: int | None = None
-    error: ServeError | None = None
-
-
-def close_reason_of(error: ServeError) -> CloseReason:
-    """Return how a session ends because of this error."""
-    match error:
-        case SessionIdle():
-            return CloseReason("idle", POLICY, error)
-        case SessionTooLong():
-            return CloseReason("too_long", POLICY, error)
-        case Overloaded():
-            return CloseReason("overloaded", TRY_AGAIN, error)
-        case NotReady():
-            return CloseReason("not_ready", TRY_AGAIN, error)
-        case ServeError(status=status) if status < 500:
-            return CloseReason("client_error", POLICY, error)
-        case _:
-            return CloseReason("server_error", SERVER_ERROR, error)
 
 
 class _Event(BaseModel):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from server.api.native.session import LEAST_AUDIO_S, InputBuffer
+from server.api.live.engine_session import LEAST_AUDIO_S, InputBuffer
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
 from server.observability.live import LiveMetrics, SessionTimer
 from tests.support.fakes.fake_engine import FakeEngine

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import pytest
 
 from server.api import websocket as web_socket
-from server.api.native.session import StreamSession
+from server.api.live.session import SocketSession
 from server.api.websocket import WebSocketConnection
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
 from tests.support.clients.stream_client import BINARY, PING, TEXT, frame, metric, open_files, pcm, raw_socket, reset
@@ -49,7 +49,7 @@ def things() -> Iterator[Any]:
     gc.collect()
     for thing in gc.get_objects():
         is_task = type(thing) is asyncio.Task and not thing.done()
-        if is_task or type(thing) in (StreamSession, WebSocketConnection):
+        if is_task or type(thing) in (SocketSession, WebSocketConnection):
             yield thing
 
 

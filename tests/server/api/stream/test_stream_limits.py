@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from server.api import websocket as web_socket
-from server.api.native.session import MAX_WAITING
+from server.api.live.session import MAX_WAITING
 from server.engine.types.events import Flushed, Partial, UtteranceDone
 from server.engine.types.requests import Audio, Flush, LiveInput
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
