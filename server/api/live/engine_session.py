@@ -31,7 +31,7 @@ LEAST_AUDIO_S = 0.01
 
 @dataclass(frozen=True)
 class Position:
-    """Where a session of the engine begins in all the audio of its connection, and the number of its first utterance."""
+    """The beginning of a session of the engine in all the audio of its connection, and the number of its first utterance."""
 
     audio_s: float = 0.0
     utterance: int = 0
@@ -128,7 +128,7 @@ class EngineSession:
 
     @property
     def end(self) -> Position:
-        """Where the audio so far ends, and the number of the next utterance."""
+        """The end of the audio so far, and the number of the next utterance."""
         return Position(self._start.audio_s + self._inputs.taken_s, self._start.utterance + self._utterances)
 
     @property

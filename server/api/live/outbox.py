@@ -1,4 +1,4 @@
-"""What waits to be sent to the client of a live session."""
+"""A queue of all that waits to be sent to the client of a live session."""
 
 import asyncio
 from collections import deque

@@ -116,7 +116,7 @@ class SocketSession:
 
     @property
     def position(self) -> Position:
-        """Where the audio so far ends, in all audio of this connection, and the number of the next utterance."""
+        """The end of the audio so far, in all audio of this connection, and the number of the next utterance."""
         return self._position if self._engine_session is None else self._engine_session.end
 
     def put(self, frame: str) -> None:
