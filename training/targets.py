@@ -1,5 +1,6 @@
 """The vocabulary of a CTC draft: the LLM's tokens, Whisper's tokens, or characters."""
 
+import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from export.importers.byte_level_bpe import restore_merges
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from training.cache_states import CachedUtterance
@@ -94,7 +96,9 @@ def open_targets(name: str, weights: Path | None = None) -> TargetVocabulary:
         table = read_llama(weights).weights["model.embed_tokens.weight"]
         return LlmTokens(torch.from_numpy(table), read_tokeniser(weights))
     if name == "whisper":
-        tokeniser = Tokenizer.from_file(str(weights / "tokenizer.json"))
+        definition = json.loads((weights / "tokenizer.json").read_text(encoding="utf-8"))
+        restore_merges(definition)
+        tokeniser = Tokenizer.from_str(json.dumps(definition))
         table = read_ctranslate2(weights / "model.bin")["decoder/projection/weight"].astype("float32")
         return WhisperTokens(torch.from_numpy(table[: tokeniser.token_to_id("<|endoftext|>")]), tokeniser)
     raise ValueError(f"targets are one of {', '.join(TARGETS)}, not {name!r}")

@@ -1,0 +1,30 @@
+"""Byte-level BPE vocabularies (GPT-2's) as `tokenizer.json` files."""
+
+from typing import Any
+
+
+def restore_merges(definition: dict[str, Any]) -> list[str]:
+    """Add the merges that a `tokenizer.json` lacks, in place; return the tokens that they make.
+
+    Of such a vocabulary every token but the bytes and the special ones is made by one merge, and ids are in the order of
+    merges. A file written from a `merges.txt` whose first line was taken for a header lacks the first: text is then never
+    encoded with that token nor with any longer one that is built on it. Raises `ValueError` for a token whose merge cannot be
+    told, because no two earlier tokens make it up or several pairs do.
+    """
+    model = definition["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    merges: list[Any] = model["merges"]
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    special = {token["content"] for token in definition["added_tokens"]}
+    made = {first + second for first, second in pairs}
+    order = [vocabulary[first + second] for first, second in pairs]
+    missing = sorted((id, token) for token, id in vocabulary.items() if len(token) > 1 and token not in made | special)
+    for id, token in missing:
+        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        earlier = [cut for cut in cuts if all(vocabulary.get(part, id) < id for part in cut)]
+        if len(earlier) != 1:
+            raise ValueError(f"the vocabulary has no merge for its token {token!r}")
+        place = next((place for place, other in enumerate(order) if other > id), len(order))
+        order.insert(place, id)
+        merges.insert(place, " ".join(earlier[0]) if merges and isinstance(merges[0], str) else list(earlier[0]))
+    return [token for _, token in missing]
