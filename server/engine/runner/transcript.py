@@ -4,6 +4,7 @@ The control tokens (language, task, no timestamps) are chosen like any other tok
 and are part of the draft. So a language that was guessed right costs no pass.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,14 +65,26 @@ class TranscriptConstraint(TokenConstraint):
     """Allows control tokens first, and then text without the tokens that Whisper suppresses."""
 
     def __init__(
-        self, speech: SpeechModel, language: str | None, boost: KeywordBoost, *, translates: bool, repeats: bool = True
+        self,
+        speech: SpeechModel,
+        language: str | None,
+        boost: KeywordBoost,
+        most_words: float = math.inf,
+        *,
+        translates: bool,
+        repeats: bool = True,
     ) -> None:
         """`language` is one of `speech.tokens.languages`, None where it is to be identified.
 
-        Without `repeats` no `REPEATED_TOKENS` in a row occur twice.
+        Text in the language of the draft ends at the latest behind the first word after `most_words`. Without `repeats` no
+        `REPEATED_TOKENS` in a row occur twice.
         """
         self._boost = boost
+        self._most_words = most_words
+        self._words = 0
+        self._begins_word = speech.tokeniser.begins_word
         tokens = speech.tokens
+        self._end = tokens.end
         languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
         task = tokens.translate if translates else tokens.transcribe
         self._allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
@@ -91,6 +104,9 @@ class TranscriptConstraint(TokenConstraint):
                 best = self._default
             masked[:] = -np.inf
             masked[best] = logits[best]
+        elif self._words > self._most_words and self._written[0] == self._default:
+            masked[:] = -np.inf
+            masked[self._end] = logits[self._end]
         else:
             masked[self._suppressed_first if written == CONTROL_TOKENS else self._suppressed] = -np.inf
             if not self._repeats:
@@ -101,6 +117,7 @@ class TranscriptConstraint(TokenConstraint):
 
     def advance(self, token: int) -> None:
         self._written.append(token)
+        self._words += self._begins_word(token)
 
     def _repeated(self) -> list[int]:
         """Return the tokens that would complete a run of tokens that is written already."""
@@ -150,9 +167,9 @@ class TranscriptDraft:
         return self._drafted
 
 
-def is_longer_than_heard(text: str, heard: str) -> bool:
-    """Return whether a transcript has far more words than the draft."""
-    return len(text.split()) > LOOP_SHARE * len(heard.split()) + LOOP_MARGIN
+def most_words(heard: str) -> float:
+    """Return how many words a transcript may have that is no loop, by the draft's text."""
+    return LOOP_SHARE * len(heard.split()) + LOOP_MARGIN
 
 
 def longest_transcript(audio_s: float) -> int:

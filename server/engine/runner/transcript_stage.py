@@ -1,5 +1,6 @@
 """The transcript of a sequence, from the speech decoder's first token to the text that was understood."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -22,9 +23,9 @@ from server.engine.runner.transcript import (
     TranscriptConstraint,
     TranscriptDraft,
     cut_to_heard,
-    is_longer_than_heard,
     lay_out_context,
     longest_transcript,
+    most_words,
 )
 from server.engine.types.options import SamplingOptions, VoiceOptions
 
@@ -49,10 +50,13 @@ class TranscriptStage:
             sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
         longest = longest_transcript(len(request.audio) / self._models.sample_rate_hz)
         boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.keywords])
+        sequence.heard = "" if translates else self._read_draft(encoded)
+        bound = most_words(sequence.heard) if sequence.heard else math.inf
+        is_new = sequence.attempt == 0
         sequence.begin_text(
             Detokeniser(speech.tokeniser, sampling.stop),
             Sampler(sampling),
-            TranscriptConstraint(speech, request.language, boost, translates=translates, repeats=sequence.attempt == 0),
+            TranscriptConstraint(speech, request.language, boost, bound, translates=translates, repeats=is_new),
             CONTROL_TOKENS + min(sampling.max_tokens, longest),
         )
         context = lay_out_context(speech, request.prompt, request.keywords)
@@ -60,7 +64,6 @@ class TranscriptStage:
         sequence.audio_frames = len(encoded.embeddings)
         guess = request.language or self._language
         control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
-        sequence.heard = "" if translates else self._read_draft(encoded)
         sequence.draft = TranscriptDraft(speech, control, "" if request.draft == "off" else sequence.heard)
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
@@ -78,7 +81,7 @@ class TranscriptStage:
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         # The draft was trained on English.
         is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
-        if is_loop(text) or is_cut or (is_drafted and is_longer_than_heard(text, heard)):
+        if is_loop(text) or is_cut or (is_drafted and len(text.split()) > most_words(heard)):
             if is_drafted:
                 _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[CONTROL_TOKENS:], speech, heard))
             elif asked.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):

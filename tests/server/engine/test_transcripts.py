@@ -1,5 +1,6 @@
 """Transcripts by the speech decoder, and answers about them, on real sessions of a tiny random model."""
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,7 +54,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcript_stage, "LEAST_MEAN_LOGPROB", -100.0)
     monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: False)
     monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
-    monkeypatch.setattr(transcript_stage, "is_longer_than_heard", lambda _text, _heard: False)
+    monkeypatch.setattr(transcript_stage, "most_words", lambda _heard: math.inf)
     monkeypatch.setattr(transcript_stage, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
 
 
@@ -175,6 +176,20 @@ def test_another_language_than_english_has_to_be_far_likelier(models: Models, od
     logits[speech.tokens.languages["de"]] = np.log(odds)
     masked = TranscriptConstraint(speech, None, KeywordBoost([]), translates=False).mask(logits)
     assert speech.language_of(int(masked.argmax())) == chosen
+
+
+@pytest.mark.parametrize(("language", "ends"), [("en", True), ("de", False)])
+def test_english_text_ends_behind_the_most_words_that_the_draft_allows(models: Models, language: str, ends: bool) -> None:
+    speech = models.require_speech()
+    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), 2, translates=False)
+    word = next(id for id in range(speech.tokens.end) if speech.tokeniser.begins_word(id))
+    logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
+    for token in (speech.tokens.languages[language], speech.tokens.transcribe, speech.tokens.no_timestamps, word, word):
+        constraint.advance(token)
+    assert np.isfinite(constraint.mask(logits)).sum() > 1
+    constraint.advance(word)
+    allowed = np.flatnonzero(np.isfinite(constraint.mask(logits))).tolist()
+    assert (allowed == [speech.tokens.end]) == ends
 
 
 @pytest.mark.usefixtures("once")
