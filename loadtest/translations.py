@@ -1,0 +1,138 @@
+"""Translation of speech into English: BLEU and chrF of a server, and time, beside a peer that takes turns with it.
+
+    python -m loadtest.translations --url http://127.0.0.1:8000 --data DATA_DIR --peer WHISPER_CT2_DIR --out loadtest/results
+
+The recordings are those of the sets `to_en_*` of `eval.jsonl`, each posted once, one at a time. `--peer` is faster-whisper base
+in 8 bits, beam 1, which is told the language; the server is told it with `--tell-language` only. Scores are sacrebleu's, with its
+defaults. Writes `translations.json` and `translations.md`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from loadtest.support.markdown import table
+from loadtest.support.recordings import read_rows
+from loadtest.transcripts import TIMEOUT_S, language_of
+
+INSTRUCTION = "Translate the speech into English."
+PREFIX = "to_en_"
+
+
+@dataclass
+class Column:
+    """One system's translations of one set."""
+
+    references: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    elapsed_s: list[float] = field(default_factory=list)
+
+    @property
+    def bleu(self) -> float:
+        """BLEU of the set, 0 to 100."""
+        from sacrebleu import corpus_bleu
+
+        return float(corpus_bleu(self.texts, [self.references]).score)
+
+    @property
+    def chrf(self) -> float:
+        """chrF2 of the set, 0 to 100."""
+        from sacrebleu import corpus_chrf
+
+        return float(corpus_chrf(self.texts, [self.references]).score)
+
+
+def ask_server(url: str, file: Path, language: str | None) -> str:
+    """Return the server's translation. Raises `httpx.HTTPStatusError`."""
+    data = {"instruction": INSTRUCTION} | ({"language": language} if language else {})
+    reply = httpx.post(f"{url}/v1/instruct", files={"audio": file.read_bytes()}, data=data, timeout=TIMEOUT_S)
+    reply.raise_for_status()
+    return str(reply.json()["text"])
+
+
+def load_peer(folder: Path) -> Callable[[Path, str], str]:
+    """Return a function from a file and its language to faster-whisper's translation."""
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=2)
+
+    def translate(file: Path, language: str) -> str:
+        pieces, _ = model.transcribe(str(file), beam_size=1, language=language, task="translate", without_timestamps=True)
+        return " ".join(piece.text.strip() for piece in pieces)
+
+    return translate
+
+
+def measure(
+    rows: Sequence[dict[str, Any]], data: Path, systems: dict[str, Callable[[Path, str], str]]
+) -> dict[str, dict[str, Column]]:
+    """Return by system and set what came of every recording."""
+    results: dict[str, dict[str, Column]] = {name: {} for name in systems}
+    for row in tqdm(rows, desc="recordings"):
+        for name, translate in systems.items():
+            column = results[name].setdefault(row["set"], Column())
+            started_s = time.perf_counter()
+            text = translate(data / row["file"], language_of(row["set"]))
+            column.elapsed_s.append(time.perf_counter() - started_s)
+            column.references.append(row["translation_en"])
+            column.texts.append(text)
+    return results
+
+
+def report(results: dict[str, dict[str, Column]]) -> list[str]:
+    """Return the table as lines of Markdown."""
+    head = ["set", "clips"]
+    for name in results:
+        head += [f"{name}: BLEU", "chrF", "p50, ms"]
+    rows = []
+    for set_name, first in next(iter(results.values())).items():
+        cells: list[Any] = [f"`{set_name}`", len(first.texts)]
+        for system in results.values():
+            column = system[set_name]
+            cells += [f"{column.bleu:.1f}", f"{column.chrf:.1f}", round(1000 * median(column.elapsed_s))]
+        rows.append(cells)
+    return table(head, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with eval.jsonl and its recordings")
+    parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
+    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")
+    parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parsed = parser.parse_args(arguments)
+    counts, rows = dict[str, int](), []
+    for row in read_rows(parsed.data / "eval.jsonl"):
+        name = row["set"]
+        if name.startswith(PREFIX) and counts.get(name, 0) < parsed.per_set:
+            counts[name] = counts.get(name, 0) + 1
+            rows.append(row)
+
+    def from_server(file: Path, language: str) -> str:
+        return ask_server(parsed.url, file, language if parsed.tell_language else None)
+
+    systems: dict[str, Callable[[Path, str], str]] = {"server": from_server}
+    if parsed.peer is not None:
+        systems["peer"] = load_peer(parsed.peer)
+    results = measure(rows, parsed.data, systems)
+    lines = report(results)
+    print("\n".join(lines))
+    if parsed.out is not None:
+        parsed.out.mkdir(parents=True, exist_ok=True)
+        told = {name: {each: asdict(column) for each, column in system.items()} for name, system in results.items()}
+        (parsed.out / "translations.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (parsed.out / "translations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A spoken request with an answer that can be checked, as a line of JSON."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["fact", "question", "topic", "intent", "yes_no", "list", "summary", "slots", "translation"]
+Half = Literal["reported", "tuning"]
+
+
+@dataclass(frozen=True)
+class SpokenRequest:
+    """What is said, what is asked about that, and what the answer has to say.
+
+    `expected` is a list of facts, each a list of the words that stand for it: a right answer has one of each. For `topic`,
+    `intent` and `yes_no` it is one of the `options`, for `translation` the reference, and for `slots` it is empty and `slots` are
+    the values under `json_schema`. `recording` is a file of the data set; where there is none the text is spoken by `voice`.
+    Requests with the same text and voice share `audio`. Prompts are tuned on the `tuning` half, and the other one is reported.
+    """
+
+    id: str
+    half: Half
+    kind: Kind
+    text: str
+    language: str
+    instruction: str
+    expected: list[list[str]]
+    options: list[str]
+    slots: dict[str, str]
+    json_schema: dict[str, Any] | None
+    recording: str | None
+    voice: str | None
+    speed: float
+    seed: int
+    audio: str
+
+
+def write_requests(path: Path, requests: Iterable[SpokenRequest]) -> None:
+    """Write one request a line."""
+    lines = [json.dumps(asdict(request), ensure_ascii=False) + "\n" for request in requests]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_requests(path: Path) -> list[SpokenRequest]:
+    """Return the requests of a file that `write_requests` wrote."""
+    return [SpokenRequest(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
