@@ -63,6 +63,8 @@ def ask(client: httpx.Client, row: Mapping[str, Any], audio: bytes) -> tuple[str
     fields = {"instruction": row["instruction"], "max_tokens": MAX_TOKENS}
     if row["json_schema"] is not None:
         fields["json_schema"] = json.dumps(row["json_schema"])
+    if row["is_choice"]:
+        fields["choice"] = json.dumps(row["options"])
     started_s = time.perf_counter()
     reply = client.post("/v1/instruct", files={"audio": audio}, data=fields)
     reply.raise_for_status()

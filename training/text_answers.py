@@ -3,7 +3,7 @@
     python -m training.text_answers --bundle BUNDLE --requests training/spoken_requests/requests.jsonl --out work/true_text.json
 
 Each request of the half is asked about its true text, or about that of `--texts`, a JSON object of texts by request id: another
-recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema. `--prefix`,
+recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema or choice. `--prefix`,
 `--after-instruction` and `--suffix` try another prompt, with special tokens by their names. Writes a JSON object of answers by
 request id, which `loadtest.answers` puts beside the answers from speech.
 """
@@ -72,9 +72,12 @@ class TextAnswerer:
     def _begin(self, request: SpokenRequest, text: str) -> Answer:
         ids = lay_out_prompt(self._template, self._tokeniser, request.instruction)
         prompt = [*ids.before_speech, *self._tokeniser.encode(text), *ids.after_speech]
-        schema = request.json_schema
-        constraint = TokenConstraint() if schema is None else self._grammars.follow("json_schema", json.dumps(schema))
-        return Answer(request.id, prompt, constraint)
+        return Answer(request.id, prompt, self._constrain(request))
+
+    def _constrain(self, request: SpokenRequest) -> TokenConstraint:
+        if request.json_schema is not None:
+            return self._grammars.follow("json_schema", json.dumps(request.json_schema))
+        return self._grammars.follow("choice", json.dumps(request.options)) if request.is_choice else TokenConstraint()
 
     def _take(self, answer: Answer, logits: Float32, max_tokens: int) -> bool:
         """Add the likeliest token; return whether the answer is whole."""

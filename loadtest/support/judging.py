@@ -140,7 +140,7 @@ def _is_right(case: Case, answer: str, words: list[str]) -> bool:
             return found and len(words) < len(normal_words(case.text)) and not _is_invented(case, words)
         case "slots":
             slots = read_slots(answer)
-            return all(_is_slot_right(slots.get(name, []), value) for name, value in case.slots.items())
+            return all(_is_slot_right(slots.get(name, []), name, value) for name, value in case.slots.items())
         case "translation":
             return token_f1(normal_words(case.expected[0][0]), words) >= LEAST_TRANSLATION_F1
     raise ValueError(f"there is no kind {case.kind!r}")
@@ -155,9 +155,13 @@ def read_slots(answer: str) -> dict[str, list[str]]:
     return {name: normal_words(str(value)) for name, value in slots.items()} if isinstance(slots, dict) else {}
 
 
-def _is_slot_right(words: Sequence[str], value: str) -> bool:
-    """Return whether a slot has the expected value, with a word or two more at most: "8 o'clock" for "eight"."""
-    return contains(words, value) and len(words) <= len(normal_words(value)) + MOST_SLOT_WORDS_MORE
+def _is_slot_right(words: Sequence[str], name: str, value: str) -> bool:
+    """Return whether a slot has the expected value, with a word or two more at most: "8 o'clock" for "eight".
+
+    The slot's own name may be left out: `milk` is right as "soy" where "soy milk" is expected.
+    """
+    wanted = value.removesuffix(f" {name}")
+    return contains(words, wanted) and len(words) <= len(normal_words(value)) + MOST_SLOT_WORDS_MORE
 
 
 def content_words(words: Sequence[str]) -> list[str]:

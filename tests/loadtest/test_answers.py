@@ -12,7 +12,8 @@ from tests.support.fakes.fake_engine import FakeEngine
 
 
 def row(id: str, kind: str, expected: list[list[str]], **other: Any) -> dict[str, Any]:
-    fields = {"text": "Tom has a dog.", "instruction": "Who has a dog?", "options": [], "slots": {}, "json_schema": None}
+    fields: dict[str, Any] = {"text": "Tom has a dog.", "instruction": "Who has a dog?", "options": [], "slots": {}}
+    fields |= {"is_choice": False, "json_schema": None}
     return (
         {"id": id, "half": "reported", "kind": kind, "expected": expected, "recording": None, "audio": "a.wav"} | fields | other
     )

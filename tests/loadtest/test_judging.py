@@ -94,6 +94,7 @@ def test_slots_are_compared_as_words() -> None:
     assert judge(alarm, '{"day": "Friday"}') == "wrong"
     assert judge(alarm, '{"day": "Friday", "hour": "wake me up at eight on Friday"}') == "wrong"
     assert judge(alarm, "Friday at eight") == "wrong"
+    assert judge(case("slots", slots={"milk": "soy milk"}), '{"milk": "soy"}') == "right"
 
 
 def test_a_translation_is_near_its_reference() -> None:

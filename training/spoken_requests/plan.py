@@ -28,6 +28,7 @@ from training.spoken_requests.sentences import (
     SUMMARIES,
     TOPICS,
     Sentence,
+    Story,
 )
 from training.synthesise import sentence_case
 
@@ -92,7 +93,14 @@ class Planner:
             voice, speed, seed = self._voices[half, text]
             audio = f"{half}-{seed:04d}.flac"
         number = sum(request.half == half for request in self.requests)
-        fields = {"language": language, "options": [], "slots": {}, "json_schema": None, "recording": None} | other
+        fields = {
+            "language": language,
+            "options": [],
+            "is_choice": False,
+            "slots": {},
+            "json_schema": None,
+            "recording": None,
+        } | other
         self.requests.append(
             SpokenRequest(
                 id=f"{half}-{kind}-{number:03d}",
@@ -143,10 +151,10 @@ class Planner:
                 text, filled = self._fill([sentence.text, items])
                 self._add(half, "list", text, question, [[item] for item in filled.split("|")])
 
-    def _add_summaries(self, half: Half, sentences: Sequence[Sentence], count: int) -> None:
-        for sentence in sentences:
+    def _add_summaries(self, half: Half, stories: Sequence[Story], count: int) -> None:
+        for story in stories:
             for _ in range(count):
-                text, *facts = self._fill([sentence.text, *sentence.questions[0]])
+                text, *facts = self._fill([story.text, *story.facts])
                 self._add(half, "summary", text, SUMMARISE, [fact.split("|") for fact in facts])
 
     def _add_slots(self, half: Half, instruction: str, text: str, slots: dict[str, str]) -> None:
@@ -180,8 +188,9 @@ class Planner:
             intent = intents[number // 2 % len(intents)]
             _, text = self._random.choice([pair for pair in pairs if pair[0] == intent])
             options = self._options(BANKING_INTENTS[intent], list(BANKING_INTENTS.values()))
-            instruction = f"What is the speaker's problem: {', '.join(options[:-1])} or {options[-1]}?"
-            self._add(HALVES[number % 2], "intent", text, instruction, [[BANKING_INTENTS[intent]]], options=options)
+            instruction = f"What does the speaker want to talk about: {', '.join(options[:-1])} or {options[-1]}?"
+            right = [[BANKING_INTENTS[intent]]]
+            self._add(HALVES[number % 2], "intent", text, instruction, right, options=options, is_choice=True)
 
     def _add_translations(self) -> None:
         for language in ("es", "fr", "it"):

@@ -15,9 +15,10 @@ class SpokenRequest:
     """What is said, what is asked about that, and what the answer has to say.
 
     `expected` is a list of facts, each a list of the words that stand for it: a right answer has one of each. For `topic`,
-    `intent` and `yes_no` it is one of the `options`, for `translation` the reference, and for `slots` it is empty and `slots` are
-    the values under `json_schema`. `recording` is a file of the data set; where there is none the text is spoken by `voice`.
-    Requests with the same text and voice share `audio`. Prompts are tuned on the `tuning` half, and the other one is reported.
+    `intent` and `yes_no` it is one of the `options`, with `is_choice` the only answers that are allowed, for `translation` the
+    reference, and for `slots` it is empty and `slots` are the values under `json_schema`. `recording` is a file of the data set;
+    where there is none the text is spoken by `voice`. Requests with the same text and voice share `audio`. Prompts are tuned on
+    the `tuning` half, and the other one is reported.
     """
 
     id: str
@@ -29,6 +30,7 @@ class SpokenRequest:
     expected: list[list[str]]
     options: list[str]
     slots: dict[str, str]
+    is_choice: bool
     json_schema: dict[str, Any] | None
     recording: str | None
     voice: str | None
