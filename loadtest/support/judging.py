@@ -58,7 +58,7 @@ FOREIGN_WORDS = frozenset(_FOREIGN_WORDS.split())
 
 @dataclass(frozen=True)
 class Case:
-    """What a request expects, as its line in the manifest says."""
+    """The part of a request's line in the manifest that says which answer is right."""
 
     kind: str
     text: str

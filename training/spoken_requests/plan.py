@@ -21,6 +21,7 @@ from training.spoken_requests.sentences import (
     BANKING_INTENTS,
     COMMANDS,
     FACTS,
+    FACTS_IN_RECORDINGS,
     FILLINGS,
     LISTS,
     MENTIONED_IN_RECORDINGS,
@@ -211,11 +212,20 @@ class Planner:
                 )
 
     def _add_recordings(self) -> None:
+        used: dict[str, Half] = {}
         for number, (beginning, mentioned) in enumerate(MENTIONED_IN_RECORDINGS):
-            row = next(row for row in self._rows if row["set"] in RECORDED_SETS and row["text"].startswith(beginning))
-            half, absent = HALVES[number % 2], f"a {ABSENT[number % len(ABSENT)]}"
+            row, half = self._find_recording(beginning), HALVES[number % 2]
+            used[row["file"]] = half
+            absent = f"a {ABSENT[number % len(ABSENT)]}"
             self._add_mention(half, row["text"], mentioned, mentioned=True, recording=row["file"])
             self._add_mention(half, row["text"], absent, mentioned=False, recording=row["file"])
+        for number, (beginning, question, answer) in enumerate(FACTS_IN_RECORDINGS):
+            row = self._find_recording(beginning)
+            half = used.get(row["file"], HALVES[number % 2])
+            self._add(half, "fact", row["text"], question, [answer.split("|")], recording=row["file"])
+
+    def _find_recording(self, beginning: str) -> dict[str, Any]:
+        return next(row for row in self._rows if row["set"] in RECORDED_SETS and row["text"].startswith(beginning))
 
 
 def punctuate(query: str) -> str:

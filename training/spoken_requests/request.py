@@ -12,7 +12,7 @@ Half = Literal["reported", "tuning"]
 
 @dataclass(frozen=True)
 class SpokenRequest:
-    """What is said, what is asked about that, and what the answer has to say.
+    """A text that is said, an instruction about it, and the content of a right answer.
 
     `expected` is a list of facts, each a list of the words that stand for it: a right answer has one of each. For `topic`,
     `intent` and `yes_no` it is one of the `options`, with `is_choice` the only answers that are allowed, for `translation` the

@@ -392,3 +392,31 @@ MENTIONED_IN_RECORDINGS = (
     ("Roger Sherman was a signer", "the Constitution"),
 )
 """The beginnings of recordings of `eval.jsonl`, and something that is mentioned in each."""
+
+FACTS_IN_RECORDINGS = (
+    ("the biblical narratives apparently disagree", "In which country was the sojourn?", "Egypt"),
+    ("serve in a chafing dish", "What kind of toast should it be served with?", "dry"),
+    ("The Norsemen considered the rainbow", "Who thought that the rainbow was a bridge?", "Norsemen"),
+    ("Six spoons of fresh snow peas", "What is the name of the brother?", "Bob"),
+    ("When a man looks for something", "What is at the end of the rainbow?", "gold"),
+    ("the dose for an adult", "What is the dose for an adult?", "ten minims"),
+    ("A man dressed in black on the beach", "What colour is the umbrella?", "red"),
+    ("I accumulated a large collection", "What was collected?", "DVDs"),
+    ("Roger Sherman was a signer", "Who was the signer?", "Roger Sherman"),
+    ("It was named after Utica", "Which city was it named after?", "Utica"),
+    ("Queuing is something the British", "Who excel at queuing?", "British"),
+    ("Looking through the telescope", "What did the speaker look through?", "telescope"),
+    ("A young barefoot boy is sitting", "What is the boy holding?", "rattan|pole"),
+    ("Chaney was married twice", "How often was Chaney married?", "twice|two times"),
+    ("The telephone didn't work", "What did not work?", "telephone|phone"),
+    ("I happen to know Conway", "When was Conway married?", "three months"),
+    ("One day, the earth began to tremble", "Which river overflowed?", "Nile"),
+    ("Throw out the used paper cup", "What should be thrown out?", "cup"),
+    ("Verus was a centurion", "Who was a centurion?", "Verus"),
+    ("Dimmitt is served by", "Which town is served?", "Dimmitt"),
+    ("He opened the package", "What did he eat?", "sandwich"),
+    ("then moses was afraid", "Who was afraid?", "Moses"),
+    ("This dispenses money", "What does this dispense?", "money"),
+    ("Driving tests are", "Which tests are nerve-racking?", "driving"),
+)
+"""The beginnings of recordings of `eval.jsonl`, a question about each and its answer."""

@@ -3,11 +3,14 @@
     python -m training.spoken_requests.speak --data DATA_DIR --models work/kokoro --out work/spoken_requests
 
 Texts are spoken by Kokoro, with the voice and the speed of each request; recordings are copied from the data set. A second run
-makes only what is missing. `--out` then holds `manifest.jsonl`, which `loadtest.answers` reads, and the audio beside it.
+makes only what is missing. All kinds grow evenly, so that a run with `--minutes` makes a smaller benchmark of the same kinds.
+`--out` then holds the audio and `manifest.jsonl`, the requests whose audio is there, which `loadtest.answers` reads.
 """
 
 import argparse
 import shutil
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +26,7 @@ SAMPLE_RATE_HZ = 16_000
 
 
 def make_audio(request: SpokenRequest, kokoro: Kokoro, data: Path, file: Path) -> None:
-    """Write a request's audio to `file`, which appears whole."""
+    """Write the audio of a request to `file`, which appears whole."""
     partial = file.with_suffix(".partial")
     if request.recording is not None:
         shutil.copyfile(data / request.recording, partial)
@@ -31,6 +34,16 @@ def make_audio(request: SpokenRequest, kokoro: Kokoro, data: Path, file: Path) -
         samples = kokoro.speak(request.text, request.voice or "", request.speed)
         soundfile.write(partial, soxr.resample(samples, RATE_HZ, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ, format="FLAC")
     partial.replace(file)
+
+
+def spread_kinds(requests: Sequence[SpokenRequest]) -> list[SpokenRequest]:
+    """Return the requests in an order in which the first of them have each kind in proportion."""
+    totals, seen = Counter(request.kind for request in requests), Counter[str]()
+    places = []
+    for request in requests:
+        places.append(seen[request.kind] / totals[request.kind])
+        seen[request.kind] += 1
+    return [request for _, request in sorted(zip(places, requests, strict=True), key=lambda pair: pair[0])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,15 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--half", default="reported")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no more audio after so long")
     parsed = parser.parse_args(arguments)
     parsed.out.mkdir(parents=True, exist_ok=True)
     requests = [request for request in read_requests(parsed.requests) if request.half == parsed.half]
     kokoro = Kokoro(parsed.models, parsed.threads)
-    for request in tqdm(requests, desc="requests"):
+    started_s = time.monotonic()
+    for request in tqdm(spread_kinds(requests), desc="requests"):
         file = parsed.out / request.audio
-        if not file.exists():
+        is_in_time = time.monotonic() - started_s < 60 * parsed.minutes
+        if not file.exists() and (is_in_time or request.recording is not None):
             make_audio(request, kokoro, parsed.data, file)
-    write_requests(parsed.out / "manifest.jsonl", requests)
+    write_requests(parsed.out / "manifest.jsonl", [request for request in requests if (parsed.out / request.audio).exists()])
 
 
 if __name__ == "__main__":
