@@ -30,6 +30,9 @@ SETTING_FLAGS = (
     "host",
     "port",
     "insecure",
+    "api_keys_file",
+    "allowed_hosts",
+    "allowed_origins",
     "bundle",
     "cache_dir",
     "threads",
@@ -71,7 +74,7 @@ def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
     except ListenError as error:
         raise CommandError(str(error)) from None
     with listener:
-        url = base_url(listener)
+        url = base_url(listener, settings)
         print(f"Thinbridge {version()} at {url}", flush=True)
         folder = get_bundle(settings)
         print(f"Loading {folder} ...", flush=True)

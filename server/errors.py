@@ -73,6 +73,18 @@ class UndecodableAudio(InvalidRequest):
     status, code = 415, "undecodable_audio"
 
 
+class InvalidKey(InvalidRequest):
+    """The request has no API key, or none that is valid."""
+
+    status, code = 401, "invalid_api_key"
+
+
+class ForbiddenHost(InvalidRequest):
+    """The request calls the server by a name that is not its own."""
+
+    status, code = 403, "forbidden_host"
+
+
 class ForbiddenOrigin(InvalidRequest):
     """The request comes from the page of another server."""
 
@@ -87,8 +99,24 @@ class MethodNotAllowed(InvalidRequest):
     status, code = 405, "method_not_allowed"
 
 
+class UpgradeRequired(InvalidRequest):
+    """The address takes WebSockets only."""
+
+    status, code = 426, "upgrade_required"
+
+
+class HeadTooLarge(InvalidRequest):
+    status, code = 431, "head_too_large"
+
+
 class Overloaded(ServeError):
     status, type, code = 429, "rate_limit_error", "overloaded"
+
+
+class RateLimited(Overloaded):
+    """The API key may not be used for more at present."""
+
+    code = "rate_limit_exceeded"
 
 
 class DeadlineUnmeetable(Overloaded):
@@ -111,6 +139,12 @@ class BodyTimedOut(InvalidRequest):
     """The client was too slow to send its body."""
 
     status, code = 408, "body_timed_out"
+
+
+class HeadTimedOut(InvalidRequest):
+    """The client was too slow to send the head of its request."""
+
+    status, code = 408, "head_timed_out"
 
 
 class RequestTimedOut(ServeError):

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "THINBRIDGE_"
@@ -35,10 +35,50 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     host: str = Field(
-        default="127.0.0.1", min_length=1, description="Address to listen on. Anything but loopback also needs `insecure`."
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on. Any but loopback needs API keys, or `insecure`.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    insecure: bool = Field(default=False, description="Allow a public address although this server has no API keys yet.")
+    insecure: bool = Field(default=False, description="Allow a public address without API keys.")
+
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys that clients need, by commas, each as KEY or NAME:KEY, of at least 16 characters.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File with an API key in each line, as above, and limits of its own (docs/security.md)."
+    )
+    key_requests_per_minute: int | None = Field(default=None, ge=1, description="Requests in a minute for each API key.")
+    key_concurrent_requests: int | None = Field(
+        default=None, ge=1, description="Requests and sessions at a time for each API key."
+    )
+    key_audio_s_per_minute: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Seconds of audio in a minute for each API key."
+    )
+    public_page: bool = Field(default=True, description="Show the page `/`, `/docs` and `/openapi.json` without an API key.")
+    public_metrics: bool = Field(default=False, description="Show `/metrics` without an API key.")
+    allowed_hosts: str = Field(
+        default="",
+        description="Names of this server besides addresses and localhost, by commas: `speech.example`, `*.example`, `*`.",
+    )
+    allowed_origins: str = Field(
+        default="",
+        description="Origins of other pages that may call, by commas: `https://app.example`, `http://localhost:*`, `null`, `*`.",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="Addresses or networks of reverse proxies, by commas, whose `X-Forwarded-*` headers are believed.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="File of the TLS certificate chain in PEM; with it, HTTPS only."
+    )
+    tls_key: Path | None = Field(default=None, description="File of the certificate's private key in PEM.")
+    max_connections: int = Field(
+        default=2048,
+        ge=8,
+        description="Open connections, shared between clients; fewer where `ulimit -n` allows no more.",
+    )
 
     bundle: Path | None = Field(
         default=None,
@@ -119,8 +159,14 @@ class Settings(BaseSettings):
     max_tokens_limit: int = Field(default=512, ge=1, le=100_000, description="Largest `max_tokens` that a request may ask for.")
     default_max_tokens: int = Field(default=256, ge=1, le=100_000, description="`max_tokens` of a request that names none.")
 
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Seconds a client may take to send the head of a request."
+    )
     body_timeout_s: float = Field(
-        default=30.0, gt=0, allow_inf_nan=False, description="Seconds a client may take to send its body."
+        default=30.0, gt=0, allow_inf_nan=False, description="Seconds in which 4 KiB of a body have to come, or its end."
+    )
+    write_timeout_s: float = Field(
+        default=20.0, gt=0, allow_inf_nan=False, description="Seconds that a client may read nothing of an answer."
     )
     request_timeout_s: float = Field(
         default=60.0,
@@ -173,13 +219,22 @@ class Settings(BaseSettings):
     def _scale_with_device(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**GPU_DEFAULTS, **values} if values.get("device") == "cuda" else values
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, text: str) -> str:
+        for network in _split(text):
+            ipaddress.ip_network(network, strict=False)
+        return text
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        if not self.insecure and not is_loopback(self.host):
+        if not self.insecure and not self.has_keys and not is_loopback(self.host):
             raise ValueError(
-                f"The host {self.host!r} can be reached from other machines and this server has no API keys yet; "
+                f"The host {self.host!r} can be reached from other machines and there are no API keys: set THINBRIDGE_API_KEYS, "
                 "listen on 127.0.0.1, or accept the risk with --insecure (THINBRIDGE_INSECURE=true)"
             )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("TLS needs both tls_certificate and tls_key")
         if self.default_max_tokens > self.max_tokens_limit:
             raise ValueError("The default_max_tokens must not exceed max_tokens_limit")
         if self.max_audio_s < self.min_audio_s:
@@ -198,9 +253,30 @@ class Settings(BaseSettings):
             raise ValueError("A thread has one GPU: several gpus need the engine process (THINBRIDGE_ENGINE=process)")
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return self.api_keys is not None or self.api_keys_file is not None
+
+    @property
+    def allowed_host_names(self) -> tuple[str, ...]:
+        return _split(self.allowed_hosts)
+
+    @property
+    def allowed_origin_names(self) -> tuple[str, ...]:
+        return _split(self.allowed_origins)
+
+    @property
+    def trusted_networks(self) -> tuple[str, ...]:
+        return _split(self.trusted_proxies)
+
+    @property
     def gpu_numbers(self) -> tuple[int, ...]:
         """Those of `gpus`, one per engine."""
         return tuple(map(int, self.gpus.split(",")))
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (each.strip() for each in text.split(",")) if part)
 
 
 def is_loopback(host: str) -> bool:

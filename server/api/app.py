@@ -15,8 +15,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from models.protocols import BackendError
+from server.api.access.guard import AccessGuard
+from server.api.access.keys import load_keys
+from server.api.access.limits import KeyUsage
+from server.api.access.metering import MeteredEngine
+from server.api.access.proxies import ProxyHeaders, TrustedProxies
 from server.api.context import ServerContext, build_decode_pool
-from server.api.middleware import RequestContext, error_response, request_id_of
+from server.api.error_replies import error_response
+from server.api.middleware import RequestContext, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
@@ -45,7 +51,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """
     decode_pool = build_decode_pool(engine, settings)
     metrics = Metrics(engine.stats, lambda: decode_pool.restarts)
-    context = ServerContext(engine, settings, decode_pool, GrammarSandbox(), metrics)
+    usage = KeyUsage()
+    metered = MeteredEngine(engine, usage)
+    context = ServerContext(metered, settings, decode_pool, GrammarSandbox(), metrics, load_keys(settings), usage)
     app = FastAPI(
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
@@ -55,7 +63,10 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
+    # The last that is added is the outermost.
+    app.add_middleware(AccessGuard, context=context)
     app.add_middleware(RequestContext, metrics=context.metrics)
+    app.add_middleware(ProxyHeaders, proxies=TrustedProxies(settings.trusted_networks))
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -120,10 +131,9 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
 async def _on_serve_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServeError):
         raise error
-    request_id = request_id_of(request)
     if error.status >= 500:
-        logger.warning("request %s: %s", request_id, error.message)
-    return error_response(request_id, error)
+        logger.warning("request %s: %s", request_id_of(request), error.message)
+    return error_response(request.scope, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -134,10 +144,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         404: NotFound("There is nothing at this address."),
         405: MethodNotAllowed("This address does not take this method."),
     }
-    response = error_response(request_id_of(request), known.get(error.status_code, InvalidRequest("The request is malformed.")))
+    response = error_response(request.scope, known.get(error.status_code, InvalidRequest("The request is malformed.")))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _on_validation_error(request: Request, _error: Exception) -> Response:
-    return error_response(request_id_of(request), InvalidRequest("The request is malformed."))
+    return error_response(request.scope, InvalidRequest("The request is malformed."))

@@ -2,10 +2,12 @@
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from server.api.access.keys import KeyRing
+from server.api.access.limits import KeyUsage
+from server.api.access.shares import Shares
 from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecoderPool
 from server.constraints.sandbox import GrammarSandbox
@@ -15,35 +17,37 @@ from server.observability.metrics import Metrics
 from server.settings import Settings
 
 RETRY_AFTER_S = 1
-# Requests that may be uploading or in the audio decoder beyond the number that the engine takes.
+# Requests whose body has come and that may be in the audio decoder, beyond the number that the engine takes.
 PLACES_BEYOND_ENGINE = 16
 
 
 class Door:
     """Places for requests that the engine does not know yet, shared between clients.
 
-    A client gets a place while it holds fewer than are free. One client alone thus gets half of the places, the next one half of
-    the rest, and a client that holds none is let in as long as any place is free.
+    They are shared as `Shares` are.
     """
 
     def __init__(self, places: int) -> None:
-        self._free = places
-        self._held: Counter[str] = Counter()
+        self._shares = Shares(places)
+
+    def check(self, client: str, retry_after_s: int) -> None:
+        """Raise `Overloaded` if there is no place now: for a client that need not send its body then."""
+        if not self._shares.has_room(client):
+            raise _busy(retry_after_s)
 
     @contextlib.contextmanager
     def place(self, client: str, retry_after_s: int) -> Iterator[None]:
         """Hold a place for `client`. Raises `Overloaded`."""
-        if self._held[client] >= self._free:
-            raise Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)
-        self._free -= 1
-        self._held[client] += 1
+        if not self._shares.take(client):
+            raise _busy(retry_after_s)
         try:
             yield
         finally:
-            self._free += 1
-            self._held[client] -= 1
-            if not self._held[client]:
-                del self._held[client]
+            self._shares.give_back(client)
+
+
+def _busy(retry_after_s: int) -> Overloaded:
+    return Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)
 
 
 def build_decode_pool(engine: Engine, settings: Settings) -> DecoderPool:
@@ -71,7 +75,11 @@ class ServerContext:
     decode_pool: DecoderPool
     grammar_sandbox: GrammarSandbox
     metrics: Metrics
+    keys: KeyRing
+    usage: KeyUsage
     start_failed: bool = False
+    stopping: bool = False
+    """Whether the server takes no new work any more."""
     uploads: Door = field(init=False)
     new_sockets: Door = field(init=False)
 
@@ -84,6 +92,8 @@ class ServerContext:
         """Return the `Retry-After` of refusals, in seconds, by the engine's predicted wait. Raises `NotReady`."""
         if self.start_failed:
             raise NotReady("The engine could not be started; the server's log says why.")
+        if self.stopping:
+            raise NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
         stats = self.engine.stats()
         if not stats.ready:
             raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)

@@ -21,7 +21,7 @@ from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
 from server.engine.types.events import Basis, Done, Failed, TokenLogprob
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest
-from server.errors import BodyTimedOut, ServeError
+from server.errors import ServeError
 from server.jobs.events import EventQueue, ResultFuture
 from server.jobs.job import Job, build_job
 from server.jobs.long_audio import LongAudioJob
@@ -134,11 +134,12 @@ async def answer_request(
     with contextlib.ExitStack() as held:
         retry_after_s = context.require_ready()
         held.enter_context(context.metrics.in_flight.track_inprogress())
-        # The request keeps its place until the engine has it, which then decides about it.
-        place = held.enter_context(contextlib.ExitStack())
-        place.enter_context(context.uploads.place(client_of(request), retry_after_s))
+        context.uploads.check(client_of(request), retry_after_s)
         try:
-            body = await _in_time(read, context.settings.body_timeout_s)
+            body = await read()
+            # Held from the end of the body until the engine has the request, and then decides about it.
+            place = held.enter_context(contextlib.ExitStack())
+            place.enter_context(context.uploads.place(client_of(request), retry_after_s))
             limit = TimeLimit(context.settings.request_timeout_s)
             async with while_client_stays(request, limit):
                 call = await understand(body)
@@ -160,14 +161,6 @@ async def answer_request(
             logger.info("request %s: the client left", request_id_of(request))
             # The client has left; the status is for the metrics.
             return Response(status_code=CLIENT_LEFT_STATUS)
-
-
-async def _in_time(read: Callable[[], Awaitable[Body]], timeout_s: float) -> Body:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await read()
-    except TimeoutError:
-        raise BodyTimedOut(f"The request body did not arrive within {timeout_s:g} s.") from None
 
 
 async def _build_job(context: ServerContext, request: Request, call: Call, limit: TimeLimit, started_s: float) -> Job:

@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import resource
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -17,8 +19,11 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.access.proxies import TrustedProxies
+from server.api.access.shares import Shares
 from server.api.app import create_app
 from server.api.context import ServerContext
+from server.api.http import ConnectionLimits
 from server.api.native.messages import MAX_FRAME_BYTES
 from server.api.options import DEFAULT_INSTRUCTION
 from server.api.websocket import WebSocketConnection
@@ -27,6 +32,8 @@ from server.settings import Settings
 
 POLL_S = 0.02
 PING_S = 10.0
+# Files that this process needs for itself and its children.
+FILES_BESIDE_CONNECTIONS = 256
 CHECK_CLIP = Path(__file__).parents[1] / "assets" / "selfcheck.flac"
 CHECK_TIMEOUT_S = 60.0
 
@@ -65,17 +72,35 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def base_url(listener: socket.socket) -> str:
+def base_url(listener: socket.socket, settings: Settings) -> str:
     """Return the URL of the server for a browser on this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if settings.tls_certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """Return the limits of all connections together. Raises the limit of open files, as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + FILES_BESIDE_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    free = settings.max_connections if soft == resource.RLIM_INFINITY else max(8, soft - FILES_BESIDE_CONNECTIONS)
+    return ConnectionLimits(
+        Shares(min(settings.max_connections, free)),
+        TrustedProxies(settings.trusted_networks),
+        settings.header_timeout_s,
+        settings.write_timeout_s,
+    )
 
 
 def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
     """Return the server of `app` for HTTP and WebSocket clients."""
     config = uvicorn.Config(
         app,
+        http=connection_limits(settings).protocol(),
         ws=WebSocketConnection,
         ws_max_size=MAX_FRAME_BYTES,
         # Compression costs each connection more memory than everything else.
@@ -85,6 +110,10 @@ def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        # `ProxyHeaders` does this by the settings.
+        proxy_headers=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
@@ -96,7 +125,9 @@ def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
     app = create_app(engine, settings)
     server = web_server(app, settings)
     context: ServerContext = app.state.context
-    threading.Thread(target=_watch_start, args=(server, context, base_url(listener)), name="start-watch", daemon=True).start()
+    threading.Thread(
+        target=_watch_start, args=(server, context, base_url(listener, settings)), name="start-watch", daemon=True
+    ).start()
     # uvicorn drains at the first signal and then raises the signal again, which would end the process as if it was killed.
     signal.signal(signal.SIGTERM, _exit_cleanly)
     with contextlib.suppress(KeyboardInterrupt):
@@ -104,13 +135,16 @@ def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
     return 0 if server.started and not context.start_failed else 1
 
 
-def run_self_check(url: str, clip: Path = CHECK_CLIP) -> SelfCheck:
-    """Send `clip` and the instruction to transcribe it over HTTP: proof that the whole chain works. Raises `SelfCheckError`."""
+def run_self_check(url: str, key: str, clip: Path = CHECK_CLIP) -> SelfCheck:
+    """Send `clip` and the instruction to transcribe it over HTTP, with an API key: proof that the whole chain works.
+
+    Raises `SelfCheckError`.
+    """
     if not clip.exists():
         raise SelfCheckError(f"The clip for the self-check is missing: {clip}.")
     started_s = time.perf_counter()
     try:
-        status, content = _post_clip(url, clip.read_bytes())
+        status, content = _post_clip(url, key, clip.read_bytes())
         reply = json.loads(content)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise SelfCheckError(f"The server did not answer: {error}.") from None
@@ -120,12 +154,13 @@ def run_self_check(url: str, clip: Path = CHECK_CLIP) -> SelfCheck:
     return SelfCheck(reply["text"], reply["audio_s"], latency_s)
 
 
-def curl_line(url: str, clip: Path = CHECK_CLIP) -> str:
+def curl_line(url: str, *, needs_key: bool, clip: Path = CHECK_CLIP) -> str:
     """Return a command to copy that does the same as the self-check."""
-    return f"curl {url}/v1/instruct -F 'audio=@{clip}' -F 'instruction={DEFAULT_INSTRUCTION}'"
+    options = ("--insecure " if url.startswith("https:") else "") + ("-H 'Authorization: Bearer KEY' " if needs_key else "")
+    return f"curl {options}{url}/v1/instruct -F 'audio=@{clip}' -F 'instruction={DEFAULT_INSTRUCTION}'"
 
 
-def _post_clip(url: str, audio: bytes) -> tuple[int, bytes]:
+def _post_clip(url: str, key: str, audio: bytes) -> tuple[int, bytes]:
     boundary = uuid.uuid4().hex
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="instruction"\r\n\r\n{DEFAULT_INSTRUCTION}\r\n'
@@ -134,9 +169,17 @@ def _post_clip(url: str, audio: bytes) -> tuple[int, bytes]:
     body = head.encode() + audio + f"\r\n--{boundary}--\r\n".encode()
     # Not urllib, which would go through a proxy that the environment names.
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=CHECK_TIMEOUT_S)
+    if address.scheme == "https":
+        # The certificate is for the server's own name, which is not the address that is asked here.
+        unchecked = ssl._create_unverified_context()  # noqa: S323
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            address.hostname or "", address.port, timeout=CHECK_TIMEOUT_S, context=unchecked
+        )
+    else:
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=CHECK_TIMEOUT_S)
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Authorization": f"Bearer {key}"}
     with contextlib.closing(connection):
-        connection.request("POST", "/v1/instruct", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        connection.request("POST", "/v1/instruct", body, headers)
         response = connection.getresponse()
         return response.status, response.read()
 
@@ -150,12 +193,15 @@ def _watch_start(server: uvicorn.Server, context: ServerContext, url: str) -> No
             return
         time.sleep(POLL_S)
     try:
-        check = run_self_check(url)
+        check = run_self_check(url, context.keys.own_key)
     except SelfCheckError as error:
         report = f"Self-check FAILED: {error}"
     else:
         report = f"Self-check: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {check.text!r}"
-    print(f"{report}\n\nReady. Open {url} in a browser, or try\n  {curl_line(url)}\nCtrl-C stops the server.", flush=True)
+    print(
+        f"{report}\n\nReady. Open {url} in a browser, or try\n  {curl_line(url, needs_key=not context.keys.is_open)}\nCtrl-C stops the server.",
+        flush=True,
+    )
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

@@ -1,15 +1,16 @@
 """The outermost layer of every HTTP request and WebSocket: a request id, a count, and one reply for unexpected errors."""
 
+import asyncio
 import logging
 import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ServeError
+from server.api.error_replies import error_response
+from server.errors import NotReady, ServeError
 from server.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,14 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The server does not wait any longer for its requests to end.
+            if status is None:
+                await error_response(scope, NotReady("The server is stopping."))(scope, receive, send_with_id)
         except Exception:
             logger.exception("Request %s met a bug.", request_id)
             if status is None:
-                await error_response(request_id, ServeError("The server met an unexpected error."))(scope, receive, send_with_id)
+                await error_response(scope, ServeError("The server met an unexpected error."))(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.http_requests.labels(route, str(status or CLIENT_LEFT_STATUS)).inc()
@@ -60,14 +65,9 @@ def request_id_of(request: HTTPConnection) -> str:
 
 
 def client_of(request: HTTPConnection) -> str:
-    """Return whose share a request counts against: its address, as there are no API keys."""
-    return request.client.host if request.client else ""
-
-
-def error_response(request_id: str, error: ServeError) -> Response:
-    """Return an error in the one shape of all errors."""
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    return JSONResponse({**error.body(), "request_id": request_id}, error.status, headers)
+    """Return whose share a request counts against: the name of its API key, or its address on a server without keys."""
+    client: str = request.state.client
+    return client
 
 
 def _request_id(headers: Headers) -> str:

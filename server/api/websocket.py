@@ -5,6 +5,7 @@ each.
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 from typing import Any
@@ -64,6 +65,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self._reading: asyncio.Handle | None = None
         self._checking: asyncio.TimerHandle | None = None
         self._aborting: asyncio.TimerHandle | None = None
+        self.place = contextlib.ExitStack()
+        """Closed when the connection is lost."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -72,6 +75,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.place.close()
         for handle in (self._reading, self._checking, self._aborting):
             if handle is not None:
                 handle.cancel()
@@ -192,11 +196,12 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def _check_peer(self) -> None:
         self._checking = self.loop.call_later(CHECK_S, self._check_peer)
-        if not self.transport.is_reading() and _hung_up(self.transport):
+        if not self.transport.is_reading() and hung_up(self.transport):
             self.transport.abort()
 
 
-def _hung_up(transport: asyncio.Transport) -> bool:
+def hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the peer has left or will send nothing more, which a transport that is not read does not notice."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))

@@ -90,10 +90,28 @@ def test_serve_checks_itself_says_where_it_is_and_stops_cleanly(number: signal.S
         assert re.search(r"Self-check: \d+\.\d s of speech answered in \d+ ms: 'hello world'", text)
         url = re.search(r"Thinbridge \S+ at (http://127\.0\.0\.1:\d+)", text)
         assert url is not None
-        assert curl_line(url[1]) in text
+        assert curl_line(url[1], needs_key=False) in text
         assert httpx.get(f"{url[1]}/ready", trust_env=False, timeout=20).status_code == 200
         process.send_signal(number)
         assert process.wait(20) == 0
+
+
+def test_serve_with_keys_lets_itself_in(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    with program("serve", "--port", "0", "--api-keys-file", str(tmp_path / "keys")) as process:
+        text = read_until(process, "Ctrl-C")
+    assert "Self-check: " in text
+    assert "Authorization: Bearer KEY" in text
+
+
+@pytest.mark.parametrize(("text", "problem"), [("short", "Line 1"), ("", "holds no key")])
+def test_serve_says_what_is_wrong_with_its_keys(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with program("serve", "--port", "0", "--api-keys-file", str(tmp_path / "keys")) as process:
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert problem in error
+    assert "Traceback" not in error
 
 
 def test_serve_ends_where_the_engine_cannot_start() -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket
 
@@ -10,7 +9,6 @@ from server.api.context import ServerContext
 from server.api.live.session import Dialect, SocketSession
 from server.api.middleware import client_of
 from server.api.websocket import Connection
-from server.errors import ForbiddenOrigin
 
 
 async def serve_socket(
@@ -25,7 +23,6 @@ async def serve_socket(
 
     Raises a `ServeError`, before the WebSocket is accepted, if it is not.
     """
-    check_origin(socket)
     retry_after_s = context.require_ready()
     with contextlib.ExitStack() as door:
         # Kept until the engine has the session, which then decides about it.
@@ -37,17 +34,3 @@ async def serve_socket(
             await socket.accept(next((name for name in subprotocols if name in offered), None))
             session = SocketSession(context, socket, door)
             await session.run(make_dialect(session))
-
-
-def check_origin(socket: WebSocket) -> None:
-    """Raise `ForbiddenOrigin` for a page from another server: browsers apply no same-origin rule to WebSockets."""
-    origin = socket.headers.get("origin")
-    if origin is not None and _host(origin) != socket.headers.get("host", "").lower():
-        raise ForbiddenOrigin("This page may not open a live session here.")
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""

@@ -121,7 +121,7 @@ def test_a_body_that_comes_too_slowly_is_408(engine: FakeEngine) -> None:
     with live_server(engine, body_timeout_s=0.3) as server, socket.create_connection(("127.0.0.1", server.port)) as peer:
         wait_until(lambda: engine.stats().ready)
         form_type = b"Content-Type: multipart/form-data; boundary=b\r\n"
-        peer.sendall(b"POST /v1/instruct HTTP/1.1\r\nHost: x\r\n" + form_type + b"Content-Length: 99\r\n\r\n--b")
+        peer.sendall(b"POST /v1/instruct HTTP/1.1\r\nHost: localhost\r\n" + form_type + b"Content-Length: 99\r\n\r\n--b")
         peer.settimeout(20)
         reply = b""
         while b"body_timed_out" not in reply:
@@ -159,26 +159,20 @@ class BusyEngine(FakeEngine):
 
 
 ANNOUNCED = (
-    b"POST /v1/instruct HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 99999\r\n\r\n"
+    b"POST /v1/instruct HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: 99999\r\n\r\n"
 )
 
 
-def test_announced_uploads_of_one_client_leave_room_for_others() -> None:
+def test_announced_uploads_hold_no_place() -> None:
     """Before, 36 connections that sent headers only made the server refuse every other client for 30 s."""
-    engine = BusyEngine()
+    engine = FakeEngine()
     with live_server(engine, slots=1, queue_limit=1) as server, contextlib.ExitStack() as peers:
         wait_until(lambda: engine.stats().ready)
         for _ in range(40):
             peers.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(ANNOUNCED)
-        wait_until(lambda: metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="429") == 40 - 9)
-        refused = instruct(server, CLIP)
-        assert (refused.status_code, error_code(refused)) == (429, "overloaded")
-        # The engine's predicted wait, in whole seconds.
-        assert refused.headers["retry-after"] == "7"
-        other = httpx.HTTPTransport(local_address="127.0.0.2")
-        with httpx.Client(transport=other, base_url=server.url, timeout=30.0) as client:
-            files, form = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe."}
-            assert client.post("/v1/instruct", files=files, data=form).status_code == 200
+        wait_until(lambda: metric(server, "thinbridge_instruct_in_flight") == 40)
+        assert instruct(server, CLIP).status_code == 200
 
 
 def test_a_full_queue_is_for_the_engine_to_refuse() -> None:
