@@ -171,7 +171,7 @@ def _post_clip(url: str, key: str, audio: bytes) -> tuple[int, bytes]:
     address = urlsplit(url)
     if address.scheme == "https":
         # The certificate is for the server's own name, which is not the address that is asked here.
-        unchecked = ssl._create_unverified_context()  # noqa: S323
+        unchecked = ssl._create_unverified_context()
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             address.hostname or "", address.port, timeout=CHECK_TIMEOUT_S, context=unchecked
         )
@@ -198,10 +198,8 @@ def _watch_start(server: uvicorn.Server, context: ServerContext, url: str) -> No
         report = f"Self-check FAILED: {error}"
     else:
         report = f"Self-check: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {check.text!r}"
-    print(
-        f"{report}\n\nReady. Open {url} in a browser, or try\n  {curl_line(url, needs_key=not context.keys.is_open)}\nCtrl-C stops the server.",
-        flush=True,
-    )
+    command = curl_line(url, needs_key=not context.keys.is_open)
+    print(f"{report}\n\nReady. Open {url} in a browser, or try\n  {command}\nCtrl-C stops the server.", flush=True)
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,5 @@
 """The additions to uvicorn's HTTP connections: silent, deaf and wasteful peers cost other clients nothing."""
 
-import contextlib
 import json
 import select
 import socket
@@ -89,14 +88,19 @@ def test_a_peer_that_breaks_the_protocol_is_told_and_closed(server: LiveServer, 
     assert reply_to(server, sent) == reply
 
 
-def test_one_byte_chunks_that_are_not_wanted_are_thrown_away_and_the_connection_ends(server: LiveServer) -> None:
+def test_one_byte_chunks_that_are_not_wanted_end_the_connection(server: LiveServer) -> None:
     """Before, other clients got no answer as long as such a body was sent."""
-    with peer_of(server) as peer, pytest.raises((ConnectionResetError, BrokenPipeError)):
+    with peer_of(server) as peer:
         peer.sendall(GET + CHUNKED)
-        end_s = time.monotonic() + 20
-        while time.monotonic() < end_s:
-            peer.sendall(b"1\r\nA\r\n" * 20_000)
-            assert server.client.get("/health").status_code == 200
+        sent = 0
+        try:
+            while sent < 1000:
+                peer.sendall(b"1\r\nA\r\n" * 20_000)
+                sent += 1
+                assert server.client.get("/health").status_code == 200
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        assert sent < 1000
 
 
 def test_a_body_that_is_not_wanted_is_taken_if_it_is_small(server: LiveServer) -> None:
@@ -113,16 +117,15 @@ def test_a_client_reads_why_its_large_body_is_refused(server: LiveServer) -> Non
     assert response.status_code == 404
 
 
-def test_a_peer_that_reads_no_answers_is_cut_off(server: LiveServer, engine: FakeEngine) -> None:
+def test_a_peer_that_reads_no_answers_is_cut_off(server: LiveServer) -> None:
     files = open_files(server)
-    with peer_of(server) as peer:
-        peer.settimeout(1)
-        with contextlib.suppress(OSError):
-            while True:
-                peer.sendall((GET + b"\r\n") * 1000)
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", server.port))
+        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
+        wait_until(lambda: open_files(server) == files + 2)
         # Only the client's end is still open.
         wait_until(lambda: open_files(server) == files + 1)
-    assert engine.submitted == []
 
 
 def test_requests_behind_one_another_are_answered_in_order(server: LiveServer) -> None:
