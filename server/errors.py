@@ -32,6 +32,12 @@ class UnknownField(InvalidRequest):
     code = "unknown_field"
 
 
+class UnsupportedOption(InvalidRequest):
+    """The option is known, and this server or its model does not offer it."""
+
+    code = "unsupported_option"
+
+
 class InvalidInstruction(InvalidRequest):
     code = "invalid_instruction"
 
@@ -93,6 +99,12 @@ class ForbiddenOrigin(InvalidRequest):
 
 class NotFound(InvalidRequest):
     status, code = 404, "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The server has no model with the name that was asked for."""
+
+    code = "model_not_found"
 
 
 class MethodNotAllowed(InvalidRequest):

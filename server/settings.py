@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "THINBRIDGE_"
 GPU_NUMBERS = r"^\d{1,3}(,\d{1,3})*$"
+MODEL_NAMES = r"^[\w./:@+-]*(,[\w./:@+-]+)*$"
 # Settings that apply to GPUs only.
 GPU_SETTINGS = ("gpus", "encoder_runtime", "adapter_runtime", "tensorrt_library", "slot_positions")
 # As many slots as the LLM's plan decodes at once. Not measured on a GPU.
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         default=None,
         description="Folder of the model bundle, or `small`, `base` or `large`, which is built; unset means the default one.",
+    )
+    model_aliases: str = Field(
+        default="whisper-1,gpt-4o-transcribe,gpt-4o-mini-transcribe,gpt-transcribe",
+        pattern=MODEL_NAMES,
+        description="Names, separated by commas, that OpenAI's clients may call the model by besides its own.",
     )
     cache_dir: Path = Field(
         default_factory=_default_cache_folder, description="Folder in which the default bundle is built and kept."
@@ -268,6 +274,11 @@ class Settings(BaseSettings):
     @property
     def trusted_networks(self) -> tuple[str, ...]:
         return _split(self.trusted_proxies)
+
+    @property
+    def model_alias_names(self) -> tuple[str, ...]:
+        """Those of `model_aliases`."""
+        return _split(self.model_aliases)
 
     @property
     def gpu_numbers(self) -> tuple[int, ...]:

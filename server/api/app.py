@@ -26,6 +26,7 @@ from server.api.middleware import RequestContext, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
+from server.api.openai.routes import openai_router
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
@@ -72,6 +73,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.include_router(instruct_router(context))
     app.include_router(stream_router(context))
+    app.include_router(openai_router(context))
     _add_operations(app, context)
     return app
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -83,7 +83,7 @@ class Call:
     """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
 
     `request.deadline_s` counts from the request's start. With `cut_at_pauses` audio of any length is cut as long audio is, by
-    `voice`.
+    `voice`. `params` are the dialect's names for our fields, for errors.
     """
 
     audio: bytes
@@ -92,6 +92,7 @@ class Call:
     stream: bool = False
     cut_at_pauses: bool = False
     voice: VoiceOptions = field(default_factory=VoiceOptions)
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ async def answer_request(
             limit = TimeLimit(context.settings.request_timeout_s)
             async with while_client_stays(request, limit):
                 call = await understand(body)
+                held.enter_context(_renamed_params(call.params))
                 job = await _build_job(context, request, call, limit, started_s)
                 held.callback(job.close)
                 exchange = _Exchange(context, request_id_of(request), call.writer, job, limit, started_s)
@@ -161,6 +163,17 @@ async def answer_request(
             logger.info("request %s: the client left", request_id_of(request))
             # The client has left; the status is for the metrics.
             return Response(status_code=CLIENT_LEFT_STATUS)
+
+
+@contextlib.contextmanager
+def _renamed_params(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors of the block name fields as a dialect does: `names` maps our names to its own."""
+    try:
+        yield
+    except ServeError as error:
+        if error.param is not None:
+            error.param = names.get(error.param, error.param)
+        raise
 
 
 async def _build_job(context: ServerContext, request: Request, call: Call, limit: TimeLimit, started_s: float) -> Job:

@@ -27,14 +27,23 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 @dataclass(frozen=True)
 class FormFields:
-    """The names of a form's text fields. Those of `lists` may be repeated, as `x` or `x[]`.
+    """The names of a form's text fields. Those of `lists` may be repeated, as `x` or `x[]`; those of `objects` may come in parts
+    `x[key]`, which keep that name.
 
-    Unknown fields are refused, or, with `skips_unknown`, dropped and named in `Form.unknown`.
+    Errors call the audio by the name of `audio`. Unknown fields are refused, or, with `skips_unknown`, dropped and named in
+    `Form.unknown`.
     """
 
     texts: Collection[str]
     lists: Collection[str] = ()
+    objects: Collection[str] = ()
+    audio: str = FILE_FIELD
     skips_unknown: bool = False
+
+    def has(self, name: str) -> bool:
+        """Return whether a part with this name is one of these fields, or of them a part."""
+        plain, _, key = name.partition("[")
+        return name in self.texts or (key == "]" and plain in self.lists) or (len(key) > 1 and plain in self.objects)
 
 
 @dataclass
@@ -106,9 +115,9 @@ class _Parts:
         if not self._ended:
             raise InvalidRequest("The multipart body ends before its closing boundary.")
         if self._audio is None:
-            raise InvalidRequest(f"The field {FILE_FIELD} is missing.", param=FILE_FIELD)
+            raise InvalidRequest(f"The field {self._fields.audio} is missing.", param=self._fields.audio)
         if not self._audio.tell():
-            raise AudioTooShort("The audio is empty.", param=FILE_FIELD)
+            raise AudioTooShort("The audio is empty.", param=self._fields.audio)
         texts: dict[str, list[str]] = {}
         listed = {name.removesuffix("[]") for name, _ in self._texts if name.endswith("[]")}
         for name, content in self._texts:
@@ -149,7 +158,7 @@ class _Parts:
             if self._audio is not None:
                 raise InvalidRequest(f"The field {name} is given more than once.", param=name)
             self._content = self._audio = io.BytesIO()
-        elif name in self._fields.texts or (name.endswith("[]") and name.removesuffix("[]") in self._fields.lists):
+        elif self._fields.has(name):
             if name in (earlier for earlier, _ in self._texts) and name.removesuffix("[]") not in self._fields.lists:
                 raise InvalidRequest(f"The field {name} is given more than once.", param=name)
             self._content = io.BytesIO()
@@ -159,7 +168,7 @@ class _Parts:
 
     def _skip_unknown(self, name: str) -> None:
         if not self._fields.skips_unknown:
-            known = ", ".join((FILE_FIELD, *self._fields.texts))
+            known = ", ".join((self._fields.audio, *self._fields.texts))
             shown = name if PLAIN_NAME.fullmatch(name) else None
             raise UnknownField(f"The form has an unknown field; the fields are {known}.", param=shown)
         self._unknown[name] = None

@@ -183,13 +183,13 @@ def parse_form(model: type[Message], texts: Mapping[str, str], lists: Mapping[st
 
     Raises `InvalidRequest` for the first field that is wrong.
     """
-    values = {name: _value_of(_properties(model).get(name, {}), text) for name, text in texts.items()}
+    values = {name: _value_of(field_schemas(model).get(name, {}), text) for name, text in texts.items()}
     return parse_message(model, {**values, **{name: list(items) for name, items in (lists or {}).items()}}, "The form")
 
 
 def list_fields(model: type[ClientMessage]) -> tuple[str, ...]:
     """Return the names of the fields that are lists."""
-    return tuple(name for name, schema in _properties(model).items() if schema.get("type") == "array")
+    return tuple(name for name, schema in field_schemas(model).items() if schema.get("type") == "array")
 
 
 def parse_message(model: type[Message], values: Mapping[str, object], name: str) -> Message:
@@ -208,7 +208,7 @@ def parse_message(model: type[Message], values: Mapping[str, object], name: str)
 def form_description(model: type[ClientMessage]) -> dict[str, Any]:
     """Return the request body of a form, for the OpenAPI page."""
     properties = {
-        name: {key: value for key, value in schema.items() if value is not None} for name, schema in _properties(model).items()
+        name: {key: value for key, value in schema.items() if value is not None} for name, schema in field_schemas(model).items()
     }
     schema = {
         "type": "object",
@@ -221,7 +221,7 @@ def form_description(model: type[ClientMessage]) -> dict[str, Any]:
 
 
 @cache
-def _properties(model: type[ClientMessage]) -> dict[str, dict[str, Any]]:
+def field_schemas(model: type[ClientMessage]) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each field."""
     properties: dict[str, dict[str, Any]] = model.model_json_schema()["properties"]
     return properties
@@ -262,7 +262,7 @@ def _client_error(model: type[ClientMessage], name: str, kind: str, place: tuple
 
 def _invalid_value(model: type[ClientMessage], field: str) -> InvalidRequest:
     error = InvalidInstruction if field == "instruction" else InvalidRequest
-    return error(f"{field} has to be {_expected(_properties(model)[field])}.", param=field)
+    return error(f"{field} has to be {_expected(field_schemas(model)[field])}.", param=field)
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
@@ -280,6 +280,16 @@ def _expected(schema: Mapping[str, Any]) -> str:
             return f"a number above {low:g} and up to {high:g}"
         case {"type": "array", "maxItems": most, "items": {"minLength": low, "maxLength": high}}:
             return f"a JSON array of up to {most} strings of {low} to {high} characters"
+        case {"type": "array", "items": {"enum": words}}:
+            return f"a list of {' and '.join(words)}"
+        case {"type": "array", "items": {"const": word}}:
+            return f"a list of {word}"
+        case {"type": "array"}:
+            return "a list"
+        case {"anyOf": kinds}:
+            return " or ".join(_expected(kind) for kind in kinds)
+        case {"const": word}:
+            return str(word)
         case {"type": "string", "maxLength": high}:
             return f"text of 1 to {high} characters"
         case {"type": "string"}:

@@ -56,10 +56,12 @@ class LocalEngine:
         encoder_cache_bytes: int = 0,
         live_limit: int = LIVE_LIMIT,
         recording_limit: int = RECORDING_LIMIT,
+        model_name: str = "model",
     ) -> None:
         """The budgets are those of `Scheduler`; `max_queue_wait_s` and `request_timeout_s` are those of `Admission`."""
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
+        self.model_name = model_name
         self._models = models
         self._step_tokens = step_tokens
         self._encode_budget_audio_s = encode_budget_audio_s

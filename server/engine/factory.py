@@ -50,6 +50,7 @@ def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
         stall_timeout_s=settings.stall_timeout_s,
         start_timeout_s=START_TIMEOUT_S if settings.device == "cpu" else GPU_START_TIMEOUT_S,
         transcribes=manifest.projector.transcribes,
+        model_name=manifest.name,
     )
 
 
@@ -75,6 +76,7 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
         request_timeout_s=settings.request_timeout_s,
         encoder_cache_bytes=settings.encoder_cache_bytes,
         live_limit=settings.live_sessions,
+        model_name=bundle.manifest.name,
     )
 
 

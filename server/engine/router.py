@@ -43,6 +43,7 @@ class EngineRouter:
         self._engines = tuple(engines.values())
         self.sample_rate_hz = self._engines[0].sample_rate_hz
         self.max_audio_s = self._engines[0].max_audio_s
+        self.model_name = self._engines[0].model_name
         self.transcribes = self._engines[0].transcribes
         # Guards the routes; nothing else is called under it.
         self._lock = threading.Lock()

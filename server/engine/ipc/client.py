@@ -74,11 +74,13 @@ class ProcessEngine:
         transcribes: Callable[[str], bool],
         stall_timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
+        model_name: str = "model",
     ) -> None:
         """`factory` is the `module:function` that makes the engine in the child, from `arguments`."""
         self.transcribes = transcribes
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
+        self.model_name = model_name
         self._first_message = pack((None, StartEngine(factory, arguments, logging.getLogger().getEffectiveLevel())))
         self._stall_timeout_s = stall_timeout_s
         self._start_timeout_s = start_timeout_s

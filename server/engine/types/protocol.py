@@ -11,9 +11,10 @@ from server.engine.types.stats import EngineStats
 class Engine(Protocol):
     """Serves requests and live sessions. Thread-safe; `deliver` is called on the engine's thread and must not block.
 
-    The audio of a request may last `max_audio_s`; that of a session has no limit.
+    The audio of a request may last `max_audio_s`; that of a session has no limit. `model_name` is the name in the bundle.
     """
 
+    model_name: str
     sample_rate_hz: int
     max_audio_s: float
 

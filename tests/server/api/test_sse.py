@@ -25,6 +25,7 @@ class HeldEngine:
 
     sample_rate_hz = 16_000
     max_audio_s = 30.0
+    model_name = "held-model"
 
     def __init__(self) -> None:
         self.refusal: ServeError | None = None

@@ -38,6 +38,7 @@ class FakeEngine(FakeLive):
         super().__init__()
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
+        self.model_name = "fake-model"
         self.text = "hello world"
         self.delay_s = 0.0
         self.pause_s = 0.0

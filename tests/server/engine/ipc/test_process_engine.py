@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def make(gate: FileGate, trouble: Path) -> Iterator[Callable[..., ProcessEngine]
     """A function that makes engines over a child; they are drained in the end."""
     engines: list[ProcessEngine] = []
 
-    def make_engine(**timeouts_s: float) -> ProcessEngine:
+    def make_engine(**timeouts_s: Any) -> ProcessEngine:
         factory = f"{engine_children.__name__}:{engine_children.troubled.__name__}"
         timeouts_s = {"stall_timeout_s": TIMEOUT_S, **timeouts_s}
         engines.append(

@@ -1,0 +1,126 @@
+"""`POST /v1/audio/transcriptions` and `POST /v1/audio/translations`."""
+
+import asyncio
+import time
+import uuid
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.context import ServerContext
+from server.api.exchange import Call, ReplyWriter, answer_request
+from server.api.middleware import client_of, request_id_of
+from server.api.multipart import Form
+from server.api.native.schema import ErrorReply
+from server.api.openai.fields import inlined_schemas, parse_options, parse_upload, read_upload
+from server.api.openai.served_models import ServedModels
+from server.api.openai.transcription_options import SpeechOptions, TranscriptionOptions, TranslationOptions
+from server.api.openai.transcription_replies import ChunkWriter, TranscriptWriter
+from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
+from server.engine.types.options import VoiceOptions
+from server.engine.types.requests import InstructRequest
+
+TRANSLATION_INSTRUCTION = "Translate the speech into English."
+# Our fields, and OpenAI's that ask for the same.
+PARAMS = {
+    "audio": "file",
+    "timestamps": "timestamp_granularities",
+    "max_tokens": "max_completion_tokens",
+    "instruction": "prompt",
+}
+# JSON that takes longer to parse than other requests should wait.
+LARGE_BYTES = 256 * 1024
+
+
+def audio_router(context: ServerContext, models: ServedModels) -> APIRouter:
+    """Return the routes for transcripts and translations."""
+    router = APIRouter()
+
+    async def answer(request: Request, model: type[SpeechOptions]) -> Response:
+        async def understand(body: Form | bytearray) -> Call:
+            if isinstance(body, bytearray) and len(body) > LARGE_BYTES:
+                upload = await asyncio.to_thread(parse_upload, body, model)
+            else:
+                upload = parse_upload(body, model)
+            options, warnings = parse_options(model, upload.values)
+            return _call(context, models, request, upload.audio, options, warnings)
+
+        read = partial(read_upload, request, context.settings.max_body_bytes, model)
+        return await answer_request(request, context, read, understand)
+
+    @router.post(
+        "/v1/audio/transcriptions",
+        summary="Transcribe a piece of audio, as OpenAI's API does",
+        responses={"default": {"model": ErrorReply}},
+        openapi_extra={"requestBody": _body_description(TranscriptionOptions)},
+    )
+    async def transcribe(request: Request) -> Response:
+        return await answer(request, TranscriptionOptions)
+
+    @router.post(
+        "/v1/audio/translations",
+        summary="Translate a piece of audio into English, as OpenAI's API does",
+        responses={"default": {"model": ErrorReply}},
+        openapi_extra={"requestBody": _body_description(TranslationOptions)},
+    )
+    async def translate(request: Request) -> Response:
+        return await answer(request, TranslationOptions)
+
+    return router
+
+
+def _call(
+    context: ServerContext,
+    models: ServedModels,
+    request: Request,
+    audio: bytes,
+    options: SpeechOptions,
+    warnings: tuple[str, ...],
+) -> Call:
+    """Return the options in the engine's terms. Raises the error of one that cannot be honoured."""
+    model = models.resolve(options.model)
+    is_translation = isinstance(options, TranslationOptions)
+    limit = context.settings.max_tokens_limit
+    if (options.max_completion_tokens or 0) > limit:
+        warnings = (*warnings, f"The text has at most {limit} tokens.")
+    language = options.spoken_language()
+    id = f"transcription-{uuid.uuid4().hex}"
+    engine_request = InstructRequest(
+        id=id,
+        audio=np.empty(0, np.float32),
+        instruction=TRANSLATION_INSTRUCTION if is_translation else DEFAULT_INSTRUCTION,
+        sampling=options.sampling(limit),
+        client=client_of(request),
+        word_times=options.needs_times,
+        language=language,
+        prompt=options.prompt,
+        keywords=options.all_keywords(),
+    )
+    transcript = TranscriptWriter(
+        request_id=request_id_of(request),
+        task="translate" if is_translation else "transcribe",
+        format=options.response_format,
+        granularities=options.timestamp_granularities if isinstance(options, TranscriptionOptions) else (),
+        logprobs=isinstance(options, TranscriptionOptions) and bool(options.include),
+        language=language,
+        temperature=options.temperature,
+        warnings=warnings,
+    )
+    writer: ReplyWriter = transcript
+    if options.streams_chunks:
+        include, continuous = bool(options.stream_include_usage), bool(options.stream_continuous_usage_stats)
+        writer = ChunkWriter(transcript, id, int(time.time()), model, include, continuous)
+    voice = options.voice if isinstance(options, TranscriptionOptions) else None
+    cut, voice = voice is not None, voice or VoiceOptions()
+    return Call(audio, engine_request, writer, options.stream, cut_at_pauses=cut, voice=voice, params=PARAMS)
+
+
+def _body_description(model: type[SpeechOptions]) -> dict[str, Any]:
+    """Return the request body, for the OpenAPI page."""
+    properties = {"file": AUDIO_SCHEMA, **inlined_schemas(model)}
+    schema = {"type": "object", "required": ["file"], "additionalProperties": True, "properties": properties}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

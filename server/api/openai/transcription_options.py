@@ -1,0 +1,192 @@
+"""The fields of `/v1/audio/transcriptions` and `/v1/audio/translations`, and what they ask of the engine.
+
+The fields are OpenAI's (2026), and those that vLLM adds and its clients send.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import from_json
+
+from server.api.openai.languages import language_code
+from server.api.options import ClientMessage
+from server.engine.types.options import SamplingOptions, VoiceOptions
+from server.errors import InvalidRequest, UnsupportedOption
+
+VOICE = VoiceOptions()
+LIKELIEST = 0
+
+Format = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
+TIMED_FORMATS: tuple[Format, ...] = ("srt", "verbose_json", "vtt")
+ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ServerVad(ClientMessage):
+    """How audio is cut at its pauses."""
+
+    type: Literal["server_vad"]
+    threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)
+    silence_duration_ms: int = Field(round(VOICE.silence_s * 1000), ge=100, le=5000)
+
+    def options(self) -> VoiceOptions:
+        """Return the same in the engine's terms."""
+        return VoiceOptions(
+            threshold=self.threshold,
+            prefix_padding_s=self.prefix_padding_ms / 1000,
+            silence_s=self.silence_duration_ms / 1000,
+        )
+
+
+def _read_strategy(value: object) -> object:
+    """Return the object that a form's text holds; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        content: object = from_json(value, allow_inf_nan=False)
+    except ValueError:
+        return value
+    return content
+
+
+Strategy = Annotated[Literal["auto"] | ServerVad, BeforeValidator(_read_strategy)]
+
+
+class SpeechOptions(ClientMessage):
+    """The fields that transcriptions and translations share."""
+
+    model: str | SkipJsonSchema[None] = Field(
+        None, description="A name that `/v1/models` lists; without one the server's model answers."
+    )
+    language: ShortText | SkipJsonSchema[None] = Field(
+        None, description="The language that is spoken: a code or an English name."
+    )
+    languages: list[str] = Field([], max_length=8, description="Languages that may be spoken.")
+    prompt: str = Field("", max_length=4000, description="Text that comes before what is spoken, to show spelling and style.")
+    keywords: list[ShortText] = Field([], max_length=64, description="Names and terms that may be spoken.")
+    hotwords: str = Field("", max_length=4000, description="The same, separated by commas, as vLLM has it.")
+    response_format: Format = Field("json", description="How the reply is written.")
+    temperature: float = Field(0.0, ge=0, le=1, description="0 takes the likeliest token; above it, tokens are drawn.")
+    stream: bool = Field(False, description="Sends the text as it arises, in server-sent events.")
+    stream_include_usage: bool | SkipJsonSchema[None] = Field(
+        None, description="Streams in vLLM's chunks, the last one with the usage."
+    )
+    stream_continuous_usage_stats: bool | SkipJsonSchema[None] = Field(
+        None, description="Streams in vLLM's chunks, each with the usage."
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | SkipJsonSchema[None] = Field(
+        None, description="The longest text in tokens."
+    )
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, le=1000)
+    repetition_penalty: float = Field(1.0, ge=0.5, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="0 only.")
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | SkipJsonSchema[None] = None
+
+    @model_validator(mode="after")
+    def _check_offered(self) -> Self:
+        if self.response_format == "diarized_json":
+            raise UnsupportedOption("The model does not tell speakers apart.", param="response_format")
+        if self.frequency_penalty:
+            raise UnsupportedOption("A frequency penalty is not offered; there is presence_penalty.", param="frequency_penalty")
+        if self.stream and self.response_format in ("srt", "vtt"):
+            raise UnsupportedOption("Subtitles are not streamed; json and verbose_json are.", param="response_format")
+        return self
+
+    @property
+    def streams_chunks(self) -> bool:
+        """Whether a stream is in vLLM's chunks."""
+        return self.stream_include_usage is not None or self.stream_continuous_usage_stats is not None
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether the reply holds times."""
+        return self.response_format in TIMED_FORMATS
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the reply needs the tokens: their likelihood, or their number so far."""
+        return self.response_format == "verbose_json" or bool(self.stream and self.stream_continuous_usage_stats)
+
+    def spoken_language(self) -> str | None:
+        """Return the code of the language that is spoken, None where the model is to find out. Raises `UnsupportedOption`."""
+        codes = list(dict.fromkeys(language_code(text) for text in self.languages if text.strip()))
+        if self.language is not None and (code := language_code(self.language)) != "auto":
+            if codes and code not in codes:
+                raise InvalidRequest("language is none of the languages.", param="language")
+            return code
+        if len(codes) > 1:
+            message = "Of several languages the model cannot choose one; name one, or none, and it finds out by itself."
+            raise UnsupportedOption(message, param="languages")
+        return codes[0] if codes else None
+
+    def all_keywords(self) -> tuple[str, ...]:
+        """Return the keywords and hot words."""
+        return (*self.keywords, *(word.strip() for word in self.hotwords.split(",") if word.strip()))
+
+    def sampling(self, max_tokens_limit: int) -> SamplingOptions:
+        """Return how the tokens are chosen; without `max_completion_tokens` the transcript is as long as it may be."""
+        return SamplingOptions(
+            max_tokens=min(self.max_completion_tokens or max_tokens_limit, max_tokens_limit),
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            temperature=self.temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p,
+            logprobs=LIKELIEST if self.needs_logprobs else None,
+            seed=None if self.seed is None else self.seed % 2**63,
+        )
+
+
+class TranscriptionOptions(SpeechOptions):
+    """The fields of `/v1/audio/transcriptions`."""
+
+    timestamp_granularities: list[Literal["word", "segment"]] = Field(
+        [], max_length=2, description="With the format verbose_json: the times that are in the reply."
+    )
+    chunking_strategy: Strategy | SkipJsonSchema[None] = Field(
+        None, description="`auto`: longer audio than the model takes is cut at its pauses; `server_vad`: all audio is."
+    )
+    include: list[Literal["logprobs"]] = Field([], max_length=1, description="With the format json: adds the likelihoods.")
+    known_speaker_names: list[str] = Field([], description="Not offered.")
+    known_speaker_references: list[str] = Field([], description="Not offered.")
+
+    @model_validator(mode="after")
+    def _check_transcription(self) -> Self:
+        for name in ("known_speaker_names", "known_speaker_references"):
+            if getattr(self, name):
+                raise UnsupportedOption("The model does not tell speakers apart.", param=name)
+        if self.timestamp_granularities and self.response_format != "verbose_json":
+            raise InvalidRequest("Times are in the format verbose_json only.", param="timestamp_granularities")
+        if self.include and self.response_format != "json":
+            raise InvalidRequest("Likelihoods are in the format json only.", param="include")
+        return self
+
+    @property
+    def needs_logprobs(self) -> bool:
+        return bool(self.include) or super().needs_logprobs
+
+    @property
+    def voice(self) -> VoiceOptions | None:
+        """How all audio is cut; None where only long audio is."""
+        return self.chunking_strategy.options() if isinstance(self.chunking_strategy, ServerVad) else None
+
+
+class TranslationOptions(SpeechOptions):
+    """The fields of `/v1/audio/translations`. `language` is the one that is spoken."""
+
+    to_language: ShortText | SkipJsonSchema[None] = Field(None, description="The language of the text: English only.")
+
+    @model_validator(mode="after")
+    def _check_translation(self) -> Self:
+        if self.to_language is not None and language_code(self.to_language) != "en":
+            raise UnsupportedOption("The model translates into English only.", param="to_language")
+        if self.response_format in ("srt", "vtt"):
+            raise UnsupportedOption("The times of a translation are not known.", param="response_format")
+        return self
+
+    @property
+    def needs_times(self) -> bool:
+        return False

@@ -1,0 +1,159 @@
+"""Every field of a transcription: its effect on the request, or the error that names it."""
+
+import json
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from server.api.openai.languages import language_code, language_name
+from server.engine.types.options import VoiceOptions
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, tone
+from tests.support.fakes.fake_engine import FakeEngine
+
+CLIP = audio_file(tone(1.5, 16_000), 16_000, "WAV")
+FILE = {"file": ("speech.wav", CLIP)}
+VAD = {"type": "server_vad", "threshold": 0.25, "prefix_padding_ms": 200, "silence_duration_ms": 900}
+
+
+def test_options_of_the_client_arrive(client: OpenAI, engine: FakeEngine) -> None:
+    client.audio.transcriptions.create(
+        file=("a", CLIP),
+        model="gpt-transcribe",
+        languages=["de"],
+        keywords=["Qwen", "Åse, Inc."],
+        prompt="Earlier.",
+        temperature=0.00001,
+        include=["logprobs"],
+    )
+    (request,) = engine.submitted
+    assert (request.language, request.keywords, request.prompt) == ("de", ("Qwen", "Åse, Inc."), "Earlier.")
+    assert (request.sampling.temperature, request.sampling.logprobs) == (0.00001, 0)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_strategy_cuts_the_audio(client: OpenAI, server: LiveServer, engine: FakeEngine, as_json: bool) -> None:
+    """The client sends it as parts `chunking_strategy[key]`, others as JSON."""
+    if as_json:
+        server.client.post("/v1/audio/transcriptions", files=FILE, data={"chunking_strategy": json.dumps(VAD)}).raise_for_status()
+    else:
+        client.audio.transcriptions.create(file=("a", CLIP), model="whisper-1", chunking_strategy=VAD)  # type: ignore[call-overload]
+    (session,) = engine.past_sessions
+    assert session.request.voice == VoiceOptions(threshold=0.25, prefix_padding_s=0.2, silence_s=0.9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "attribute", "value"),
+    [
+        ({"language": "en"}, "language", "en"),
+        ({"language": "en-GB"}, "language", "en"),
+        ({"language": "German"}, "language", "de"),
+        ({"language": ""}, "language", None),
+        ({"language": "auto"}, "language", None),
+        ({"languages": "fr"}, "language", "fr"),
+        ({"languages[]": ["fr", "fr-CA"]}, "language", "fr"),
+        ({"language": "fr", "languages[]": ["en", "fr"]}, "language", "fr"),
+        ({"keywords[]": ["a", "b"]}, "keywords", ("a", "b")),
+        ({"keywords": ["a", "b"]}, "keywords", ("a", "b")),
+        ({"keywords": '["a, b"]'}, "keywords", ("a, b",)),
+        ({"hotwords": "a, b"}, "keywords", ("a", "b")),
+        ({"max_completion_tokens": "7"}, "sampling.max_tokens", 7),
+        ({"seed": "-1"}, "sampling.seed", 2**63 - 1),
+        ({"top_p": "0.5"}, "sampling.top_p", 0.5),
+        ({"top_k": "-1"}, "sampling.top_k", 0),
+        ({"temperature": "1e-05"}, "sampling.temperature", 1e-5),
+        ({"repetition_penalty": "1.5"}, "sampling.repetition_penalty", 1.5),
+        ({"presence_penalty": "1"}, "sampling.presence_penalty", 1),
+        ({"chunking_strategy": "auto"}, "word_times", False),
+        ({"response_format": "vtt"}, "word_times", True),
+        ({"frequency_penalty": "0"}, "prompt", ""),
+        ({"stream": "False"}, "prompt", ""),
+    ],
+)
+def test_a_field_has_its_effect(server: LiveServer, engine: FakeEngine, fields: Any, attribute: str, value: object) -> None:
+    response = server.client.post("/v1/audio/transcriptions", files=FILE, data=fields)
+    assert response.status_code == 200, response.text
+    found: Any = engine.submitted[0]
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert "x-warnings" not in response.headers
+    assert '"warnings"' not in response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"response_format": "diarized_json"}, "response_format", "unsupported_option"),
+        ({"response_format": "xml"}, "response_format", "invalid_request"),
+        ({"known_speaker_names[]": "A"}, "known_speaker_names", "unsupported_option"),
+        ({"known_speaker_references[]": "data:,"}, "known_speaker_references", "unsupported_option"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "invalid_request"),
+        ({"timestamp_granularities[]": "char", "response_format": "verbose_json"}, "timestamp_granularities", "invalid_request"),
+        ({"include[]": "logprobs", "response_format": "text"}, "include", "invalid_request"),
+        ({"include[]": "words"}, "include", "invalid_request"),
+        ({"languages[]": ["en", "de"]}, "languages", "unsupported_option"),
+        ({"language": "it", "languages[]": ["en", "de"]}, "language", "invalid_request"),
+        ({"temperature": "1.5"}, "temperature", "invalid_request"),
+        ({"temperature": "hot"}, "temperature", "invalid_request"),
+        ({"temperature": "NaN"}, "temperature", "invalid_request"),
+        ({"frequency_penalty": "1"}, "frequency_penalty", "unsupported_option"),
+        ({"stream": "true", "response_format": "srt"}, "response_format", "unsupported_option"),
+        ({"stream": "maybe"}, "stream", "invalid_request"),
+        ({"max_completion_tokens": "0"}, "max_completion_tokens", "invalid_request"),
+        ({"chunking_strategy": "never"}, "chunking_strategy", "invalid_request"),
+        ({"chunking_strategy": "{"}, "chunking_strategy", "invalid_request"),
+        ({"chunking_strategy[type]": "other"}, "chunking_strategy", "invalid_request"),
+        ({"chunking_strategy": '{"type": "server_vad", "threshold": 2}'}, "chunking_strategy", "invalid_request"),
+        ({"keywords[]": ["a" * 65]}, "keywords", "invalid_request"),
+        ({"keywords[]": ["a"] * 65}, "keywords", "invalid_request"),
+        ({"prompt": "a" * 4001}, "prompt", "invalid_request"),
+        ({"prompt": ["a", "b"]}, "prompt", "invalid_request"),
+        ({"model": "nope"}, "model", "model_not_found"),
+        ({"model": "a\nb"}, "model", "model_not_found"),
+    ],
+)
+def test_an_option_that_cannot_be_honoured_is_named(
+    server: LiveServer, engine: FakeEngine, fields: Any, param: str, code: str
+) -> None:
+    response = server.client.post("/v1/audio/transcriptions", files=FILE, data=fields)
+    assert error_code(response) == code
+    assert response.status_code == (404 if code == "model_not_found" else 400)
+    assert response.json()["error"]["param"] == param
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"to_language": "de"}, "to_language"), ({"response_format": "srt"}, "response_format")]
+)
+def test_a_translation_has_limits_of_its_own(server: LiveServer, fields: Any, param: str) -> None:
+    response = server.client.post("/v1/audio/translations", files=FILE, data=fields)
+    assert (error_code(response), response.json()["error"]["param"]) == ("unsupported_option", param)
+
+
+def test_a_form_without_audio_names_the_file(server: LiveServer) -> None:
+    for files in ({"language": (None, "en")}, {"file": ("a", b"")}):
+        assert server.client.post("/v1/audio/transcriptions", files=files).json()["error"]["param"] == "file"
+
+
+def test_unknown_fields_are_named_and_do_no_harm(server: LiveServer) -> None:
+    fields = {"vad_filter": "true", "ü\u202e": "1"}
+    body = server.client.post("/v1/audio/transcriptions", files=FILE, data=fields).json()
+    assert body["warnings"] == ["The field vad_filter has no effect here.", "The field with another name has no effect here."]
+    response = server.client.post("/v1/audio/transcriptions", files=FILE, data={**fields, "response_format": "text"})
+    assert response.headers["x-warnings"].startswith("The field vad_filter has no effect here.")
+    many = {f"x{number}": "1" for number in range(100)}
+    warnings = server.client.post("/v1/audio/transcriptions", files=FILE, data=many).json()["warnings"]
+    assert (len(warnings), warnings[-1]) == (17, "84 more fields have no effect.")
+
+
+def test_more_tokens_than_the_limit_are_a_warning(server: LiveServer, engine: FakeEngine) -> None:
+    body = server.client.post("/v1/audio/transcriptions", files=FILE, data={"max_completion_tokens": "4096"}).json()
+    assert body["warnings"] == ["The text has at most 512 tokens."]
+    assert engine.submitted[0].sampling.max_tokens == 512
+
+
+def test_languages_have_names_and_codes() -> None:
+    assert (language_name("de"), language_name(None), language_name("xx")) == ("german", "unknown", "xx")
+    assert language_name("ht") == "haitian creole"
+    assert [language_code(text) for text in ("DE", " pt_BR ", "Haitian Creole", "klingon")] == ["de", "pt", "ht", "klingon"]
