@@ -19,6 +19,7 @@ class MeteredEngine:
         self._clients: dict[str, str] = {}
         self.sample_rate_hz = engine.sample_rate_hz
         self.max_audio_s = engine.max_audio_s
+        self.model_name = engine.model_name
 
     def start(self) -> None:
         self._engine.start()
