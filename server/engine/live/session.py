@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,8 @@ from models.text.tokeniser import PromptIds
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.listener import HeardAudio, HeardInput, VoiceInputs
 from server.engine.live.recording_answer import RecordingAnswer
-from server.engine.live.stable_text import StableText, heard_tokens
+from server.engine.live.stable_text import StableText
+from server.engine.runner.heard_words import read_words, shift_words
 from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import (
     Delta,
@@ -100,7 +101,7 @@ class Utterance:
             return Problem(session_id, self.outcome.error, self.number)
         words = self.outcome.words
         if words is not None:
-            words = tuple(Word(word.text, word.start_s + start_s, word.end_s + start_s) for word in words)
+            words = shift_words(words, start_s)
         done = replace(self.outcome, request_id=session_id, words=words)
         return UtteranceDone(session_id, self.number, start_s, end_s, done)
 
@@ -189,6 +190,8 @@ class LiveSession:
         self._sampling = SamplingOptions() if self._recording else request.sampling
         self._next_instruction: str | None = None
         self._prompt_ids = self._lay_out(self._instruction)
+        # Hypotheses are the speech decoder's where there is one, and else the projector's draft.
+        self._writes_partials = models.speech is not None and models.word_timer is not None
 
     @property
     def wants_listening(self) -> bool:
@@ -274,7 +277,7 @@ class LiveSession:
     def _begin_utterance(self, start: int) -> None:
         self._use_next_instruction()
         start_s = start / self._rate_hz
-        text = StableText(start_s, self._models.tokeniser.decode)
+        text = StableText(start_s)
         partial_due = start + round((self.request.voice.prefix_padding_s + FIRST_PARTIAL_INTERVAL_S) * self._rate_hz)
         self._current = Utterance(self._utterances, start, self._instruction, self._prompt_ids, text, partial_due)
         self._utterances += 1
@@ -297,6 +300,7 @@ class LiveSession:
         request = self._new_request(audio, utterance.instruction)
         take_event = partial(self._take_answer, utterance)
         utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        utterance.answer.known_words = self._known_words(utterance, utterance.start)
         self._hooks.start_sequence(utterance.answer)
 
     def _withdraw_answer(self, utterance: Utterance) -> None:
@@ -352,24 +356,36 @@ class LiveSession:
         settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
         request = replace(
-            self._new_request(self._audio.between(start, end), utterance.instruction),
-            sampling=DRAFT_ONLY,
+            self._new_request(self._audio.between(start, end), self._models.transcription_instruction),
+            sampling=SamplingOptions() if self._writes_partials else DRAFT_ONLY,
             priority=max(Priority.PARTIAL, self._priority),
-            draft="off",
-            word_times=False,
+            draft="exact" if self._writes_partials else "off",
+            word_times=self._writes_partials,
         )
         take_event = partial(self._take_partial, utterance, start, end)
         utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        utterance.partial.known_words = self._known_words(utterance, start)
         self._hooks.start_sequence(utterance.partial)
 
+    def _known_words(self, utterance: Utterance, start: int) -> tuple[Word, ...]:
+        """Return the words of the last hypothesis behind sample `start`, in seconds from there."""
+        start_s = start / self._rate_hz
+        return shift_words([word for word in utterance.text.words if word.start_s >= start_s], -start_s)
+
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
+        if isinstance(event, Delta):
+            return
         sequence, utterance.partial = utterance.partial, None
-        if isinstance(event, Failed) or sequence is None or sequence.encoded is None:
+        if not isinstance(event, Done) or sequence is None or sequence.encoded is None:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        tokens = heard_tokens(sequence.encoded.require_draft().best_token, start_s, self._models.frame_s)
-        changed = utterance.text.update(tokens, end_s)
+        if self._writes_partials:
+            words: Sequence[Word] = event.words or ()
+        else:
+            path = sequence.encoded.require_draft().best_token
+            words = read_words(path, self._models.frame_s, self._models.draft_tokeniser)
+        changed = utterance.text.update(shift_words(words, start_s), end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
         utterance.partial_due = end + round(pause_s * self._rate_hz)

@@ -51,6 +51,7 @@ class SequenceState:
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
     which no client sees before it is whole; `heard` is the text of the draft of that.
+    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`.
     """
 
     request: InstructRequest
@@ -71,6 +72,7 @@ class SequenceState:
     no_speech_probability: float = 0.0
     language: str | None = None
     heard: str = ""
+    known_words: tuple[Word, ...] = ()
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
     encoded: ProjectorOutput | None = None

@@ -12,6 +12,7 @@ from models.ctc import collapse
 from models.protocols import Float32, ProjectorOutput
 from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PROBABILITY, SpeechModel, is_loop
 from server.engine.runner.detokenise import Detokeniser
+from server.engine.runner.heard_words import continue_words, read_words
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.transcript import (
@@ -64,7 +65,8 @@ class TranscriptStage:
         sequence.audio_frames = len(encoded.embeddings)
         guess = request.language or self._language
         control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
-        sequence.draft = TranscriptDraft(speech, control, "" if request.draft == "off" else sequence.heard)
+        drafted = "" if request.draft == "off" or translates else self._draft_text(sequence)
+        sequence.draft = TranscriptDraft(speech, control, drafted)
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
         """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
@@ -102,6 +104,14 @@ class TranscriptStage:
         whole = np.pad(audio, (0, -len(audio) % voice.window_samples))
         probabilities, _ = voice.detect(whole, None)
         return bool((probabilities >= VoiceOptions.threshold).any())
+
+    def _draft_text(self, sequence: SequenceState) -> str:
+        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them."""
+        draft = sequence.require_encoded().draft
+        if not sequence.known_words or draft is None:
+            return sequence.heard
+        heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser)
+        return " ".join(word.text for word in continue_words(sequence.known_words, heard))
 
     def _read_draft(self, encoded: ProjectorOutput) -> str:
         """Return the text of the CTC draft."""

@@ -1,6 +1,5 @@
 """Transcripts by the speech decoder, and answers about them, on real sessions of a tiny random model."""
 
-import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +26,7 @@ from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
+from tests.support.fakes.random_transcripts import take_any_transcript
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
 
 TRANSCRIBE, TRANSLATE, ASK = "Transcribe the speech to text.", "Translate to English.", "Who speaks?"
@@ -50,12 +50,7 @@ def engine(models: Models) -> Iterator[LocalEngine]:
 
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model's text is never likely: have it be taken all the same."""
-    monkeypatch.setattr(transcript_stage, "LEAST_MEAN_LOGPROB", -100.0)
-    monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: False)
-    monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
-    monkeypatch.setattr(transcript_stage, "most_words", lambda _heard: math.inf)
-    monkeypatch.setattr(transcript_stage, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
+    take_any_transcript(monkeypatch)
 
 
 class Call:

@@ -1,105 +1,86 @@
 """Partial text: stable words are never taken back."""
 
-from collections.abc import Sequence
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.live.stable_text import GUESSED_S, SETTLED_S, HeardToken, StableText, heard_tokens
-
-FRAME_S = 0.08
-
-
-def decode(tokens: Sequence[int]) -> str:
-    """Decode tokens: even ones begin a word, 3 is punctuation, other odd ones continue a word."""
-    return "".join(f" {token}" if token % 2 == 0 else "," if token == 3 else str(token) for token in tokens)
+from server.engine.live.stable_text import GUESSED_S, SETTLED_S, StableText
+from server.engine.types.events import Word
 
 
-def text_of(start_s: float = 0.0) -> StableText:
-    return StableText(start_s, decode)
-
-
-def spoken(*tokens: int, every_s: float = 0.2, start_s: float = 0.0) -> list[HeardToken]:
-    return [HeardToken(token, start_s + (index + 1) * every_s) for index, token in enumerate(tokens)]
+def spoken(text: str, every_s: float = 0.2, start_s: float = 0.0) -> list[Word]:
+    return [Word(word, start_s + number * every_s, start_s + (number + 1) * every_s) for number, word in enumerate(text.split())]
 
 
 def test_words_become_stable_when_two_hypotheses_agree_and_time_has_passed() -> None:
-    text = text_of()
-    text.update(spoken(2, 3, 4), 0.8)
-    assert (text.stable, text.tail) == ("", "2, 4")
-    text.update(spoken(2, 3, 4, 6), 0.4 + SETTLED_S + 0.1)
-    assert (text.stable, text.tail) == ("2,", " 4 6")
-    assert text.stable_end_s == 0.4
+    text = StableText(0.0)
+    text.update(spoken("one, two"), 0.8)
+    assert (text.stable, text.tail) == ("", "one, two")
+    text.update(spoken("one, two three"), 0.2 + SETTLED_S + 0.1)
+    assert (text.stable, text.tail) == ("one,", " two three")
+    assert text.stable_end_s == 0.2
 
 
-def test_a_word_that_may_go_on_is_not_stable() -> None:
-    text = text_of()
+def test_a_last_word_may_go_on_and_is_not_stable() -> None:
+    text = StableText(0.0)
     for end_s in (2.0, 3.0, 4.0):
-        text.update(spoken(2, 3), end_s)
-    assert (text.stable, text.tail) == ("", "2,")
+        text.update(spoken("one"), end_s)
+    assert (text.stable, text.tail) == ("", "one")
 
 
 def test_words_of_one_hypothesis_alone_are_not_stable() -> None:
-    text = text_of()
-    text.update(spoken(2, 4, 6), 9.0)
-    text.update(spoken(8, 4, 6), 9.0)
-    assert (text.stable, text.tail) == ("", "8 4 6")
+    text = StableText(0.0)
+    text.update(spoken("one two three"), 9.0)
+    text.update(spoken("none two three"), 9.0)
+    assert (text.stable, text.tail) == ("", "none two three")
 
 
 def test_the_tail_of_a_later_window_goes_on_behind_the_stable_words() -> None:
-    text = text_of()
+    text = StableText(0.0)
     for _ in range(2):
-        text.update(spoken(2, 4, 6, 8), 9.0)
-    assert (text.stable, text.tail) == ("2 4 6", " 8")
-    # The window begins within the stable words, and puts the last of them a frame later.
-    text.update([HeardToken(6, 0.68), HeardToken(8, 0.85), HeardToken(10, 1.0)], 9.0)
-    assert (text.stable, text.tail) == ("2 4 6 8", " 10")
+        text.update(spoken("one two three four"), 9.0)
+    assert (text.stable, text.tail) == ("one two three", " four")
+    # The window begins within the stable words, and puts the last of them a little later.
+    text.update([Word("three", 0.44, 0.68), Word("four", 0.68, 0.85), Word("five", 0.85, 1.0)], 9.0)
+    assert (text.stable, text.tail) == ("one two three four", " five")
 
 
 def test_a_window_that_hears_other_words_takes_no_stable_word_back() -> None:
-    text = text_of()
+    text = StableText(0.0)
     for _ in range(2):
-        text.update(spoken(2, 4, 6), 9.0)
-    assert text.stable == "2 4"
-    assert text.update(spoken(20, 22, 24), 9.0)
-    assert (text.stable, text.tail) == ("2 4", " 24")
+        text.update(spoken("one two three"), 9.0)
+    assert text.stable == "one two"
+    assert text.update(spoken("nun tow free"), 9.0)
+    assert (text.stable, text.tail) == ("one two", " free")
 
 
-def test_another_reading_of_a_stable_word_is_not_joined_to_it() -> None:
-    text = text_of()
+def test_another_reading_of_a_stable_word_does_not_follow_it() -> None:
+    text = StableText(0.0)
     for _ in range(2):
-        text.update(spoken(2, 4, 6), 9.0)
-    text.update(spoken(2, 4, 7, 5, 8), 9.0)
-    assert (text.stable, text.tail) == ("2 4", " 8")
-    text.update(spoken(2, 4, 3, 8), 9.0)
-    assert (text.stable, text.tail) == ("2 4", ", 8")
+        text.update(spoken("one two three"), 9.0)
+    text.update([Word("one", 0.0, 0.2), Word("tooth", 0.2, 0.45), Word("three", 0.45, 0.6)], 9.0)
+    assert (text.stable, text.tail) == ("one two", " three")
 
 
 def test_no_change_is_told() -> None:
-    text = text_of()
-    assert text.update(spoken(2, 4), 0.6)
-    assert not text.update(spoken(2, 4), 0.6)
+    text = StableText(0.0)
+    assert text.update(spoken("one two"), 0.6)
+    assert not text.update(spoken("one two"), 0.6)
 
 
-def test_the_last_frames_are_guesses() -> None:
-    text = text_of()
-    text.update(spoken(2, 4), 0.4 + GUESSED_S / 2)
-    assert text.tail == "2"
+def test_words_of_the_last_moments_are_guesses() -> None:
+    text = StableText(0.0)
+    text.update(spoken("one two"), 0.4 + GUESSED_S / 2)
+    assert text.tail == "one"
 
 
-def test_runs_of_one_token_are_one_and_blanks_are_none() -> None:
-    heard = heard_tokens([-1, 5, 5, -1, 5, 7], 1.0, FRAME_S)
-    assert heard == [HeardToken(5, 1.0 + 3 * FRAME_S), HeardToken(5, 1.0 + 5 * FRAME_S), HeardToken(7, 1.0 + 6 * FRAME_S)]
-
-
-@given(st.lists(st.lists(st.integers(-1, 9), max_size=40), max_size=8))
-def test_the_stable_prefix_only_grows(hypotheses: list[list[int]]) -> None:
-    text = text_of()
+@given(st.lists(st.lists(st.sampled_from(["one", "two", "three,", "four."]), max_size=12), max_size=8), st.floats(0, 0.3))
+def test_the_stable_prefix_only_grows(hypotheses: list[list[str]], later_s: float) -> None:
+    text = StableText(0.0)
     stable, end_s = "", 0.0
-    for best_token in hypotheses:
-        end_s = max(end_s, len(best_token) * FRAME_S)
-        text.update(heard_tokens(best_token, 0.0, FRAME_S), end_s)
+    for number, words in enumerate(hypotheses):
+        end_s = max(end_s, len(words) * 0.2 + 0.3)
+        text.update(spoken(" ".join(words), start_s=number % 2 * later_s), end_s)
         assert text.stable.startswith(stable)
         assert text.stable_end_s <= end_s
+        assert " ".join(word.text for word in text.words) == text.stable + text.tail
         stable = text.stable
-        assert len(text.stable + text.tail) >= len(stable)
