@@ -21,12 +21,14 @@ from server.api.access.limits import KeyUsage
 from server.api.access.metering import MeteredEngine
 from server.api.access.proxies import ProxyHeaders, TrustedProxies
 from server.api.context import ServerContext, build_decode_pool
+from server.api.deepgram.listen import listen_router
 from server.api.error_replies import error_response
 from server.api.middleware import RequestContext, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
 from server.api.openai.routes import openai_router
+from server.api.openai_realtime.stream import realtime_router
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
@@ -74,6 +76,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(instruct_router(context))
     app.include_router(stream_router(context))
     app.include_router(openai_router(context))
+    app.include_router(realtime_router(context))
+    app.include_router(listen_router(context))
     _add_operations(app, context)
     return app
 

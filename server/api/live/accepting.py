@@ -1,7 +1,8 @@
 """The beginning of every live session: the checks at the door, in place of which a refusal is a plain HTTP reply."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from starlette.websockets import WebSocket
 
@@ -18,6 +19,7 @@ async def serve_socket(
     *,
     max_message_bytes: int,
     subprotocols: tuple[str, ...] = (),
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Accept a WebSocket and serve it in a dialect. Of the `subprotocols`, the first that the client offers is agreed on.
 
@@ -31,6 +33,7 @@ async def serve_socket(
             connection: Connection = socket.state.connection
             connection.max_message_bytes = max_message_bytes
             offered = socket.scope.get("subprotocols", [])
-            await socket.accept(next((name for name in subprotocols if name in offered), None))
+            agreed = next((name for name in subprotocols if name in offered), None)
+            await socket.accept(agreed, [(name.encode(), value.encode()) for name, value in headers.items()])
             session = SocketSession(context, socket, door)
             await session.run(make_dialect(session))

@@ -134,11 +134,10 @@ class SocketSession:
         if self._request is None:
             raise RuntimeError("the session is not configured")
         id = self.id if self._engine_sessions == 0 else f"{self.id}-{self._engine_sessions}"
-        # A client that is refused keeps no place at the door either.
-        self._door.close()
         request = replace(self._request, id=id)
         self._engine_session = EngineSession(self._engine, request, self._timer, self._position, self._handle_event)
         self._engine_sessions += 1
+        self._door.close()
 
     async def push_audio(self, data: bytes) -> None:
         """Decode audio and push it as the engine follows: a few bytes may decode to much audio. Raises a `ServeError`."""
@@ -291,6 +290,11 @@ class SocketSession:
             session.push_end()
             await session.wait_ended()
             self._gives_back = False
+            self._leave_engine(session)
+
+    def _leave_engine(self, session: EngineSession) -> None:
+        """Go on without a session that has ended, at the door. Raises `Overloaded` if that is full."""
+        if self._engine_session is session:
             self._position, self._engine_session = session.end, None
             self._door.enter_context(self.context.new_sockets.place(self.client, RETRY_AFTER_S))
 
@@ -301,13 +305,16 @@ class SocketSession:
             case Listened():
                 self._room.set()
             case Failed(error=error):
-                if self._engine_session is not None and self._dialect is not None and self._dialect.survives(error):
-                    self._position, self._engine_session = self._engine_session.end, None
-                else:
+                session = self._engine_session
+                if session is None or self._dialect is None or not self._dialect.survives(error):
                     reason = close_reason_of(error)
                     # The engine took the session before, so it is now stopping.
                     self._outbox.put(replace(reason, close_code=RESTART) if isinstance(error, NotReady) else reason)
                     return
+                try:
+                    self._leave_engine(session)
+                except Overloaded as full:
+                    self._outbox.put(close_reason_of(full))
             case Ended() if self._gives_back:
                 return
         self._outbox.put(event)

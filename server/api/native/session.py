@@ -16,6 +16,7 @@ from server.api.native.messages import (
 )
 from server.audio.pcm import PcmStream, SampleStream
 from server.audio.stream import OpusStream
+from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Failed, Flushed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush
 from server.errors import InvalidRequest, ServeError
@@ -98,4 +99,4 @@ class NativeDialect:
         context = self._session.context
         if start.encoding == "ogg_opus":
             return await OpusStream.open(context.decode_pool, self._session.client)
-        return PcmStream(rate_hz, context.engine.sample_rate_hz)
+        return PcmStream(PcmFormat(rate_hz), context.engine.sample_rate_hz)

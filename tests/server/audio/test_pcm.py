@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from server.audio.decode import Samples
 from server.audio.pcm import PcmStream
+from server.audio.wave_header import PcmFormat
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000]
 MODEL_RATE_HZ = 16_000
@@ -21,7 +22,7 @@ def noise(samples: int, seed: int = 0) -> bytes:
 
 def decoded(pieces: list[bytes], rate_hz: int) -> Samples:
     async def decode() -> Samples:
-        stream = PcmStream(rate_hz, MODEL_RATE_HZ)
+        stream = PcmStream(PcmFormat(rate_hz), MODEL_RATE_HZ)
         samples = [block for piece in pieces async for block in stream.decode(piece)]
         samples += [block async for block in stream.finish()]
         stream.close()

@@ -1,0 +1,136 @@
+"""Deepgram's `/v1/listen`: `POST` for files, a WebSocket for live audio."""
+
+import asyncio
+import hashlib
+import io
+import uuid
+import wave
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.websockets import WebSocket
+
+from server.api.body import read_whole_body
+from server.api.context import ServerContext
+from server.api.deepgram.options import ListenOptions, read_options
+from server.api.deepgram.replies import Origin, error_body, file_reply
+from server.api.deepgram.session import MAX_MESSAGE_BYTES, ListenDialect
+from server.api.exchange import Answer, Call, answer_request
+from server.api.live.accepting import serve_socket
+from server.api.middleware import client_of, request_id_of
+from server.api.options import DEFAULT_INSTRUCTION
+from server.audio.wave_header import PcmFormat
+from server.engine.types.events import TokenLogprob
+from server.engine.types.options import SamplingOptions
+from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest, ServeError
+
+# Browsers offer it beside their key.
+SUBPROTOCOL = "token"
+
+
+def listen_router(context: ServerContext) -> APIRouter:
+    """Return the routes. Errors are in Deepgram's shape."""
+    router = APIRouter()
+
+    @router.post("/v1/listen", summary="Transcribe a file, as Deepgram's API does", response_model=None)
+    async def transcribe(request: Request) -> Response:
+        try:
+            return await _transcribe(request, context)
+        except ServeError as error:
+            return _error_reply(error, request_id_of(request))
+
+    @router.websocket("/v1/listen")
+    async def listen(socket: WebSocket) -> None:
+        try:
+            options = read_options(socket.query_params)
+            await serve_socket(
+                context,
+                socket,
+                lambda session: ListenDialect(session, options),
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                subprotocols=(SUBPROTOCOL,),
+                headers={"dg-request-id": request_id_of(socket)},
+            )
+        except ServeError as error:
+            # Nothing was accepted yet.
+            await socket.send_denial_response(_error_reply(error, request_id_of(socket)))
+
+    return router
+
+
+async def _transcribe(request: Request, context: ServerContext) -> Response:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        raise InvalidRequest("This server fetches nothing from a url; send the audio as the body.", param="url")
+    options = read_options(request.query_params)
+
+    async def understand(body: bytearray) -> Call:
+        audio = bytes(body)
+        writer = ListenWriter(Origin.of(request_id_of(request), options), hashlib.sha256(audio).hexdigest())
+        if options.encoding is not None and not audio.startswith(b"RIFF"):
+            audio = await asyncio.to_thread(with_header, audio, options.encoding)
+        return Call(audio, _engine_request(options, client_of(request)), writer)
+
+    return await answer_request(request, context, partial(read_whole_body, request, context.settings.max_body_bytes), understand)
+
+
+def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
+    return InstructRequest(
+        id=f"listen-{uuid.uuid4().hex}",
+        audio=np.empty(0, np.float32),
+        instruction=DEFAULT_INSTRUCTION,
+        # The words' probabilities are needed for their confidence.
+        sampling=SamplingOptions(logprobs=0),
+        client=client,
+        word_times=True,
+        language=options.language,
+        keywords=options.keywords,
+    )
+
+
+def with_header(data: bytes, format: PcmFormat) -> bytes:
+    """Return samples without a header as a WAV file of 16 bits."""
+    whole = data[: len(data) - len(data) % format.frame_bytes]
+    samples = np.clip(np.rint(format.decode(whole) * 2**15), -(2**15), 2**15 - 1).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(format.sample_rate_hz)
+        writer.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class ListenWriter:
+    """`ReplyWriter` of Deepgram's API for files, which has no streams."""
+
+    origin: Origin
+    sha256: str
+
+    def reply(self, answer: Answer) -> Response:
+        return JSONResponse(file_reply(self.origin, answer.done, answer.audio_s, self.sha256))
+
+    def first_events(self) -> Iterable[str]:
+        return ()
+
+    def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
+        raise NotImplementedError
+
+    def last_events(self, answer: Answer) -> Iterable[str]:
+        raise NotImplementedError
+
+    def error_event(self, error: ServeError) -> str:
+        raise NotImplementedError
+
+
+def _error_reply(error: ServeError, request_id: str) -> Response:
+    headers = {"dg-error": error.message}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return JSONResponse(error_body(error, request_id), error.status, headers)

@@ -1,0 +1,145 @@
+"""The query options of Deepgram's `/v1/listen`, for files and for live audio.
+
+Source: Deepgram's reference of pre-recorded and of live audio. Unknown names are ignored, as Deepgram does. A known option that
+asks for what this server cannot do is an error that names it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.datastructures import QueryParams
+
+from server.api.options import DEFAULT_INSTRUCTION
+from server.audio.wave_header import ALAW, FLOAT, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, MULAW, PCM, PcmFormat
+from server.engine.types.options import SamplingOptions, VoiceOptions
+from server.engine.types.requests import LiveRequest
+from server.errors import InvalidRequest
+
+Container = Literal["unknown", "ogg_opus"]
+
+# Code and bits of encodings without a header, as in WAV files.
+ENCODINGS = {"linear16": (PCM, 16), "linear32": (FLOAT, 32), "mulaw": (MULAW, 8), "alaw": (ALAW, 8)}
+OPUS_ENCODINGS = ("opus", "ogg-opus")
+TELEPHONY_RATE_HZ = 8000
+# A shorter silence cuts sentences into pieces that the models understand less well.
+LEAST_SILENCE_S = 0.3
+LONGEST_SILENCE_S = 5.0
+UNSUPPORTED = (
+    *("callback", "custom_intent", "custom_topic", "detect_entities", "diarize", "diarize_model", "dictation", "intents"),
+    *("measurements", "multichannel", "numerals", "paragraphs", "profanity_filter", "redact", "replace", "search", "sentiment"),
+    *("summarize", "topics", "translate"),
+)
+MAX_NAME_CHARACTERS = 64
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """The options of one call. `encoding` is the format of samples without a header, None for a container, which says it itself.
+
+    `silence_s` ends an utterance. `utterance_end_s` is the gap after which an end of utterance is told, None for never.
+    """
+
+    model: str = "default"
+    language: str | None = None
+    keywords: tuple[str, ...] = ()
+    encoding: PcmFormat | None = None
+    container: Container = "unknown"
+    interim_results: bool = False
+    silence_s: float = LEAST_SILENCE_S
+    tells_speech_final: bool = True
+    utterance_end_s: float | None = None
+    vad_events: bool = False
+    utterances: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.encoding is None else self.encoding.channels
+
+    def live_request(self, client: str) -> LiveRequest:
+        """Return the request to the engine for live audio."""
+        return LiveRequest(
+            id="",
+            instruction=DEFAULT_INSTRUCTION,
+            # The words' probabilities are needed for their confidence.
+            sampling=SamplingOptions(logprobs=0),
+            client=client,
+            voice=VoiceOptions(silence_s=self.silence_s),
+            partials=self.interim_results,
+            word_times=True,
+            language=self.language,
+            keywords=self.keywords,
+        )
+
+
+def read_options(query: QueryParams) -> ListenOptions:
+    """Return the options of a query. Raises `InvalidRequest` for the first that is wrong or cannot be honoured."""
+    for name in UNSUPPORTED:
+        if any(value.lower() not in FALSE for value in query.getlist(name)):
+            raise InvalidRequest(f"The option {name} is not supported.", param=name)
+    encoding, container = _read_encoding(query)
+    endpointing = query.get("endpointing", "true").lower()
+    utterance_end_ms = query.get("utterance_end_ms", "false").lower()
+    return ListenOptions(
+        model=query.get("model", "default")[:MAX_NAME_CHARACTERS],
+        language=_read_language(query),
+        keywords=(*query.getlist("keyterm"), *(word.partition(":")[0] for word in query.getlist("keywords"))),
+        encoding=encoding,
+        container=container,
+        interim_results=_read_flag(query, "interim_results"),
+        silence_s=_read_silence(endpointing),
+        tells_speech_final=endpointing not in FALSE[::2],
+        utterance_end_s=None if utterance_end_ms in FALSE else _read_number(query, "utterance_end_ms", 1000, 5000) / 1000,
+        vad_events=_read_flag(query, "vad_events"),
+        utterances=_read_flag(query, "utterances"),
+    )
+
+
+def _read_encoding(query: QueryParams) -> tuple[PcmFormat | None, Container]:
+    name = query.get("encoding", "").lower()
+    if not name:
+        return None, "unknown"
+    if name in OPUS_ENCODINGS:
+        return None, "ogg_opus"
+    if name not in ENCODINGS:
+        known = ", ".join([*ENCODINGS, *OPUS_ENCODINGS])
+        raise InvalidRequest(f"The encoding has to be one of {known}; a container needs none.", param="encoding")
+    code, bits = ENCODINGS[name]
+    if bits == 8 and "sample_rate" not in query:
+        rate_hz = TELEPHONY_RATE_HZ
+    else:
+        rate_hz = _read_number(query, "sample_rate", MIN_RATE_HZ, MAX_RATE_HZ)
+    channels = _read_number(query, "channels", 1, MAX_CHANNELS) if "channels" in query else 1
+    return PcmFormat(rate_hz, code, bits, channels), "unknown"
+
+
+def _read_language(query: QueryParams) -> str | None:
+    """Return the code of a language without its region; None where it is to be found out."""
+    language = query.get("language", "").lower()
+    if _read_flag(query, "detect_language") or language in ("", "multi"):
+        return None
+    return language.replace("_", "-").partition("-")[0]
+
+
+def _read_silence(endpointing: str) -> float:
+    if endpointing in ("true", "false"):
+        return LEAST_SILENCE_S
+    if not endpointing.isdecimal() or int(endpointing) > LONGEST_SILENCE_S * 1000:
+        raise InvalidRequest(
+            f"endpointing has to be false, or milliseconds up to {LONGEST_SILENCE_S * 1000:g}.", param="endpointing"
+        )
+    return max(LEAST_SILENCE_S, int(endpointing) / 1000)
+
+
+def _read_flag(query: QueryParams, name: str) -> bool:
+    value = query.get(name, "false").lower()
+    if value not in TRUE + FALSE:
+        raise InvalidRequest(f"{name} has to be true or false.", param=name)
+    return value in TRUE
+
+
+def _read_number(query: QueryParams, name: str, low: int, high: int) -> int:
+    value = query.get(name, "")
+    if not value.isdecimal() or not low <= int(value) <= high:
+        raise InvalidRequest(f"{name} has to be a whole number from {low} to {high}.", param=name)
+    return int(value)

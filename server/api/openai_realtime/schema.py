@@ -1,0 +1,209 @@
+"""The messages of clients of OpenAI's Realtime API, and the options of a transcription session that they set.
+
+Sources: OpenAI's reference of the Realtime API (GA, transcription sessions) and the beta shape that it replaced. Unknown fields
+are ignored, as OpenAI's clients send more than they need; a known field that cannot be honoured is an error that names it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from server.api.options import DEFAULT_INSTRUCTION
+from server.audio.wave_header import ALAW, MULAW, PcmFormat
+from server.engine.types.options import SamplingOptions, VoiceOptions
+from server.engine.types.requests import LiveRequest
+from server.errors import InvalidRequest
+
+Parsed = TypeVar("Parsed", bound="Lenient")
+
+# Seconds of silence that stand for the eagerness of a semantic voice detector, which this server does not have.
+EAGERNESS_SILENCE_S = {"low": 1.2, "medium": 0.8, "auto": 0.8, "high": 0.5}
+LOGPROBS = "item.input_audio_transcription.logprobs"
+# Without voice detection the client alone ends an utterance; the engine still cuts at long pauses, and at its longest utterance.
+MANUAL_SILENCE_S = 5.0
+BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+
+
+class Lenient(BaseModel):
+    """Fields that a client sends; unknown ones are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class AudioFormat(Lenient):
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: Literal[8000, 16000, 24000, 48000] | None = None
+
+    @property
+    def rate_hz(self) -> int:
+        return self.rate or (24_000 if self.type == "audio/pcm" else 8000)
+
+    def pcm_format(self) -> PcmFormat:
+        """Return the format of the samples."""
+        if self.type == "audio/pcm":
+            return PcmFormat(self.rate_hz)
+        return PcmFormat(self.rate_hz, MULAW if self.type == "audio/pcmu" else ALAW, 8)
+
+
+class TurnDetection(Lenient):
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
+    threshold: float = Field(0.5, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(300, ge=0, le=2000)
+    silence_duration_ms: int = Field(500, ge=100, le=5000)
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    idle_timeout_ms: int | None = None
+
+    @property
+    def silence_s(self) -> float:
+        return EAGERNESS_SILENCE_S[self.eagerness] if self.type == "semantic_vad" else self.silence_duration_ms / 1000
+
+    def shown(self) -> dict[str, object]:
+        """Return the fields that a client is told."""
+        if self.type == "semantic_vad":
+            return {"type": self.type, "eagerness": self.eagerness}
+        fields = ("type", "threshold", "prefix_padding_ms", "silence_duration_ms")
+        return {**self.model_dump(include=set(fields)), "idle_timeout_ms": None}
+
+
+class Transcription(Lenient):
+    model: str | None = None
+    language: str | None = None
+    languages: list[str] | None = None
+    prompt: str | None = Field(None, max_length=10_000)
+    keywords: list[str] | None = Field(None, max_length=1000)
+    delay: str | None = None
+
+
+class AudioInput(Lenient):
+    format: AudioFormat | None = None
+    transcription: Transcription | None = None
+    turn_detection: TurnDetection | None = None
+
+
+class Audio(Lenient):
+    input: AudioInput | None = None
+
+
+class Session(Lenient):
+    type: str = "transcription"
+    audio: Audio | None = None
+    include: list[str] | None = None
+
+
+class BetaSession(Lenient):
+    input_audio_format: Literal["pcm16", "g711_ulaw", "g711_alaw"] | None = None
+    input_audio_transcription: Transcription | None = None
+    turn_detection: TurnDetection | None = None
+    include: list[str] | None = None
+
+
+class Append(Lenient):
+    audio: str
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """The options of a transcription session; `turn_detection` is None where the client ends utterances itself."""
+
+    format: AudioFormat = AudioFormat()
+    transcription: Transcription = Transcription()
+    turn_detection: TurnDetection | None = TurnDetection()
+    include: tuple[str, ...] = ()
+
+    def updated(self, session: Session) -> "SessionOptions":
+        """Return the options with what a client's `session` object sets. Raises `InvalidRequest`."""
+        if session.type != "transcription":
+            raise InvalidRequest("This server has transcription sessions only.", param="session.type")
+        given = session.audio.input if session.audio is not None else None
+        options = self if given is None else self._with_input(given, "session.audio.input")
+        return options if session.include is None else replace(options, include=_checked_include(session.include))
+
+    def updated_beta(self, session: BetaSession) -> "SessionOptions":
+        """Return the same for the session object of the beta API."""
+        fields: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("transcription", session.input_audio_transcription),
+                ("turn_detection", session.turn_detection),
+            )
+            if {"transcription": "input_audio_transcription"}.get(name, name) in session.model_fields_set
+        }
+        if session.input_audio_format is not None:
+            fields["format"] = AudioFormat.model_validate({"type": BETA_FORMATS[session.input_audio_format]})
+        options = self._with_input(AudioInput.model_construct(_fields_set=set(fields), **fields), "session")
+        return options if session.include is None else replace(options, include=_checked_include(session.include))
+
+    def _with_input(self, given: AudioInput, path: str) -> "SessionOptions":
+        options = self
+        if given.format is not None:
+            options = replace(options, format=given.format)
+        if given.transcription is not None:
+            asked = _checked_transcription(given.transcription, f"{path}.transcription")
+            options = replace(
+                options, transcription=options.transcription.model_copy(update=asked.model_dump(exclude_unset=True))
+            )
+        if "turn_detection" in given.model_fields_set:
+            detection = given.turn_detection
+            if detection is not None and detection.idle_timeout_ms is not None:
+                raise InvalidRequest("A timeout of silence is not supported.", param=f"{path}.turn_detection.idle_timeout_ms")
+            options = replace(options, turn_detection=detection)
+        return options
+
+    def voice(self) -> VoiceOptions:
+        """Return the rules of utterances in the engine's terms."""
+        if self.turn_detection is None:
+            return VoiceOptions(silence_s=MANUAL_SILENCE_S)
+        detection = self.turn_detection
+        return VoiceOptions(detection.threshold, detection.prefix_padding_ms / 1000, detection.silence_s)
+
+    def live_request(self, client: str) -> LiveRequest:
+        """Return the request to the engine."""
+        asked = self.transcription
+        return LiveRequest(
+            id="",
+            instruction=DEFAULT_INSTRUCTION,
+            sampling=SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
+            client=client,
+            voice=self.voice(),
+            language=asked.language or (asked.languages[0] if asked.languages else None),
+            prompt=asked.prompt or "",
+            keywords=tuple(asked.keywords or ()),
+        )
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """Return the JSON object of a text frame. Raises `InvalidRequest`."""
+    try:
+        content: Any = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequest("The message is not valid JSON.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("type"), str):
+        raise InvalidRequest("A message is a JSON object with a type.", param="type")
+    return content
+
+
+def parse(model: type[Parsed], content: object, path: str = "") -> Parsed:
+    """Return an object as a `model`. Raises `InvalidRequest` for the first wrong field; `path` leads to the object."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join([*([path] if path else []), *map(str, detail["loc"])])
+        raise InvalidRequest(f"{place or 'The message'} is wrong: {detail['msg']}.", param=place or None) from None
+
+
+def _checked_transcription(asked: Transcription, path: str) -> Transcription:
+    if asked.delay is not None:
+        raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.delay")
+    if asked.languages is not None and len(asked.languages) > 1:
+        raise InvalidRequest("One language can be named; without one the model finds out.", param=f"{path}.languages")
+    return asked
+
+
+def _checked_include(include: Sequence[str]) -> tuple[str, ...]:
+    if unknown := [name for name in include if name != LOGPROBS]:
+        raise InvalidRequest(f"{unknown[0][:64]!r} cannot be included.", param="session.include")
+    return tuple(include)

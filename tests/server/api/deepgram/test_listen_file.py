@@ -1,0 +1,87 @@
+"""Deepgram's `POST /v1/listen`: the bytes of a file in, its result JSON out."""
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from deepgram.types.listen_v1response import ListenV1Response
+
+from server.api.deepgram.listen import with_header
+from server.api.deepgram.replies import word_confidences
+from server.audio.wave_header import MULAW, PcmFormat
+from server.engine.types.events import TokenLogprob, Word
+from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+
+CLIP = audio_file(tone(1.0, 8000), 8000, "WAV")
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with live_server(engine) as live:
+        wait_until(lambda: engine.stats().ready)
+        yield live
+
+
+def test_the_result_of_a_file(server: LiveServer) -> None:
+    response = server.client.post("/v1/listen?model=nova-3&utterances=true", content=CLIP, headers={"content-type": "audio/wav"})
+    assert response.status_code == 200, response.text
+    body = response.json()
+    ListenV1Response.model_validate(body)
+    metadata = body["metadata"]
+    assert metadata["request_id"] == response.headers["x-request-id"]
+    assert (metadata["duration"], metadata["channels"], metadata["sha256"]) == (1.0, 1, hashlib.sha256(CLIP).hexdigest())
+    (channel,) = body["results"]["channels"]
+    (alternative,) = channel["alternatives"]
+    assert alternative["transcript"] == "".join(word["punctuated_word"] + " " for word in alternative["words"]).strip()
+    assert body["results"]["utterances"][0]["transcript"]
+    assert [word for each in body["results"]["utterances"] for word in each["words"]] == alternative["words"]
+
+
+@pytest.mark.parametrize(
+    ("query", "audio"),
+    [
+        ("encoding=mulaw", audio_file(tone(1.0, 8000), 8000, "RAW", "ULAW")),
+        ("encoding=linear16&sample_rate=8000", audio_file(tone(1.0, 8000), 8000, "RAW", "PCM_16")),
+        ("encoding=linear16&sample_rate=8000", CLIP),
+    ],
+)
+def test_samples_without_a_header(server: LiveServer, query: str, audio: bytes) -> None:
+    response = server.client.post(f"/v1/listen?{query}", content=audio)
+    assert response.status_code == 200, response.text
+    assert response.json()["metadata"]["duration"] == 1.0
+
+
+def test_a_header_for_samples() -> None:
+    file = with_header(b"\x80\x00\xff", PcmFormat(8000, MULAW, 8))
+    assert file[-6:] == b"\x7c\x7d\x84\x82\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "content", "status", "name"),
+    [
+        ("", {"content-type": "application/json"}, b'{"url":"http://example.org/a.wav"}', 400, "url"),
+        ("diarize=true", {}, CLIP, 400, "diarize"),
+        ("", {}, b"", 400, ""),
+        ("", {}, b"no audio", 415, ""),
+        ("encoding=linear16", {}, b"\0\0", 400, "sample_rate"),
+    ],
+)
+def test_refusals(server: LiveServer, query: str, headers: dict[str, str], content: bytes, status: int, name: str) -> None:
+    response = server.client.post(f"/v1/listen?{query}", content=content, headers=headers)
+    body = response.json()
+    assert response.status_code == status
+    assert set(body) == {"err_code", "err_msg", "request_id"}
+    assert name in body["err_msg"]
+    assert response.headers["x-request-id"] == body["request_id"]
+
+
+def test_confidences_of_words() -> None:
+    tokens = [TokenLogprob(b" Hel", -1.0), TokenLogprob(b"lo", -3.0), TokenLogprob(b" you", 0.0), TokenLogprob(b".", -9.0)]
+    words = [Word("Hello", 0, 1), Word("you.", 1, 2), Word("gone", 2, 3)]
+    assert word_confidences(words, tokens) == [pytest.approx(0.135335), pytest.approx(0.011109), 0.0]
