@@ -20,7 +20,7 @@ ARCHITECTURE, VERSION = "thinbridge", "1"
 
 @dataclass(frozen=True)
 class Origin:
-    """What the metadata of all replies to one call say."""
+    """The part of the metadata that all replies to one call share."""
 
     request_id: str
     options: ListenOptions

@@ -37,7 +37,8 @@ class ListenDialect:
         # The answer that a pending finalisation may turn out to have caused.
         self._held: UtteranceDone | None = None
         self._finalising = 0
-        self._is_speaking = False
+        # The number of the utterance that is going on.
+        self._speaking: int | None = None
         self._last_word_end_s: float | None = None
         self._listened_s = 0.0
 
@@ -63,8 +64,8 @@ class ListenDialect:
 
     def frames_of(self, event: LiveEvent) -> Sequence[str]:
         match event:
-            case SpeechStarted(start_s=start_s):
-                self._is_speaking, self._last_word_end_s = True, None
+            case SpeechStarted(utterance=number, start_s=start_s):
+                self._speaking, self._last_word_end_s = number, None
                 started = (replies.speech_started(start_s),) if self._options.vad_events else ()
                 return (*self._release_held(from_finalize=False), *started)
             case Partial():
@@ -128,7 +129,9 @@ class ListenDialect:
 
     def _end_utterance(self, event: UtteranceDone) -> Sequence[str]:
         frames = self._release_held(from_finalize=False)
-        self._is_speaking = False
+        # Speech may have gone on before this answer came.
+        if self._speaking == event.utterance:
+            self._speaking = None
         if event.done.text:
             self._last_word_end_s = event.done.words[-1].end_s if event.done.words else event.end_s
         self._held = event
@@ -142,7 +145,7 @@ class ListenDialect:
 
     def _tell_utterance_end(self) -> Sequence[str]:
         gap_s, end_s = self._options.utterance_end_s, self._last_word_end_s
-        if gap_s is None or end_s is None or self._is_speaking or self._listened_s < end_s + gap_s:
+        if gap_s is None or end_s is None or self._speaking is not None or self._listened_s < end_s + gap_s:
             return ()
         self._last_word_end_s = None
         return (*self._release_held(from_finalize=False), replies.utterance_end(end_s))

@@ -50,9 +50,9 @@ class AudioFormat(Lenient):
 
 class TurnDetection(Lenient):
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
-    threshold: float = Field(0.5, ge=0.05, le=0.95)
-    prefix_padding_ms: int = Field(300, ge=0, le=2000)
-    silence_duration_ms: int = Field(500, ge=100, le=5000)
+    threshold: float = Field(default=0.5, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
+    silence_duration_ms: int = Field(default=500, ge=100, le=5000)
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
     idle_timeout_ms: int | None = None
 
@@ -72,8 +72,8 @@ class Transcription(Lenient):
     model: str | None = None
     language: str | None = None
     languages: list[str] | None = None
-    prompt: str | None = Field(None, max_length=10_000)
-    keywords: list[str] | None = Field(None, max_length=1000)
+    prompt: str | None = Field(default=None, max_length=10_000)
+    keywords: list[str] | None = Field(default=None, max_length=1000)
     delay: str | None = None
 
 
@@ -104,13 +104,16 @@ class Append(Lenient):
     audio: str
 
 
+DEFAULT_FORMAT, DEFAULT_TRANSCRIPTION, DEFAULT_TURN_DETECTION = AudioFormat(), Transcription(), TurnDetection()
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """The options of a transcription session; `turn_detection` is None where the client ends utterances itself."""
 
-    format: AudioFormat = AudioFormat()
-    transcription: Transcription = Transcription()
-    turn_detection: TurnDetection | None = TurnDetection()
+    format: AudioFormat = DEFAULT_FORMAT
+    transcription: Transcription = DEFAULT_TRANSCRIPTION
+    turn_detection: TurnDetection | None = DEFAULT_TURN_DETECTION
     include: tuple[str, ...] = ()
 
     def updated(self, session: Session) -> "SessionOptions":

@@ -115,7 +115,7 @@ class RealtimeDialect:
         return () if reason.error is None else (events.error_frame(reason.error),)
 
     def survives(self, error: ServeError) -> bool:
-        # What the client has set does not fit the model, so it may set something else.
+        # The options do not fit the model, so the client may set others.
         self._refused = isinstance(error, InvalidRequest)
         return self._refused
 
