@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 from server.api.body import read_whole_body
 from server.api.context import ServerContext
 from server.api.deepgram.options import ListenOptions, read_options
-from server.api.deepgram.replies import Origin, error_body, file_reply
+from server.api.deepgram.replies import Origin, file_reply
 from server.api.deepgram.session import MAX_MESSAGE_BYTES, ListenDialect
 from server.api.exchange import Answer, Call, answer_request
 from server.api.live.accepting import serve_socket
@@ -35,31 +35,24 @@ SUBPROTOCOL = "token"
 
 
 def listen_router(context: ServerContext) -> APIRouter:
-    """Return the routes. Errors are in Deepgram's shape."""
+    """Return the routes."""
     router = APIRouter()
 
     @router.post("/v1/listen", summary="Transcribe a file, as Deepgram's API does", response_model=None)
     async def transcribe(request: Request) -> Response:
-        try:
-            return await _transcribe(request, context)
-        except ServeError as error:
-            return _error_reply(error, request_id_of(request))
+        return await _transcribe(request, context)
 
     @router.websocket("/v1/listen")
     async def listen(socket: WebSocket) -> None:
-        try:
-            options = read_options(socket.query_params)
-            await serve_socket(
-                context,
-                socket,
-                lambda session: ListenDialect(session, options),
-                max_message_bytes=MAX_MESSAGE_BYTES,
-                subprotocols=(SUBPROTOCOL,),
-                headers={"dg-request-id": request_id_of(socket)},
-            )
-        except ServeError as error:
-            # Nothing was accepted yet.
-            await socket.send_denial_response(_error_reply(error, request_id_of(socket)))
+        options = read_options(socket.query_params)
+        await serve_socket(
+            context,
+            socket,
+            lambda session: ListenDialect(session, options),
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            subprotocols=(SUBPROTOCOL,),
+            headers={"dg-request-id": request_id_of(socket)},
+        )
 
     return router
 
@@ -127,10 +120,3 @@ class ListenWriter:
 
     def error_event(self, error: ServeError) -> str:
         raise NotImplementedError
-
-
-def _error_reply(error: ServeError, request_id: str) -> Response:
-    headers = {"dg-error": error.message}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
-    return JSONResponse(error_body(error, request_id), error.status, headers)

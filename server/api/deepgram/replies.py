@@ -144,12 +144,6 @@ def error_message(error: ServeError) -> str:
     return json.dumps({"type": "Error", "variant": variant, "description": error.message, "message": error.message})
 
 
-def error_body(error: ServeError, request_id: str) -> dict[str, object]:
-    """Return the body of a reply that is an error."""
-    named = f" ({error.param})" if error.param is not None and error.param not in error.message else ""
-    return {"err_code": error.code.upper(), "err_msg": f"{error.message}{named}", "request_id": request_id}
-
-
 def _metadata(origin: Origin, audio_s: float, sha256: str) -> dict[str, object]:
     return {
         "transaction_key": "deprecated",
