@@ -216,7 +216,7 @@ class Planner:
         for number, (beginning, mentioned) in enumerate(MENTIONED_IN_RECORDINGS):
             row, half = self._find_recording(beginning), HALVES[number % 2]
             used[row["file"]] = half
-            absent = f"a {ABSENT[number % len(ABSENT)]}"
+            absent = f'the word "{ABSENT[number % len(ABSENT)]}"'
             self._add_mention(half, row["text"], mentioned, mentioned=True, recording=row["file"])
             self._add_mention(half, row["text"], absent, mentioned=False, recording=row["file"])
         for number, (beginning, question, answer) in enumerate(FACTS_IN_RECORDINGS):
