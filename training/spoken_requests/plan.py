@@ -189,7 +189,7 @@ class Planner:
             intent = intents[number // 2 % len(intents)]
             _, text = self._random.choice([pair for pair in pairs if pair[0] == intent])
             options = self._options(BANKING_INTENTS[intent], list(BANKING_INTENTS.values()))
-            instruction = f"What does the speaker want to talk about: {', '.join(options[:-1])} or {options[-1]}?"
+            instruction = f"What does the customer ask about: {', '.join(options[:-1])} or {options[-1]}?"
             right = [[BANKING_INTENTS[intent]]]
             self._add(HALVES[number % 2], "intent", text, instruction, right, options=options, is_choice=True)
 

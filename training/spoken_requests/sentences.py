@@ -361,16 +361,16 @@ TOPICS = {
 """Topics as intents of CLINC150."""
 
 BANKING_INTENTS = {
-    "card_arrival": "the delivery of a card",
+    "card_arrival": "card delivery",
     "exchange_rate": "exchange rates",
-    "lost_or_stolen_card": "a lost or stolen card",
-    "change_pin": "changing a PIN",
-    "transfer_not_received_by_recipient": "a transfer that did not arrive",
-    "age_limit": "the age limit for an account",
-    "cash_withdrawal_charge": "a fee for a cash withdrawal",
-    "terminate_account": "closing an account",
-    "passcode_forgotten": "a forgotten passcode",
-    "top_up_failed": "a failed top-up",
+    "lost_or_stolen_card": "lost or stolen card",
+    "change_pin": "PIN change",
+    "transfer_not_received_by_recipient": "missing transfer",
+    "age_limit": "age limit",
+    "cash_withdrawal_charge": "withdrawal fee",
+    "terminate_account": "account closure",
+    "passcode_forgotten": "forgotten passcode",
+    "top_up_failed": "failed top-up",
 }
 """Intents of Banking77 in words."""
 
