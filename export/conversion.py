@@ -225,6 +225,7 @@ def describe(
             after_instruction=tuple(tokeniser.encode_template(llm.after_instruction)),
             suffix=tuple(tokeniser.encode_template(llm.suffix)),
             end_tokens=tuple(tokeniser.special_tokens[name] for name in llm.end_tokens),
+            after_speech=None if llm.after_speech is None else tuple(tokeniser.encode_template(llm.after_speech)),
         ),
         voice=VoiceSection(
             architecture="silero",

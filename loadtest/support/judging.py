@@ -6,7 +6,8 @@ Numbers may be written in words or digits. Rules by kind, after which an answer 
 - `topic`, `intent`: of the options it names the right one alone.
 - `yes_no`: the right one is its first word.
 - `list`: it has every item, and at most `MOST_OTHER_WORDS` content words that are neither items nor in the instruction.
-- `summary`: it has one of the words of every fact, is shorter than the speech, and invents nothing.
+- `summary`: it has one of the words of every fact, is no longer than the speech and `MOST_SUMMARY_WORDS_MORE`, is not the
+  speech over again, and invents nothing.
 - `slots`: its JSON has every slot with the expected value, and `MOST_SLOT_WORDS_MORE` words more in each at most.
 - `translation`: its token F1 against the reference is at least `LEAST_TRANSLATION_F1`.
 """
@@ -26,6 +27,9 @@ OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "invented", "refusal", "wrong
 LEAST_TRANSLATION_F1 = 0.5
 MOST_OTHER_WORDS = 2
 MOST_SLOT_WORDS_MORE = 2
+MOST_SUMMARY_WORDS_MORE = 4
+"""For a beginning such as "The speaker says that"."""
+REPEATED_F1 = 0.9
 INVENTED_SHARE, INVENTED_WORDS = 0.4, 3
 """An answer whose content words are to so large a part, and so many, neither in the speech nor in the instruction is invented."""
 
@@ -81,7 +85,7 @@ def judge(case: Case, answer: str) -> Outcome:
         return "refusal"
     if _is_foreign(answer, words):
         return "wrong language"
-    if words and token_f1(normal_words(case.text), words) > 0.9:
+    if words and token_f1(normal_words(case.text), words) > REPEATED_F1:
         return "repeats the speech"
     return "invented" if _is_invented(case, words) else "wrong"
 
@@ -137,7 +141,9 @@ def _is_right(case: Case, answer: str, words: list[str]) -> bool:
             others = [word for word in content_words(words) if not any(_same(word, each) for each in allowed)]
             return found and len(others) <= MOST_OTHER_WORDS
         case "summary":
-            return found and len(words) < len(normal_words(case.text)) and not _is_invented(case, words)
+            said = normal_words(case.text)
+            is_short = len(words) <= len(said) + MOST_SUMMARY_WORDS_MORE
+            return found and is_short and token_f1(said, words) <= REPEATED_F1 and not _is_invented(case, words)
         case "slots":
             slots = read_slots(answer)
             return all(_is_slot_right(slots.get(name, []), name, value) for name, value in case.slots.items())

@@ -165,12 +165,13 @@ class LlmSection(ModelSection):
 
 
 class PromptSection(Section):
-    """The token ids of `[prefix][instruction][after_instruction] speech [suffix]`, and those that end an answer."""
+    """The token ids of a prompt, as `models.text.tokeniser.PromptTemplate` has them, and those that end an answer."""
 
     prefix: TokenIds
     after_instruction: TokenIds
     suffix: TokenIds
     end_tokens: TokenIds = Field(min_length=1)
+    after_speech: TokenIds | None = None
 
 
 def _require_detector(name: str) -> str:
@@ -286,7 +287,8 @@ class BundleDescription(Section):
             if speech.max_states < self.max_audio_s * self.encoder.states_per_s:
                 raise ValueError("speech_decoder.max_states is less than what max_audio_s of audio has")
         prompt = self.prompt
-        if max((*prompt.prefix, *prompt.after_instruction, *prompt.suffix, *prompt.end_tokens)) >= self.llm.vocabulary_size:
+        fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
+        if max(fixed) >= self.llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")
         return self
 

@@ -118,20 +118,25 @@ def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The fixed token ids of a prompt `[prefix][instruction][after_instruction] speech [suffix]` and those that end an answer."""
+    """The fixed token ids of a prompt, and those that end an answer.
+
+    The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, or, where `after_speech` is given,
+    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`.
+    """
 
     prefix: tuple[int, ...]
     after_instruction: tuple[int, ...]
     suffix: tuple[int, ...]
     end_tokens: tuple[int, ...]
+    after_speech: tuple[int, ...] | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Raises `TypeError` where a field is missing or unknown."""
-        return cls(**{name: tuple(ids) for name, ids in fields.items()})
+        return cls(**{name: None if ids is None else tuple(ids) for name, ids in fields.items()})
 
-    def to_json(self) -> dict[str, list[int]]:
-        return {name: list(ids) for name, ids in asdict(self).items()}
+    def to_json(self) -> dict[str, list[int] | None]:
+        return {name: None if ids is None else list(ids) for name, ids in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -147,4 +152,7 @@ class PromptIds:
 
 def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str) -> PromptIds:
     """Fill the template with an instruction, whose text is never parsed for special tokens."""
-    return PromptIds((*template.prefix, *tokeniser.encode(instruction), *template.after_instruction), template.suffix)
+    asked = (*tokeniser.encode(instruction), *template.after_instruction)
+    if template.after_speech is None:
+        return PromptIds((*template.prefix, *asked), template.suffix)
+    return PromptIds(template.prefix, (*template.after_speech, *asked, *template.suffix))

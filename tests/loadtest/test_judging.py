@@ -77,12 +77,13 @@ def test_a_list_is_complete_and_has_little_else() -> None:
     assert judge(names, "Tom, Eve, wine, bread, coming") == "wrong"
 
 
-def test_a_summary_is_shorter_has_the_facts_and_invents_nothing() -> None:
+def test_a_summary_is_short_has_the_facts_and_invents_nothing() -> None:
     text = "The bakery on our street will close in March. The owner is moving to Rome."
     bakery = case("summary", ["bakery"], ["close", "closing"], text=text)
     assert judge(bakery, "The bakery is closing.") == "right"
     assert judge(bakery, text) == "repeats the speech"
     assert judge(bakery, "The owner is moving.") == "wrong"
+    assert judge(bakery, f"The bakery is closing in {'March ' * 20}.") == "wrong"
     invented = "The bakery is closing after customers complained about terrible pastries."
     assert judge(bakery, invented) == "invented"
 
