@@ -2,10 +2,10 @@
 
     python -m training.text_answers --bundle BUNDLE --requests training/spoken_requests/requests.jsonl --out work/true_text.json
 
-Each request of the half is asked about its true text, or about that of `--texts`, a JSON object of texts by request id: another
-recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema or choice. `--prefix`,
-`--after-instruction`, `--suffix` and `--after-speech` try another prompt, with special tokens by their names. Writes a JSON object
-of answers by request id, which `loadtest.answers` puts beside the answers from speech.
+Each request of the half is asked about its true text, or about that of `--texts`, a JSON object of texts by request id:
+another recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema or choice.
+`--prefix`, `--after-instruction`, `--suffix` and `--after-speech` try another prompt, with special tokens by their names. Writes
+a JSON object of answers by request id, which `loadtest.answers` puts beside the answers from speech.
 """
 
 import argparse
