@@ -37,7 +37,7 @@ def test_every_request_is_asked_and_judged(tmp_path: Path) -> None:
     engine.text = "Tom"
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
-        found = ask_all(server.url, [row("a", "fact", [["Tom"]]), row("b", "fact", [["Eve"]])], tmp_path)
+        found = ask_all(server.url, [row("a", "fact", [["Tom"]]), row("b", "fact", [["Eve"]])], tmp_path, parallel=2)
     assert [(each.id, each.outcome) for each in found] == [("a", "right"), ("b", "wrong")]
 
 
