@@ -2,9 +2,10 @@
 
     python -m loadtest.answers --url http://127.0.0.1:8000 --data SPOKEN --beside 'true text=texts.json' --out loadtest/results
 
-`--data` holds `manifest.jsonl` and the audio (`training.spoken_requests.speak` makes it). Every request is sent once. `--beside` names a file of answers by request id, which `training.text_answers` makes: of the true text, which the thin gap
-is measured against where it is named so, or of another recogniser's transcripts, the plain cascade. Without `--url` files alone
-are judged. The rules are those of `loadtest/support/judging.py`. Writes `answers.json` and `answers.md`.
+`--data` holds `manifest.jsonl` and the audio (`training.spoken_requests.speak` makes it). Every request is sent once. `--beside`
+names a file of answers by request id, which `training.text_answers` makes: of the true text, which the thin gap is measured
+against where it is named so, or of another recogniser's transcripts, the plain cascade. Without `--url` files alone are judged.
+The rules are those of `loadtest/support/judging.py`. Writes `answers.json` and `answers.md`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A page of examples that nobody chose: the first recordings of a set, each with the same instructions.
+"""A page of unchosen examples: the first recordings of a set, each with the same instructions.
 
     python -m loadtest.examples --url http://127.0.0.1:8000 --data DATA_DIR --out docs/examples.md
 
@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from loadtest.support.markdown import table
 from loadtest.support.recordings import read_rows
 
 INSTRUCTIONS = (
@@ -42,8 +41,11 @@ def page(set_name: str, rows: Sequence[dict[str, Any]], answers: Sequence[Sequen
         "`python -m loadtest.examples` writes this page.",
     ]
     for row, texts in zip(rows, answers, strict=True):
-        lines += ["", f"## {Path(row['file']).stem.split('-', 1)[-1]}, {row['duration_s']:.1f} s", "", f"Said: {row['text']}", ""]
-        lines += table(["instruction", "answer"], [(i, " ".join(t.split())) for i, t in zip(INSTRUCTIONS, texts, strict=True)])
+        lines += ["", f"## {Path(row['file']).stem.split('-', 1)[-1]}, {row['duration_s']:.1f} s", "", "```text"]
+        lines += [f"said: {row['text']}"]
+        for instruction, text in zip(INSTRUCTIONS, texts, strict=True):
+            lines += ["", instruction, f"> {' '.join(text.split())}"]
+        lines += ["```"]
     return lines
 
 

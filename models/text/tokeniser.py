@@ -133,7 +133,8 @@ class PromptTemplate:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Raises `TypeError` where a field is missing or unknown."""
-        return cls(**{name: None if ids is None else tuple(ids) for name, ids in fields.items()})
+        ids: dict[str, Any] = {name: None if value is None else tuple(value) for name, value in fields.items()}
+        return cls(**ids)
 
     def to_json(self) -> dict[str, list[int] | None]:
         return {name: None if ids is None else list(ids) for name, ids in asdict(self).items()}

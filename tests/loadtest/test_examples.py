@@ -24,4 +24,4 @@ def test_the_first_recordings_are_told_with_all_answers(tmp_path: Path) -> None:
         main(["--url", server.url, "--data", str(tmp_path), "--set", "chosen", "--count", "2", "--out", str(page)])
     text = page.read_text()
     assert [name for name in "abcd" if f"text {name}" in text] == ["b", "c"]
-    assert text.count("| an answer |") == 2 * len(INSTRUCTIONS)
+    assert text.count("\n> an answer\n") == 2 * len(INSTRUCTIONS)
