@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     decode_timeout_s: float = Field(
         default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode, or a step of a long one, is killed."
     )
-    decode_memory_bytes: int = Field(default=768 * 2**20, ge=256 * 2**20, description="Address space of one decode process.")
+    decode_memory_bytes: int = Field(default=768 * 2**20, ge=384 * 2**20, description="Address space of one decode process.")
 
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."

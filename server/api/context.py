@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from server.api.access.keys import KeyRing
 from server.api.access.limits import KeyUsage
 from server.api.access.shares import Shares
-from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecoderPool
+from server.audio.types import AudioLimits
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.protocol import Engine
 from server.errors import NotReady, Overloaded

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.context import ServerContext
 from server.api.disconnect import TimeLimit, while_client_stays
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
+from server.audio.raw import RawFormat
 from server.engine.types.events import Basis, Done, Failed, TokenLogprob
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest
@@ -40,12 +41,16 @@ Body = TypeVar("Body")
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with the times of all stages, and what is known of its audio: `basis` and `sections` are those of long audio."""
+    """An answer with the times of all stages, and what is known of its audio: `basis` and `sections` are those of long audio.
+
+    `warnings` says in sentences what of the audio was missing.
+    """
 
     done: Done
     audio_s: float
     basis: Basis | None = None
     sections: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def server_timing(self) -> str:
@@ -83,13 +88,14 @@ class Call:
     """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
 
     `request.deadline_s` counts from the request's start. With `cut_at_pauses` audio of any length is cut as long audio is, by
-    `voice`. `params` are the dialect's names for our fields, for errors.
+    `voice`. `raw` is the format of a file without a header. `params` are the dialect's names for our fields, for errors.
     """
 
     audio: bytes
     request: InstructRequest
     writer: ReplyWriter
     stream: bool = False
+    raw: RawFormat | None = None
     cut_at_pauses: bool = False
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     params: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +116,7 @@ class _Exchange:
         """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
         job, total_s = self.job, time.perf_counter() - self.started_s
         times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
-        answer = Answer(dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections)
+        answer = Answer(dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections, job.warnings)
         metrics = self.context.metrics
         metrics.count_answer(answer.done, job.audio_s)
         if first_text_s is not None:
@@ -192,6 +198,7 @@ async def _build_job(context: ServerContext, request: Request, call: Call, limit
         cut_at_pauses=call.cut_at_pauses,
         voice=call.voice,
         on_progress=limit.extend,
+        raw=call.raw,
     )
     # The engine knows no deadline of a live session.
     if isinstance(job, LongAudioJob) and job.deadline_s is not None:

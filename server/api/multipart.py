@@ -48,12 +48,16 @@ class FormFields:
 
 @dataclass
 class Form:
-    """The bytes of the audio part, and the text parts by name; `lists` has the fields that came as `x[]` or repeated."""
+    """The bytes of the audio part, and the text parts by name; `lists` has the fields that came as `x[]` or repeated.
+
+    `audio_type` is the content type of the audio part, which may be empty.
+    """
 
     audio: bytes
     texts: dict[str, str]
     lists: dict[str, list[str]] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    audio_type: str = ""
 
 
 async def read_form(request: Request, max_body_bytes: int, fields: FormFields) -> Form:
@@ -92,7 +96,8 @@ class _Parts:
         self._content: io.BytesIO | None = None
         self._part_count = 0
         self._header_name, self._header_value = bytearray(), bytearray()
-        self._disposition = b""
+        self._disposition = self._content_type = b""
+        self._audio_type = ""
         self._ended = False
 
     def parser(self, boundary: bytes) -> MultipartParser:
@@ -128,10 +133,11 @@ class _Parts:
             {name: values[0] for name, values in texts.items() if name not in listed},
             {name: values for name, values in texts.items() if name in listed},
             tuple(self._unknown),
+            self._audio_type,
         )
 
     def _start_part(self) -> None:
-        self._disposition = b""
+        self._disposition = self._content_type = b""
         self._part_count += 1
         if self._part_count > MAX_PARTS:
             raise InvalidRequest(f"The body has more than {MAX_PARTS} parts.")
@@ -145,6 +151,8 @@ class _Parts:
     def _end_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":
             self._disposition = bytes(self._header_value)
+        elif self._header_name.lower() == b"content-type":
+            self._content_type = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()
 
@@ -158,6 +166,7 @@ class _Parts:
             if self._audio is not None:
                 raise InvalidRequest(f"The field {name} is given more than once.", param=name)
             self._content = self._audio = io.BytesIO()
+            self._audio_type = self._content_type.decode("latin-1")
         elif self._fields.has(name):
             if name in (earlier for earlier, _ in self._texts) and name.removesuffix("[]") not in self._fields.lists:
                 raise InvalidRequest(f"The field {name} is given more than once.", param=name)

@@ -1,210 +1,92 @@
 """Decoding of audio files: bytes in, mono float32 samples at the model's rate out.
 
-The bytes alone decide the format, never a name or a content type, and only the formats listed here are read. Decoding goes block
-by block and stops at the cap on seconds, so a small file that unpacks to hours costs little, and a file that lasts for hours is
-never in memory as samples as a whole. This runs native code on hostile bytes, in a child process (`server.audio.sandbox`).
+Decoding goes block by block and stops at the cap on seconds, so a small file that unpacks to hours costs little, and a file that
+lasts for hours is never in memory as samples as a whole. This runs native code on hostile bytes, in a child process
+(`server.audio.sandbox`).
 """
 
-import io
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
 import soxr
 
+from server.audio.containers import Container, detect_container, detect_header
+from server.audio.mixing import mix_to_mono
+from server.audio.raw import RawFormat
+from server.audio.reader import SLACK_S, AudioReader, Sound, open_file
+from server.audio.types import AudioLimits, Frames, Samples
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio
 
-Container = Literal["WAV", "FLAC", "OGG", "MP3"]
-Samples = npt.NDArray[np.float32]
-"""[samples], mono"""
-Frames = npt.NDArray[np.floating]
-"""[frames, channels]"""
-
-FORMATS = "WAV, FLAC, OGG Vorbis, OGG Opus or MP3"
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_CHANNELS = 8
+# Stereo at 192 kHz, or eight channels at 48 kHz, may be as long as the cap on seconds says; what is wider, less long.
+MAX_VALUES_PER_S = 2 * MAX_RATE_HZ
 # Float files are expected within 1; this leaves room for loud masters and none for garbage.
 MAX_AMPLITUDE = 1e3
-# libsndfile reports 2**63 - 1 frames where a header leaves them open.
-UNKNOWN_FRAMES = 2**62
-# Writers that cannot seek (a pipe) give this many bytes or more as the size of data whose end they do not know.
-STREAMED_BYTES = 0x7FFFF000
-# How libsndfile logs a chunk of data that the file does not hold as a whole.
-CUT_OFF_DATA = re.compile(r"^data : (\d+) \(should be \d+\)$", re.MULTILINE)
-SUBTYPES = {
-    "WAV": {"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"},
-    "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
-    "OGG": {"VORBIS", "OPUS"},
-    "MP3": {"MPEG_LAYER_III"},
-}
-FAMILIAR_MAGIC = {b"\x1aE\xdf\xa3": "WebM or Matroska", b"PK\x03\x04": "ZIP", b"#!AMR": "AMR", b"FORM": "AIFF", b"caff": "CAF"}
-
-
-@dataclass(frozen=True)
-class AudioLimits:
-    """The lengths of audio that a caller accepts, and the sample rate that it wants."""
-
-    sample_rate_hz: int
-    min_audio_s: float
-    max_audio_s: float
-
-
-class OnceThrough(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read once from start to end. Seekable ones seek after every read, which is slow and may fail."""
-
-    def seekable(self) -> bool:
-        return False
+INT16_SCALE = 2.0**15
+BLOCK_S = 1.0
 
 
 def decode_audio(data: bytes, limits: AudioLimits) -> Samples:
-    """Return all blocks of `decode_blocks` in one piece."""
-    return np.concatenate([np.zeros(0, np.float32), *decode_blocks(data, limits)])
+    """Return all blocks of `FileDecoder` in one piece."""
+    return np.concatenate([np.zeros(0, np.float32), *FileDecoder(data, limits).blocks()])
 
 
-def decode_blocks(data: bytes, limits: AudioLimits) -> Iterator[Samples]:
-    """Yield mono blocks at `limits.sample_rate_hz`, of about a second each, all finite, together at most `max_audio_s`.
+class FileDecoder:
+    """One file on its way to samples. After the last block `warnings` says in sentences what of the audio was missing."""
 
-    Raises `UndecodableAudio`, `AudioTooShort`, `AudioTooLong` or `InvalidAudio` as soon as that is seen, which may be after the
-    last block. The samples do not depend on how the audio is cut into blocks.
+    def __init__(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None) -> None:
+        """Take a file; `raw` says how to read bytes that have no header."""
+        self.warnings: tuple[str, ...] = ()
+        self._data = data
+        self._limits = limits
+        self._raw = raw
+
+    def blocks(self) -> Iterator[Samples]:
+        """Yield mono blocks at `limits.sample_rate_hz`, of about a second each, all finite, together at most `max_audio_s`.
+
+        Raises `UndecodableAudio`, `AudioTooShort`, `AudioTooLong` or `InvalidAudio` as soon as that is seen, which may be after
+        the last block. The samples do not depend on how the audio is cut into blocks.
+        """
+        limits = self._limits
+        if not self._data:
+            raise AudioTooShort("The audio is empty.", param="audio")
+        reader = self._open()
+        if all(reader.shape):
+            check_shape(*reader.shape)
+        declared_s = reader.declared_s
+        if declared_s is not None and declared_s > limits.max_audio_s + SLACK_S:
+            raise _too_long(limits)
+        source = mono_at_rate(_long_enough(reader.read(), limits), limits, block_s=BLOCK_S, warnings=reader.warnings)
+        yield from source
+        self.warnings = tuple(reader.warnings)
+
+    def _open(self) -> AudioReader:
+        data, raw = self._data, self._raw
+        if raw is not None and detect_header(data) is None:
+            check_shape(raw.sample_rate_hz, raw.channels)
+            return open_file(data, Container("raw", raw.encoding), 0, raw)
+        container, start = detect_container(data)
+        return open_file(data, container, start)
+
+
+def mono_at_rate(sounds: Iterable[Sound], limits: AudioLimits, *, block_s: float, warnings: list[str]) -> Iterator[Samples]:
+    """Yield mono blocks at the rate of `limits`, none of them empty, gathered to at least `block_s` before they are mixed.
+
+    A file may change its rate or its channels midway. Raises `UndecodableAudio`, `AudioTooLong` or `InvalidAudio`.
     """
-    if not data:
-        raise AudioTooShort("The audio is empty.", param="audio")
-    container, data = detect_container(data)
-    source_rate_hz, blocks = _open(container, data, limits)
-    yield from at_rate(_long_enough(mono_blocks(blocks, source_rate_hz, limits), source_rate_hz, limits), source_rate_hz, limits)
-
-
-def detect_container(data: bytes) -> tuple[Container, bytes]:
-    """Return the container by its first bytes, and the data without a leading ID3 tag. Raises `UndecodableAudio`."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return "WAV", data
-    if data[:4] == b"OggS":
-        _check_ogg_codec(data)
-        return "OGG", data
-    # libsndfile would skip the tag too and then probe for every format that it knows.
-    data = _without_id3(data)
-    if data[:4] == b"fLaC":
-        return "FLAC", data
-    if _is_mp3_frame(data[:4]):
-        return "MP3", data
-    familiar = next((name for magic, name in FAMILIAR_MAGIC.items() if data.startswith(magic)), None)
-    if data[4:8] == b"ftyp":
-        familiar = "MP4"
-    found = f"This is {familiar}, which is not read" if familiar else "The audio is in no format that is read"
-    raise UndecodableAudio(f"{found}; send {FORMATS}.", param="audio")
-
-
-def first_ogg_packet(data: bytes) -> bytes:
-    """Return the data after the first page's header, which is 27 bytes and a segment table; it names the codec."""
-    return data[27 + data[26] :] if len(data) > 26 else b""
-
-
-def _check_ogg_codec(data: bytes) -> None:
-    if not first_ogg_packet(data[:512]).startswith((b"OpusHead", b"\x01vorbis")):
-        raise UndecodableAudio("The OGG file holds neither Vorbis nor Opus.", param="audio")
-
-
-def _without_id3(data: bytes) -> bytes:
-    if data[:3] != b"ID3" or len(data) < 10:
-        return data
-    size = 0
-    for byte in data[6:10]:
-        size = size << 7 | byte & 0x7F
-    footer = 10 if data[5] & 0x10 else 0
-    return data[10 + size + footer :]
-
-
-def _is_mp3_frame(header: bytes) -> bool:
-    """Return whether four bytes are an MPEG audio layer III frame header with a real bit rate and sample rate."""
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
-        return False
-    version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
-    bit_rate, sample_rate = header[2] >> 4, header[2] >> 2 & 3
-    return version != 1 and layer == 1 and bit_rate not in (0, 15) and sample_rate != 3
-
-
-def _open(container: Container, data: bytes, limits: AudioLimits) -> tuple[int, Iterator[Frames]]:
-    """Return the file's sample rate and an iterator over its blocks."""
-    try:
-        file = OnceThrough(io.BytesIO(data))
-    except soundfile.SoundFileError:
-        raise _damaged(container) from None
-    # An extensible header says nothing about the samples that the subtype does not say.
-    if file.format.removesuffix("EX") != container or file.subtype not in SUBTYPES[container]:
-        raise UndecodableAudio(f"The audio is not plain {container}; send {FORMATS}.", param="audio")
-    if container == "WAV" and _is_cut_off(file.extra_info):
-        raise _damaged(container)
-    check_shape(file.samplerate, file.channels)
-    _check_length(file.frames, file.samplerate, limits)
-    return file.samplerate, _blocks(file, container)
-
-
-def _is_cut_off(log: str) -> bool:
-    """Return whether libsndfile's log of a WAV file says that samples are missing."""
-    data = CUT_OFF_DATA.search(log)
-    return data is not None and int(data[1]) < STREAMED_BYTES
-
-
-def _blocks(file: soundfile.SoundFile, container: Container) -> Iterator[Frames]:
-    # The average of channels is taken with the precision of the file.
-    dtype = "float64" if file.subtype == "DOUBLE" else "float32"
-    decoded_frames = 0
-    try:
-        with file:
-            while len(block := file.read(file.samplerate, dtype=dtype, always_2d=True)):
-                decoded_frames += len(block)
-                yield block
-            # Of the compressed formats only FLAC counts its frames exactly in its header, where it counts them at all.
-            if container == "FLAC" and decoded_frames < file.frames < UNKNOWN_FRAMES:
-                raise UndecodableAudio("The FLAC file is cut off or damaged.", param="audio")
-    except soundfile.SoundFileError:
-        raise _damaged(container) from None
-
-
-def _damaged(container: Container) -> UndecodableAudio:
-    return UndecodableAudio(f"The {container} file is damaged or cut off.", param="audio")
-
-
-def mono_blocks(blocks: Iterable[Frames], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
-    """Yield the blocks averaged over their channels. Raises `AudioTooLong` at the first that reaches beyond the cap."""
-    decoded_frames = 0
-    for block in blocks:
-        decoded_frames += len(block)
-        # The count in a header may be wrong.
-        _check_length(decoded_frames, sample_rate_hz, limits)
-        yield _mono(block)
-
-
-def _long_enough(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
-    frames = 0
-    for block in blocks:
-        frames += len(block)
-        yield block
-    if frames < limits.min_audio_s * sample_rate_hz or frames == 0:
-        raise AudioTooShort(
-            f"The audio lasts {frames / sample_rate_hz:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio"
-        )
-
-
-def at_rate(blocks: Iterable[Samples], sample_rate_hz: int, limits: AudioLimits) -> Iterator[Samples]:
-    """Yield the blocks at the rate of `limits`, none of them empty, and together not beyond the cap by rounding either."""
-    if sample_rate_hz != limits.sample_rate_hz:
-        blocks = _resampled(blocks, soxr.ResampleStream(sample_rate_hz, limits.sample_rate_hz, 1, quality="HQ"))
     left = int(limits.max_audio_s * limits.sample_rate_hz)
-    for block in blocks:
-        if len(block := block[:left]):
-            left -= len(block)
-            yield block
-
-
-def _resampled(blocks: Iterable[Samples], resampler: soxr.ResampleStream) -> Iterator[Samples]:
-    for block in blocks:
-        yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    bounded = _within_bounds(sounds, limits)
+    for (rate_hz, channels), alike in groupby(bounded, key=lambda sound: (sound.sample_rate_hz, sound.channels)):
+        check_shape(rate_hz, len(channels))
+        gathered = _gather((sound.frames for sound in alike), round(block_s * rate_hz))
+        mono = mix_to_mono(_check_samples(gathered, warnings), rate_hz, channels)
+        for block in _at_rate(mono, rate_hz, limits.sample_rate_hz):
+            # The cap must not be passed by rounding either.
+            if len(block := block[:left]):
+                left -= len(block)
+                yield block
 
 
 def check_shape(sample_rate_hz: int, channels: int) -> None:
@@ -217,20 +99,72 @@ def check_shape(sample_rate_hz: int, channels: int) -> None:
         raise UndecodableAudio(f"The audio has {channels} channels; 1 to {MAX_CHANNELS} are read.", param="audio")
 
 
-def _check_length(frames: int, sample_rate_hz: int, limits: AudioLimits) -> None:
-    if frames < UNKNOWN_FRAMES and frames > limits.max_audio_s * sample_rate_hz:
-        raise AudioTooLong(f"The audio is longer than {limits.max_audio_s:g} s.", param="audio")
+def _within_bounds(sounds: Iterable[Sound], limits: AudioLimits) -> Iterator[Sound]:
+    """Yield the sounds. Raises `AudioTooLong` at the first that reaches beyond the cap on seconds or on values."""
+    frames: dict[int, int] = {}
+    values = 0
+    for sound in sounds:
+        count, channels = sound.frames.shape
+        frames[sound.sample_rate_hz] = frames.get(sound.sample_rate_hz, 0) + count
+        values += count * channels
+        if sum(number / rate_hz for rate_hz, number in frames.items()) > limits.max_audio_s:
+            raise _too_long(limits)
+        if values > limits.max_audio_s * MAX_VALUES_PER_S:
+            longest_s = limits.max_audio_s * MAX_VALUES_PER_S / (channels * sound.sample_rate_hz)
+            shape = f"{channels} channels at {sound.sample_rate_hz} Hz"
+            raise AudioTooLong(f"The audio is longer than {longest_s:g} s, the most for {shape}.", param="audio")
+        yield sound
 
 
-def _mono(samples: Frames) -> Samples:
-    """Return [frames] float32 for [frames, channels] of any float type. Raises `InvalidAudio` for what cannot be sound."""
-    # NaN fails the comparison too.
-    if len(samples) and not np.max(np.abs(samples)) <= MAX_AMPLITUDE:
-        raise InvalidAudio(
-            f"The audio has samples that are not finite or are beyond {MAX_AMPLITUDE:g}; float audio is expected within 1.",
-            param="audio",
-        )
-    if samples.shape[1] == 1:
-        return np.ascontiguousarray(samples[:, 0], dtype=np.float32)
-    mixed: Frames = samples.mean(axis=1)
-    return mixed.astype(np.float32)
+def _long_enough(sounds: Iterable[Sound], limits: AudioLimits) -> Iterator[Sound]:
+    seconds = 0.0
+    for sound in sounds:
+        seconds += len(sound.frames) / sound.sample_rate_hz
+        yield sound
+    # Sums of fractions round; a sample lasts longer than that.
+    if seconds < limits.min_audio_s - 1e-9 or not seconds:
+        raise AudioTooShort(f"The audio lasts {seconds:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio")
+
+
+def _gather(blocks: Iterable[Frames], least_frames: int) -> Iterator[Frames]:
+    waiting: list[Frames] = []
+    count = 0
+    for block in blocks:
+        waiting.append(block)
+        count += len(block)
+        if count >= least_frames:
+            yield np.concatenate(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _check_samples(blocks: Iterable[Frames], warnings: list[str]) -> Iterator[Frames]:
+    """Yield the blocks; those of float files that hold 16-bit integers, divided. Raises `InvalidAudio` for what is no sound."""
+    scale = 1.0
+    for block in blocks:
+        peak = float(np.max(np.abs(block)))
+        if scale == 1.0 and 1 < peak <= INT16_SCALE and np.array_equal(block, np.rint(block)):
+            scale = INT16_SCALE
+            warnings.append("The float samples are 16-bit integers; they were divided by 32768.")
+        # NaN fails the comparison too.
+        if not peak / scale <= MAX_AMPLITUDE:
+            raise InvalidAudio(
+                f"The audio has samples that are not finite or are beyond {MAX_AMPLITUDE:g}; float audio is expected within 1.",
+                param="audio",
+            )
+        yield block / scale if scale != 1.0 else block
+
+
+def _at_rate(blocks: Iterable[Samples], source_rate_hz: int, sample_rate_hz: int) -> Iterator[Samples]:
+    if source_rate_hz == sample_rate_hz:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _too_long(limits: AudioLimits) -> AudioTooLong:
+    return AudioTooLong(f"The audio is longer than {limits.max_audio_s:g} s.", param="audio")

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import soxr
 
-from server.audio.decode import Samples
+from server.audio.types import Samples
 from server.audio.wave_header import MAGIC_BYTES, PcmFormat, may_be_wave, read_header
 
 

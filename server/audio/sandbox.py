@@ -12,8 +12,23 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from server.audio.decode import AudioLimits, Samples
-from server.audio.worker import CLOSE, END, ERROR, FILE, LIMITS, READ, REPLY, REQUEST, STREAM, WRITE
+from server.audio.messages import (
+    CLOSE,
+    END,
+    ERROR,
+    FILE,
+    PROTECTION,
+    READ,
+    REPLY,
+    REQUEST,
+    STREAM,
+    TEXTS,
+    WARNING,
+    WRITE,
+    pack_opening,
+)
+from server.audio.raw import RawFormat
+from server.audio.types import AudioLimits, Samples
 from server.child_process import START_TIMEOUT_S, ChildFailed, ChildProcess
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, NotReady, Overloaded, ServeError, UndecodableAudio
 from server.fair_semaphore import FairSemaphore
@@ -22,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
 MAX_MESSAGE_BYTES = 1024
+MAX_WARNINGS = 8
 ERRORS: dict[str, type[ServeError]] = {kind.code: kind for kind in (AudioTooShort, AudioTooLong, InvalidAudio, UndecodableAudio)}
 
 Result = TypeVar("Result")
@@ -36,22 +52,35 @@ class DecoderLost(Exception):
 
 
 class Decoder:
-    """A child process that decodes, and the file or stream that is open in it."""
+    """A child process that decodes, and the file or stream that is open in it. `warnings` are about a file that has ended."""
 
     def __init__(self, process: ChildProcess, timeout_s: float) -> None:
         self.process = process
+        self.warnings: tuple[str, ...] = ()
+        self.missing_protection = ""
         self._timeout_s = timeout_s
 
     @classmethod
     async def start(cls, memory_bytes: int, timeout_s: float) -> Self:
         """Start a decoder of which each `read` may take `timeout_s`. Raises `ChildFailed`."""
-        return cls(await ChildProcess.start("server.audio.worker", str(memory_bytes), str(timeout_s)), timeout_s)
+        decoder = cls(await ChildProcess.start("server.audio.worker", str(memory_bytes), str(timeout_s)), timeout_s)
+        try:
+            status, missing = await decoder._reply(0)
+            if status != PROTECTION:
+                raise ChildFailed("it did not tell its protection")
+        except BaseException:
+            decoder.process.kill()
+            await decoder.process.wait()
+            raise
+        decoder.missing_protection = missing.decode("utf-8", "replace")
+        return decoder
 
-    def open_file(self, data: bytes, limits: AudioLimits) -> None:
-        self._open(FILE, data, limits)
+    def open_file(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None) -> None:
+        """Open a file; `raw` says how to read bytes that have no header."""
+        self._open(FILE, data, limits, raw)
 
     def open_stream(self, limits: AudioLimits) -> None:
-        self._open(STREAM, b"", limits)
+        self._open(STREAM, b"", limits, None)
 
     def write(self, data: bytes) -> None:
         """Add bytes to the stream that is open; none end it."""
@@ -62,22 +91,31 @@ class Decoder:
         self.process.write(REQUEST.pack(CLOSE, 0))
 
     async def read(self, count: int) -> tuple[int, Samples]:
-        """Return a status of `server.audio.worker` and the next samples: `count` with `MORE`, fewer with `DRY` and `END`.
+        """Return a status of `server.audio.messages` and the next samples: `count` with `MORE`, fewer with `DRY` and `END`.
 
         Raises the error of audio that cannot be decoded, after which nothing is open, or `ChildFailed`.
         """
         self.process.write(REQUEST.pack(READ, count))
-        status, size = REPLY.unpack(await self.process.read(REPLY.size, self._timeout_s))
-        if size > (MAX_MESSAGE_BYTES if status == ERROR else 4 * count) or (status != ERROR and size % 4):
-            raise ChildFailed("it announced an answer that it may not give")
-        payload = await self.process.read(size, self._timeout_s)
+        while True:
+            status, payload = await self._reply(4 * count)
+            if status != WARNING:
+                break
+            if len(self.warnings) < MAX_WARNINGS:
+                self.warnings += (payload.decode("utf-8", "replace"),)
         if status == ERROR:
             code, _, message = payload.decode("utf-8", "replace").partition("\n")
             raise ERRORS.get(code, UndecodableAudio)(message, param="audio")
         return status, np.frombuffer(payload, dtype="<f4")
 
-    def _open(self, kind: int, body: bytes, limits: AudioLimits) -> None:
-        packed = LIMITS.pack(limits.sample_rate_hz, limits.min_audio_s, limits.max_audio_s)
+    async def _reply(self, most_bytes: int) -> tuple[int, bytes]:
+        status, size = REPLY.unpack(await self.process.read(REPLY.size, self._timeout_s))
+        if size > (MAX_MESSAGE_BYTES if status in TEXTS else most_bytes) or (status not in TEXTS and size % 4):
+            raise ChildFailed("it announced an answer that it may not give")
+        return status, await self.process.read(size, self._timeout_s)
+
+    def _open(self, kind: int, body: bytes, limits: AudioLimits, raw: RawFormat | None) -> None:
+        self.warnings = ()
+        packed = pack_opening(limits, raw)
         self.process.write(REQUEST.pack(kind, len(packed) + len(body)), packed, body)
 
 
@@ -116,6 +154,11 @@ class DecoderPool:
         """The decoders that can be used now."""
         return {decoder.process.process_id for decoder in self._decoders}
 
+    @property
+    def missing_protection(self) -> str:
+        """The names of the kernel's protections that decoders here have to do without; empty where there are all."""
+        return next(iter(self._decoders)).missing_protection if self._decoders else ""
+
     async def start(self) -> None:
         """Start the decoders and wait until each is warm. Raises `ChildFailed` where one cannot run here."""
         try:
@@ -123,6 +166,8 @@ class DecoderPool:
         except BaseException:
             await self.close()
             raise
+        if missing := self.missing_protection:
+            logger.warning("Audio is decoded without %s, which this kernel or container does not give.", missing)
 
     async def close(self) -> None:
         """Kill all decoders. Nothing may be decoded afterwards."""
@@ -237,11 +282,15 @@ class DecoderPool:
 
 
 class DecoderLease:
-    """A decoder, to open one file or stream in. It goes back after the last `read` or `close`; then the lease is `over`."""
+    """A decoder, to open one file or stream in. It goes back after the last `read` or `close`; then the lease is `over`.
+
+    `warnings` are those of a file that was read to its end.
+    """
 
     def __init__(self, pool: DecoderPool, decoder: Decoder, client: str) -> None:
         self.decoder = decoder
         self.over = False
+        self.warnings: tuple[str, ...] = ()
         self._pool = pool
         self._client = client
         self._kept = self._released = False
@@ -321,6 +370,7 @@ class DecoderLease:
                 raise UndecodableAudio(message, param="audio") from None
             raise DecoderLost(self.decoder.process.crashed) from None
         if status == END:
+            self.warnings = self.decoder.warnings
             self._release()
         return status, samples
 

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-from server.audio.decode import AudioLimits, Samples
+from server.audio.messages import END, MORE
+from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderLease, DecoderLost, DecoderPool
-from server.audio.worker import END, MORE
+from server.audio.types import AudioLimits, Samples
 from server.errors import NotReady, ServeError, UndecodableAudio
 
 # A live session limits how long its stream may be.
@@ -35,23 +36,32 @@ class AudioStream(_Stream):
     A decoder that is lost is no fault of the client: once in every `read` the file is opened again in a fresh one.
     """
 
-    def __init__(self, lease: DecoderLease, data: bytes, limits: AudioLimits) -> None:
+    def __init__(self, lease: DecoderLease, data: bytes, limits: AudioLimits, raw: RawFormat | None) -> None:
         super().__init__(lease)
         self.ended = False
         self._data = data
         self._limits = limits
+        self._raw = raw
         self._samples_read = 0
-        self._lease.decoder.open_file(data, limits)
+        self._lease.decoder.open_file(data, limits, raw)
 
     @classmethod
-    async def open(cls, pool: DecoderPool, data: bytes, client: str = "") -> Self:
-        """Open a file in a decoder, for which clients wait in turn. Raises `Overloaded`, or `NotReady` without decoders."""
-        return cls(await pool.lease(client), data, pool.limits)
+    async def open(cls, pool: DecoderPool, data: bytes, client: str = "", raw: RawFormat | None = None) -> Self:
+        """Open a file in a decoder, for which clients wait in turn; `raw` says how to read bytes that have no header.
+
+        Raises `Overloaded`, or `NotReady` without decoders.
+        """
+        return cls(await pool.lease(client), data, pool.limits, raw)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what was missing in the file, once it was read to its end."""
+        return self._lease.warnings
 
     async def read(self, count: int) -> Samples:
         """Return the next `count` mono samples at the pool's rate; fewer at the end only, when `ended` is true.
 
-        Raises the errors of `decode_blocks` as soon as the decoder meets them; `UndecodableAudio` for a file that makes two
+        Raises the errors of `FileDecoder` as soon as the decoder meets them; `UndecodableAudio` for a file that makes two
         decoders crash, or takes far more CPU time than its like; `NotReady` where two decoders are lost in another way; and
         `Overloaded` where the end is not reached and no more decoders can be kept. After an error there is nothing more to read.
         """
@@ -68,7 +78,7 @@ class AudioStream(_Stream):
         """Read with a fresh decoder, which begins with what was read before."""
         try:
             await self._lease.restart()
-            self._lease.decoder.open_file(self._data, self._limits)
+            self._lease.decoder.open_file(self._data, self._limits, self._raw)
             skipped = 0
             while skipped < self._samples_read:
                 skipped += len(await self._read(min(count, self._samples_read - skipped)))

@@ -1,13 +1,10 @@
 """The child process of `server.audio.sandbox`: decodes one file or stream at a time, as far as it is asked.
 
-Started as `python -m server.audio.worker MEMORY_BYTES STEP_CPU_S`. Messages are a fixed header and raw bytes; neither side
-unpickles anything. The process ends when its stdin closes, so it never outlives the server.
-
-The parent opens a file or a stream, may write to a stream, and gets one reply for every READ. After CLOSE, END or ERROR nothing
-is open; a CLOSE where nothing is open does nothing.
+Started as `python -m server.audio.worker MEMORY_BYTES STEP_CPU_S`; its messages are those of `server.audio.messages`. The process
+ends when its stdin closes, so it never outlives the server.
 """
 
-import struct
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -15,40 +12,62 @@ from typing import BinaryIO
 
 import numpy as np
 
-from server.audio.decode import AudioLimits, Samples, decode_blocks
+from server.audio.confinement import confine_decoder
+from server.audio.decode import FileDecoder
+from server.audio.messages import (
+    CLOSE,
+    DRY,
+    END,
+    ERROR,
+    FILE,
+    MORE,
+    OPENING,
+    PROTECTION,
+    READ,
+    REPLY,
+    REQUEST,
+    STREAM,
+    WARNING,
+    unpack_opening,
+)
 from server.audio.ogg_stream import decode_arriving
+from server.audio.raw import RawFormat
+from server.audio.types import AudioLimits, Samples
 from server.child_process import announce_ready, confine, limit_cpu
 from server.errors import ServeError, UndecodableAudio
-
-# Kind, and the number of bytes that follow; for READ the number of wanted samples, at least one.
-REQUEST = struct.Struct("<BQ")
-# FILE: the limits and a whole file. STREAM: the limits. WRITE: more of a stream; no bytes end it.
-FILE, STREAM, WRITE, READ, CLOSE = range(5)
-# Sample rate, shortest and longest audio.
-LIMITS = struct.Struct("<Idd")
-# Status and payload bytes. The payload is float32 samples; for ERROR "code\nmessage" in UTF-8.
-REPLY = struct.Struct("<BQ")
-# MORE: as many samples as are wanted. DRY: all that there are before the next WRITE. END: the last.
-MORE, DRY, END, ERROR = range(4)
 
 # CPU time that decoding may take. Measured at most 0.01 s, 0.01 s and 0.04 s, the last for eight channels at 192 kHz.
 START_CPU_S = 0.25
 CPU_S_PER_MIB = 0.02
 CPU_S_PER_AUDIO_S = 0.1
 
+WARM_UP_SAMPLES = bytes(8_000)
+WARM_UP_LIMITS = AudioLimits(16_000, 0.0, 1.0)
+
 
 def main(memory_bytes: int, step_cpu_s: float) -> None:
     """Confine this process and serve requests until stdin ends."""
     confine(memory_bytes)
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    _warm_up()
+    missing = ", ".join(confine_decoder()).encode()
     announce_ready()
+    replies.write(REPLY.pack(PROTECTION, len(missing)) + missing)
+    replies.flush()
     while (request := _next_request(requests)) is not None:
         kind, size = request
         if kind in (FILE, STREAM):
-            limits = AudioLimits(*LIMITS.unpack(requests.read(LIMITS.size)))
-            body = requests.read(size - LIMITS.size)
-            _Decode(requests, replies, _CpuBudget(step_cpu_s), limits).run(kind, body)
+            limits, raw = unpack_opening(requests.read(OPENING.size))
+            body = requests.read(size - OPENING.size)
+            _Decode(requests, replies, _CpuBudget(step_cpu_s), limits).run(kind, body, raw)
             limit_cpu(None)
+
+
+def _warm_up() -> None:
+    """Decode a little, so that every module is loaded before files are out of reach."""
+    for data, raw in ((WARM_UP_SAMPLES, RawFormat("s16le", 8_000, 2)), (b"no audio", None)):
+        with contextlib.suppress(ServeError):
+            list(FileDecoder(data, WARM_UP_LIMITS, raw).blocks())
 
 
 def _next_request(requests: BinaryIO) -> tuple[int, int] | None:
@@ -90,12 +109,18 @@ class _Decode:
         self._written = b""
         self._stream_ended = False
 
-    def run(self, kind: int, body: bytes) -> None:
+    def run(self, kind: int, body: bytes, raw: RawFormat | None) -> None:
         """Decode and reply until the end, an error or a CLOSE."""
         self._budget.extend(size=len(body))
         self._wait_for_read()
         try:
-            self._send_all(decode_blocks(body, self._limits) if kind == FILE else decode_arriving(self._next_bytes, self._limits))
+            if kind == FILE:
+                file = FileDecoder(body, self._limits, raw)
+                self._send_all(file.blocks())
+                self._end(file.warnings)
+            else:
+                self._send_all(decode_arriving(self._next_bytes, self._limits))
+                self._end(())
         except ServeError as error:
             self._reply(ERROR, f"{error.code}\n{error.message}".encode())
         except Exception:
@@ -112,10 +137,14 @@ class _Decode:
                 self._wait_for_read()
             if self._closed:
                 return
+
+    def _end(self, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            self._reply(WARNING, warning.encode())
         self._send(END)
 
     def _next_bytes(self) -> bytes:
-        """Return the next bytes of a stream. libsndfile calls this, and no error passes through it."""
+        """Return the next bytes of a stream. FFmpeg calls this, and no error passes through it."""
         while not (self._written or self._stream_ended or self._closed):
             self._send(DRY)
             self._wait_for_read()

@@ -25,7 +25,8 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
-from server.audio.decode import AudioLimits, decode_audio
+from server.audio.decode import decode_audio
+from server.audio.types import AudioLimits
 
 PIECE_S = 0.04
 SAMPLE_BYTES = 2

@@ -41,4 +41,6 @@ async def instruct_file(
             raise
     total_s = time.perf_counter() - started_s
     done = dataclasses.replace(done, times=dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s))
-    return instruct_reply(job.id, done, job.audio_s, basis=job.basis, sections=job.sections), done.words or ()
+    return instruct_reply(
+        job.id, done, job.audio_s, basis=job.basis, sections=job.sections, warnings=job.warnings
+    ), done.words or ()

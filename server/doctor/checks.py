@@ -12,9 +12,9 @@ from pathlib import Path
 
 from models.bundle.io import Bundle, BundleError
 from models.runtimes.onnx.machine import available_memory_bytes
-from server.audio.decode import AudioLimits
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
+from server.audio.types import AudioLimits
 from server.child_process import ChildFailed
 from server.errors import ServeError
 from server.settings import Settings
@@ -22,6 +22,8 @@ from server.settings import Settings
 MIN_MEMORY_BYTES = 1536 * 2**20
 # Vector instructions that int8 and int4 kernels need, by architecture, and wider ones that make them fast.
 CPU_FLAGS = {"x86_64": ("avx2", ("avx512_vnni", "avx_vnni")), "aarch64": ("asimd", ("asimddp", "i8mm"))}
+
+PROMISED_CODECS = {"pcm_s16le", "mp3", "aac", "opus", "vorbis", "flac", "alac", "amrnb", "amrwb", "wmav2"}
 
 
 @dataclass(frozen=True)
@@ -86,28 +88,32 @@ def check_onnxruntime() -> CheckResult:
 
 
 def check_codecs() -> CheckResult:
-    """Check that libsndfile reads every format that the server promises."""
-    import soundfile
-
-    formats = soundfile.available_formats()
-    missing = [name for name in ("FLAC", "OGG", "MP3") if name not in formats]
-    missing += [name for name in ("VORBIS", "OPUS") if "OGG" in formats and name not in soundfile.available_subtypes("OGG")]
-    detail = f"libsndfile {soundfile.__libsndfile_version__}"
+    """Check that FFmpeg's decoders are there for every format that the server promises."""
+    try:
+        import av
+    except ImportError as error:
+        return CheckResult("audio codecs", f"cannot be imported ({error})", "pip install av")
+    missing = sorted(PROMISED_CODECS - av.codecs_available)
+    version = ".".join(map(str, av.library_versions["libavcodec"]))
+    detail = f"PyAV {av.__version__}, libavcodec {version}"
     if missing:
-        return CheckResult("audio codecs", f"{detail} without {', '.join(missing)}", "install libsndfile 1.2 or later with them")
-    return CheckResult("audio codecs", f"{detail} with WAV, FLAC, Vorbis, Opus and MP3")
+        return CheckResult("audio codecs", f"{detail} without {', '.join(missing)}", "install PyAV from its wheel")
+    return CheckResult("audio codecs", f"{detail} with {', '.join(sorted(PROMISED_CODECS))}")
 
 
 def check_decoder(settings: Settings) -> CheckResult:
     """Check that a confined decode process starts here and decodes."""
     try:
-        samples = asyncio.run(_decode_silence(settings))
+        samples, missing = asyncio.run(_decode_silence(settings))
     except (ChildFailed, ServeError, OSError) as error:
         return CheckResult("audio decoder", f"does not work: {error}", "raise THINBRIDGE_DECODE_MEMORY_BYTES, or see the error")
-    return CheckResult("audio decoder", f"a child with {settings.decode_memory_bytes >> 20} MiB decoded {samples} samples")
+    confined = f"without {missing}" if missing else "confined by Landlock and seccomp"
+    detail = f"a child with {settings.decode_memory_bytes >> 20} MiB, {confined}, decoded {samples} samples"
+    return CheckResult("audio decoder", detail)
 
 
-async def _decode_silence(settings: Settings) -> int:
+async def _decode_silence(settings: Settings) -> tuple[int, str]:
+    """Return the number of decoded samples, and the protections that are missing."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -124,7 +130,7 @@ async def _decode_silence(settings: Settings) -> int:
     await pool.start()
     try:
         with await AudioStream.open(pool, file.getvalue()) as stream:
-            return len(await stream.read(2 * limits.sample_rate_hz))
+            return len(await stream.read(2 * limits.sample_rate_hz)), pool.missing_protection
     finally:
         await pool.close()
 

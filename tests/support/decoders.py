@@ -4,9 +4,9 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
-from server.audio.decode import AudioLimits, Samples
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
+from server.audio.types import AudioLimits, Samples
 from tests.support.clients.live_server import audio_file, tone
 
 LIMITS = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.08, max_audio_s=30.0)

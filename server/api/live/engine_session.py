@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from server.audio.decode import Samples
+from server.audio.types import Samples
 from server.engine.types.events import (
     Ended,
     Failed,

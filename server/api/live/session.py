@@ -20,7 +20,7 @@ from server.api.live.engine_session import START, EngineSession, Position
 from server.api.live.outbox import Outbox
 from server.api.middleware import client_of, request_id_of
 from server.api.websocket import Connection
-from server.audio.decode import Samples
+from server.audio.types import Samples
 from server.audio.pcm import SampleStream
 from server.engine.types.events import Ended, Failed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, Flush, LiveRequest

@@ -27,6 +27,7 @@ from server.api.native.schema import (
     reply_body,
 )
 from server.api.options import InstructOptions, form_description, list_fields, parse_form, with_limits
+from server.audio.raw import parse_raw_type
 from server.engine.types.events import TokenLogprob
 from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
@@ -70,7 +71,7 @@ def instruct_router(context: ServerContext) -> APIRouter:
     async def instruct(request: Request) -> Response:
         async def understand(form: Form) -> Call:
             options = parse_form(model, form.texts, form.lists)
-            return _call(request, form.audio, options)
+            return _call(request, form, options)
 
         read = partial(read_form, request, context.settings.max_body_bytes, fields)
         return await answer_request(request, context, read, understand)
@@ -78,8 +79,8 @@ def instruct_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def _call(request: Request, audio: bytes, options: InstructOptions) -> Call:
-    """Return the options in the engine's terms."""
+def _call(request: Request, form: Form, options: InstructOptions) -> Call:
+    """Return the options in the engine's terms. Raises `InvalidRequest` for a content type of headerless samples without a rate."""
     engine_request = InstructRequest(
         id=f"instruct-{uuid.uuid4().hex}",
         audio=np.empty(0, np.float32),
@@ -95,7 +96,14 @@ def _call(request: Request, audio: bytes, options: InstructOptions) -> Call:
         keywords=tuple(options.keywords),
     )
     writer = InstructWriter(options, request_id_of(request))
-    return Call(audio, engine_request, writer, options.stream, cut_at_pauses=options.chunking == "voice")
+    return Call(
+        form.audio,
+        engine_request,
+        writer,
+        options.stream,
+        raw=parse_raw_type(form.audio_type),
+        cut_at_pauses=options.chunking == "voice",
+    )
 
 
 @dataclass(frozen=True)
@@ -124,4 +132,6 @@ class InstructWriter:
 
     def _reply(self, answer: Answer) -> InstructReply:
         done = answer.done
-        return instruct_reply(done.request_id, done, answer.audio_s, self.options.timestamps, answer.basis, answer.sections)
+        return instruct_reply(
+            done.request_id, done, answer.audio_s, self.options.timestamps, answer.basis, answer.sections, answer.warnings
+        )

@@ -67,6 +67,7 @@ class InstructReply(BaseModel):
         "`audio`: all of the speech; `transcript`: its transcript; `sections`: answers about parts of the transcript.",
     )
     sections: int | None = Field(None, description="For such audio: the number of parts that the answer was put together from.")
+    warnings: list[str] | None = Field(None, description="What of the audio was missing or left out, if anything.")
 
 
 class DeltaEvent(BaseModel):
@@ -110,10 +111,11 @@ def instruct_reply(
     timestamps: Timestamps = "none",
     basis: Basis | None = None,
     sections: int | None = None,
+    warnings: Sequence[str] = (),
 ) -> InstructReply:
     """Return the reply for an answer, with the times that `timestamps` asks for if the answer has word times.
 
-    `basis` and `sections` are those of long audio.
+    `basis` and `sections` are those of long audio, `warnings` those of its file.
     """
     usage, speculation = done.usage, done.speculation
     return InstructReply(
@@ -138,6 +140,7 @@ def instruct_reply(
         words=None if done.words is None or timestamps != "words" else word_replies(done.words),
         basis=basis,
         sections=sections,
+        warnings=list(warnings) or None,
     )
 
 

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio.decode import AudioLimits, Samples, decode_audio, decode_blocks
+from server.audio.decode import FileDecoder, decode_audio
+from server.audio.reader import AudioReader
 from server.audio.sandbox import Decoder, DecoderPool
 from server.audio.stream import AudioStream
-from server.errors import AudioTooLong, InvalidAudio, Overloaded, UndecodableAudio
+from server.audio.types import AudioLimits, Samples
+from server.errors import AudioTooLong, InvalidAudio, Overloaded
 from tests.support.clients.live_server import audio_file, tone
 from tests.support.decoders import CLIP, LIMITS, decode, run_with_pool
 
@@ -51,7 +53,7 @@ def test_the_samples_do_not_depend_on_how_they_are_read(container: str, subtype:
 @given(rate_hz=st.integers(4_000, 96_000), seconds=st.floats(0.5, 3.0))
 def test_blocks_at_odd_rates_join_without_a_seam(rate_hz: int, seconds: float) -> None:
     """A seam would be seen in a tone."""
-    blocks = list(decode_blocks(audio_file(tone(seconds, rate_hz), rate_hz, "WAV", "FLOAT"), LIMITS))
+    blocks = list(FileDecoder(audio_file(tone(seconds, rate_hz), rate_hz, "WAV", "FLOAT"), LIMITS).blocks())
     joined = np.concatenate(blocks)
     assert len(joined) == pytest.approx(seconds * 16_000, abs=3)
     middle = slice(800, len(joined) - 800)
@@ -143,26 +145,37 @@ def test_leaving_while_it_is_read_costs_no_decoder() -> None:
 
 
 def test_what_is_wrong_midway_comes_where_it_is() -> None:
-    noise = NOISE[:, 0]
-    cut_off = audio_file(noise, 16_000, "FLAC", "PCM_16")
-    cut_off = cut_off[: len(cut_off) * 9 // 10]
-    not_sound = noise.copy()
+    not_sound = NOISE[:, 0].copy()
     not_sound[16_000 * 8] = np.nan
     too_long = audio_file(np.zeros(16_000 * 32, np.float32), 16_000, "MP3")
 
     async def use(pool: DecoderPool) -> None:
-        for data, kind, good_s in [
-            (cut_off, UndecodableAudio, 10),
-            (audio_file(not_sound, 16_000, "WAV", "FLOAT"), InvalidAudio, 7),
-        ]:
-            with await AudioStream.open(pool, data) as stream:
-                good = [await stream.read(16_000) for _ in range(good_s)]
-                assert {len(block) for block in good} == {16_000}
-                with pytest.raises(kind):
-                    await read_all(stream, 16_000)
+        with await AudioStream.open(pool, audio_file(not_sound, 16_000, "WAV", "FLOAT")) as stream:
+            good = [await stream.read(16_000) for _ in range(7)]
+            assert {len(block) for block in good} == {16_000}
+            with pytest.raises(InvalidAudio):
+                await read_all(stream, 16_000)
         # Its header says so.
         with await AudioStream.open(pool, too_long) as stream, pytest.raises(AudioTooLong):
             await stream.read(1)
+        assert pool.restarts == 0
+
+    run_with_pool(use)
+
+
+def test_warnings_come_with_the_end() -> None:
+    flac = audio_file(NOISE[:, 0], 16_000, "FLAC", "PCM_16")
+
+    async def use(pool: DecoderPool) -> None:
+        with await AudioStream.open(pool, flac[: len(flac) * 9 // 10]) as stream:
+            await stream.read(16_000)
+            assert stream.warnings == ()
+            blocks = await read_all(stream, 16_000)
+            assert "of audio" in "".join(stream.warnings)
+            assert 12.5 < 1 + sum(map(len, blocks)) / 16_000 < 13.5
+        with await AudioStream.open(pool, flac) as stream:
+            await read_all(stream, 16_000)
+            assert stream.warnings == ()
         assert pool.restarts == 0
 
     run_with_pool(use)
@@ -173,6 +186,6 @@ def test_the_cap_holds_where_the_header_does_not_tell(container: str, subtype: s
     limits = AudioLimits(16_000, 0.0, 3.0)
     data = audio_file(np.zeros(16_000 * 20, np.float32), 16_000, container, subtype)
     lengths: list[int] = []
-    with mock.patch("soundfile.SoundFile.frames", 100), pytest.raises(AudioTooLong):
-        lengths.extend(len(block) for block in decode_blocks(data, limits))
-    assert lengths == [16_000] * 3
+    with mock.patch.object(AudioReader, "declared_s", 0.1), pytest.raises(AudioTooLong):
+        lengths.extend(len(block) for block in FileDecoder(data, limits).blocks())
+    assert 2 * 16_000 < sum(lengths) <= 3 * 16_000

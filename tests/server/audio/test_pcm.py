@@ -8,8 +8,8 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.audio.decode import Samples
 from server.audio.pcm import PcmStream
+from server.audio.types import Samples
 from server.audio.wave_header import PcmFormat
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.audio.decode import AudioLimits, decode_audio
+from server.audio.decode import decode_audio
+from server.audio.types import AudioLimits
 from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.requests import Audio, EndOfAudio
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until

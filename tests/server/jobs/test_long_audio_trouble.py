@@ -19,7 +19,7 @@ from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.recorded import Ledger, events_of, recording, streaming, transcript
 
 MINUTE = recording(60)
-DAMAGED = MINUTE[: len(MINUTE) * 9 // 10]
+CUT_OFF = MINUTE[: len(MINUTE) * 9 // 10]
 
 
 @pytest.fixture
@@ -57,12 +57,23 @@ def in_background(server: LiveServer, audio: bytes, **fields: str) -> tuple[thre
     return thread, replies
 
 
-def test_a_file_that_turns_out_to_be_damaged(server: LiveServer, engine: FakeEngine) -> None:
-    response = instruct(server, DAMAGED)
-    assert (response.status_code, error_code(response)) == (415, "undecodable_audio")
+def test_a_file_that_turns_out_to_be_no_sound(server: LiveServer, engine: FakeEngine) -> None:
+    samples = np.zeros(16_000 * 60, np.float32)
+    samples[16_000 * 50] = np.nan
+    broken = audio_file(samples, 16_000, "WAV", "FLOAT")
+    response = instruct(server, broken)
+    assert (response.status_code, error_code(response)) == (400, "invalid_audio")
     assert len(engine.aborted) == 1
-    assert last_event(server, DAMAGED)["error"]["code"] == "undecodable_audio"
+    assert last_event(server, broken)["error"]["code"] == "invalid_audio"
     assert len(engine.aborted) == 2
+
+
+def test_a_file_that_turns_out_to_be_cut_off(server: LiveServer) -> None:
+    reply = instruct(server, CUT_OFF).json()
+    assert 53 < reply["audio_s"] < 55
+    assert any("of 60.000 s" in warning.lower() for warning in reply["warnings"])
+    assert last_event(server, CUT_OFF)["warnings"] == reply["warnings"]
+    assert "warnings" not in instruct(server, MINUTE).json()
 
 
 def test_a_problem_with_one_utterance_fails_the_whole(server: LiveServer, engine: FakeEngine) -> None:

@@ -49,7 +49,6 @@ def wrong_types() -> Iterator[tuple[str, bytes]]:
         "webm": b"\x1aE\xdf\xa3",
         "m3u8": b"#EXTM3U\nfile:///etc/passwd",
         "concat": b"ffconcat version 1.0\nfile '/etc/passwd'",
-        "amr": b"#!AMR\n",
         "midi": b"MThd",
         "wasm": b"\0asm",
         "pickle": b"\x80\x04cos\nsystem\n",
@@ -69,38 +68,37 @@ def wrong_types() -> Iterator[tuple[str, bytes]]:
         yield name, magic + bytes(500)
     yield "nothing", b""
     yield "one byte", b"R"
-    for container in ("AIFF", "AU", "CAF", "W64", "RF64", "VOC", "NIST", "IRCAM", "PAF"):
+    for container in ("VOC", "IRCAM", "PAF"):
         yield container, audio_file(tone(0.5, 16_000), 16_000, container, "PCM_16")
-    for subtype in ("IMA_ADPCM", "MS_ADPCM", "GSM610", "ULAW", "ALAW"):
-        yield f"WAV {subtype}", audio_file(tone(0.5, 8_000), 8_000, "WAV", subtype)
 
 
 def odd_wavs() -> Iterator[tuple[str, bytes]]:
-    """Yield WAV files whose headers are odd and whose samples are there: libsndfile reads them, as players do."""
+    """Yield WAV files whose headers are odd or whose ends are missing, and whose samples are there: players play them."""
     for bits in (1, 12, 20):
         yield f"{bits} bits", wav(bits=bits, block=max(1, bits // 8))
     for block in (0, 1, 3, 65_535):
         yield f"block {block}", wav(block=block)
     yield "a thousand lists", b"RIFF\0\0\0\0WAVE" + b"LIST\x04\0\0\0INFO" * 1000 + GOOD_CLIP[12:]
     yield "odd data", wav(data=bytes(15_999))
+    yield "64 bits", wav(bits=64, block=8)
+    for size in (16_001, 16_002, 10**9):
+        yield f"data of {size}", wav(size=size)
 
 
 def bad_wavs() -> Iterator[tuple[str, bytes]]:
     for length in range(4, 44, 2):
         yield f"cut at {length}", GOOD_CLIP[:length]
-    for code in (0, 2, 6, 7, 0x11, 0x31, 0x50, 0x55, 0x161, 0xFFFF):
+    for code in (0, 2, 0x11, 0x31, 0x50, 0x55, 0x161, 0xFFFF):
         yield f"code {code}", wav(code=code)
     for channels in (0, 9, 255, 65_535):
         yield f"{channels} channels", wav(channels=channels, block=min(2 * channels, 65_535))
-    for bits in (0, 48, 64, 65_535):
+    for bits in (0, 48, 65_535):
         yield f"{bits} bits", wav(bits=bits, block=max(1, bits // 8))
     for bits in (8, 16, 24, 128):
         yield f"{bits} bit float", wav(code=3, bits=bits)
     for rate_hz in (0, 1, 3_999, 192_001, 2**31, 2**32 - 1):
         yield f"{rate_hz} Hz", wav(rate_hz=rate_hz)
-    for size in (16_001, 16_002, 10**9):
-        yield f"data of {size}", wav(size=size)
-    for size in (0, 15, 10**6, 2**32 - 1):
+    for size in (0, 10**6, 2**32 - 1):
         yield f"fmt of {size}", wav(fmt_size=size)
     yield "foreign guid", wav(code=0xFFFE, extra=b"\x16\0\x10\0\x04\0\0\0" + bytes(16))
     yield "adpcm by guid", wav(code=0xFFFE, extra=b"\x16\0\x10\0\x04\0\0\0\x11\0" + PCM_GUID_TAIL)
@@ -121,9 +119,9 @@ def bad_compressed() -> Iterator[tuple[str, bytes]]:
     noise = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     dice = random.Random(0)
     flac = audio_file(noise, 16_000, "FLAC", "PCM_16")
-    for length in (4, 5, 8, 20, 41, 42, 60, len(flac) // 2, len(flac) - 10):
+    for length in (4, 5, 8, 20, 41, 42, 60):
         yield f"flac cut at {length}", flac[:length]
-    for at in (12, 18, 21):
+    for at in (18, 21):
         yield f"flac garbled at {at}", flac[:at] + bytes(8) + flac[at + 8 :]
     yield "flac of endless metadata", b"fLaC" + b"\x04\xff\xff\xff" * 1000
     for seconds in (31, 600, 3600):
@@ -143,7 +141,6 @@ def bad_compressed() -> Iterator[tuple[str, bytes]]:
     yield "id3 beyond the end", b"ID3\x04\0\0\x7f\x7f\x7f\x7f" + bytes(100)
     yield "id3 in id3", b"ID3\x04\0\0\0\0\0\0" * 1000
     yield "id3 before a zip", b"ID3\x04\0\0\0\0\0\0PK\x03\x04" + bytes(100)
-    yield "id3 before adpcm", b"ID3\x04\0\0\0\0\0\0" + audio_file(tone(0.5, 8_000), 8_000, "WAV", "IMA_ADPCM")
 
 
 def hostile_files() -> Iterator[tuple[str, bytes]]:

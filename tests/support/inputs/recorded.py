@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from server.audio.decode import Samples
 from server.audio.sandbox import Decoder
+from server.audio.types import Samples
 from server.engine.types.requests import Audio
 from tests.support.clients.live_server import LiveServer, audio_file
 from tests.support.fakes.fake_engine import FakeEngine

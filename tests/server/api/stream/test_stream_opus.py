@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.audio.decode import AudioLimits, decode_audio
+from server.audio.decode import decode_audio
+from server.audio.types import AudioLimits
 from tests.server.api.stream.test_stream import heard, past_session, types
 from tests.server.audio.test_audio_arriving import pages_of
 from tests.support.clients.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until

@@ -1,0 +1,56 @@
+"""Samples without a header, as telephones and browsers send them: their format is told by the content type."""
+
+from dataclasses import dataclass
+from email.message import Message
+from typing import Literal, get_args
+
+from server.errors import InvalidRequest
+
+Encoding = Literal["s16le", "s16be", "f32le", "mulaw", "alaw"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+TELEPHONE_RATE_HZ = 8_000
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How samples without a header are to be read. `encoding` is also the name of FFmpeg's demuxer."""
+
+    encoding: Encoding
+    sample_rate_hz: int
+    channels: int = 1
+
+
+# The encoding, and the rate where the type does not tell one: RFC 3551 and RFC 2586. PCM has no usual rate.
+TYPES: dict[str, tuple[Encoding, int | None]] = {
+    "audio/basic": ("mulaw", TELEPHONE_RATE_HZ),
+    "audio/pcmu": ("mulaw", TELEPHONE_RATE_HZ),
+    "audio/x-mulaw": ("mulaw", TELEPHONE_RATE_HZ),
+    "audio/pcma": ("alaw", TELEPHONE_RATE_HZ),
+    "audio/x-alaw": ("alaw", TELEPHONE_RATE_HZ),
+    "audio/l16": ("s16be", None),
+    "audio/pcm": ("s16le", None),
+    "audio/x-pcm": ("s16le", None),
+    "audio/x-raw": ("s16le", None),
+}
+
+
+def parse_raw_type(content_type: str) -> RawFormat | None:
+    """Return the format of headerless samples that a content type names, such as `audio/pcm;rate=16000;channels=1`.
+
+    Returns None for every other type: the bytes then tell the format. Raises `InvalidRequest` for a rate or a number of channels
+    that is missing or is no number.
+    """
+    message = Message()
+    message["content-type"] = content_type
+    kind = TYPES.get(message.get_content_type()) if content_type else None
+    if kind is None:
+        return None
+    encoding, usual_rate_hz = kind
+    rate = message.get_param("rate", str(usual_rate_hz or ""))
+    channels = message.get_param("channels", "1")
+    if not (isinstance(rate, str) and isinstance(channels, str) and rate.isdecimal() and channels.isdecimal()):
+        wanted = f"{message.get_content_type()};rate=16000;channels=1"
+        raise InvalidRequest(
+            f"The content type of headerless samples needs a rate and a number of channels: {wanted}.", param="audio"
+        )
+    return RawFormat(encoding, min(int(rate), 2**31 - 1), min(int(channels), 2**16))

@@ -1,0 +1,20 @@
+"""Plain data about audio, for processes that decode nothing themselves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.float32]
+"""[samples], mono"""
+Frames = npt.NDArray[np.floating]
+"""[frames, channels]"""
+
+
+@dataclass(frozen=True)
+class AudioLimits:
+    """The lengths of audio that a caller accepts, and the sample rate that it wants."""
+
+    sample_rate_hz: int
+    min_audio_s: float
+    max_audio_s: float
