@@ -44,7 +44,7 @@ MAX_DAMAGED_IN_A_ROW = 500
 XING_SEARCH_BYTES = 4096
 XING = re.compile(rb"Xing|Info")
 
-# Messages of FFmpeg about every damaged frame are for nobody.
+# FFmpeg would write a line about every damaged frame.
 av.logging.set_level(None)
 
 
@@ -79,9 +79,12 @@ class Sound:
 class AudioReader:
     """One file, read once. `warnings` is complete after the last sound: sentences about what was missing or left out."""
 
-    def __init__(self, source: Readable, container: Container, raw: RawFormat | None = None) -> None:
-        """Read the header. Raises `UndecodableAudio`."""
+    def __init__(
+        self, source: Readable, container: Container, raw: RawFormat | None = None, length_s: float | None = None
+    ) -> None:
+        """Read the header; `length_s` is the length where that is known from elsewhere. Raises `UndecodableAudio`."""
         self.warnings: list[str] = []
+        self._length_s = length_s
         self._container = container
         options = {**CONFINED, **DIRECT}
         if raw is not None:
@@ -103,7 +106,7 @@ class AudioReader:
         """Seconds of audio by the header; None where it does not tell."""
         stream = self._stream
         if not self._container.tells_length:
-            return None
+            return self._length_s
         if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
         # The length of a whole file is that of its longest stream.
@@ -147,6 +150,10 @@ class AudioReader:
         if declared_s is not None and decoded_s < declared_s - SLACK_S:
             self.warnings.append(f"Of {declared_s:.3f} s of audio {decoded_s:.3f} s could be decoded.")
 
+    def close(self) -> None:
+        """Free what was opened. `read` does that at its end."""
+        self._file.close()
+
     def _first_audio(self) -> AudioStream:
         streams = self._file.streams.audio
         if not streams:
@@ -173,14 +180,23 @@ class AudioReader:
 
 def open_file(data: bytes, container: Container, start: int, raw: RawFormat | None = None) -> AudioReader:
     """Return a reader of the file that begins at `start`. Raises `UndecodableAudio`."""
-    # A seek to the last page of a stream would tell its length, and nothing that is needed. A stream that arrives cannot do it.
-    source: Readable = OnceThrough(memoryview(data)[start:]) if container is OGG else io.BytesIO(data[start:])
+    if container is OGG:
+        return _open_ogg(data[start:])
     if container is MP3 and XING.search(data, start, start + XING_SEARCH_BYTES):
         container = Container(MP3.name, MP3.demuxer, tells_length=True)
-    reader = AudioReader(source, container, raw)
+    reader = AudioReader(io.BytesIO(data[start:]), container, raw)
     if container is WAV and (missing := _missing_wav_bytes(data, start)):
         reader.warnings.append(f"The file is cut off: {missing} bytes of its samples are missing.")
-    if container is OGG and not _ends_marked(data):
+    return reader
+
+
+def _open_ogg(data: bytes) -> AudioReader:
+    # The last page tells the length. The audio is read as that of a stream that arrives, so that both give the same samples.
+    whole = AudioReader(io.BytesIO(data), Container(OGG.name, OGG.demuxer, tells_length=True))
+    length_s = whole.declared_s
+    whole.close()
+    reader = AudioReader(OnceThrough(memoryview(data)), OGG, length_s=length_s)
+    if not _ends_marked(data):
         reader.warnings.append("The Ogg stream has no end mark; its end may be missing.")
     return reader
 

@@ -75,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the folder in which a reader types, with some speech and the programs that `make` installs."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "speech.wav").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "WAV"))
+    (folder / "call.ulaw").write_bytes(bytes(8_000))
     (folder / "other.flac").write_bytes(audio_file(tone(1.0, 16_000), 16_000, "FLAC"))
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)

@@ -227,9 +227,8 @@ def test_transcribe_writes_subtitles(engine: FakeEngine, clip: Path, capsys: pyt
     assert engine.submitted[0].word_times
 
 
-def test_transcribe_cuts_long_files_at_their_pauses(
-    engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("engine")
+def test_transcribe_cuts_long_files_at_their_pauses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, damaged = tmp_path / "long.flac", tmp_path / "damaged.flac"
     long.write_bytes(recording(45))
     damaged.write_bytes(long.read_bytes()[:100])

@@ -20,8 +20,8 @@ from server.api.live.engine_session import START, EngineSession, Position
 from server.api.live.outbox import Outbox
 from server.api.middleware import client_of, request_id_of
 from server.api.websocket import Connection
-from server.audio.types import Samples
 from server.audio.pcm import SampleStream
+from server.audio.types import Samples
 from server.engine.types.events import Ended, Failed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, Flush, LiveRequest
 from server.errors import NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong

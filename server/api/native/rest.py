@@ -80,7 +80,7 @@ def instruct_router(context: ServerContext) -> APIRouter:
 
 
 def _call(request: Request, form: Form, options: InstructOptions) -> Call:
-    """Return the options in the engine's terms. Raises `InvalidRequest` for a content type of headerless samples without a rate."""
+    """Return the options in the engine's terms. Raises `InvalidRequest` for headerless samples without a rate."""
     engine_request = InstructRequest(
         id=f"instruct-{uuid.uuid4().hex}",
         audio=np.empty(0, np.float32),

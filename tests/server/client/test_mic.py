@@ -90,7 +90,8 @@ def test_stdin(server: ScriptedServer, data: bytes, arguments: list[str], rate_h
         out, errors = process.communicate(data, timeout=60)
     assert process.returncode == 0, errors
     assert server.starts[0]["sample_rate_hz"] == rate_hz
-    assert abs(len(b"".join(server.audio)) - len(RAW)) <= 2
+    # A decoder of Vorbis drops half a block at the beginning.
+    assert abs(len(b"".join(server.audio)) - len(RAW)) <= (512 if data.startswith(b"OggS") else 2)
     assert len(out.splitlines()) == 2
 
 

@@ -58,7 +58,7 @@ def test_an_utterance_is_answered_while_the_next_is_spoken(server: LiveServer) -
         assert client.until("final")[-1]["text"] == "Transcribe. 1"
 
 
-@pytest.mark.parametrize("said", [b"RIFF\0\0\0\0WAVEfmt ", b"\x1aE\xdf\xa3" + bytes(100), OPUS[:500] + bytes(1_000) + OPUS])
+@pytest.mark.parametrize("said", [b"RIFF\0\0\0\0WAVEfmt ", b"\x1aE\xdf\xa3" + bytes(100), OPUS[:60] + bytes(1_000)])
 def test_what_is_no_opus_ends_the_session(server: LiveServer, engine: FakeEngine, said: bytes) -> None:
     with streaming(server) as client:
         start(client)
