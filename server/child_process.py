@@ -2,19 +2,17 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import resource
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from typing import Self
 
+from server.confined_child import READY
+
 START_TIMEOUT_S = 60.0
 PIPE_BUFFER_BYTES = 2**20
-READY = b"ready"
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CPU_LIMIT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 
@@ -26,8 +24,9 @@ class ChildFailed(Exception):
 class ChildProcess:
     """A child process that runs `module` and has said that it is ready. Belongs to one event loop.
 
-    The module calls `confine` and then `announce_ready`. The child has a session of its own, so a terminal's Ctrl-C reaches only
-    the parent, and ends with the thread that started it. Of the environment it gets the import path alone.
+    The module calls `confine` and then `announce_ready` of `server.confined_child`. The child has a session of its own, so a
+    terminal's Ctrl-C reaches only the parent, and ends with the thread that started it. Of the environment it gets the import path
+    alone.
     """
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -128,30 +127,3 @@ def describe_exit(status: int | None) -> str:
     if status is None:
         return "it cannot be killed"
     return f"exit status {status}" if status >= 0 else f"signal {-status} ({signal.strsignal(-status)})"
-
-
-def confine(memory_bytes: int) -> None:
-    """Limit this process, a child, to `memory_bytes` of address space, and have it end with the thread that started it.
-
-    From here on it writes no files, dumps no core, gains no rights by running programs, and prints nothing to stderr.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((PR_SET_PDEATHSIG, signal.SIGKILL), (PR_SET_NO_NEW_PRIVS, 1)):
-        if libc.prctl(option, value, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl failed")
-    for limit, size in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(limit, (size, size))
-    # Codecs such as mpg123 complain on stderr about every damaged frame.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def announce_ready() -> None:
-    """Tell the parent that this process takes requests."""
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
-
-
-def limit_cpu(cpu_s: float | None) -> None:
-    """Have this process end once it has used so much more CPU time, in whatever code it is then; None lifts the limit."""
-    # Nothing handles the timer's signal, and unlike RLIMIT_CPU it counts fractions of a second.
-    signal.setitimer(signal.ITIMER_PROF, 0 if cpu_s is None else max(cpu_s, 1e-3))

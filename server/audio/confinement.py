@@ -69,7 +69,7 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | EPERM, 0x80000000
 def confine_decoder() -> tuple[str, ...]:
     """Confine this process for good, and return the names of the protections that this kernel does not give.
 
-    `no_new_privs` has to be set before (`server.child_process.confine`), and all modules have to be loaded.
+    `no_new_privs` has to be set before (`server.confined_child.confine`), and all modules have to be loaded.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     protections = {"Landlock": _restrict_by_landlock, "seccomp": _restrict_calls}

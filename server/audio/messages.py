@@ -16,7 +16,7 @@ REQUEST = struct.Struct("<BQ")
 FILE, STREAM, WRITE, READ, CLOSE = range(5)
 # Sample rate, shortest and longest audio. Of a file without a header: the place of its encoding in `ENCODINGS`, counted from 1,
 # its sample rate and its channels; zeros for any other.
-OPENING = struct.Struct("<IddBIH")
+OPENING = struct.Struct("<IddBII")
 # Status and payload bytes. The payload is float32 samples; for ERROR "code\nmessage" in UTF-8; text for the last two.
 REPLY = struct.Struct("<BQ")
 # MORE: as many samples as are wanted. DRY: all that there are before the next WRITE. END: the last. WARNING comes before END and

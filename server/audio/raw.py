@@ -1,7 +1,7 @@
 """Samples without a header, as telephones and browsers send them: their format is told by the content type."""
 
+import re
 from dataclasses import dataclass
-from email.message import Message
 from typing import Literal, get_args
 
 from server.errors import InvalidRequest
@@ -9,6 +9,7 @@ from server.errors import InvalidRequest
 Encoding = Literal["s16le", "s16be", "f32le", "mulaw", "alaw"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 TELEPHONE_RATE_HZ = 8_000
+DIGITS = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,14 @@ def parse_raw_type(content_type: str) -> RawFormat | None:
     Returns None for every other type: the bytes then tell the format. Raises `InvalidRequest` for a rate or a number of channels
     that is missing or is no number.
     """
-    message = Message()
-    message["content-type"] = content_type
-    kind = TYPES.get(message.get_content_type()) if content_type else None
-    if kind is None:
+    name, *parameters = (part.strip() for part in content_type.lower().split(";"))
+    if name not in TYPES:
         return None
-    encoding, usual_rate_hz = kind
-    rate = message.get_param("rate", str(usual_rate_hz or ""))
-    channels = message.get_param("channels", "1")
-    if not (isinstance(rate, str) and isinstance(channels, str) and rate.isdecimal() and channels.isdecimal()):
-        wanted = f"{message.get_content_type()};rate=16000;channels=1"
-        raise InvalidRequest(
-            f"The content type of headerless samples needs a rate and a number of channels: {wanted}.", param="audio"
-        )
-    return RawFormat(encoding, min(int(rate), 2**31 - 1), min(int(channels), 2**16))
+    encoding, usual_rate_hz = TYPES[name]
+    values = {key.strip(): value.strip(' "') for key, _, value in (parameter.partition("=") for parameter in parameters)}
+    rate, channels = values.get("rate", str(usual_rate_hz or "")), values.get("channels", "1")
+    if not (DIGITS.fullmatch(rate) and DIGITS.fullmatch(channels)):
+        wanted = f"{name};rate=16000;channels=1"
+        message = f"The content type of headerless samples needs a rate and a number of channels: {wanted}."
+        raise InvalidRequest(message, param="audio")
+    return RawFormat(encoding, int(rate), int(channels))

@@ -33,7 +33,7 @@ from server.audio.messages import (
 from server.audio.ogg_stream import decode_arriving
 from server.audio.raw import RawFormat
 from server.audio.types import AudioLimits, Samples
-from server.child_process import announce_ready, confine, limit_cpu
+from server.confined_child import announce_ready, confine, limit_cpu
 from server.errors import ServeError, UndecodableAudio
 
 # CPU time that decoding may take. Measured at most 0.01 s, 0.01 s and 0.04 s, the last for eight channels at 192 kHz.

@@ -12,7 +12,7 @@ import time
 from llguidance import LLTokenizer
 
 from models.text.grammar import GrammarError, GrammarKind, compile_grammar
-from server.child_process import announce_ready, confine, limit_cpu
+from server.confined_child import announce_ready, confine, limit_cpu
 
 # CPU time, so that a busy machine refuses nothing that an idle one takes. A common schema takes a millisecond.
 MAX_CPU_S = 0.4

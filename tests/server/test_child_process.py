@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("each_event_loop")
 # Answers each line by running it.
 SCRIPT = """
 import resource, sys
-from server.child_process import announce_ready, confine, limit_cpu
+from server.confined_child import announce_ready, confine, limit_cpu
 confine(2**30)
 announce_ready()
 for line in sys.stdin:
