@@ -25,8 +25,8 @@ class ChildProcess:
     """A child process that runs `module` and has said that it is ready. Belongs to one event loop.
 
     The module calls `confine` and then `announce_ready` of `server.confined_child`. The child has a session of its own, so a
-    terminal's Ctrl-C reaches only the parent, and ends with the thread that started it. Of the environment it gets the import path
-    alone.
+    terminal's Ctrl-C reaches only the parent, and ends with the thread that started it. Of the environment it gets the import
+    path alone.
     """
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
