@@ -50,6 +50,8 @@ PARTIAL_SHARE = 1 / 3
 # A hypothesis is made of the utterance, or of its last seconds with some of the words that stand already.
 PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
 DRAFT_ONLY = SamplingOptions(max_tokens=0)
+# After a hypothesis that took longer the next one is a draft alone, which takes half as long.
+LONGEST_WRITING_S = 0.6
 
 
 @dataclass
@@ -191,7 +193,8 @@ class LiveSession:
         self._next_instruction: str | None = None
         self._prompt_ids = self._lay_out(self._instruction)
         # Hypotheses are the speech decoder's where there is one, and else the projector's draft.
-        self._writes_partials = models.speech is not None and models.word_timer is not None
+        self._can_write = models.speech is not None and models.word_timer is not None
+        self._hypothesis_took_s = 0.0
 
     @property
     def wants_listening(self) -> bool:
@@ -355,12 +358,13 @@ class LiveSession:
             return
         settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
+        is_written = self._can_write and self._hypothesis_took_s <= LONGEST_WRITING_S
         request = replace(
             self._new_request(self._audio.between(start, end), self._models.transcription_instruction),
-            sampling=SamplingOptions() if self._writes_partials else DRAFT_ONLY,
+            sampling=SamplingOptions() if is_written else DRAFT_ONLY,
             priority=max(Priority.PARTIAL, self._priority),
-            draft="exact" if self._writes_partials else "off",
-            word_times=self._writes_partials,
+            draft="exact" if is_written else "off",
+            word_times=is_written,
         )
         take_event = partial(self._take_partial, utterance, start, end)
         utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)
@@ -380,14 +384,14 @@ class LiveSession:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        if self._writes_partials:
-            words: Sequence[Word] = event.words or ()
-        else:
+        words: Sequence[Word] = event.words or ()
+        if sequence.drafts_only:
             path = sequence.encoded.require_draft().best_token
             words = read_words(path, self._models.frame_s, self._models.draft_tokeniser)
         changed = utterance.text.update(shift_words(words, start_s), end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
+        self._hypothesis_took_s = 0.0 if sequence.drafts_only else sequence.elapsed_s
         utterance.partial_due = end + round(pause_s * self._rate_hz)
         utterance.partial_due_at_s = time.monotonic() + pause_s
         if changed:

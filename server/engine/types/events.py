@@ -133,10 +133,10 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class Partial:
-    """The text of an utterance up to `end_s`, from the speech model alone.
+    """The text of an utterance up to `end_s`, whatever the instruction: what the speech model heard.
 
     It is `stable + tail`. Every later partial of this utterance begins with `stable`, which ends at `stable_end_s`; `tail` may
-    change. The answer comes from the LLM and may differ from both.
+    change. The answer comes from all of the utterance and may differ from both.
     """
 
     request_id: str

@@ -9,6 +9,7 @@ import pytest
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle
 from server.engine.engine import LocalEngine
+from server.engine.live import session
 from server.engine.runner.heard_words import read_words
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
@@ -59,7 +60,11 @@ def converse(models: Models, *, partials: bool) -> LiveClient:
     return client
 
 
-def test_hypotheses_come_from_the_speech_decoder_and_change_no_answer(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("longest_writing_s", [60.0, -1.0])
+def test_hypotheses_of_the_speech_decoder_and_drafts_change_no_answer(
+    models: Models, monkeypatch: pytest.MonkeyPatch, longest_writing_s: float
+) -> None:
+    monkeypatch.setattr(session, "LONGEST_WRITING_S", longest_writing_s)
     take_any_transcript(monkeypatch)
     quiet, talking = converse(models, partials=False), converse(models, partials=True)
     assert quiet.of(Partial) == []
