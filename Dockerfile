@@ -27,8 +27,8 @@ RUN python -m export.default_bundle --precision fp32 --cache-dir /srv/gpu/thinbr
 FROM environment AS server
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin thinbridge
 USER thinbridge
-# A container listens on all of its own addresses; who can reach them is decided by what is published, see docker-compose.yml.
-ENV THINBRIDGE_HOST=0.0.0.0 THINBRIDGE_PORT=8000 THINBRIDGE_INSECURE=true
+# A container listens on all of its own addresses, so it starts only with API keys: docker run -e THINBRIDGE_API_KEYS=...
+ENV THINBRIDGE_HOST=0.0.0.0 THINBRIDGE_PORT=8000
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]

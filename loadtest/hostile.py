@@ -4,13 +4,15 @@
     python -m loadtest.hostile --url http://127.0.0.1:8000 --only C1 H4
 
 For each attack, a victim is measured alone and then during the attack. The victim posts one 2 s clip every 0.3 s from an address
-of its own, and asks for `/health` every 0.2 s. All attackers share one other address and run in another process. Every attack is
-bounded: it ends with the victim's measurement and opens at most 40 connections. All but C3 speak only HTTP and WebSocket; C3
-needs the server's process id to kill its decode workers. Prints one table; exits with 1 if any attack misses the targets.
+of its own, and asks for `/health` every 0.2 s, each time on a new connection. All attackers share one other address and run in
+another process. Every attack ends with the victim's measurement. With the server's process id its memory is read before each
+attack, during it, and after `--settle-seconds`; C3, which kills decode workers, is left out without it. H2 is about a server that
+may open few files: start one after `ulimit -n 1024`. Prints one table; exits with 1 if any attack misses the targets.
 """
 
 import argparse
 import asyncio
+import dataclasses
 import io
 import ipaddress
 import itertools
@@ -25,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,19 +39,22 @@ import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from loadtest import raw_attacks
 from loadtest.clients.server import make_body
 from loadtest.clients.stream import stream_url
+from loadtest.raw_attacks import ATTACK_ADDRESS, repeated
 from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.footprint import Watch
 from loadtest.support.markdown import table
 from loadtest.support.process import process_tree
 from loadtest.support.statistics import percentile
 
 CLIP = Path(__file__).parent.parent / "server" / "assets" / "selfcheck.flac"
 RATE_HZ = 16_000
-VICTIM_ADDRESS, ATTACK_ADDRESS = "127.0.0.9", "127.0.0.2"
+VICTIM_ADDRESS = "127.0.0.9"
 VICTIM_PERIOD_S, HEALTH_PERIOD_S = 0.3, 0.2
 VICTIM_TIMEOUT_S = 60.0
-HEAD_START_S = 1.0
+HEAD_START_S = 2.0
 """How long an attack runs before the victim is measured."""
 RECOVERY_S = 90.0
 """How long the server gets to answer the victim again after an attack."""
@@ -76,11 +82,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Attack:
-    """One kind of attack. `run` is cancelled at its end; `victim_fields` are what the victim asks for meanwhile."""
+    """One kind of attack. `run` is cancelled at its end; `victim_fields` are what the victim asks for meanwhile.
+
+    The victim's clip is repeated `victim_repeats` times.
+    """
 
     summary: str
     run: Callable[[Target], Coroutine[Any, Any, None]]
     victim_fields: Fields = lambda _number: {}
+    victim_repeats: int = 1
 
 
 @dataclass
@@ -201,6 +211,13 @@ def _light_constraint(number: int) -> Mapping[str, str]:
     return {"choice": json.dumps(["yes", "no", f"number {time.monotonic_ns()} {number}"])}
 
 
+def _raw(attack: raw_attacks.Attack) -> Callable[[Target], Coroutine[Any, Any, None]]:
+    async def run(target: Target) -> None:
+        await attack(target.url)
+
+    return run
+
+
 ATTACKS = {
     "C1": Attack("12 live sessions flood `update` messages", _update_flood),
     "H4": Attack("one address floods with 40 connections", _flood(40, lambda _number: {})),
@@ -210,6 +227,18 @@ ATTACKS = {
     "M2": Attack("one live session sends flat out", _speech_flat_out(1)),
     "M2-16": Attack("16 live sessions send flat out", _speech_flat_out(16)),
     "M4": Attack("16 connections send heavy constraints", _flood(16, _heavy_schema), _light_constraint),
+    "C2": Attack("one connection sends 1-byte chunks to `/health`", _raw(repeated(1, raw_attacks.send_one_byte_chunks))),
+    "C2-post": Attack("4 connections post 1-byte chunks", _raw(repeated(4, raw_attacks.post_one_byte_chunks))),
+    "H1": Attack("12 connections break uploads of 33 MB off", _raw(repeated(12, raw_attacks.break_upload_off))),
+    "H2": Attack("1,100 connections say nothing", _raw(repeated(1100, raw_attacks.say_nothing))),
+    "H2-half": Attack("600 connections send half a head", _raw(repeated(600, raw_attacks.send_half_a_head))),
+    "H2-deaf": Attack("50 connections read no answers", _raw(repeated(50, raw_attacks.read_no_answers))),
+    "H3": Attack("36 connections announce uploads", _raw(repeated(36, raw_attacks.announce_upload))),
+    "H3-slow": Attack("200 connections send a byte per second", _raw(repeated(200, raw_attacks.drip_upload))),
+    "H6": Attack("8 connections post 8 MB of `OggS`", _raw(repeated(8, raw_attacks.post_ogg_bomb))),
+    "M1": Attack("16 live sessions say nothing", _raw(repeated(16, raw_attacks.squat)), victim_repeats=20),
+    "M3": Attack("40 connections claim other addresses", _raw(repeated(40, raw_attacks.pretend_to_be_others))),
+    "W1": Attack("20 WebSockets leave 15 MiB unfinished", _raw(repeated(20, raw_attacks.leave_frame_unfinished))),
     # The last, because a server that does not replace its decode workers answers nothing afterwards.
     "C3": Attack("the idle decode workers are killed", _nothing),
 }
@@ -226,8 +255,9 @@ def kill_decode_workers(server_pid: int) -> int:
     return killed
 
 
-def _attack(name: str, target: Target) -> None:
-    """Run one attack until the process is terminated."""
+def _attack(name: str, target: Target, begun: Event) -> None:
+    """Run one attack until the process is terminated; `begun` is set once it has started, which takes a while."""
+    begun.set()
     asyncio.run(ATTACKS[name].run(target))
 
 
@@ -276,7 +306,7 @@ class Victim:
 
     def _client(self, timeout_s: float) -> httpx.Client:
         transport = httpx.HTTPTransport(local_address=VICTIM_ADDRESS)
-        return httpx.Client(base_url=self._target.url, transport=transport, timeout=timeout_s)
+        return httpx.Client(base_url=self._target.url, transport=transport, timeout=timeout_s, headers={"connection": "close"})
 
     def _ask(self, client: httpx.Client, number: int) -> str:
         body = make_body(self._target.clip(), **self._fields(number))
@@ -305,6 +335,8 @@ class Outcome:
     alone: Measurement
     attacked: Measurement
     recovered_s: float | None
+    memory_mib: tuple[float, float, float] | None = None
+    """Resident memory of all processes before, at most during, and after; None without the server's process id."""
 
     @property
     def meets_targets(self) -> bool:
@@ -314,13 +346,30 @@ class Outcome:
         return self.attacked.answered >= MIN_ANSWERED and attacked_s <= MAX_SLOWDOWN * alone_s
 
 
-def carry_out(name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float) -> Outcome:
+def carry_out(
+    name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float, settle_s: float = 0.0
+) -> Outcome:
     """Measure the victim alone and under one attack. The attack is over when this returns."""
-    victim = Victim(target, ATTACKS[name].victim_fields)
+    if server_pid is None:
+        return _measure(name, target, None, alone_s, attack_s)
+    with Watch(server_pid, 0.5) as watch:
+        before_mib = watch.read().total_mib
+        outcome = _measure(name, target, server_pid, alone_s, attack_s)
+    if settle_s:
+        time.sleep(settle_s)
+    return dataclasses.replace(outcome, memory_mib=(before_mib, watch.peak().total_mib, Watch(server_pid, 1.0).read().total_mib))
+
+
+def _measure(name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float) -> Outcome:
+    samples = np.tile(target.samples, ATTACKS[name].victim_repeats)
+    victim = Victim(Target(target.url, samples), ATTACKS[name].victim_fields)
     victim.wait_for_answer(RECOVERY_S)
     alone = victim.measure(alone_s)
-    attackers = multiprocessing.get_context("spawn").Process(target=_attack, args=(name, target), daemon=True)
+    processes = multiprocessing.get_context("spawn")
+    begun = processes.Event()
+    attackers = processes.Process(target=_attack, args=(name, target, begun), daemon=True)
     attackers.start()
+    begun.wait(VICTIM_TIMEOUT_S)
     try:
         if name == "C3" and server_pid is not None:
             print(f"C3: killed {kill_decode_workers(server_pid)} decode workers", flush=True)
@@ -335,7 +384,15 @@ def carry_out(name: str, target: Target, server_pid: int | None, alone_s: float,
 def report(outcomes: list[Outcome]) -> str:
     """Return the outcomes as a Markdown table; latencies are in milliseconds."""
     head = ["attack", "what it does", "requests", "answered", "other outcomes", "p50 alone", "p95 alone", "p50 attacked"]
-    head += ["p95 attacked", "x alone", "/health max", "recovered after", "targets met"]
+    head += [
+        "p95 attacked",
+        "x alone",
+        "/health p95",
+        "/health max",
+        "recovered after",
+        "memory before, most, after",
+        "targets met",
+    ]
     rows = []
     for outcome in outcomes:
         alone, attacked = outcome.alone, outcome.attacked
@@ -351,8 +408,10 @@ def report(outcomes: list[Outcome]) -> str:
                 others or "-",
                 *(None if seconds is None else f"{1000 * seconds:.0f}" for seconds in times),
                 None if slowdown is None else f"{slowdown:.1f}",
+                f"{1000 * percentile(attacked.health_s, 95):.0f}" if attacked.health_s else None,
                 f"{1000 * max(attacked.health_s, default=0.0):.0f}",
                 "never" if outcome.recovered_s is None else f"{outcome.recovered_s:.1f} s",
+                None if outcome.memory_mib is None else ", ".join(f"{each:.0f}" for each in outcome.memory_mib) + " MiB",
                 "yes" if outcome.meets_targets else "NO",
             ]
         )
@@ -395,6 +454,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"which attacks; default: all of {', '.join(ATTACKS)}")
     parser.add_argument("--server-pid", type=int, help="the server's process id, which C3 needs")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the victim is measured under each attack")
+    parser.add_argument("--settle-seconds", type=float, default=0.0, help="how long memory gets to come back after each attack")
     parser.add_argument("--alone-seconds", type=float, default=6.0, help="how long it is measured alone before each attack")
     arguments = parser.parse_args()
     try:
@@ -409,7 +469,8 @@ def main() -> int:
     outcomes = []
     for name in names:
         print(f"{name}: {ATTACKS[name].summary} ...", flush=True)
-        outcomes.append(carry_out(name, target, arguments.server_pid, arguments.alone_seconds, arguments.seconds))
+        times_s = (arguments.alone_seconds, arguments.seconds, arguments.settle_seconds)
+        outcomes.append(carry_out(name, target, arguments.server_pid, *times_s))
         print(report(outcomes[-1:]), flush=True)
     print(report(outcomes))
     return 0 if all(outcome.meets_targets for outcome in outcomes) else 1

@@ -92,14 +92,15 @@ def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
         engine.drain(0)
 
 
-def mic_command(options: argparse.Namespace, _settings: Settings) -> int:
+def mic_command(options: argparse.Namespace, settings: Settings) -> int:
     """Play a file or stdin into a running server; the answers go to stdout, the waits for them to stderr."""
     from server.client.mic import MicError, MicSession, json_view, open_connection, open_source, text_view
 
     show_event = json_view(sys.stdout) if options.json else text_view(sys.stdout, is_terminal=sys.stdout.isatty())
     try:
         source = open_source(options.file, options.rate)
-        with open_connection(options.url) as connection:
+        key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        with open_connection(options.url, key) as connection:
             summary = MicSession(connection, source, options.speed, show_event).run({"instruction": options.instruction})
     except (ServeError, OSError) as error:
         raise CommandError(f"{options.file}: {error.strerror if isinstance(error, OSError) else error}") from None
@@ -262,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         "-i", "--instruction", default=DEFAULT_INSTRUCTION, help="what to do with each utterance (default: %(default)s)"
     )
     mic.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is (default: %(default)s)")
+    mic.epilog = "A server that needs an API key gets the one in THINBRIDGE_API_KEY."
     mic.add_argument("--rate", type=_positive, help="sample rate of raw PCM in Hz (default: 16000 where stdin is no audio file)")
     mic.add_argument("--speed", type=_not_negative, default=1.0, help="1 is real time, 0 as fast as it goes (default: 1)")
     mic.add_argument("--json", action="store_true", help="print every event as a line of JSON")

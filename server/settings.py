@@ -47,6 +47,9 @@ class Settings(BaseSettings):
         default=None,
         description="API keys that clients need, by commas, each as KEY or NAME:KEY, of at least 16 characters.",
     )
+    api_key: SecretStr | None = Field(
+        default=None, description="API key that `thinbridge mic` sends to a server that needs one; `serve` ignores the setting."
+    )
     api_keys_file: Path | None = Field(
         default=None, description="File with an API key in each line, as above, and limits of its own (docs/security.md)."
     )
@@ -107,10 +110,7 @@ class Settings(BaseSettings):
         description="Requests that may wait for a slot; beyond it the answer is 429. Unset means 128 on a GPU.",
     )
     threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="Threads of the model runtime; unset means one per CPU core, or as a container's quota allows.",
+        default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
     )
 
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device on which the models compute.")

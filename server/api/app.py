@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match
 
 from models.protocols import BackendError
 from server.api.access.guard import AccessGuard
@@ -29,10 +30,11 @@ from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
 from server.api.openai.routes import openai_router
 from server.api.openai_realtime.stream import realtime_router
+from server.api.reference import reference_page
 from server.constraints.sandbox import GrammarSandbox
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
 from server.settings import Settings
 
@@ -62,6 +64,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         summary="Audio and an instruction in, text out.",
         version="1",
         lifespan=_lifespan(context),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -116,14 +119,22 @@ def _start_engine(context: ServerContext) -> None:
 def _add_operations(app: FastAPI, context: ServerContext) -> None:
     page = PAGE.read_text(encoding="utf-8")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def show_reference() -> Response:
+        return HTMLResponse(reference_page(app.openapi()), headers=PAGE_HEADERS)
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Liveness: the process answers")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", summary="Readiness: the engine takes requests", responses={503: {"model": ErrorReply}})
     async def ready() -> dict[str, str]:
         context.require_ready()
@@ -150,7 +161,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         404: NotFound("There is nothing at this address."),
         405: MethodNotAllowed("This address does not take this method."),
     }
-    response = error_response(request.scope, known.get(error.status_code, InvalidRequest("The request is malformed.")))
+    refusal = known.get(error.status_code, InvalidRequest("The request is malformed."))
+    as_socket = {**request.scope, "type": "websocket"}
+    if error.status_code == 404 and any(route.matches(as_socket)[0] is Match.FULL for route in request.app.routes):
+        refusal = UpgradeRequired("This address takes WebSockets.")
+    response = error_response(request.scope, refusal)
     response.headers.update(error.headers or {})
     return response
 

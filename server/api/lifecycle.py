@@ -23,6 +23,7 @@ from server.api.access.proxies import TrustedProxies
 from server.api.access.shares import Shares
 from server.api.app import create_app
 from server.api.context import ServerContext
+from server.api.draining import DrainingServer
 from server.api.http import ConnectionLimits
 from server.api.native.messages import MAX_FRAME_BYTES
 from server.api.options import DEFAULT_INSTRUCTION
@@ -115,9 +116,10 @@ def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
         timeout_keep_alive=settings.keep_alive_timeout_s,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        # By then `DrainingServer` has waited for all that may still come.
+        timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, app.state.context)
 
 
 def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:

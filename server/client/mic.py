@@ -215,8 +215,11 @@ def fit_line(stable: str, tail: str, columns: int) -> str:
     return f"{stable}{DIM}{tail}{PLAIN}"
 
 
-def open_connection(url: str) -> ClientConnection:
-    """Return a connection to `/v1/stream` of the server at `url`, with nothing sent yet. Raises `MicError`."""
+def open_connection(url: str, key: str | None = None) -> ClientConnection:
+    """Return a connection to `/v1/stream` of the server at `url`, with nothing sent yet. Raises `MicError`.
+
+    `key` is the API key, for a server that needs one.
+    """
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     address = parts._replace(scheme=scheme, path=parts.path.rstrip("/") + "/v1/stream").geturl()
@@ -229,6 +232,7 @@ def open_connection(url: str) -> ClientConnection:
             max_size=MAX_EVENT_BYTES,
             close_timeout=CLOSE_TIMEOUT_S,
             ping_interval=None,
+            additional_headers={} if key is None else {"Authorization": f"Bearer {key}"},
         )
     except InvalidStatus as error:
         raise MicError(_refusal(error.response.status_code, bytes(error.response.body or b""))) from None

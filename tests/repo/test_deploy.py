@@ -131,6 +131,24 @@ def test_nothing_is_published_beyond_this_machine() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+@pytest.mark.parametrize("service", ["server", "server-gpu"])
+def test_no_container_serves_others_without_keys(service: str) -> None:
+    assert "THINBRIDGE_INSECURE" not in environment_of(SERVICES[service]["build"]["target"])
+    environment = SERVICES[service]["environment"]
+    assert "THINBRIDGE_INSECURE" not in environment
+    # Compose refuses to start without a value.
+    assert environment["THINBRIDGE_API_KEYS"].startswith("${THINBRIDGE_API_KEYS:?")
+
+
+def test_prometheus_gets_the_metrics() -> None:
+    jobs = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())["scrape_configs"]
+    host, _port = jobs[0]["static_configs"][0]["targets"][0].split(":")
+    for service in ("server", "server-gpu"):
+        environment = SERVICES[service]["environment"]
+        assert environment["THINBRIDGE_PUBLIC_METRICS"] == "true"
+        assert environment["THINBRIDGE_ALLOWED_HOSTS"] == f"${{THINBRIDGE_ALLOWED_HOSTS:-{host}}}"
+
+
 def test_images_are_pinned() -> None:
     for image in [service["image"] for service in SERVICES.values() if "build" not in service] + [STAGES["environment"]]:
         assert re.search(r":v?\d+\.\d+", image), image

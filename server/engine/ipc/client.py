@@ -92,6 +92,7 @@ class ProcessEngine:
         self._child: EngineChild | None = None
         self._report = EngineStats(ready=False, waiting=0, running=0, slots=0, queue_limit=0)
         self._silent_s = 0.0
+        self._is_stuck = False
         self._past_counters = EngineCounters()
         self._starts = 0
         self._start_error: str | None = None
@@ -181,7 +182,7 @@ class ProcessEngine:
     @property
     def _ready(self) -> bool:
         heard = self._silent_s < self._stall_timeout_s * SILENCE_BEFORE_NOT_READY
-        return self._child is not None and heard and not self._draining
+        return self._child is not None and heard and not self._is_stuck and not self._draining
 
     def _supervise(self) -> None:
         pause_s = 0.0
@@ -246,7 +247,7 @@ class ProcessEngine:
             if (problem := watchdog.problem) is not None:
                 raise _ChildLostError(problem)
             with self._changed:
-                self._silent_s = watchdog.silent_s
+                self._silent_s, self._is_stuck = watchdog.silent_s, watchdog.is_stuck
                 if time.monotonic() > self._stop_at_s or (self._stop_at_s != float("inf") and self._child is not child):
                     return
 
@@ -256,7 +257,7 @@ class ProcessEngine:
                 raise _ChildLostError("its engine has stopped")
             if self._child is not child:
                 logger.info("the engine's process %d is ready", child.process_id)
-            self._child, self._report, self._silent_s = child, report, 0.0
+            self._child, self._report, self._silent_s, self._is_stuck = child, report, 0.0, False
             self._changed.notify_all()
 
     def _deliver(self, serial: Address, event: Event | LiveEvent) -> None:

@@ -127,6 +127,11 @@ class Watchdog:
         self._progress = progress
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the child has had work without progress for half of the time after which it has to be replaced."""
+        return self.stuck_s > self._stall_limit_s / 2
+
+    @property
     def problem(self) -> str | None:
         """Why the child has to be replaced; None while it is well."""
         if self.silent_s > self._silence_limit_s:

@@ -246,6 +246,22 @@ def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer)
     assert set(post["responses"]["200"]["content"]) == media
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/health", "/ready"])
+def test_probes_may_ask_for_the_head_only(server: LiveServer, path: str) -> None:
+    reply = server.client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_the_reference_loads_nothing_from_elsewhere(server: LiveServer) -> None:
+    reply = server.client.get("/docs")
+    assert "<script" not in reply.text
+    assert "http://" not in reply.text
+    assert "https://" not in reply.text
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "POST /v1/instruct" in reply.text
+    assert "max_tokens" in reply.text
+
+
 def test_the_page_is_self_contained(server: LiveServer) -> None:
     response = server.client.get("/")
     assert response.headers["content-type"].startswith("text/html")

@@ -201,3 +201,16 @@ def test_the_real_edge_understands_it(clip: str, capsys: pytest.CaptureFixture[s
         assert cli.main(["mic", clip, "--url", server.url, "-i", "Say it.", "--speed", "0"]) == 0
     texts = [line.split("  [")[0].split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
     assert texts == ["Say it. 0", "Say it. 1", "Say it. 2", "Say it. 3"]
+
+
+def test_a_server_with_keys_gets_the_key_of_the_environment(
+    clip: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine()
+    with live_server(engine, api_keys="k" * 16) as server:
+        wait_until(lambda: engine.stats().ready)
+        command = ["mic", clip, "--url", server.url, "--speed", "0"]
+        assert cli.main(command) == 2
+        assert "needs an API key" in capsys.readouterr().err
+        monkeypatch.setenv("THINBRIDGE_API_KEY", "k" * 16)
+        assert cli.main(command) == 0

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,11 +23,20 @@ KEY, OTHER_KEY = "first-key-0123456789", "second-key-0123456789"
 CLIP = audio_file(tone(0.6, 16_000), 16_000, "FLAC", "PCM_16")
 BEARER = {"authorization": f"Bearer {KEY}"}
 APP = create_app(FakeEngine(), Settings())
+
+
+def all_routes(routes: Iterable[Any]) -> Iterator[Any]:
+    """Yield routes, those of included routers too."""
+    for route in routes:
+        yield from all_routes(route.original_router.routes) if hasattr(route, "original_router") else [route]
+
+
+ROUTES = list(all_routes(APP.routes))
 HTTP_ROUTES = sorted(
-    [(method, route.path) for route in APP.routes if isinstance(route, APIRoute) for method in route.methods or ()]
-    + [("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/v1/later")]
+    {(method, route.path) for route in ROUTES if isinstance(route, APIRoute) for method in (route.methods or set()) - {"HEAD"}}
+    | {("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/v1/later")}
 )
-SOCKET_ROUTES = [route.path for route in APP.routes if isinstance(route, APIWebSocketRoute)] + ["/v1/later"]
+SOCKET_ROUTES = sorted({route.path for route in ROUTES if isinstance(route, APIWebSocketRoute)} | {"/v1/later"})
 PROBES = ("/health", "/ready")
 WRONG = [
     {"authorization": "Bearer wrong-key-0123456789"},
@@ -71,6 +81,11 @@ def refused_socket(server: LiveServer, path: str, **headers: str) -> tuple[int, 
 def code_of(response: httpx.Response) -> str:
     body = response.json()
     return error_code(response) if "error" in body else str(body["err_code"]).lower()
+
+
+def test_the_routes_are_found() -> None:
+    assert ("POST", "/v1/instruct") in HTTP_ROUTES
+    assert "/v1/stream" in SOCKET_ROUTES
 
 
 @pytest.mark.parametrize(("method", "path"), HTTP_ROUTES)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from server.api.context import PLACES_BEYOND_ENGINE
 from server.engine.types.events import Failed
@@ -108,7 +109,15 @@ def test_a_server_that_is_not_ready() -> None:
 
 
 def test_a_request_that_is_no_websocket(server: LiveServer) -> None:
-    assert server.client.get("/v1/stream").status_code == 404
+    reply = server.client.get("/v1/stream")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (426, "upgrade_required")
+
+
+def test_a_websocket_at_an_address_that_has_none(server: LiveServer) -> None:
+    for path in ("/v1/nothing", "/health", "/v1/instruct"):
+        with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{server.port}{path}", proxy=None):
+            pass
+        assert code_of(refused.value) == (404, "not_found")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ def test_work_without_progress_is_being_stuck(busy: EngineStats) -> None:
     assert watchdog.problem == "it had work and made no progress for 2 s"
 
 
+def test_being_stuck_shows_before_the_child_is_replaced() -> None:
+    """The server is not ready meanwhile."""
+    busy = report(1, running=1)
+    assert not watchdog_after(busy).is_stuck
+    stuck = watchdog_after(busy, busy)
+    assert stuck.is_stuck
+    assert stuck.problem is None
+    assert not watchdog_after(busy, busy, report(2, running=1)).is_stuck
+
+
 def test_a_step_or_progress_or_an_empty_engine_is_not() -> None:
     assert watchdog_after(report(1, running=1), report(1, running=1), report(2, running=1)).stuck_s == pytest.approx(1)
     assert watchdog_after(report(1, running=1), report(1, running=1), report(1, 1, progress=1)).stuck_s == pytest.approx(1)
