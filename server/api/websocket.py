@@ -10,7 +10,7 @@ import select
 import socket
 from typing import Any
 
-from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, WebSocketReceiveEvent
 from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -23,6 +23,9 @@ RECEIVE_BUFFER_BYTES = 64 * 1024
 # Bytes that are parsed at a time, so that many small frames hold up no other connection.
 PIECE_BYTES = 8192
 MAX_FRAGMENTS = 1024
+# Messages that may wait for the handler, and their bytes: half a minute of audio. Pings behind them are answered.
+MAX_WAITING_MESSAGES = 1024
+MAX_WAITING_BYTES = 2**20
 # Interval of checks on a connection that is not being read.
 CHECK_S = 1.0
 # Time for a peer to read the last bytes and to close.
@@ -47,8 +50,9 @@ class Connection:
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """The protocol class for uvicorn's `ws` setting.
 
-    Reading stops while messages wait for the handler, and while the peer does not read. A peer that left is
-    noticed within `CHECK_S` even then. Once the handler is done, the connection is gone within `CLOSE_S`, whatever the peer does.
+    Reading stops while `MAX_WAITING_MESSAGES` or `MAX_WAITING_BYTES` wait for the handler, and while the peer does not read. A
+    peer that left is noticed within `CHECK_S` even then. Once the handler is done, the connection is gone within `CLOSE_S`,
+    whatever the peer does.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         super().__init__(config, server_state, {**app_state, STATE: self._connection}, _loop)
         self._received = False
         self._unread = bytearray()
+        self._waiting_bytes = 0
         self._reading: asyncio.Handle | None = None
         self._checking: asyncio.TimerHandle | None = None
         self._aborting: asyncio.TimerHandle | None = None
@@ -93,6 +98,9 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await super().receive()
+        if message["type"] == "websocket.receive":
+            self._waiting_bytes -= _size(message)
+        self._pause_or_continue()
         self._continue_reading()
         return message
 
@@ -129,7 +137,10 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             # uvicorn would log a traceback for each such message.
             self._refuse(CloseCode.INVALID_DATA)
         else:
+            if not self.close_sent:
+                self._waiting_bytes += sum(map(len, self.frames))
             super().send_receive_event_to_app()
+            self._pause_or_continue()
 
     def handle_parser_exception(self) -> None:
         # Further bytes are read and dropped: closing at once would reset the connection before the peer learns why.
@@ -174,6 +185,10 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self.conn.fail(code)
         self.handle_parser_exception()
 
+    def _pause_or_continue(self) -> None:
+        """Say whether so much waits for the handler that no more is read."""
+        self.read_paused = self._waiting_bytes >= MAX_WAITING_BYTES or self.queue.qsize() >= MAX_WAITING_MESSAGES
+
     def _continue_reading(self) -> None:
         """Parse the bytes that came, as far as the handler and the peer follow; only then read more from the network.
 
@@ -205,3 +220,9 @@ def hung_up(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def _size(message: WebSocketReceiveEvent) -> int:
+    """Return the bytes of a message in the frames that it came in."""
+    content = message.get("bytes")
+    return len((message.get("text") or "").encode()) if content is None else len(content)

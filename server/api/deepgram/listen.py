@@ -44,7 +44,7 @@ def listen_router(context: ServerContext) -> APIRouter:
 
     @router.websocket("/v1/listen")
     async def listen(socket: WebSocket) -> None:
-        options = read_options(socket.query_params)
+        options = read_options(socket.query_params, context.engine.model_name)
         await serve_socket(
             context,
             socket,
@@ -60,7 +60,7 @@ def listen_router(context: ServerContext) -> APIRouter:
 async def _transcribe(request: Request, context: ServerContext) -> Response:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         raise InvalidRequest("This server fetches nothing from a url; send the audio as the body.", param="url")
-    options = read_options(request.query_params)
+    options = read_options(request.query_params, context.engine.model_name)
 
     async def understand(body: bytearray) -> Call:
         audio = bytes(body)

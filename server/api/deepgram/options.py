@@ -40,7 +40,7 @@ class ListenOptions:
     `silence_s` ends an utterance. `utterance_end_s` is the gap after which an end of utterance is told, None for never.
     """
 
-    model: str = "default"
+    model: str
     language: str | None = None
     keywords: tuple[str, ...] = ()
     encoding: PcmFormat | None = None
@@ -72,7 +72,7 @@ class ListenOptions:
         )
 
 
-def read_options(query: QueryParams) -> ListenOptions:
+def read_options(query: QueryParams, default_model: str) -> ListenOptions:
     """Return the options of a query. Raises `InvalidRequest` for the first that is wrong or cannot be honoured."""
     for name in UNSUPPORTED:
         if any(value.lower() not in FALSE for value in query.getlist(name)):
@@ -81,7 +81,7 @@ def read_options(query: QueryParams) -> ListenOptions:
     endpointing = query.get("endpointing", "true").lower()
     utterance_end_ms = query.get("utterance_end_ms", "false").lower()
     return ListenOptions(
-        model=query.get("model", "default")[:MAX_NAME_CHARACTERS],
+        model=query.get("model", default_model)[:MAX_NAME_CHARACTERS],
         language=_read_language(query),
         keywords=(*query.getlist("keyterm"), *(word.partition(":")[0] for word in query.getlist("keywords"))),
         encoding=encoding,

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from server.api.live.closing import CloseReason
 from server.api.live.session import SocketSession
+from server.api.openai.served_models import ServedModels
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import BetaShape, Item, Shape
 from server.api.openai_realtime.schema import Append, BetaSession, Session, SessionOptions, parse, read_object
@@ -53,8 +54,9 @@ class RealtimeDialect:
     before it is committed.
     """
 
-    def __init__(self, session: SocketSession, *, model: str, beta: bool = False) -> None:
+    def __init__(self, session: SocketSession, models: ServedModels, *, model: str, beta: bool = False) -> None:
         self._session = session
+        self._models = models
         self._options = SessionOptions()
         expires_at = int(time.time() + session.context.settings.live_max_session_s)
         self._shape_arguments = (events.make_id("sess"), expires_at, model)
@@ -136,6 +138,7 @@ class RealtimeDialect:
                 raise InvalidRequest(f"A transcription session has no event {other[:64]!r}.", param="type")
 
     async def _update(self, options: SessionOptions) -> None:
+        self._models.resolve(options.transcription.model)
         before, self._refused = self._options, False
         if options.live_request("") != before.live_request("") or options.format != before.format:
             await self._session.renew()

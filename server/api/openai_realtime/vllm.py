@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from server.api.live.closing import CloseReason
 from server.api.live.session import SocketSession
+from server.api.openai.served_models import ServedModels
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import Item
 from server.api.openai_realtime.schema import Append, Lenient, SessionOptions, parse, read_object
@@ -21,6 +22,10 @@ from server.errors import InvalidRequest, ServeError
 RATE_HZ = 16_000
 
 
+class Update(Lenient):
+    model: str
+
+
 class Commit(Lenient):
     final: bool = False
 
@@ -28,8 +33,9 @@ class Commit(Lenient):
 class VllmDialect:
     """`Dialect` of one transcript after another: it begins with `commit` and ends with a commit that is `final`."""
 
-    def __init__(self, session: SocketSession) -> None:
+    def __init__(self, session: SocketSession, models: ServedModels) -> None:
         self._session = session
+        self._models = models
         self._item = Item()
         options = SessionOptions()
         stream = PcmStream(PcmFormat(RATE_HZ), session.context.engine.sample_rate_hz)
@@ -52,7 +58,7 @@ class VllmDialect:
             content = await beside_loop(read_object, message)
             match content["type"]:
                 case "session.update":
-                    pass
+                    self._models.resolve(parse(Update, content).model)
                 case "input_audio_buffer.append":
                     await self._session.push_audio(await beside_loop(decode_audio, parse(Append, content).audio))
                 case "input_audio_buffer.commit":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from server.api import lifecycle as launch
-from server.api.websocket import PIECE_BYTES, RECEIVE_BUFFER_BYTES, WebSocketConnection
+from server.api.websocket import MAX_WAITING_MESSAGES, PIECE_BYTES, RECEIVE_BUFFER_BYTES, WebSocketConnection
 from server.engine.types.requests import Audio
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
 from tests.support.clients.stream_client import BINARY, PING, TEXT, close_code, frame, metric, pcm, raw_socket, streaming
@@ -75,7 +75,24 @@ def test_few_messages_wait_however_small_they_are(server: LiveServer, engine: Fa
         connection = server_side(server)
         wait_until(lambda: not connection.queue.empty())
         time.sleep(0.1)
-        assert connection.queue.qsize() <= PIECE_BYTES / len(frame(BINARY, b""))
+        assert connection.queue.qsize() <= MAX_WAITING_MESSAGES + PIECE_BYTES / len(frame(BINARY, b""))
+
+
+def test_pings_are_answered_while_the_engine_is_behind(server: LiveServer, engine: FakeEngine) -> None:
+    """Half a minute of audio waits, which is a mebibyte."""
+    with streaming(server) as client:
+        client.start(partials=False)
+        (session,) = engine.sessions.values()
+        engine.listens = False
+        for _ in range(60):
+            client.say(pcm(0.5))
+        assert client.socket.ping().wait(10)
+        assert session.audio_s < 2.0
+        engine.listens = True
+        engine.push(session.request.id, Audio(np.empty(0, np.float32)))
+        client.tell("end")
+        events, _ = client.events()
+    assert events[-1]["audio_s"] == 30.0
 
 
 @pytest.mark.usefixtures("quick_pings")

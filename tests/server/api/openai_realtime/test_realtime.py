@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from server.engine.types.events import Failed, Problem
 from server.engine.types.options import VoiceOptions
@@ -65,7 +66,7 @@ def test_a_session_begins_with_its_options_and_no_place_in_the_engine(server: Li
     assert session["audio"]["input"] == {
         "format": {"type": "audio/pcm", "rate": 24_000},
         "noise_reduction": None,
-        "transcription": {"model": "default", "language": None, "prompt": None},
+        "transcription": {"model": engine.model_name, "language": None, "prompt": None},
         "turn_detection": {
             "type": "server_vad",
             "threshold": 0.5,
@@ -416,6 +417,15 @@ def test_the_beta_shape(server: LiveServer, engine: FakeEngine) -> None:
     assert request.language == "en"
     assert f"{ITEM}.created" in types(events)
     assert events[-1]["transcript"] == TEXT.format(0)
+
+
+def test_models_that_are_not_served(server: LiveServer) -> None:
+    with pytest.raises(InvalidStatus, match="404"), realtime(server, "?model=other"):
+        pass
+    with realtime(server, "?model=whisper-1") as client:
+        assert client.event()["session"]["audio"]["input"]["transcription"]["model"] == "whisper-1"
+        client.tell("session.update", session={"audio": {"input": {"transcription": {"model": "other"}}}})
+        assert client.event()["error"]["code"] == "model_not_found"
 
 
 def test_the_subprotocol_is_agreed_on(server: LiveServer) -> None:

@@ -46,7 +46,7 @@ def test_transcripts_between_commits(server: LiveServer) -> None:
         created = event(client)
         assert created["type"] == "session.created"
         assert created["id"].startswith("sess_")
-        client.tell("session.update", model="any")
+        client.tell("session.update", model="whisper-1")
         deltas, done = transcript(client, 1.5)
         _, again = transcript(client, 1.0)
         _, empty = transcript(client, 0.0)
@@ -61,7 +61,9 @@ def test_transcripts_between_commits(server: LiveServer) -> None:
 def test_errors_are_plain_and_keep_the_session(server: LiveServer) -> None:
     with realtime(server, "") as client:
         event(client)
-        client.tell("session.update", model="any")
+        client.tell("session.update", model="whisper-1")
+        client.tell("session.update", model="other")
+        assert event(client)["code"] == "model_not_found"
         client.tell("nonsense")
         assert event(client) == {"type": "error", "error": "There is no event 'nonsense'.", "code": "invalid_request"}
         assert transcript(client, 0.5)[1]["text"] == TEXT.format(0)
