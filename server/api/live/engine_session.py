@@ -119,6 +119,9 @@ class EngineSession:
         self._speaking: int | None = None
         # Whether each flush that is not answered yet came from the client.
         self._flushes: deque[bool] = deque()
+        # After the end of the audio, which answers everything, so these are answered with it.
+        self._late_flushes: list[Flush] = []
+        self._is_ending = False
         self._ended = asyncio.Event()
         engine.open_live(request, self._receive_event)
 
@@ -153,6 +156,9 @@ class EngineSession:
         self._inputs.change_instruction(change)
 
     def push_flush(self, flush: Flush) -> None:
+        if self._is_ending:
+            self._late_flushes.append(flush)
+            return
         self._flushes.append(True)
         self._inputs.push_flush(flush)
 
@@ -162,6 +168,7 @@ class EngineSession:
         self._inputs.push_flush(Flush("end-of-utterance"))
 
     def push_end(self) -> None:
+        self._is_ending = True
         self._inputs.push_end()
 
     async def wait_ended(self) -> None:
@@ -190,6 +197,9 @@ class EngineSession:
                 return
             case Ended() | Failed():
                 self._ended.set()
+        if isinstance(event, Ended):
+            for flush in self._late_flushes:
+                self._take_event(Flushed(self._id, flush.marker))
         self._take_event(_shifted(event, self._start))
 
 
