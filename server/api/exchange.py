@@ -20,6 +20,7 @@ from server.api.disconnect import TimeLimit, while_client_stays
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
 from server.audio.raw import RawFormat
 from server.engine.types.events import Basis, Done, Failed, TokenLogprob
+from server.engine.types.options import Scope as AnswerScope
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
@@ -88,7 +89,8 @@ class Call:
     """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
 
     `request.deadline_s` counts from the request's start. With `cut_at_pauses` audio of any length is cut as long audio is, by
-    `voice`. `raw` is the format of a file without a header. `params` are the dialect's names for our fields, for errors.
+    `voice`, and answered by `scope`. `raw` is the format of a file without a header. `params` are the dialect's names for our
+    fields, for errors.
     """
 
     audio: bytes
@@ -98,6 +100,7 @@ class Call:
     raw: RawFormat | None = None
     cut_at_pauses: bool = False
     voice: VoiceOptions = field(default_factory=VoiceOptions)
+    scope: AnswerScope | None = None
     params: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -197,6 +200,7 @@ async def _build_job(context: ServerContext, request: Request, call: Call, limit
         engine_request,
         cut_at_pauses=call.cut_at_pauses,
         voice=call.voice,
+        scope=call.scope,
         on_progress=limit.extend,
         raw=call.raw,
     )

@@ -13,7 +13,7 @@ from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.engine.types.events import Basis, Event
-from server.engine.types.options import VoiceOptions
+from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
 from server.jobs.long_audio import BLOCK_S, VOICE, LongAudioJob
@@ -96,13 +96,14 @@ async def build_job(
     on_progress: Callable[[], None],
     voice: VoiceOptions = VOICE,
     raw: RawFormat | None = None,
+    scope: Scope | None = None,
 ) -> ShortAudioJob | LongAudioJob:
     """Decode the audio of `request` from `file`, and return its work, ready to be started. `raw` is for files without a header.
 
     `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
-    only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice`, and its job
-    calls `on_progress` whenever it gets on. Raises the errors of `AudioStream`, and `InvalidRequest` for a request that long
-    audio cannot have.
+    only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice` and answered by
+    `scope`, without one as its instruction needs, and its job calls `on_progress` whenever it gets on. Raises the errors of
+    `AudioStream`, and `InvalidRequest` for a request that long audio cannot have.
     """
     started_s = time.perf_counter()
     audio = await AudioStream.open(decode_pool, file, request.client, raw)
@@ -116,7 +117,7 @@ async def build_job(
         if audio.ended and not cut_at_pauses:
             audio.close()
             return ShortAudioJob(engine, request, decode_s, audio.warnings)
-        return LongAudioJob(engine, request, audio, decode_s, on_progress, voice)
+        return LongAudioJob(engine, request, audio, decode_s, on_progress, voice, scope)
     except BaseException:
         audio.close()
         raise

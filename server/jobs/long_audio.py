@@ -27,7 +27,7 @@ from server.engine.types.events import (
     UtteranceDone,
     Word,
 )
-from server.engine.types.options import VoiceOptions
+from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
 from server.errors import InvalidRequest, NotReady, ServeError
@@ -63,11 +63,12 @@ class LongAudioJob:
         audio_decode_s: float,
         on_progress: Callable[[], None],
         voice: VoiceOptions = VOICE,
+        scope: Scope | None = None,
     ) -> None:
         self.audio_decode_s = audio_decode_s
         self.deadline_s = request.deadline_s
         self._engine = engine
-        self._request = live_request_from(request, voice, transcribes=engine.transcribes(request.instruction))
+        self._request = live_request_from(request, voice, scope, transcribes=engine.transcribes(request.instruction))
         self._head = request.audio
         self._rest = rest
         self._on_progress = on_progress
@@ -173,11 +174,14 @@ class LongAudioJob:
                 yield block
 
 
-def live_request_from(request: InstructRequest, voice: VoiceOptions = VOICE, *, transcribes: bool) -> LiveRequest:
+def live_request_from(
+    request: InstructRequest, voice: VoiceOptions = VOICE, scope: Scope | None = None, *, transcribes: bool
+) -> LiveRequest:
     """Return the session that answers a request on long audio, cut by `voice`; `transcribes` says whether its instruction asks
     for a transcript.
 
-    Raises `InvalidRequest` for word times without a transcript.
+    Without a `scope` a transcript is one of each utterance, and any other answer is about the whole recording. Raises
+    `InvalidRequest` for word times without a transcript.
     """
     if request.word_times and not transcribes:
         raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
@@ -189,7 +193,7 @@ def live_request_from(request: InstructRequest, voice: VoiceOptions = VOICE, *, 
         priority=request.priority,
         draft=request.draft,
         voice=voice,
-        scope="utterance" if transcribes else "recording",
+        scope=scope or ("utterance" if transcribes else "recording"),
         partials=False,
         word_times=request.word_times,
         language=request.language,

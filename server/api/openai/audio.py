@@ -16,11 +16,12 @@ from server.api.exchange import Call, ReplyWriter, answer_request
 from server.api.middleware import client_of, request_id_of
 from server.api.multipart import Form
 from server.api.native.schema import ErrorReply
-from server.api.openai.fields import inlined_schemas, parse_options, parse_upload, read_upload
+from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
 from server.api.openai.served_models import ServedModels
 from server.api.openai.transcription_options import SpeechOptions, TranscriptionOptions, TranslationOptions
 from server.api.openai.transcription_replies import ChunkWriter, TranscriptWriter
 from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
+from server.audio.raw import parse_raw_type
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest
 
@@ -47,7 +48,7 @@ def audio_router(context: ServerContext, models: ServedModels) -> APIRouter:
             else:
                 upload = parse_upload(body, model)
             options, warnings = parse_options(model, upload.values)
-            return _call(context, models, request, upload.audio, options, warnings)
+            return _call(context, models, request, upload, options, warnings)
 
         read = partial(read_upload, request, context.settings.max_body_bytes, model)
         return await answer_request(request, context, read, understand)
@@ -77,7 +78,7 @@ def _call(
     context: ServerContext,
     models: ServedModels,
     request: Request,
-    audio: bytes,
+    upload: Upload,
     options: SpeechOptions,
     warnings: tuple[str, ...],
 ) -> Call:
@@ -115,8 +116,18 @@ def _call(
         include, continuous = bool(options.stream_include_usage), bool(options.stream_continuous_usage_stats)
         writer = ChunkWriter(transcript, id, int(time.time()), model, include, continuous)
     voice = options.voice if isinstance(options, TranscriptionOptions) else None
-    cut, voice = voice is not None, voice or VoiceOptions()
-    return Call(audio, engine_request, writer, options.stream, cut_at_pauses=cut, voice=voice, params=PARAMS)
+    return Call(
+        upload.audio,
+        engine_request,
+        writer,
+        options.stream,
+        raw=parse_raw_type(upload.audio_type),
+        cut_at_pauses=voice is not None,
+        voice=voice or VoiceOptions(),
+        # A translation of long audio is that of each utterance, by the speech decoder.
+        scope="utterance",
+        params=PARAMS,
+    )
 
 
 def _body_description(model: type[SpeechOptions]) -> dict[str, Any]:

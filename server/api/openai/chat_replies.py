@@ -59,7 +59,7 @@ class ChatWriter:
             usage=completion_usage(done.usage),
             service_tier=self.service_tier,
             system_fingerprint=None,
-            **self._warnings(done),
+            **self._warnings(answer),
         )
         return Response(completion.to_json(), media_type=JSON_TYPE)
 
@@ -73,7 +73,7 @@ class ChatWriter:
     def last_events(self, answer: Answer) -> Iterable[str]:
         done = answer.done
         self.tokens = done.usage.output_tokens
-        yield self._chunk(ChunkDelta(), reason=_finish_reason(done), **self._warnings(done))
+        yield self._chunk(ChunkDelta(), reason=_finish_reason(done), **self._warnings(answer))
         if self.include_usage:
             yield self._event([], usage=completion_usage(done.usage))
         yield DONE
@@ -100,9 +100,9 @@ class ChatWriter:
         head: dict[str, Any] = {"id": self.id, "object": "chat.completion.chunk", "created": self.created_s, "model": self.model}
         return Chunk(**head, choices=choices, **more).to_json()
 
-    def _warnings(self, done: Done) -> dict[str, Any]:
-        silence = ("No speech was heard.",) if done.finish_reason == "no_speech" else ()
-        warnings = [*self.warnings, *silence]
+    def _warnings(self, answer: Answer) -> dict[str, Any]:
+        silence = ("No speech was heard.",) if answer.done.finish_reason == "no_speech" else ()
+        warnings = [*self.warnings, *answer.warnings, *silence]
         return {"warnings": warnings} if warnings else {}
 
 

@@ -25,10 +25,11 @@ DATA_URL = re.compile(r"data:[^,]{0,256},")
 
 @dataclass(frozen=True)
 class Upload:
-    """A piece of audio, and the fields that came with it."""
+    """A piece of audio with its content type, if any, and the fields that came with it."""
 
     audio: bytes
     values: dict[str, Any]
+    audio_type: str = ""
 
 
 def is_json(request: Request) -> bool:
@@ -47,7 +48,7 @@ async def read_upload(request: Request, max_body_bytes: int, model: type[ClientM
 def parse_upload(body: Form | bytearray, model: type[ClientMessage]) -> Upload:
     """Return the audio and the fields of a body. Raises `InvalidRequest` or `AudioTooShort`."""
     if isinstance(body, Form):
-        return Upload(body.audio, {**_form_values(model, body), **dict.fromkeys(body.unknown, "")})
+        return Upload(body.audio, {**_form_values(model, body), **dict.fromkeys(body.unknown, "")}, body.audio_type)
     values = parse_json(body)
     given = [name for name in ("input_audio", *AUDIO_FIELDS) if values.get(name) is not None]
     if len(given) != 1:

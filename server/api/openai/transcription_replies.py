@@ -30,7 +30,7 @@ from server.api.openai.schema import (
     transcript_tokens,
 )
 from server.api.openai.transcription_options import Format
-from server.engine.types.events import Done, FinishReason, TokenLogprob, Word
+from server.engine.types.events import Done, TokenLogprob, Word
 from server.errors import ServeError
 
 WARNINGS_HEADER = "x-warnings"
@@ -56,7 +56,7 @@ class TranscriptWriter:
 
     def reply(self, answer: Answer) -> Response:
         done = answer.done
-        warnings = self._warnings(done.finish_reason)
+        warnings = self._warnings(answer)
         headers = {WARNINGS_HEADER: " ".join(warnings)} if warnings else None
         match self.format:
             case "text":
@@ -94,7 +94,7 @@ class TranscriptWriter:
         if self.logprobs:
             fields["logprobs"] = transcript_tokens(done.logprobs or ())
         fields["usage"] = token_usage(done.usage)
-        return fields | self._warning_fields(done.finish_reason)
+        return fields | self.warning_fields(answer)
 
     def _verbose_fields(self, answer: Answer) -> dict[str, Any]:
         done = answer.done
@@ -105,14 +105,16 @@ class TranscriptWriter:
         if "segment" in (self.granularities or ("segment",)):
             fields["segments"] = verbose_segments(done, answer.audio_s, self.temperature)
         fields["usage"] = duration_usage(answer.audio_s)
-        return fields | self._warning_fields(done.finish_reason)
+        return fields | self.warning_fields(answer)
 
-    def _warning_fields(self, reason: FinishReason) -> dict[str, Any]:
-        warnings = self._warnings(reason)
+    def warning_fields(self, answer: Answer) -> dict[str, Any]:
+        """Return the field `warnings` if there are any."""
+        warnings = self._warnings(answer)
         return {"warnings": list(warnings)} if warnings else {}
 
-    def _warnings(self, reason: FinishReason) -> tuple[str, ...]:
-        return (*self.warnings, "The text is cut at its longest length in tokens.") if reason == "length" else self.warnings
+    def _warnings(self, answer: Answer) -> tuple[str, ...]:
+        cut = ("The text is cut at its longest length in tokens.",) if answer.done.finish_reason == "length" else ()
+        return (*self.warnings, *answer.warnings, *cut)
 
 
 @dataclass
@@ -140,7 +142,7 @@ class ChunkWriter:
 
     def last_events(self, answer: Answer) -> Iterable[str]:
         usage = completion_usage(answer.done.usage)
-        warnings = {"warnings": list(self.whole.warnings)} if self.whole.warnings else {}
+        warnings = self.whole.warning_fields(answer)
         reason: Literal["stop", "length"] = "length" if answer.done.finish_reason == "length" else "stop"
         told = {"usage": usage} if self.continuous else {}
         yield self._chunk([ChunkChoice(index=0, delta=ChunkDelta(content=""), finish_reason=reason)], **told, **warnings)

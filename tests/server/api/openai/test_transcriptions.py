@@ -1,6 +1,7 @@
 """`/v1/audio/transcriptions` and `/v1/audio/translations` by OpenAI's own client, and every body judged by its models."""
 
 import base64
+import socket
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from server.api.openai.transcription_replies import mean_logprobs
 from server.engine.types.events import TokenLogprob
 from server.errors import EngineFailed, Overloaded
 from tests.server.api.openai.conftest import TEXT
-from tests.support.clients.live_server import LiveServer, audio_file, tone
+from tests.support.clients.live_server import LiveServer, audio_file, tone, wait_until
 from tests.support.clients.openai_client import event_contents, strictly
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -159,6 +160,31 @@ def test_translations(client: OpenAI, server: LiveServer, engine: FakeEngine) ->
     verbose = post(server, "translations", response_format="verbose_json").json()
     strictly(TranslationVerbose, verbose)
     assert (verbose["task"], verbose["language"], verbose["segments"][0]["end"]) == ("translate", "english", 1.5)
+
+
+def test_long_audio_is_translated_utterance_by_utterance(server: LiveServer, engine: FakeEngine) -> None:
+    long = {"file": ("long.flac", audio_file(tone(31.0, 16_000), 16_000, "FLAC"))}
+    server.client.post("/v1/audio/translations", files=long).raise_for_status()
+    (session,) = engine.past_sessions
+    assert (session.request.scope, session.request.instruction) == ("utterance", "Translate the speech into English.")
+
+
+@pytest.mark.parametrize("path", ["audio/transcriptions", "chat/completions"])
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: FakeEngine, path: str, stream: str) -> None:
+    engine.answers = False
+    if path == "audio/transcriptions":
+        request = server.client.build_request("POST", f"/v1/{path}", files={"file": FILE}, data={"stream": stream})
+    else:
+        audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(CLIP).decode(), "format": "wav"}}
+        body = {"messages": [{"role": "user", "content": [audio]}], "stream": stream == "true"}
+        request = server.client.build_request("POST", f"/v1/{path}", json=body)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with socket.create_connection(("127.0.0.1", server.port)) as peer:
+        peer.sendall(f"POST /v1/{path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        wait_until(lambda: engine.pending == 1)
+    wait_until(lambda: engine.pending == 0)
+    assert engine.aborted[-1] == engine.submitted[0].id
 
 
 @pytest.mark.parametrize("wrap", ["{}", "data:audio/wav;base64,{}"])
