@@ -5,7 +5,7 @@
 Each request of the half is asked about its true text, or about that of `--texts`, a JSON object of texts by request id:
 another recogniser's transcripts make the plain cascade. Answers are greedy, and follow the request's JSON schema or choice.
 `--prefix`, `--after-instruction`, `--suffix` and `--after-speech` try another prompt, with special tokens by their names. Writes
-a JSON object of answers by request id, which `loadtest.answers` puts beside the answers from speech.
+a JSON object of answers by request id, which `loadtest.answers` puts beside the answers from speech; a second run goes on.
 """
 
 import argparse
@@ -130,9 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.texts is not None:
         texts = json.loads(parsed.texts.read_text(encoding="utf-8"))
         requests = [request for request in requests if request.id in texts]
+    found: dict[str, str] = json.loads(parsed.out.read_text(encoding="utf-8")) if parsed.out.exists() else {}
+    requests = [request for request in requests if request.id not in found]
     answers = TextAnswerer(llm, tokeniser, template).answer(requests, texts)
-    found = dict(tqdm(answers, total=len(requests), desc="answers"))
-    parsed.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for id, answer in tqdm(answers, total=len(requests), desc="answers"):
+        found[id] = answer
+        parsed.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
