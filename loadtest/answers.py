@@ -10,6 +10,7 @@ The rules are those of `loadtest/support/judging.py`. Writes `answers.json` and 
 
 import argparse
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,8 @@ from loadtest.support.recordings import read_rows
 
 TIMEOUT_S = 300.0
 MAX_TOKENS = "64"
+BUSY = (429, 503, 504)
+TRIES, PAUSE_S = 10, 5.0
 SPEECH, TRUE_TEXT = "speech", "true text"
 THIN_F1 = 0.8
 TOLD_FAILURES = 30
@@ -60,26 +63,40 @@ def spoken_by(row: Mapping[str, Any]) -> str:
 
 
 def ask(client: httpx.Client, row: Mapping[str, Any], audio: bytes) -> tuple[str, float]:
-    """Return the answer from speech and its time in ms. Raises `httpx.HTTPError`."""
+    """Return the answer from speech and its time in ms. A busy server is asked again. Raises `httpx.HTTPError`."""
     fields = {"instruction": row["instruction"], "max_tokens": MAX_TOKENS}
     if row["json_schema"] is not None:
         fields["json_schema"] = json.dumps(row["json_schema"])
     if row["is_choice"]:
         fields["choice"] = json.dumps(row["options"])
-    started_s = time.perf_counter()
-    reply = client.post("/v1/instruct", files={"audio": audio}, data=fields)
+    for _ in range(TRIES):
+        started_s = time.perf_counter()
+        reply = client.post("/v1/instruct", files={"audio": audio}, data=fields)
+        if reply.status_code not in BUSY:
+            break
+        time.sleep(PAUSE_S)
     reply.raise_for_status()
     return reply.json()["text"], 1000 * (time.perf_counter() - started_s)
 
 
-def ask_all(url: str, rows: Sequence[Mapping[str, Any]], data: Path, parallel: int = 1) -> list[Judged]:
-    """Return the server's answers in the order of `rows`, asked for `parallel` at a time. Raises `httpx.HTTPError`."""
+def ask_all(url: str, rows: Sequence[Mapping[str, Any]], data: Path, told: Path, parallel: int = 1) -> list[Judged]:
+    """Return the server's answers in the order of `rows`, asked for `parallel` at a time. Raises `httpx.HTTPError`.
+
+    Each is written to the file `told` as it comes; the requests whose answers that has already are not asked again.
+    """
+    known = {each["id"]: each for each in map(json.loads, told.read_text().splitlines())} if told.exists() else {}
+    lock = threading.Lock()
     with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client, ThreadPoolExecutor(parallel) as pool:
 
         def judge_row(row: Mapping[str, Any]) -> Judged:
-            answer, elapsed_ms = ask(client, row, (data / row["audio"]).read_bytes())
-            outcome = judge(Case.from_row(dict(row)), answer)
-            return Judged(row["id"], row["kind"], spoken_by(row), answer, outcome, round(elapsed_ms, 1))
+            if row["id"] not in known:
+                answer, elapsed_ms = ask(client, row, (data / row["audio"]).read_bytes())
+                known[row["id"]] = {"id": row["id"], "answer": answer, "elapsed_ms": round(elapsed_ms, 1)}
+                with lock, told.open("a", encoding="utf-8") as file:
+                    print(json.dumps(known[row["id"]], ensure_ascii=False), file=file)
+            found = known[row["id"]]
+            outcome = judge(Case.from_row(dict(row)), found["answer"])
+            return Judged(row["id"], row["kind"], spoken_by(row), found["answer"], outcome, found["elapsed_ms"])
 
         return list(tqdm(pool.map(judge_row, rows), total=len(rows), desc="requests"))
 
@@ -201,13 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with manifest.jsonl and the audio")
     parser.add_argument("--beside", action="append", default=[], metavar="NAME=FILE", help="answers by request id, as JSON")
     parser.add_argument("--parallel", type=int, default=1, help="requests at a time; more than one change no answer, only times")
+    parser.add_argument("--told", type=Path, default=Path("answers.jsonl"), help="answers as they come; a second run goes on")
     parser.add_argument("--half", default="reported")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="without it results are printed only")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the share of right answers")
     parsed = parser.parse_args(arguments)
     manifest = parsed.data if parsed.data.is_file() else parsed.data / "manifest.jsonl"
     rows = [row for row in read_rows(manifest) if row["half"] == parsed.half]
-    systems = {SPEECH: ask_all(parsed.url, rows, parsed.data, parsed.parallel)} if parsed.url else {}
+    systems = {SPEECH: ask_all(parsed.url, rows, parsed.data, parsed.told, parsed.parallel)} if parsed.url else {}
     for name, file in (beside.split("=", 1) for beside in parsed.beside):
         systems[name] = judge_file(rows, json.loads(Path(file).read_text(encoding="utf-8")))
     if not systems:

@@ -37,8 +37,12 @@ def test_every_request_is_asked_and_judged(tmp_path: Path) -> None:
     engine.text = "Tom"
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
-        found = ask_all(server.url, [row("a", "fact", [["Tom"]]), row("b", "fact", [["Eve"]])], tmp_path, parallel=2)
+        rows = [row("a", "fact", [["Tom"]]), row("b", "fact", [["Eve"]])]
+        found = ask_all(server.url, rows, tmp_path, tmp_path / "told.jsonl", parallel=2)
+        again = ask_all(server.url, rows, tmp_path, tmp_path / "told.jsonl")
     assert [(each.id, each.outcome) for each in found] == [("a", "right"), ("b", "wrong")]
+    assert again == found
+    assert len(engine.submitted) == 2
 
 
 def test_files_are_judged_without_a_server_and_reported(tmp_path: Path) -> None:
