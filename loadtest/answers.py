@@ -32,6 +32,8 @@ MAX_TOKENS = "64"
 BUSY = (429, 503, 504)
 TRIES, PAUSE_S = 10, 5.0
 SPEECH, TRUE_TEXT = "speech", "true text"
+BY_SPEECH_DECODER = {"translation"}
+"""Kinds that the speech decoder answers, so that there is no LLM's answer from speech to compare."""
 THIN_F1 = 0.8
 TOLD_FAILURES = 30
 
@@ -131,10 +133,12 @@ def right_table(systems: Mapping[str, Sequence[Judged]]) -> list[str]:
     head = ["kind", "requests", *(f"right: {name}" for name in systems)]
     head += ["equal to true text", f"equal or F1 ≥ {THIN_F1}", "mean F1"] if gaps else []
     rows = []
-    for kind in [*kinds, None]:
-        own = {name: [each for each in judged if kind in (None, each.kind)] for name, judged in systems.items()}
+    groups = {kind: {kind} for kind in kinds}
+    groups |= {"**all by the LLM**": set(kinds) - BY_SPEECH_DECODER, "**all**": set(kinds)}
+    for name, members in groups.items():
+        own = {system: [each for each in judged if each.kind in members] for system, judged in systems.items()}
         first = next(iter(own.values()))
-        cells: list[Any] = [kind or "**all**", len(first)]
+        cells: list[Any] = [name, len(first)]
         cells += [share(sum(each.outcome == "right" for each in judged), len(judged)) for judged in own.values()]
         if gaps:
             gap = measure_gap(own[SPEECH], own[TRUE_TEXT])
