@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from server.audio.types import Frames, Samples
 
-HOP_S = 0.05
+HOP_S = 0.1
 FADE_S = 0.005
 # Powers and correlations are remembered for about a second.
-DECAY = 0.95
+DECAY = 0.9
 # Less correlation than this says nothing about the sign.
 CLEAR_CORRELATION = 0.2
 MAX_GAIN = 2.0
@@ -65,7 +65,7 @@ class _Mixer:
         weights = self._next_weights()
         before = weights if self._weights is None else self._weights
         self._weights = weights
-        mixed = (values * weights).sum(axis=1)
+        mixed = values @ weights
         if not np.array_equal(before, weights):
             faded = len(self._fade[: len(values)])
             mixed[:faded] = (values[:faded] * (before + (weights - before) * self._fade[:faded])).sum(axis=1)

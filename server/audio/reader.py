@@ -26,6 +26,8 @@ from server.errors import UndecodableAudio
 CONFINED = {"protocol_whitelist": "none", "codec_whitelist": ",".join(sorted(CODECS))}
 # FFmpeg would search 16-bit samples for other formats that hide in them, which takes ten times as long as decoding.
 DIRECT = {"max_probe_packets": "0"}
+# Packets of PCM are small by default, and each costs as much as a larger one. Very large ones cost more at the beginning.
+PCM_PACKETS = {"max_size": "8192"}
 # A header that tells more seconds than there are is believed beyond this: codecs pad the beginning and the end.
 SLACK_S = 0.25
 # Writers that cannot seek, or that died, leave 0 or a number from here on as the size of data whose end they do not know.
@@ -86,7 +88,7 @@ class AudioReader:
         self.warnings: list[str] = []
         self._length_s = length_s
         self._container = container
-        options = {**CONFINED, **DIRECT}
+        options = {**CONFINED, **DIRECT} | (PCM_PACKETS if container is WAV else {})
         if raw is not None:
             options |= {"sample_rate": str(raw.sample_rate_hz), "ch_layout": f"{raw.channels}C"}
         try:
@@ -211,8 +213,10 @@ def _sound_of(frame: AudioFrame) -> Sound:
     else:
         values = np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples * len(names)).reshape(-1, len(names))
     frames: Frames = values.astype(np.float64 if dtype == "f8" else np.float32)
+    if zero:
+        frames -= zero
     if full_scale != 1:
-        frames = (frames - zero) / np.float32(full_scale)
+        frames *= 1 / full_scale
     return Sound(frame.sample_rate, names, frames)
 
 
