@@ -110,7 +110,10 @@ class Settings(BaseSettings):
         description="Requests that may wait for a slot; beyond it the answer is 429. Unset means 128 on a GPU.",
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Threads of the model runtime; unset means one per CPU core."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of the model runtime; unset means one per CPU core, or as a container's quota allows.",
     )
 
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device on which the models compute.")

@@ -145,7 +145,7 @@ class AudioReader:
                         sound = _sound_of(frame)
                         decoded_s += frame.samples / frame.sample_rate
                         yield sound
-        if not decoded_s and (damaged or self.warnings):
+        if not decoded_s and (damaged or self.warnings or (declared_s or 0.0) > SLACK_S):
             raise self._undecodable()
         if damaged:
             self.warnings.append(f"Of {packets} packets {damaged} were damaged and left out.")

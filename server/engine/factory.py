@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.schema import Manifest
 from models.protocols import BackendError
+from models.runtimes.onnx.machine import usable_cores
 from server.engine.ipc.client import START_TIMEOUT_S, ProcessEngine
 from server.engine.router import EngineRouter
 from server.engine.types.protocol import Engine
@@ -36,7 +37,7 @@ def one_gpu(settings: Settings, number: int) -> Settings:
     """Return the settings of the engine that has this one of the GPUs, and its share of the CPU's cores."""
     if settings.device == "cpu":
         return settings
-    share = max(1, len(os.sched_getaffinity(0)) // len(settings.gpu_numbers))
+    share = max(1, usable_cores() // len(settings.gpu_numbers))
     return settings.model_copy(update={"gpus": str(number), "threads": settings.threads or share})
 
 
@@ -80,12 +81,18 @@ def local_engine(bundle: Bundle, settings: Settings) -> Engine:
     )
 
 
+def _threads() -> int:
+    """Return the threads of a runtime by the quota of a container; 0 without one, where the runtime sees the cores itself."""
+    cores = usable_cores()
+    return 0 if cores == len(os.sched_getaffinity(0)) else cores
+
+
 def load_on_device(bundle: Bundle, settings: Settings) -> "Models":
     """Load a bundle's models on the settings' device, which has one GPU. Raises `BackendError`, which says what to do."""
     from models.assemble import load_models
 
     if settings.device == "cpu":
-        return load_models(bundle, settings.slots, settings.threads or 0)
+        return load_models(bundle, settings.slots, settings.threads or _threads())
     (gpu,) = settings.gpu_numbers
     try:
         # The default install has no torch, which this needs.
@@ -95,7 +102,7 @@ def load_on_device(bundle: Bundle, settings: Settings) -> "Models":
             bundle,
             gpu=gpu,
             slots=settings.slots,
-            threads=settings.threads or 0,
+            threads=settings.threads or _threads(),
             encoder_runtime=settings.encoder_runtime,
             adapter_runtime=settings.adapter_runtime,
             tensorrt_library=settings.tensorrt_library,

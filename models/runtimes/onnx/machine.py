@@ -1,7 +1,11 @@
-"""The free memory of this machine."""
+"""The free memory and the usable cores of this machine, or of the container around this process."""
 
+import math
 import os
 from pathlib import Path
+
+FILES = Path("/")
+GROUPS = Path("sys/fs/cgroup")
 
 
 def available_memory_bytes() -> int:
@@ -14,3 +18,46 @@ def available_memory_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_cores(files: Path = FILES) -> int:
+    """Return how many cores this process can keep busy: those it may run on, or fewer by the quota of its container.
+
+    A runtime with a thread for every core of the host would be stopped by the kernel for most of each period.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota(files)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def cpu_quota(files: Path = FILES) -> float | None:
+    """Return how many cores' time control groups allow this process; None without a limit. `files` is the root of files."""
+    limits = [_version_2_quota(folder) for folder in _group_folders(files)]
+    limits.append(_version_1_quota(files / GROUPS / "cpu"))
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _group_folders(files: Path) -> list[Path]:
+    """Return the folders of this process's control group and of all above it; within a container there is only the root."""
+    root = files / GROUPS
+    group = next((line[3:] for line in _read(files / "proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
+    folder = root / group.strip().lstrip("/")
+    return [each for each in (folder, *folder.parents) if each == root or root in each.parents]
+
+
+def _version_2_quota(folder: Path) -> float | None:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def _version_1_quota(folder: Path) -> float | None:
+    quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

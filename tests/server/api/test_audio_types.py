@@ -1,0 +1,46 @@
+"""Audio over HTTP: samples without a header by the part's content type, and warnings about files that are damaged."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+
+SAMPLES = tone(1.0, 8_000)
+RAW = (SAMPLES * 32767).astype("<i2").tobytes()
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with live_server(engine) as live:
+        wait_until(lambda: engine.stats().ready)
+        yield live
+
+
+def test_the_content_type_tells_how_samples_are_read(server: LiveServer, engine: FakeEngine) -> None:
+    for content_type, seconds in (("audio/pcm;rate=8000", 1.0), ("audio/pcm;rate=16000", 0.5), ("audio/pcmu", 2.0)):
+        files = {"audio": ("clip.wav", RAW, content_type)}
+        reply = server.client.post("/v1/instruct", files=files, data={"instruction": "Transcribe."})
+        assert reply.json()["audio_s"] == pytest.approx(seconds, abs=0.01)
+        assert np.abs(engine.submitted[-1].audio).max() > 0.1
+
+
+def test_samples_without_a_rate_are_refused(server: LiveServer) -> None:
+    reply = server.client.post("/v1/instruct", files={"audio": ("x", RAW, "audio/pcm")}, data={"instruction": "Transcribe."})
+    assert (reply.status_code, error_code(reply)) == (400, "invalid_request")
+    assert "rate" in reply.json()["error"]["message"]
+
+
+def test_warnings_stand_in_the_reply_where_there_are_any(server: LiveServer) -> None:
+    whole = audio_file(tone(2.0, 16_000), 16_000, "WAV", "PCM_16")
+    assert "warnings" not in instruct(server, whole).json()
+    reply = instruct(server, whole[:-16_000]).json()
+    assert reply["audio_s"] == 1.5
+    assert reply["warnings"] == ["The file is cut off: 16000 bytes of its samples are missing."]
