@@ -44,3 +44,11 @@ def test_warnings_stand_in_the_reply_where_there_are_any(server: LiveServer) -> 
     reply = instruct(server, whole[:-16_000]).json()
     assert reply["audio_s"] == 1.5
     assert reply["warnings"] == ["The file is cut off: 16000 bytes of its samples are missing."]
+
+
+def test_openai_transcriptions_read_and_warn_alike(server: LiveServer) -> None:
+    answered = server.client.post("/v1/audio/transcriptions", files={"file": ("x", RAW, "audio/pcm;rate=8000")})
+    assert answered.status_code == 200
+    whole = audio_file(tone(2.0, 16_000), 16_000, "WAV", "PCM_16")
+    reply = server.client.post("/v1/audio/transcriptions", files={"file": ("x", whole[:-16_000])}).json()
+    assert "The file is cut off: 16000 bytes of its samples are missing." in reply["warnings"]
