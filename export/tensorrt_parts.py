@@ -60,11 +60,11 @@ def encoder_part(weights: Weights, limits: Limits, float_type: npt.DTypeLike = B
 
 def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
     """The bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
-    adapter = bundle.manifest.projector
+    adapter = bundle.manifest.require_projector()
 
     def write() -> GraphBuilder:
         embedding = np.load(draft_table_path(bundle)).astype(np.float32)
-        return build_dense_adapter(read_adapter(bundle.path(adapter.weights)), embedding, float_type)
+        return build_dense_adapter(read_adapter(bundle.path(adapter.require_weights())), embedding, float_type)
 
     return Part("adapter", FLOAT_TYPE_NAMES[np.dtype(float_type)], 0, adapter_profiles(limits, adapter.subsampling), write)
 
@@ -87,7 +87,7 @@ def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, lim
 def read_fitting_llama(path: Path, bundle: Bundle) -> Llama:
     """The LLM of a GGUF file. Raises `TensorRTError` where it is not of the shape that the bundle's is."""
     llama = read_llama(path)
-    config, llm = llama.config, bundle.manifest.llm
+    config, llm = llama.config, bundle.manifest.require_llm()
     for name in ("layers", "key_value_heads", "head_size", "embedding_size", "vocabulary_size"):
         ours, theirs = getattr(llm, name), getattr(config, name)
         if ours != theirs:

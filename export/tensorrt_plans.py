@@ -100,7 +100,7 @@ def _chosen_parts(bundle: Bundle, weights: Weights, options: argparse.Namespace)
         yield adapter_part(bundle, limits, float_type)
     if "llm" in options.part:
         llama = read_fitting_llama(weights.gguf, bundle)
-        for positions in options.positions or [bundle.manifest.llm.max_positions]:
+        for positions in options.positions or [bundle.manifest.require_llm().max_positions]:
             yield llm_part(lambda: llama, options.precision, positions, limits)
 
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from models.bundle.io import Bundle
 from models.bundle.schema import LlmSection, SpeechDecoderSection, dimension
+from models.projectors.no_projector import NoProjector
 from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
 from models.protocols import (
     LLM,
@@ -27,6 +28,7 @@ from models.protocols import (
 )
 from models.registry import FEATURES, VADS, look_up
 from models.runtimes.onnx.encoder import OnnxEncoder
+from models.runtimes.onnx.frame_projector import OnnxFrameProjector
 from models.runtimes.onnx.llm import OnnxLLM
 from models.runtimes.onnx.projector import OnnxProjector
 from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
@@ -35,6 +37,8 @@ from models.text.constraint import Grammars
 from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
 from models.text.word_times import WordTimer
 
+RATED_S = 2
+"""The audio by which an encoder's rate is measured, a whole number of every front end's frames."""
 TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
 """The instruction for a transcript where a bundle names none."""
 
@@ -59,6 +63,7 @@ class Hearing:
     sample_rate_hz: int
     states_per_frame: int
     frame_s: float
+    projects_padding: bool = False
 
     def pad_audio(self, audio: Float32) -> Float32:
         """Return audio with silence behind it, in whole seconds, of which the encoder takes `longest_s`."""
@@ -84,12 +89,13 @@ class Models:
     With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
     says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
     what of the silence behind the audio each part hears; None is for encoders that hear none.
+    Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's.
     """
 
     features: Callable[[Float32], Float32]
     encoder: Encoder
     projector: Projector
-    llm: LLM
+    llm: LLM | None
     tokeniser: Tokeniser
     template: PromptTemplate
     voice: VoiceDetector
@@ -112,8 +118,8 @@ class Models:
         The vectors make the LLM copy the speech. Without them the LLM treats the speech as text, which suits any other
         instruction.
         """
-        if self.bridge == "transcript":
-            none = np.empty((0, self.llm.embedding_size), np.float32)
+        if self.bridge == "transcript" or self.llm is None:
+            none = np.empty((0, 0 if self.llm is None else self.llm.embedding_size), np.float32)
             return none, none
         before, after = self.projector.boundary_before, self.projector.boundary_after
         return (before, after) if self.transcribes(instruction) else (before[:0], after[:0])
@@ -128,8 +134,25 @@ class Models:
 
     @property
     def decoders(self) -> tuple[Decoder, ...]:
-        """The decoders by number: the speech decoder, if there is one, then the LLM."""
-        return (self.llm,) if self.speech is None else (self.speech.decoder, self.llm)
+        """The decoders by number: the speech decoder, if there is one, then the LLM, if there is one."""
+        decoders = (None if self.speech is None else self.speech.decoder, self.llm)
+        return tuple(decoder for decoder in decoders if decoder is not None)
+
+    @property
+    def slots(self) -> int:
+        """How many requests each decoder works on at the same time."""
+        return self.decoders[0].slots
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the projector gives a CTC draft."""
+        return self.word_timer is not None
+
+    def require_llm(self) -> LLM:
+        """Return the LLM. Raises `ValueError` if there is none."""
+        if self.llm is None:
+            raise ValueError("the models have no LLM")
+        return self.llm
 
     @property
     def draft_tokeniser(self) -> Tokeniser:
@@ -148,7 +171,7 @@ class Models:
 
     def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
         """Project the states of utterances of so many samples each, before padding."""
-        if self.hearing is None:
+        if self.hearing is None or self.hearing.projects_padding:
             return self.projector.project(states)
         own = [each[: self.hearing.own_states(count)] for each, count in zip(states, samples, strict=True)]
         outputs = self.projector.project(own)
@@ -156,8 +179,8 @@ class Models:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """The compiled grammars of the LLM's answers."""
-        return Grammars(self.tokeniser, self.template.end_tokens, self.llm.vocabulary_size)
+        """The compiled grammars of the LLM's answers. Raises `ValueError` without an LLM."""
+        return Grammars(self.tokeniser, self.template.end_tokens, self.require_llm().vocabulary_size)
 
 
 def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
@@ -165,26 +188,43 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
 
     Raises `BackendError`, and `BundleError` where a declared value is not that of the files.
     """
-    manifest = bundle.manifest
-    encoder_section, projector_section, llm_section = manifest.encoder, manifest.projector, manifest.llm
+    encoder_section = bundle.manifest.encoder
     encoder = OnnxEncoder(bundle.path(encoder_section.graph), threads)
     bundle.require_values(encoder_section, "encoder", encoder_section.graph, encoder_section.graph_values(encoder.shapes))
-    embedding = bundle.path(llm_section.embedding)
-    llm = OnnxLLM(bundle.path(llm_section.graph), embedding, slots=slots, threads=threads)
-    bundle.require_values(llm_section, "llm", llm_section.graph, llm_section.graph_values(llm.shapes))
+    llm, projector = _load_llm(bundle, slots, threads), _load_projector(bundle, threads)
+    models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
+    _require_rates(bundle, models)
+    return models
+
+
+def _load_llm(bundle: Bundle, slots: int, threads: int) -> LLM | None:
+    section = bundle.manifest.llm
+    if section is None:
+        return None
+    llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=slots, threads=threads)
+    bundle.require_values(section, "llm", section.graph, section.graph_values(llm.shapes))
+    return llm
+
+
+def _load_projector(bundle: Bundle, threads: int) -> Projector:
+    manifest, section = bundle.manifest, bundle.manifest.projector
+    if section is None:
+        return NoProjector()
+    if not section.drafts:
+        frames = OnnxFrameProjector(bundle.path(section.graph), threads)
+        bundle.require_values(section, "projector", section.graph, section.graph_values(frames.shapes))
+        return frames
     trained = read_trained(bundle)
+    embeds = manifest.llm is not None and manifest.bridge == "frames"
     projector = OnnxProjector(
-        bundle.path(projector_section.graph),
-        None if manifest.bridge == "transcript" else np.load(embedding, mmap_mode="r"),
+        bundle.path(section.graph),
+        np.load(bundle.path(manifest.require_llm().embedding), mmap_mode="r") if embeds else None,
         boundary_before=trained.boundary_before,
         boundary_after=trained.boundary_after,
         threads=threads,
     )
-    values = projector_section.graph_values(projector.shapes)
-    bundle.require_values(projector_section, "projector", projector_section.graph, values)
-    models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
-    _require_rates(bundle, models)
-    return models
+    bundle.require_values(section, "projector", section.graph, section.graph_values(projector.shapes))
+    return projector
 
 
 def load_speech_decoder(
@@ -208,19 +248,19 @@ def load_speech_decoder(
 
 def draft_table_path(bundle: Bundle) -> Path:
     """Return the file of the table that the projector's frames are scored against, by default the LLM's embeddings."""
-    return bundle.path(bundle.manifest.projector.table or bundle.manifest.llm.embedding)
+    return bundle.path(bundle.manifest.require_projector().table or bundle.manifest.require_llm().embedding)
 
 
 def read_trained(bundle: Bundle) -> TrainedAdapter:
     """Read the projector's trained file. Raises `BackendError`; `BundleError` where a declared value is not the trained one."""
-    section = bundle.manifest.projector
-    trained = read_adapter(bundle.path(section.weights))
-    bundle.require_values(section, "projector", section.weights, trained.values)
+    section = bundle.manifest.require_projector()
+    trained = read_adapter(bundle.path(section.require_weights()))
+    bundle.require_values(section, "projector", section.require_weights(), trained.values)
     return trained
 
 
 def chain_models(
-    bundle: Bundle, encoder: Encoder, projector: Projector, llm: LLM, speech_decoder: SpeechDecoder | None = None
+    bundle: Bundle, encoder: Encoder, projector: Projector, llm: LLM | None, speech_decoder: SpeechDecoder | None = None
 ) -> Models:
     """Chain a bundle's models, on whatever device each runs; all other parts run on the CPU.
 
@@ -233,15 +273,13 @@ def chain_models(
     bundle.require_values(manifest, "", f"the front end {manifest.encoder.features}", {"sample_rate_hz": features.sample_rate_hz})
     voice = look_up(VADS, manifest.voice.architecture)(bundle.path(manifest.voice.graph), manifest.voice.window_samples)
     bundle.require_values(manifest.voice, "voice", manifest.voice.graph, voice.graph_values)
-    tokeniser = _open_tokeniser(bundle, manifest.llm, "llm")
-    instructions = manifest.projector.boundary_instructions
-    frame_s = manifest.projector.subsampling / manifest.encoder.states_per_s
-    speech, vocabulary = None, manifest.projector.vocabulary
-    timed_tokeniser, timed_vocabulary = tokeniser, manifest.llm.vocabulary_size
+    instructions = manifest.transcription_instructions
+    subsampling = manifest.projector.subsampling if manifest.projector else 1
+    frame_s = subsampling / manifest.encoder.states_per_s
+    speech = None
     if (section := manifest.speech_decoder) and speech_decoder is not None:
         speech = SpeechModel(speech_decoder, _open_tokeniser(bundle, section, "speech_decoder"), section.tokens)
-        if vocabulary == "speech_decoder":
-            timed_tokeniser, timed_vocabulary = speech.tokeniser, section.vocabulary_size
+    tokeniser, template = _open_text(bundle, speech)
     pads = manifest.encoder.floor_s or manifest.encoder.silence_behind_s
     return Models(
         features=features,
@@ -249,28 +287,49 @@ def chain_models(
         projector=projector,
         llm=llm,
         tokeniser=tokeniser,
-        template=PromptTemplate.from_json(manifest.prompt.model_dump()),
+        template=template,
         voice=voice,
-        word_timer=WordTimer(timed_tokeniser, timed_vocabulary, manifest.sample_rate_hz, frame_s),
+        word_timer=_time_words(bundle, tokeniser, speech, frame_s),
         boundary_instructions=instructions,
         frame_s=frame_s,
         sample_rate_hz=manifest.sample_rate_hz,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
         speech=speech,
         translation_instructions=() if section is None else section.translation_instructions,
-        draft_vocabulary=vocabulary,
+        draft_vocabulary=manifest.projector.vocabulary if manifest.projector else "llm",
         bridge=manifest.bridge,
         hearing=Hearing(
             manifest.encoder.floor_s,
             manifest.encoder.silence_behind_s,
             manifest.max_audio_s,
             manifest.sample_rate_hz,
-            manifest.projector.subsampling,
+            subsampling,
             frame_s,
+            projects_padding=manifest.projector is not None and manifest.projector.reads_padding,
         )
         if pads
         else None,
     )
+
+
+def _open_text(bundle: Bundle, speech: SpeechModel | None) -> tuple[Tokeniser, PromptTemplate]:
+    """Return the LLM's tokeniser and prompt; without an LLM the speech decoder's tokeniser, and an empty prompt."""
+    manifest = bundle.manifest
+    if manifest.llm is not None and manifest.prompt is not None:
+        return _open_tokeniser(bundle, manifest.llm, "llm"), PromptTemplate.from_json(manifest.prompt.model_dump())
+    if speech is None:
+        raise ValueError("the bundle has neither an LLM nor a speech decoder")
+    return speech.tokeniser, PromptTemplate((), (), (), (speech.tokens.end,))
+
+
+def _time_words(bundle: Bundle, tokeniser: Tokeniser, speech: SpeechModel | None, frame_s: float) -> WordTimer | None:
+    """Return the timer of words in the draft's tokens; None without a draft."""
+    manifest = bundle.manifest
+    if manifest.projector is None or not manifest.projector.drafts:
+        return None
+    if manifest.projector.vocabulary == "llm" or speech is None:
+        return WordTimer(tokeniser, manifest.require_llm().vocabulary_size, manifest.sample_rate_hz, frame_s)
+    return WordTimer(speech.tokeniser, speech.decoder.vocabulary_size, manifest.sample_rate_hz, frame_s)
 
 
 def _open_tokeniser(bundle: Bundle, section: LlmSection | SpeechDecoderSection, place: str) -> Tokeniser:
@@ -282,13 +341,14 @@ def _open_tokeniser(bundle: Bundle, section: LlmSection | SpeechDecoderSection, 
 
 
 def _require_rates(bundle: Bundle, models: Models) -> None:
-    """Encode a second of silence, and compare the encoder's rate and the projector's with the declared ones."""
+    """Encode some silence, and compare the encoder's rate and the projector's with the declared ones."""
     manifest = bundle.manifest
     features = look_up(FEATURES, manifest.encoder.features)(**manifest.encoder.feature_options())
-    silence = features(np.zeros(features.sample_rate_hz, np.float32))
+    silence = features(np.zeros(RATED_S * features.sample_rate_hz, np.float32))
     (states,) = models.encoder.encode([silence])
-    rate = {"states_per_s": len(states) * features.frames_per_s / silence.shape[1]}
+    rate = {"states_per_s": len(states) / RATED_S}
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
-    (output,) = models.projector.project([states])
-    subsampling = {"subsampling": len(states) // max(1, len(output.require_draft().blank_probability))}
-    bundle.require_values(manifest.projector, "projector", manifest.projector.graph, subsampling)
+    if (section := manifest.projector) and section.drafts:
+        (output,) = models.projector.project([states])
+        subsampling = {"subsampling": len(states) // max(1, len(output.require_draft().blank_probability))}
+        bundle.require_values(section, "projector", section.graph, subsampling)

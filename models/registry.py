@@ -8,7 +8,12 @@ from importlib import import_module
 from typing import Any
 
 ENCODERS = {"whisper": "models.encoders.whisper:WhisperSection"}
-PROJECTORS = {"subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection"}
+PROJECTORS = {
+    "subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection",
+    "ultravox": "models.projectors.ultravox:UltravoxSection",
+    "voxtral": "models.projectors.voxtral:VoxtralSection",
+    "linear": "models.projectors.linear:LinearSection",
+}
 SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
 LLMS = {"llama": "models.llms.llama:LlamaSection"}
 """The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""

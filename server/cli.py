@@ -1,4 +1,4 @@
-"""The command line: `thinbridge serve | transcribe | mic | models | doctor | version`."""
+"""The command line: `thinbridge serve | transcribe | mic | pull | models | show | remove | doctor | version`."""
 
 import argparse
 import asyncio
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle.io import BundleError, open_bundle
-from models.bundle.schema import Manifest
+from export.checkpoints.safetensors_file import CheckpointError
+from export.fetch import FetchError
+from export.store import StoreError
+from models.bundle.io import BundleError
 from models.protocols import BackendError
 from server.api.formats import MEDIA_TYPES, SUBTITLES
 from server.api.native.schema import reply_body
@@ -21,6 +23,7 @@ from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
+from server.model_commands import add_pull_flags, model_store, models_command, pull_command, remove_command, show_command
 from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
         configure_logging(settings.log_level.upper())
         status: int = options.command(options, settings)
-    except (SettingsError, CommandError, BundleError, BackendError) as error:
+    except (SettingsError, CommandError, BundleError, BackendError, CheckpointError, StoreError, FetchError) as error:
         print(f"thinbridge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -111,16 +114,6 @@ def mic_command(options: argparse.Namespace, settings: Settings) -> int:
     return 1 if summary.failures else 0
 
 
-def models_command(_options: argparse.Namespace, settings: Settings) -> int:
-    """Describe the bundle, after checking every hash."""
-    folder = find_bundle(settings)
-    if not folder.exists():
-        raise CommandError(f"There is no bundle at {folder} yet; `thinbridge serve` builds the default one.")
-    bundle = open_bundle(folder)
-    print("\n".join(_describe(bundle.folder, bundle.manifest)))
-    return 0
-
-
 def doctor_command(_options: argparse.Namespace, settings: Settings) -> int:
     """Check this machine."""
     from server.doctor import run_checks
@@ -162,9 +155,10 @@ def get_bundle(settings: Settings) -> Path:
     """Return the folder of the bundle that was asked for, or of the default one, built now unless the cache has it."""
     recipe = _chosen_recipe(settings)
     if isinstance(recipe, Path):
+        if len(recipe.parts) == 1 and not recipe.exists():
+            model_store(settings).require(str(recipe))
         return recipe
     from export.default_bundle import ensure_default_bundle
-    from export.fetch import FetchError
 
     try:
         find_bundle(settings)
@@ -179,6 +173,8 @@ def _chosen_recipe(settings: Settings) -> "Recipe | Path":
 
     if settings.bundle is None:
         return DEFAULT_RECIPE
+    if pulled := model_store(settings).find(str(settings.bundle)):
+        return pulled
     return RECIPES.get(str(settings.bundle), settings.bundle)
 
 
@@ -225,20 +221,6 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
     return 1 if failures else 0
 
 
-def _describe(folder: Path, manifest: Manifest) -> list[str]:
-    encoder, adapter, llm = manifest.encoder, manifest.projector, manifest.llm
-    return [
-        f"{manifest.name}  {folder}",
-        f"  created   {manifest.created:%Y-%m-%d %H:%M}, every sha256 right",
-        f"  audio     {manifest.sample_rate_hz} Hz, up to {manifest.max_audio_s:g} s",
-        f"  encoder   {encoder.architecture}, {encoder.precision}, width {encoder.width}",
-        f"  adapter   {adapter.precision}, {adapter.subsampling}x subsampling, to {adapter.embedding_size}",
-        f"  llm       {llm.architecture}, {llm.precision}, {llm.layers} layers, vocabulary {llm.vocabulary_size}",
-        *(f"  licence   {part}: {licence}" for part, licence in sorted(manifest.licences.items())),
-        *(f"  file      {name}, {entry.bytes / 1e6:.1f} MB" for name, entry in sorted(manifest.files.items())),
-    ]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="thinbridge", description="Audio and an instruction in, text out.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -268,8 +250,22 @@ def _parser() -> argparse.ArgumentParser:
     mic.add_argument("--speed", type=_not_negative, default=1.0, help="1 is real time, 0 as fast as it goes (default: 1)")
     mic.add_argument("--json", action="store_true", help="print every event as a line of JSON")
 
-    models = _add_command(commands, "models", "describe the model bundle", models_command)
-    _add_setting_flags(models, "bundle", "cache_dir")
+    from export.default_recipe import DEFAULT_PRECISION
+
+    pull = _add_command(commands, "pull", "download a checkpoint, or take a local one, and convert it", pull_command)
+    add_pull_flags(pull, ["fp32", "int8", "int4"], DEFAULT_PRECISION)
+    _add_setting_flags(pull, "cache_dir")
+
+    models = _add_command(commands, "models", "list the models", models_command)
+    _add_setting_flags(models, "cache_dir")
+
+    show = _add_command(commands, "show", "describe a model: licences, sizes, prompt, memory", show_command)
+    show.add_argument("bundle", nargs="?", metavar="NAME", help="a pulled model, `small`, `base`, `large`, or a folder")
+    _add_setting_flags(show, "cache_dir")
+
+    remove = _add_command(commands, "remove", "delete pulled models", remove_command)
+    remove.add_argument("names", nargs="+", metavar="NAME", help="a pulled model")
+    _add_setting_flags(remove, "cache_dir")
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 if something is wrong", doctor_command)
     _add_setting_flags(doctor, "bundle", "cache_dir", "slots", "device", *GPU_SETTINGS)
@@ -304,5 +300,7 @@ def _add_setting_flags(parser: argparse.ArgumentParser, *names: str) -> None:
         flag, help_text = "--" + name.replace("_", "-"), Settings.model_fields[name].description
         if name == "insecure":
             parser.add_argument(flag, action="store_true", default=None, help=help_text)
+        elif name == "bundle":
+            parser.add_argument("--model", flag, dest=name, default=None, help=help_text)
         else:
             parser.add_argument(flag, default=None, help=help_text)

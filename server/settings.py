@@ -86,16 +86,14 @@ class Settings(BaseSettings):
 
     bundle: Path | None = Field(
         default=None,
-        description="Folder of the model bundle, or `small`, `base` or `large`, which is built; unset means the default one.",
+        description="A pulled model, or `small`, `base` or `large`, which is built, or a bundle's folder; unset means `base`.",
     )
     model_aliases: str = Field(
         default="whisper-1,gpt-4o-transcribe,gpt-4o-mini-transcribe,gpt-transcribe",
         pattern=MODEL_NAMES,
         description="Names, separated by commas, that OpenAI's clients may call the model by besides its own.",
     )
-    cache_dir: Path = Field(
-        default_factory=_default_cache_folder, description="Folder in which the default bundle is built and kept."
-    )
+    cache_dir: Path = Field(default_factory=_default_cache_folder, description="Folder in which models are built and kept.")
 
     slots: int = Field(
         default=4,

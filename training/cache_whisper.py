@@ -25,7 +25,8 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from export.conversion import FLOOR_S, SILENCE_BEHIND_S, STATES_PER_S, SUBSAMPLING
+from export.bundle_parts import STATES_PER_S
+from export.conversion import FLOOR_S, SILENCE_BEHIND_S, SUBSAMPLING
 from models.assemble import Hearing
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from training.cache_states import CachedUtterance, open_cache, read_index

@@ -67,11 +67,11 @@ class Chain:
 
     def answer_text(self, instruction: str, text: str) -> str:
         """Return the same LLM's answer to the same instruction about written text."""
-        return self.generate(instruction, self.models.llm.embed(self.models.tokeniser.encode(text)))
+        return self.generate(instruction, self.models.require_llm().embed(self.models.tokeniser.encode(text)))
 
     def generate(self, instruction: str, middle: Float32) -> str:
         """Greedy."""
-        models, llm = self.models, self.models.llm
+        models, llm = self.models, self.models.require_llm()
         ids = lay_out_prompt(models.template, models.tokeniser, instruction)
         prompt = np.concatenate([llm.embed(ids.before_speech), middle, llm.embed(ids.after_speech)])
         token = int(llm.prefill([PrefillRow(0, 0, prompt)])[0].argmax())

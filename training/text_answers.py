@@ -117,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args(arguments)
     bundle = open_bundle(parsed.bundle)
-    section = bundle.manifest.llm
+    section = bundle.manifest.require_llm()
     llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=parsed.slots, threads=parsed.threads)
     tokeniser = Tokeniser.from_file(bundle.path(section.tokeniser))
-    template = PromptTemplate.from_json(bundle.manifest.prompt.model_dump())
+    template = PromptTemplate.from_json(bundle.manifest.require_prompt().model_dump())
     for name in ("prefix", "after_instruction", "suffix", "after_speech"):
         if (text := getattr(parsed, name)) is not None:
             template = replace(template, **{name: tuple(tokeniser.encode_template(text))})

@@ -98,7 +98,7 @@ def prepare_bundle(device: Device) -> Bundle:
         unfinished.rename(folder)
     bundle = open_bundle(folder)
     library, gpu, limits = device.tensorrt, device.gpu.architecture, Limits()
-    positions = bundle.manifest.llm.max_positions
+    positions = bundle.manifest.require_llm().max_positions
     with default_weights(cache_dir) as weights:
         for part in (
             encoder_part(weights, limits),
@@ -159,8 +159,8 @@ def time_llm(device: Device, bundle: Bundle, scale: Scale) -> Iterator[Section]:
     free_before = device.free_memory_bytes()
     plan = load_plan(device, bundle, "llm")
     free_with_plan = device.free_memory_bytes()
-    llm = TensorRtLLM(device, plan, bundle.path(bundle.manifest.llm.embedding), slots=scale.slots)
-    section, slot = bundle.manifest.llm, plan.inputs["key_0"]
+    llm = TensorRtLLM(device, plan, bundle.path(bundle.manifest.require_llm().embedding), slots=scale.slots)
+    section, slot = bundle.manifest.require_llm(), plan.inputs["key_0"]
     one_slot = slot_bytes(section.layers, section.key_value_heads, section.head_size, slot.shape[-2], slot.dtype.itemsize)
     sizes = {
         "taken by the plan": free_before - free_with_plan,
@@ -222,7 +222,7 @@ class AdapterBench:
         self._calls = scale.calls_in_graph
         self._stream = device.stream()
         manifest = bundle.manifest
-        trained = read_adapter(bundle.path(manifest.projector.weights))
+        trained = read_adapter(bundle.path(manifest.require_projector().require_weights()))
         embedding = np.asarray(np.load(draft_table_path(bundle))[: scale.vocabulary], np.float32)
         weights = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
         most = max(frames * utterances for frames, utterances in scale.batches)
@@ -321,7 +321,7 @@ class AdapterBench:
         return time_enqueued(graph.replay, self._stream, self._repeats)
 
     def _onnxruntime(self, batch: Batch) -> Timing:
-        graph = self._bundle.path(self._bundle.manifest.projector.graph)
+        graph = self._bundle.path(self._bundle.manifest.require_projector().graph)
         session = open_device_session(graph, self._device, self._stream, len(os.sched_getaffinity(0)))
         states = self._one_utterance(batch)
         binding, place = session.io_binding(), self._device.binding_device

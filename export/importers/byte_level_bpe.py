@@ -16,9 +16,9 @@ def restore_merges(definition: dict[str, Any]) -> list[str]:
     merges: list[Any] = model["merges"]
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     special = {token["content"] for token in definition["added_tokens"]}
-    made = {first + second for first, second in pairs}
+    known = {first + second for first, second in pairs} | special
     order = [vocabulary[first + second] for first, second in pairs]
-    missing = sorted((id, token) for token, id in vocabulary.items() if len(token) > 1 and token not in made | special)
+    missing = sorted((id, token) for token, id in vocabulary.items() if len(token) > 1 and token not in known)
     for id, token in missing:
         cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         earlier = [cut for cut in cuts if all(vocabulary.get(part, id) < id for part in cut)]

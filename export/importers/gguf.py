@@ -150,6 +150,17 @@ def read_tokeniser(path: Path) -> Tokenizer:
     return tokeniser
 
 
+def read_chat(path: Path) -> tuple[str, int, int]:
+    """Return the chat template, the token that ends an answer, and how many positions the model was made for.
+
+    Raises `GgufError` for a file without a template.
+    """
+    reader = _open(path)
+    architecture = _field(reader, "general.architecture")
+    template, end = _field(reader, "tokenizer.chat_template"), _field(reader, "tokenizer.ggml.eos_token_id")
+    return str(template), int(end), int(_field(reader, f"{architecture}.context_length"))
+
+
 class _Reader(gguf.GGUFReader):
     """Reads plain arrays: every slice of a `numpy.memmap`, of which a tokeniser needs a million, takes four times as long."""
 

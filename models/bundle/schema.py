@@ -93,12 +93,16 @@ class EncoderSection(ModelSection):
 class ProjectorSection(ModelSection):
     """A trained projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
 
-    `weights` is the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech under
+    One that `drafts` gives a CTC transcript too; one that `reads_padding` gets the states of the silence behind the audio. Only a
+    drafting one has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the
+    speech under
     `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
     tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings.
     """
 
-    weights: FileName
+    drafts: ClassVar[bool] = False
+    reads_padding: ClassVar[bool] = False
+    weights: FileName | None = None
     encoder_width: PositiveInt
     subsampling: PositiveInt
     embedding_size: PositiveInt
@@ -106,16 +110,28 @@ class ProjectorSection(ModelSection):
     vocabulary: Literal["llm", "speech_decoder"] = "llm"
     table: FileName | None = None
 
-    def transcribes(self, instruction: str) -> bool:
-        """Return whether an instruction is known to ask for a transcript: the boundary vectors were trained under it."""
-        return is_transcription(instruction, self.boundary_instructions)
+    def require_weights(self) -> str:
+        """Return the trained file. Raises `ValueError` if there is none."""
+        if self.weights is None:
+            raise ValueError(f"a projector of the kind {self.architecture} has no trained file")
+        return self.weights
+
+
+class FrameProjectorSection(ProjectorSection):
+    """A projector of a published model: its graph takes `states` and gives `frames`, and there is no draft."""
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        return {"encoder_width": dimension(shapes, "states", 1), "embedding_size": dimension(shapes, "frames", 1)}
 
 
 class SpeechTokens(Section):
     """The control tokens of a speech decoder, its languages by their codes, and the tokens that a transcript must not hold.
 
-    A transcript begins with `start`, a language, a task and `no_timestamps`. `suppressed_first` must not be its first text.
+    A transcript begins with `start`, a language, a task and `no_timestamps`; one of a model that is not `multilingual` with
+    `start` and `no_timestamps`. `suppressed_first` must not be its first text.
     """
+
+    multilingual: bool = True
 
     start: NonNegativeInt
     end: NonNegativeInt
@@ -132,7 +148,8 @@ class SpeechTokens(Section):
 class SpeechDecoderSection(ModelSection):
     """The decoder of the speech foundation model: it attends to at most `max_states` encoder states, by `memory_graph`.
 
-    A transcript is translated, into English, under `translation_instructions`.
+    A transcript is translated, into English, under `translation_instructions`. In a bundle without a projector the instructions
+    that ask for a transcript are `transcription_instructions`.
     """
 
     memory_graph: FileName
@@ -144,6 +161,7 @@ class SpeechDecoderSection(ModelSection):
     max_positions: PositiveInt
     max_states: PositiveInt
     tokens: SpeechTokens
+    transcription_instructions: tuple[str, ...] = ()
     translation_instructions: tuple[str, ...] = ()
 
     def memory_values(self, shapes: Shapes) -> GraphValues:
@@ -247,7 +265,9 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
 class BundleDescription(Section):
     """All of `bundle.json` but the list of files, which `write_bundle` makes.
 
-    `bridge` is what the LLM gets of the speech: the projector's frames, or the speech decoder's transcript as tokens.
+    `bridge` is what the LLM gets of the speech: the projector's frames, or the speech decoder's transcript as tokens. Without an
+    LLM the speech decoder writes transcripts, and translations, and other instructions are refused. Without a projector
+    there is no draft.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -256,9 +276,9 @@ class BundleDescription(Section):
     sample_rate_hz: PositiveInt
     max_audio_s: PositiveFloat
     encoder: Annotated[SerializeAsAny[EncoderSection], _of_family(EncoderSection, ENCODERS)]
-    projector: Annotated[SerializeAsAny[ProjectorSection], _of_family(ProjectorSection, PROJECTORS)]
-    llm: Annotated[SerializeAsAny[LlmSection], _of_family(LlmSection, LLMS)]
-    prompt: PromptSection
+    projector: Annotated[SerializeAsAny[ProjectorSection], _of_family(ProjectorSection, PROJECTORS)] | None = None
+    llm: Annotated[SerializeAsAny[LlmSection], _of_family(LlmSection, LLMS)] | None = None
+    prompt: PromptSection | None = None
     voice: VoiceSection
     speech_decoder: Annotated[SerializeAsAny[SpeechDecoderSection], _of_family(SpeechDecoderSection, SPEECH_DECODERS)] | None = (
         None
@@ -269,14 +289,11 @@ class BundleDescription(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.projector.encoder_width != self.encoder.width:
-            raise ValueError("projector.encoder_width differs from encoder.width")
-        if self.speech_decoder is None and (self.bridge == "transcript" or self.projector.vocabulary == "speech_decoder"):
-            raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
-        if self.projector.vocabulary == "speech_decoder" and self.projector.table is None:
-            raise ValueError("projector.table is missing, which projector.vocabulary needs")
-        if self.bridge == "frames" and self.projector.embedding_size != self.llm.embedding_size:
-            raise ValueError("projector.embedding_size differs from llm.embedding_size")
+        self._check_parts()
+        if self.projector:
+            self._check_projector(self.projector)
+        if self.llm and self.prompt:
+            self._check_prompt(self.llm, self.prompt)
         if self.voice.sample_rate_hz != self.sample_rate_hz:
             raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
         if speech := self.speech_decoder:
@@ -286,18 +303,71 @@ class BundleDescription(Section):
                 raise ValueError("speech_decoder.tokens holds a token id outside the vocabulary")
             if speech.max_states < self.max_audio_s * self.encoder.states_per_s:
                 raise ValueError("speech_decoder.max_states is less than what max_audio_s of audio has")
-        prompt = self.prompt
-        fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
-        if max(fixed) >= self.llm.vocabulary_size:
-            raise ValueError("prompt holds a token id outside the vocabulary")
         return self
+
+    def _check_parts(self) -> None:
+        """Require an LLM with a prompt or a speech decoder, and for an LLM something that it gets of the speech."""
+        if (self.llm is None) != (self.prompt is None):
+            raise ValueError("llm and prompt go together, and one of them is missing")
+        if self.llm is None and self.speech_decoder is None:
+            raise ValueError("there is neither an llm nor a speech_decoder")
+        if self.llm is not None and self.bridge == "frames" and self.projector is None:
+            raise ValueError("projector is missing, which bridge needs")
+        if self.llm is not None and self.bridge == "transcript" and self.speech_decoder is None:
+            raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
+
+    def _check_projector(self, projector: ProjectorSection) -> None:
+        if projector.encoder_width != self.encoder.width:
+            raise ValueError("projector.encoder_width differs from encoder.width")
+        if self.speech_decoder is None and projector.vocabulary == "speech_decoder":
+            raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
+        if projector.vocabulary == "speech_decoder" and projector.table is None:
+            raise ValueError("projector.table is missing, which projector.vocabulary needs")
+        if self.llm and self.bridge == "frames" and projector.embedding_size != self.llm.embedding_size:
+            raise ValueError("projector.embedding_size differs from llm.embedding_size")
+
+    @staticmethod
+    def _check_prompt(llm: LlmSection, prompt: PromptSection) -> None:
+        fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
+        if max(fixed) >= llm.vocabulary_size:
+            raise ValueError("prompt holds a token id outside the vocabulary")
+
+    def require_llm(self) -> LlmSection:
+        """Return the LLM's section. Raises `ValueError` if there is none."""
+        if self.llm is None:
+            raise ValueError("the bundle has no LLM")
+        return self.llm
+
+    def require_prompt(self) -> PromptSection:
+        """Return the LLM's prompt. Raises `ValueError` if there is no LLM."""
+        if self.prompt is None:
+            raise ValueError("the bundle has no LLM")
+        return self.prompt
+
+    def require_projector(self) -> ProjectorSection:
+        """Return the projector's section. Raises `ValueError` if there is none."""
+        if self.projector is None:
+            raise ValueError("the bundle has no projector")
+        return self.projector
+
+    @property
+    def transcription_instructions(self) -> tuple[str, ...] | None:
+        """The instructions that are known to ask for a transcript; None means that every one does."""
+        if self.projector is not None:
+            return self.projector.boundary_instructions
+        return self.speech_decoder.transcription_instructions if self.speech_decoder else ()
+
+    def transcribes(self, instruction: str) -> bool:
+        """Return whether an instruction is answered utterance by utterance: it asks for a transcript, or there is no LLM."""
+        return self.llm is None or is_transcription(instruction, self.transcription_instructions)
 
     def named_files(self) -> set[str]:
         """Return the files that the sections name."""
-        encoder, projector, llm = self.encoder, self.projector, self.llm
-        named = {encoder.graph, projector.graph, projector.weights, llm.graph, llm.embedding, llm.tokeniser, self.voice.graph}
-        if projector.table:
-            named.add(projector.table)
+        named = {self.encoder.graph, self.voice.graph}
+        if projector := self.projector:
+            named |= {each for each in (projector.graph, projector.weights, projector.table) if each}
+        if llm := self.llm:
+            named |= {llm.graph, llm.embedding, llm.tokeniser}
         if speech := self.speech_decoder:
             named |= {speech.graph, speech.memory_graph, speech.embedding, speech.tokeniser}
         return named | {plan.file for plan in self.plans}

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.features.log_mel import HOPS_OF_A_FRAME
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import random_rotation
 from models.graph.writer import GraphBuilder
@@ -23,13 +24,15 @@ Float64 = npt.NDArray[np.float64]
 
 
 class WhisperSection(EncoderSection):
-    """Whisper's encoder in `bundle.json`."""
+    """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`."""
 
     features = "log_mel"
     mel_bins: PositiveInt
+    hop_multiple: PositiveInt = HOPS_OF_A_FRAME
+    silent_frames: NonNegativeInt = 0
 
     def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins}
+        return {"mel_bins": self.mel_bins, "hop_multiple": self.hop_multiple, "silent_frames": self.silent_frames}
 
     def graph_values(self, shapes: Shapes) -> GraphValues:
         return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
@@ -47,7 +50,11 @@ OUT_OF_STREAM = "encoder/out_of_stream/weight"
 class WhisperEncoderWriter:
     """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
 
-    def __init__(self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike = np.float32, *, dropped: int = 0, pooled: int = 1
+    ) -> None:
+        """Behind the convolutions the last `dropped` states are dropped; `pooled` states at a time are averaged at the end."""
+        self.dropped, self.pooled = dropped, pooled
         self.weights: dict[str, Float32] = {
             name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
         }
@@ -63,13 +70,14 @@ class WhisperEncoderWriter:
         features = graph.input("features", np.float32, [mel_bins, "frames"])
         x = graph.node("Unsqueeze", features, graph.weight("axis.batch", np.array([0], np.int64)))
         x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
-        states = self.add_positions(self.rotate(graph.node("Transpose", x, perm=[0, 2, 1]), INTO_STREAM))
+        states = self.rotate(self.drop(graph.node("Transpose", x, perm=[0, 2, 1])), INTO_STREAM)
+        states = self.add_positions(states)
         for layer in range(self.layers):
             attention, feed_forward = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
             states = graph.node("Add", states, self.attend(self.norm(states, f"{attention}/layer_norm"), attention))
             inner = self.gelu(self.linear(self.norm(states, f"{feed_forward}/layer_norm"), f"{feed_forward}/linear_0"))
             states = graph.node("Add", states, self.linear(inner, f"{feed_forward}/linear_1"))
-        states = graph.node("Squeeze", self.last_norm(states), "axis.batch")
+        states = graph.node("Squeeze", self.last_norm(self.pool(states)), "axis.batch")
         graph.output(states, "states", np.float32, ["states", self.width])
         return graph
 
@@ -79,6 +87,25 @@ class WhisperEncoderWriter:
     def convolve(self, x: str, name: str, stride: int) -> str:
         weight, bias = self.weight(f"{name}/weight"), self.weight(f"{name}/bias")
         return self.gelu(self.graph.node("Conv", x, weight, bias, kernel_shape=[3], pads=[1, 1], strides=[stride]))
+
+    def drop(self, states: str) -> str:
+        """Leave out the last states, of silence behind the audio that only the convolutions hear."""
+        if not self.dropped:
+            return states
+        start, end, axis = (
+            self.graph.weight(f"drop.{name}", np.array([at], np.int64))
+            for name, at in (("start", 0), ("end", -self.dropped), ("axis", 1))
+        )
+        return self.graph.node("Slice", states, start, end, axis)
+
+    def pool(self, states: str) -> str:
+        """Average neighbouring states; those that are too few at the end are left out."""
+        if self.pooled == 1:
+            return states
+        graph = self.graph
+        by_channel = graph.node("Transpose", states, perm=[0, 2, 1])
+        pooled = graph.node("AveragePool", by_channel, kernel_shape=[self.pooled], strides=[self.pooled])
+        return graph.node("Transpose", pooled, perm=[0, 2, 1])
 
     def add_positions(self, states: str) -> str:
         graph = self.graph
@@ -117,9 +144,9 @@ class WhisperEncoderWriter:
         return self.linear(attended, f"{name}/linear_1")
 
 
-def build_encoder(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
-    """Return the graph described above."""
-    return WhisperEncoderWriter(arrays, linear).build()
+def build_encoder(arrays: Arrays, linear: Linear = float32_linear, *, dropped: int = 0, pooled: int = 1) -> GraphBuilder:
+    """Return the graph described above; `dropped` and `pooled` are those of the writer."""
+    return WhisperEncoderWriter(arrays, linear, dropped=dropped, pooled=pooled).build()
 
 
 def mean_preserving_rotation(size: int) -> Float64:

@@ -19,7 +19,8 @@ HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 MEL_BINS = 80
 # Audio is padded with silence to a multiple of this, so that encoder states subsampled 4x (12.5 a second) cover all of it.
-PAD_SAMPLES = 8 * HOP_SAMPLES
+HOPS_OF_A_FRAME = 8
+PAD_SAMPLES = HOPS_OF_A_FRAME * HOP_SAMPLES
 
 
 def hertz_to_mel(hertz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -50,9 +51,12 @@ def window() -> Float32:
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES), np.float32)
 
 
-def log_mel(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
-    """Return features [mel_bins, frames], 100 frames per second of padded audio; `audio` is mono, at least one window long."""
-    padding = -len(audio) % PAD_SAMPLES
+def log_mel(audio: Float32, mel_bins: int = MEL_BINS, hop_multiple: int = HOPS_OF_A_FRAME, silent_frames: int = 0) -> Float32:
+    """Return features [mel_bins, frames], 100 frames per second of padded audio; `audio` is mono, at least one window long.
+
+    It is padded to a whole number of `hop_multiple` hops, and `silent_frames` of silence follow.
+    """
+    padding = -len(audio) % (hop_multiple * HOP_SAMPLES) + silent_frames * HOP_SAMPLES
     half_window = WINDOW_SAMPLES // 2
     samples = np.pad(np.pad(audio, (0, padding)), half_window, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
@@ -63,11 +67,13 @@ def log_mel(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
 
 @dataclass(frozen=True)
 class LogMel:
-    """Implements `models.protocols.Features`: log-mel features of so many bins."""
+    """Implements `models.protocols.Features`: log-mel features of so many bins, of audio padded as `log_mel` says."""
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES
     mel_bins: int
+    hop_multiple: int = HOPS_OF_A_FRAME
+    silent_frames: int = 0
 
     def __call__(self, audio: Float32) -> Float32:
-        return log_mel(audio, self.mel_bins)
+        return log_mel(audio, self.mel_bins, self.hop_multiple, self.silent_frames)

@@ -1,4 +1,4 @@
-"""Write a llama or Qwen2 decoder as an ONNX graph straight from its weights, over dense key/value slots that the caller owns.
+"""Write a decoder of llama's kind (Qwen, Mistral, SmolLM …) as an ONNX graph, over dense key/value slots that the caller owns.
 
 The graph, with B rows of S new positions each, slots of P positions, and N wanted logits:
 
@@ -48,7 +48,7 @@ WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 class LlamaSection(LlmSection):
-    """A llama or Qwen2 decoder in `bundle.json`."""
+    """A decoder of llama's kind in `bundle.json`."""
 
     def graph_values(self, shapes: Shapes) -> GraphValues:
         """Read slots [rows, heads, P, h] of `StandardAttention`, or [rows, P, heads * h] of `ExactAttention`."""
@@ -71,7 +71,11 @@ class LlamaSection(LlmSection):
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a llama model. `tied` means that the language model head is the embedding table."""
+    """The shape of a llama model. `tied` means that the language model head is the embedding table.
+
+    Each frequency of the rotary embedding is divided by its own of `frequency_factors`, if there are any; `unturned_layers` have
+    no rotary embedding.
+    """
 
     layers: int
     embedding_size: int
@@ -83,6 +87,8 @@ class LlamaConfig:
     rope_theta: float
     norm_epsilon: float
     tied: bool
+    frequency_factors: tuple[float, ...] = ()
+    unturned_layers: frozenset[int] = frozenset()
 
 
 class LazyWeights(Mapping[str, Float32]):
@@ -194,10 +200,11 @@ class Attention(Protocol):
         """Return the query's weight, or the output's transposed, [heads * h, D], with its heads in the order of `attend`."""
         ...
 
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+    def attend(self, projected: str, slots: SlotPair, *, turns: bool = True) -> tuple[str, SlotPair]:
         """Return the attended values [*layout, heads * h] and the slots as written.
 
-        `projected` [*layout, (heads + 2 * key_value_heads) * h] holds query, key and value.
+        `projected` [*layout, (heads + 2 * key_value_heads) * h] holds query, key and value, of which query and key are turned
+        by their positions if `turns`.
         """
         ...
 
@@ -222,13 +229,14 @@ class StandardAttention:
     def order_heads(self, weight: Float32) -> Float32:
         return weight
 
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+    def attend(self, projected: str, slots: SlotPair, *, turns: bool = True) -> tuple[str, SlotPair]:
         graph, heads, kv_heads, head_size = self.graph, self.config.heads, self.config.key_value_heads, self.config.head_size
         split_shape = graph.weight("heads.split", np.array([0, 0, heads + 2 * kv_heads, head_size], np.int64))
         by_head = graph.node("Transpose", graph.node("Reshape", projected, split_shape), perm=[0, 2, 1, 3])
         turning_value = graph.weight("heads.turning_value", np.array([heads + kv_heads, kv_heads], np.int64))
         turning, value = graph.nodes("Split", by_head, turning_value, outputs=2, axis=1)
-        turned = graph.node("RotaryEmbedding", turning, *rotary_tables(graph, self.config, self.max_positions), "positions")
+        tables = rotary_tables(graph, self.config, self.max_positions)
+        turned = graph.node("RotaryEmbedding", turning, *tables, "positions") if turns else turning
         query_key = graph.weight("heads.query_key", np.array([heads, kv_heads], np.int64))
         query, key = graph.nodes("Split", turned, query_key, outputs=2, axis=1)
         written = SlotPair(
@@ -289,12 +297,14 @@ class PackedAttention:
         by_head = weight.reshape(config.key_value_heads, self.sharing, config.head_size, -1)
         return np.ascontiguousarray(by_head.swapaxes(0, 1).reshape(weight.shape))
 
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+    def attend(self, projected: str, slots: SlotPair, *, turns: bool = True) -> tuple[str, SlotPair]:
         graph, kv_heads = self.graph, self.config.key_value_heads
         width, kv_width = self.config.heads * self.config.head_size, kv_heads * self.config.head_size
         padded = graph.node("Gather", projected, "places", axis=0)
         turning, value = graph.nodes("Split", padded, self._sizes(width + kv_width, kv_width), outputs=2, axis=-1)
-        query, key = graph.nodes("Split", self.turn(turning), self._sizes(width, kv_width), outputs=2, axis=-1)
+        query, key = graph.nodes(
+            "Split", self.turn(turning) if turns else turning, self._sizes(width, kv_width), outputs=2, axis=-1
+        )
         written = SlotPair(
             graph.node("TensorScatter", slots.key, key, "write_index", axis=1),
             graph.node("TensorScatter", slots.value, value, "write_index", axis=1),
@@ -349,6 +359,8 @@ class ExactAttention(PackedAttention):
 def rotary_tables(graph: GraphBuilder, config: LlamaConfig, max_positions: int) -> tuple[str, str]:
     """Cosines and sines [max_positions, h / 2], computed in float64."""
     frequencies = config.rope_theta ** (-np.arange(0, config.head_size, 2) / config.head_size)
+    if config.frequency_factors:
+        frequencies = frequencies / np.array(config.frequency_factors)
     angles = np.arange(max_positions)[:, None] * frequencies
     cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return graph.weight("rotary.cos", cosines), graph.weight("rotary.sin", sines)
@@ -392,7 +404,9 @@ def build_decoder(
             query, key, value = (weights[f"{prefix}self_attn.{name}_proj.bias"] for name in "qkv")
             bias = np.concatenate([attending.order_heads(query[:, None])[:, 0], key, value])
             projected = graph.node("Add", projected, graph.weight(f"{prefix}self_attn.qkv_proj.bias", bias))
-        attended, written = attending.attend(projected, slots)
+        if f"{prefix}self_attn.q_norm.weight" in weights:
+            projected = _norm_heads(graph, model, projected, prefix, len(attending.layout))
+        attended, written = attending.attend(projected, slots, turns=layer not in config.unturned_layers)
         all_written.append(written)
         output_name = f"{prefix}self_attn.o_proj.weight"
         output = attending.order_heads(weights[output_name].T).T
@@ -415,6 +429,21 @@ def build_decoder(
         graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
         graph.output(written.value, f"value_out_{layer}", graph.float_type, attending.slot_shape)
     return graph
+
+
+def _norm_heads(graph: GraphBuilder, model: Llama, projected: str, prefix: str, leading: int) -> str:
+    """Normalise each head of query and key (Qwen3) in `projected`, which has so many `leading` dimensions."""
+    config, (query, key) = model.config, (model.weights[f"{prefix}self_attn.{name}_norm.weight"] for name in "qk")
+    turning, all_heads = config.heads + config.key_value_heads, config.heads + 2 * config.key_value_heads
+    by_head = graph.weight("heads.apart", np.array([*[0] * leading, all_heads, config.head_size], np.int64))
+    sizes = graph.weight("heads.query_key_value", np.array([turning, config.key_value_heads], np.int64))
+    heads, value = graph.nodes("Split", graph.node("Reshape", projected, by_head), sizes, outputs=2, axis=-2)
+    plain = graph.weight("heads.plain_gain", np.ones(config.head_size, np.float32))
+    normed = graph.node("RMSNormalization", heads, plain, axis=-1, epsilon=config.norm_epsilon)
+    gains = np.concatenate([np.tile(query, (config.heads, 1)), np.tile(key, (config.key_value_heads, 1))])
+    gained = graph.node("Mul", normed, graph.weight(f"{prefix}self_attn.head_gains", gains))
+    together = graph.weight("heads.together", np.array([*[0] * leading, all_heads * config.head_size], np.int64))
+    return graph.node("Reshape", graph.node("Concat", gained, value, axis=-2), together)
 
 
 def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:

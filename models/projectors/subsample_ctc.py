@@ -13,13 +13,13 @@ The vocabulary is scored only where a frame is kept: blanks, most of all frames,
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from models.bundle.schema import GraphValues, ProjectorSection, Shapes, dimension
+from models.bundle.schema import FileName, GraphValues, ProjectorSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 from models.protocols import BackendError
@@ -31,6 +31,9 @@ MAX_FRAMES = 1024
 
 class SubsampleCtcSection(ProjectorSection):
     """The adapter in `bundle.json`."""
+
+    drafts: ClassVar[bool] = True
+    weights: FileName
 
     def graph_values(self, shapes: Shapes) -> GraphValues:
         return {"encoder_width": dimension(shapes, "states", 1), "embedding_size": dimension(shapes, "residual", 1)}

@@ -28,6 +28,11 @@ class SpeechModel:
     tokeniser: Tokeniser
     tokens: SpeechTokens
 
+    @property
+    def control_tokens(self) -> int:
+        """How many tokens behind the start are no text: language, task and no timestamps, or the last of these alone."""
+        return 3 if self.tokens.multilingual else 1
+
     def language_of(self, token: int) -> str | None:
         """Return the code of a language's token, None for any other token."""
         return next((code for code, id in self.tokens.languages.items() if id == token), None)

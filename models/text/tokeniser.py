@@ -46,7 +46,12 @@ class Tokeniser:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        return cls(json.loads(path.read_text(encoding="utf-8")))
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the tokeniser of the text of a `tokenizer.json`."""
+        return cls(json.loads(text))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of any text, none of them special; `decode` gives the text back.

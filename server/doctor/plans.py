@@ -71,7 +71,7 @@ def _plan_key(settings: Settings, number: int) -> PlanKey:
 def _find_plans(bundle: Bundle, key: PlanKey, settings: Settings) -> tuple[dict[str, PlanSection], list[str]]:
     """Return the plans by part, and a sentence for each plan that is missing."""
     runtimes = {"encoder": settings.encoder_runtime, "adapter": settings.adapter_runtime, "llm": "tensorrt"}
-    positions = {"llm": settings.slot_positions or bundle.manifest.llm.max_positions}
+    positions = {"llm": settings.slot_positions or bundle.manifest.require_llm().max_positions}
     plans, problems = {}, []
     for part in (part for part, runtime in runtimes.items() if runtime == "tensorrt"):
         try:

@@ -68,9 +68,9 @@ class LocalEngine:
         self._runner = Runner(models, encoder_cache_bytes=encoder_cache_bytes)
         # Guards everything below.
         self._changed = threading.Condition()
-        slots, decoders = models.llm.slots, len(models.decoders)
+        slots, decoders = models.slots, len(models.decoders)
         scheduler = Scheduler(slots, queue_limit, encode_budget_audio_s, step_tokens, decoders=decoders)
-        admission = Admission(models.llm.slots, max_queue_wait_s, request_timeout_s)
+        admission = Admission(models.slots, max_queue_wait_s, request_timeout_s)
         # Encoding may last as long as many steps, so words are timed on another thread.
         self._encode_worker, self._word_worker = WorkerThread("engine-encode"), WorkerThread("engine-words")
         self._requests = RequestTable(scheduler, admission, sample_rate_hz, self._changed, self._start_timing_words)
@@ -89,7 +89,8 @@ class LocalEngine:
     def start(self) -> None:
         """Warm the models up and begin to serve. Raises `BackendError` if they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
-        warm_up = InstructRequest("warm-up", noise, "Warm up.", SamplingOptions(max_tokens=3))
+        instruction = self._models.transcription_instruction if self._models.llm is None else "Warm up."
+        warm_up = InstructRequest("warm-up", noise, instruction, SamplingOptions(max_tokens=3))
         sequence = new_sequence(self._models, warm_up, lambda _event: None)
         self._runner.warm_up(sequence)
         with self._changed:
@@ -154,7 +155,7 @@ class LocalEngine:
         return max(
             (times.features_s + times.encode_s + times.adapter_s) * audio_s / self._requests.audio_s(warm_up),
             times.prefill_s * max(1.0, self._step_tokens / max(1, len(warm_up.prompt) - warm_up.cached_tokens)),
-            times.decode_s * self._models.llm.slots,
+            times.decode_s * self._models.slots,
         )
 
     def _serve(self) -> None:

@@ -50,7 +50,7 @@ def _process_engine(bundle: Bundle, settings: Settings) -> ProcessEngine:
         manifest.max_audio_s,
         stall_timeout_s=settings.stall_timeout_s,
         start_timeout_s=START_TIMEOUT_S if settings.device == "cpu" else GPU_START_TIMEOUT_S,
-        transcribes=manifest.projector.transcribes,
+        transcribes=manifest.transcribes,
         model_name=manifest.name,
     )
 

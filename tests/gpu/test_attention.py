@@ -16,7 +16,7 @@ from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama
 @pytest.mark.parametrize("source", ["noise", "text"])
 def test_a_plan_has_the_right_mask(rig: Rig, source: str, tmp_path: Path) -> None:
     plan = load_plan(rig.device, rig.bundle, "llm")
-    llm = TensorRtLLM(rig.device, plan, rig.bundle.path(rig.bundle.manifest.llm.embedding), slots=rig.slots)
+    llm = TensorRtLLM(rig.device, plan, rig.bundle.path(rig.bundle.manifest.require_llm().embedding), slots=rig.slots)
     oracles = Oracles(rig.llama, llm.max_positions + 1, tmp_path, THREADS)
     make = random_passages(llm) if source == "noise" else text_passages(llm, rig.text)
     for each in compare(llm, oracles.right(), oracles.wrong(), make):

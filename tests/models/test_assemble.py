@@ -23,8 +23,8 @@ def test_case_and_punctuation_do_not_matter(models: Models, instruction: str) ->
 @pytest.mark.parametrize("instruction", ["Transcribe the audio in French.", "Summarise the audio.", "..."])
 def test_another_instruction_gets_none(models: Models, instruction: str) -> None:
     before, after = models.boundaries(instruction)
-    assert before.shape == (0, models.llm.embedding_size)
-    assert after.shape == (0, models.llm.embedding_size)
+    assert before.shape == (0, models.require_llm().embedding_size)
+    assert after.shape == (0, models.require_llm().embedding_size)
 
 
 def test_a_bundle_that_names_no_instructions_uses_them_under_all(models: Models) -> None:

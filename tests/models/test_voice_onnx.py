@@ -20,18 +20,19 @@ WINDOW_SAMPLES = 128
 WIDTH = CONTEXT_SAMPLES + WINDOW_SAMPLES
 
 
-def write_graph(path: Path) -> None:
+def write_graph(path: Path, window_samples: int = WINDOW_SAMPLES) -> None:
+    width = CONTEXT_SAMPLES + window_samples
     random = np.random.default_rng(0)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         return numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), name)
 
     constants = [
-        weights("W", 1, 4 * STATE_WIDTH, WIDTH),
+        weights("W", 1, 4 * STATE_WIDTH, width),
         weights("R", 1, 4 * STATE_WIDTH, STATE_WIDTH),
         weights("B", 1, 8 * STATE_WIDTH),
         weights("head", STATE_WIDTH, 1),
-        numpy_helper.from_array(np.array([-1, 1, WIDTH]), "sequence"),
+        numpy_helper.from_array(np.array([-1, 1, width]), "sequence"),
         numpy_helper.from_array(np.array([-1, STATE_WIDTH]), "rows"),
         numpy_helper.from_array(np.array([-1]), "flat"),
     ]
@@ -48,7 +49,7 @@ def write_graph(path: Path) -> None:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
     state: list[int | str] = [1, 1, STATE_WIDTH]
-    inputs = values({"input": ["windows", WIDTH], "h": state, "c": state})
+    inputs = values({"input": ["windows", width], "h": state, "c": state})
     outputs = values({"speech_probs": ["windows"], "hn": state, "cn": state})
     graph = helper.make_graph(nodes, "voice", inputs, outputs, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=10), path)

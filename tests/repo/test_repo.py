@@ -17,7 +17,11 @@ MAY_IMPORT = {
     "training": {"training", "export", "models", "kernels"},
     "loadtest": {"loadtest"},
 }
-MAY_ALSO_IMPORT = {"server/cli.py": {"export"}, "training/endpointing_study.py": {"server"}}
+MAY_ALSO_IMPORT = {
+    "server/cli.py": {"export"},
+    "server/model_commands.py": {"export"},
+    "training/endpointing_study.py": {"server"},
+}
 MAY_READ_ENVIRONMENT = {"server/settings.py", "export/default_bundle.py"}
 SERVED_WITHOUT = ("torch", "triton", "tensorrt", "transformers")
 

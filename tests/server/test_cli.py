@@ -259,9 +259,9 @@ def test_transcribe_reports_what_the_engine_says(engine: FakeEngine, clip: Path,
     assert "The engine failed." in capsys.readouterr().err
 
 
-def test_models_and_doctor_say_that_there_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_and_doctor_say_that_there_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = str(tmp_path / "nothing")
-    assert cli.main(["models", "--bundle", absent]) == 2
+    assert cli.main(["show", absent]) == 2
     assert "no bundle" in capsys.readouterr().err
     assert cli.main(["doctor", "--bundle", absent]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -276,7 +276,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(command in text for command in ("serve", "transcribe", "mic", "models", "doctor", "version"))
+    assert all(
+        command in text for command in ("serve", "transcribe", "mic", "pull", "models", "show", "remove", "doctor", "version")
+    )
 
 
 def test_python_m_server_is_the_same_program() -> None:

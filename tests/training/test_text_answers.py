@@ -51,9 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answerer(folder: Path, slots: int) -> TextAnswerer:
     bundle = open_bundle(folder)
-    section = bundle.manifest.llm
+    section = bundle.manifest.require_llm()
     llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=slots, threads=1)
-    template = PromptTemplate.from_json(bundle.manifest.prompt.model_dump())
+    template = PromptTemplate.from_json(bundle.manifest.require_prompt().model_dump())
     return TextAnswerer(llm, Tokeniser.from_file(bundle.path(section.tokeniser)), template)
 
 

@@ -65,14 +65,20 @@ def load_models_on(
 ) -> Models:
     """Load the models on a device. Raises `BackendError` and `PlanError`."""
     manifest = bundle.manifest
+    if manifest.llm is None or manifest.projector is None:
+        raise BackendError(f"Bundle {manifest.name} has no {'LLM' if manifest.llm is None else 'projector'}: serve it on a CPU.")
+    if not manifest.projector.drafts:
+        raise BackendError(
+            f"Bundle {manifest.name} has a projector of the kind {manifest.projector.architecture}: serve it on a CPU."
+        )
     # The plan that takes longest to build is asked for first.
-    llm = _load_plan(device, bundle, "llm", positions or manifest.llm.max_positions)
+    llm = _load_plan(device, bundle, "llm", positions or manifest.require_llm().max_positions)
     stream = device.stream()
     models = chain_models(
         bundle,
         encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
         projector=load_adapter(device, stream, bundle, adapter_runtime),
-        llm=TensorRtLLM(device, llm, bundle.path(manifest.llm.embedding), slots=slots),
+        llm=TensorRtLLM(device, llm, bundle.path(manifest.require_llm().embedding), slots=slots),
         speech_decoder=load_speech_decoder(bundle, slots, threads, partial(HostSpeechDecoder, device)),
     )
     return replace(models, encodes_beside=True, check=device.check)
@@ -88,7 +94,7 @@ def open_device(gpu: int, tensorrt_library: Builder) -> Device:
 
 def longest_audio_frames(manifest: Manifest) -> int:
     """Adapter frames of the longest audio that the bundle takes."""
-    return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.projector.subsampling)
+    return math.ceil(manifest.max_audio_s * manifest.encoder.states_per_s / manifest.require_projector().subsampling)
 
 
 def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: EncoderRuntime, threads: int) -> Encoder:
@@ -96,7 +102,7 @@ def load_encoder(device: Device, stream: Stream, bundle: Bundle, runtime: Encode
     manifest = bundle.manifest
     if runtime == "tensorrt":
         return TensorRtEncoder(_load_plan(device, bundle, "encoder"), stream)
-    largest_frames = longest_audio_frames(manifest) * manifest.projector.subsampling * FRAMES_PER_STATE
+    largest_frames = longest_audio_frames(manifest) * manifest.require_projector().subsampling * FRAMES_PER_STATE
     graph = bundle.path(manifest.encoder.graph)
     encoder = OnnxDeviceEncoder(graph, device, stream, largest_frames=largest_frames, threads=threads)
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, manifest.encoder.graph_values(encoder.shapes))

@@ -91,11 +91,11 @@ def reckon(
 
     An encoder without a plan is run by ONNX Runtime, an adapter without one by our kernels, which read the LLM's embeddings.
     """
-    llm, encoder, adapter = bundle.manifest.llm, bundle.manifest.encoder, bundle.manifest.projector
+    llm, encoder, adapter = bundle.manifest.require_llm(), bundle.manifest.encoder, bundle.manifest.require_projector()
     plan = plans["llm"]
     without_plan = {
         "encoder": _size(bundle, encoder.graph, f"{encoder.graph}.data"),
-        "adapter": _size(bundle, adapter.weights) + llm.vocabulary_size * llm.embedding_size * bytes_per_number,
+        "adapter": _size(bundle, adapter.require_weights()) + llm.vocabulary_size * llm.embedding_size * bytes_per_number,
     }
     with_plan = {part: _size(bundle, each.file) + each.activation_bytes for part, each in plans.items()}
     return MemoryBudget(

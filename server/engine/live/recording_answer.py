@@ -44,7 +44,7 @@ class RecordingAnswer:
         self._sections: list[str | None] = []
         self._section_count = 1
         empty = self._sequence(self._speech([]), lambda _event: None)
-        self._room = models.llm.max_positions - len(empty.prompt_ids) - request.sampling.max_tokens
+        self._room = models.require_llm().max_positions - len(empty.prompt_ids) - request.sampling.max_tokens
         if self._room < 1:
             raise EngineFailed("The instruction and its answer leave no room for speech.")
 
@@ -75,14 +75,14 @@ class RecordingAnswer:
         tokens = models.tokeniser.encode(text)
         if len(tokens) <= self._room:
             basis: Basis = "transcript" if self._section_count == 1 else "sections"
-            self._request_final(self._speech([models.llm.embed(tokens)]), basis)
+            self._request_final(self._speech([models.require_llm().embed(tokens)]), basis)
             return
         sections = cut_evenly(tokens, self._room, models.tokeniser.begins_word)
         self._sections = [None] * len(sections)
         self._section_count += len(sections) - (self._section_count == 1)
         longest_answer = max(1, int(self._room * SECTION_ANSWER_SHARE))
         for index, section in enumerate(sections):
-            sequence = self._sequence(self._speech([models.llm.embed(section)]), partial(self._take_section, index))
+            sequence = self._sequence(self._speech([models.require_llm().embed(section)]), partial(self._take_section, index))
             sequence.max_tokens = min(sequence.max_tokens, longest_answer)
             self._start_sequence(sequence)
 
@@ -113,7 +113,7 @@ class RecordingAnswer:
 
     def _speech(self, frames: Sequence[Float32]) -> ProjectorOutput:
         """Return frames for the LLM, joined, with no draft."""
-        return ProjectorOutput(np.concatenate([np.empty((0, self._models.llm.embedding_size), np.float32), *frames]))
+        return ProjectorOutput(np.concatenate([np.empty((0, self._models.require_llm().embedding_size), np.float32), *frames]))
 
     def _sequence(self, speech: ProjectorOutput, deliver: Callable[[Event], None], *, constrained: bool = False) -> SequenceState:
         """Return a sequence over speech that is encoded; only the final answer follows the request's constraint."""

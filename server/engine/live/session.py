@@ -232,6 +232,8 @@ class LiveSession:
     def _answers_whole(self) -> bool:
         """Transcripts of parts can be joined, but not answers that have to match a constraint."""
         asked = self.request
+        if self._models.llm is None:
+            return False
         is_constrained = asked.sampling.constraint is not None
         return asked.scope == "recording" and (is_constrained or not self._models.transcribes(asked.instruction))
 
@@ -351,7 +353,13 @@ class LiveSession:
     def _begin_partial(self) -> None:
         """Have a new hypothesis made of the utterance that is going on, if one is due."""
         utterance = self._current
-        if not self.request.partials or utterance is None or utterance.partial is not None or utterance.answer is not None:
+        if (
+            not self._models.drafts
+            or not self.request.partials
+            or utterance is None
+            or utterance.partial is not None
+            or utterance.answer is not None
+        ):
             return
         end = self._detected
         if end < utterance.partial_due or (self._is_ahead and time.monotonic() < utterance.partial_due_at_s):

@@ -125,7 +125,8 @@ class Runner:
             sequence.finish_reason = None
             self._lay_out_speech(sequence, sequence.require_encoded())
         self._run_once(sequence)
-        if sequence.transcribing and self.models.bridge == "transcript" and sequence.error is None:
+        answers = self.models.llm is not None and self.models.bridge == "transcript"
+        if sequence.transcribing and answers and sequence.error is None:
             sequence.transcribing, sequence.decoders = False, (len(self.models.decoders) - 1,)
             self._begin_answer(sequence, "warm")
             self._run_once(sequence)
@@ -209,7 +210,7 @@ class Runner:
             sequence.finish("no_speech")
             return
         drafts = request.draft != "off" and self._verifier.gate.allows(plain_words(request.instruction))
-        self._lay_out(sequence, models.llm.embed(tokens), TokenDraft(tokens if drafts else ()))
+        self._lay_out(sequence, models.require_llm().embed(tokens), TokenDraft(tokens if drafts else ()))
 
     def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
         """Return the draft that the request asks for, empty if drafts do not pay. The relaxed policy always needs it."""
@@ -222,7 +223,7 @@ class Runner:
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
         """Build the prompt, and cut `max_tokens` to the positions that are left."""
-        llm, ids = self.models.llm, sequence.prompt_ids
+        llm, ids = self.models.require_llm(), sequence.prompt_ids
         start, end = self.models.boundaries(sequence.request.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
         prompt = np.concatenate([before, start, frames, end, after])
@@ -253,7 +254,7 @@ class Runner:
             if sequence.position == 0 and sequence.transcribing:
                 self.models.require_speech().decoder.write_memory(sequence.slot, sequence.require_encoded().states)
             elif sequence.position == 0 and sequence.prefix_state is not None:
-                self.models.llm.cache.write(sequence.slot, sequence.prefix_state)
+                self.models.require_llm().cache.write(sequence.slot, sequence.prefix_state)
             rows.append(self._prefill_row(sequence, tokens))
         decoder = self._decoder(work[0][0])
         logits = decoder.prefill(rows)
@@ -292,7 +293,7 @@ class Runner:
 
     def _keep_prefix(self, sequence: SequenceState) -> None:
         try:
-            state = self.models.llm.cache.read(sequence.slot, sequence.prefix_length)
+            state = self.models.require_llm().cache.read(sequence.slot, sequence.prefix_length)
         except Exception:
             logger.exception("the prefix of request %s could not be kept", sequence.request.id)
             self.models.check()

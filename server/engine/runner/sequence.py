@@ -16,7 +16,7 @@ from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
-from server.engine.runner.transcript import CONTROL_TOKENS, lay_out_context
+from server.engine.runner.transcript import lay_out_context
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -67,6 +67,7 @@ class SequenceState:
     decoders: tuple[int, ...] = (0,)
     passes_on: bool = False
     transcribing: bool = False
+    transcript_control_tokens: int = 0
     attempt: int = 0
     logprob_sum: float = 0.0
     no_speech_probability: float = 0.0
@@ -119,7 +120,7 @@ class SequenceState:
     @property
     def control_tokens(self) -> int:
         """How many of the first tokens are no text."""
-        return CONTROL_TOKENS if self.transcribing else 0
+        return self.transcript_control_tokens if self.transcribing else 0
 
     @property
     def elapsed_s(self) -> float:
@@ -240,7 +241,7 @@ def new_sequence(
         prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2
-    if len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
+    if models.llm and len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
         raise PromptTooLong("The instruction is too long for the model.", param="instruction")
     sampling = request.sampling
     constraint = compile_constraint(models, sampling.constraint)
@@ -268,6 +269,8 @@ def passed_decoders(models: Models, request: InstructRequest, *, is_encoded: boo
         return ()
     if models.speech is None or is_encoded:
         return (llm,)
+    if models.llm is None:
+        return (SPEECH_DECODER,)
     is_spoken_text = models.transcribes(request.instruction) or models.translates(request.instruction)
     if is_spoken_text and request.sampling.constraint is None:
         return (SPEECH_DECODER,)
@@ -282,6 +285,8 @@ def check_request(models: Models, request: InstructRequest) -> None:
     """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
+    if models.llm is None:
+        check_without_llm(models, request)
     if request.draft == "relaxed" and not transcribes:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
     if request.draft == "relaxed" and constraint is not None:
@@ -302,12 +307,24 @@ def check_request(models: Models, request: InstructRequest) -> None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 
 
+def check_without_llm(models: Models, request: InstructRequest) -> None:
+    """Raise `InvalidRequest` for requests that only an LLM can answer."""
+    if not models.transcribes(request.instruction) and not models.translates(request.instruction):
+        spoken = f"transcribes ({models.transcription_instruction!r})"
+        if translation := next(iter(models.translation_instructions), None):
+            spoken += f" and translates into English ({translation!r})"
+        raise InvalidRequest(f"This model has no LLM: it {spoken}, and follows no other instruction.", param="instruction")
+    if (constraint := request.sampling.constraint) is not None:
+        message = f"This model has no LLM, which {constraint.kind} needs."
+        raise InvalidRequest(message, param=constraint.kind)
+
+
 def compile_constraint(models: Models, constraint: Constraint | None) -> TokenConstraint:
     """Return the constraint as states of tokens. Raises `InvalidConstraint`.
 
     A constraint that was compiled lately takes no time, any other up to a quarter of a second.
     """
-    if constraint is None:
+    if constraint is None or models.llm is None:
         return TokenConstraint()
     try:
         return models.grammars.follow(constraint.kind, constraint.grammar)

@@ -16,7 +16,6 @@ from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_heard
 from server.errors import InvalidRequest
 
-CONTROL_TOKENS = 3
 DEFAULT_LANGUAGE = "en"
 FIRST_PROPOSAL, NEXT_PROPOSAL, LONGEST_PROPOSAL = 8, 4, 16
 """Tokens proposed after the control tokens, after a mismatch, and at most.
@@ -87,7 +86,8 @@ class TranscriptConstraint(TokenConstraint):
         self._end = tokens.end
         languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
         task = tokens.translate if translates else tokens.transcribe
-        self._allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
+        allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
+        self._allowed = allowed[len(allowed) - speech.control_tokens :]
         self._default = tokens.languages.get(DEFAULT_LANGUAGE, languages[0])
         self._suppressed = np.array(tokens.suppressed, np.int64)
         self._suppressed_first = np.array((*tokens.suppressed, *tokens.suppressed_first), np.int64)
@@ -97,7 +97,7 @@ class TranscriptConstraint(TokenConstraint):
     def mask(self, logits: Float32) -> Float32:
         masked = logits.copy()
         written = len(self._written)
-        if written < CONTROL_TOKENS:
+        if written < len(self._allowed):
             allowed = self._allowed[written]
             best = allowed[logits[allowed].argmax()]
             if len(allowed) > 1 and logits[best] - logits[self._default] < np.log(DEFAULT_LANGUAGE_ODDS):
@@ -108,10 +108,10 @@ class TranscriptConstraint(TokenConstraint):
             masked[:] = -np.inf
             masked[self._end] = logits[self._end]
         else:
-            masked[self._suppressed_first if written == CONTROL_TOKENS else self._suppressed] = -np.inf
+            masked[self._suppressed_first if written == len(self._allowed) else self._suppressed] = -np.inf
             if not self._repeats:
                 masked[self._repeated()] = -np.inf
-            for token, boost in self._boost.find_boosts(self._written[CONTROL_TOKENS:]).items():
+            for token, boost in self._boost.find_boosts(self._written[len(self._allowed) :]).items():
                 masked[token] += boost
         return masked
 
@@ -121,7 +121,7 @@ class TranscriptConstraint(TokenConstraint):
 
     def _repeated(self) -> list[int]:
         """Return the tokens that would complete a run of tokens that is written already."""
-        text, length = self._written[CONTROL_TOKENS:], REPEATED_TOKENS - 1
+        text, length = self._written[len(self._allowed) :], REPEATED_TOKENS - 1
         last = text[-length:]
         return [text[end] for end in range(length, len(text)) if text[end - length : end] == last]
 
@@ -130,10 +130,10 @@ class TranscriptDraft:
     """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`."""
 
     def __init__(self, speech: SpeechModel, control: Sequence[int], text: str) -> None:
-        self._control = tuple(control)
+        self._control = tuple(control[len(control) - speech.control_tokens :])
         self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode)
         self._written: list[int] = []
-        self._limit = CONTROL_TOKENS + FIRST_PROPOSAL
+        self._limit = len(self._control) + FIRST_PROPOSAL
         self._drafted: tuple[int, ...] | None = None
 
     @property
@@ -162,7 +162,7 @@ class TranscriptDraft:
     def _following(self) -> tuple[int, ...]:
         """Return the drafted tokens behind what is written; they are aligned anew only after one that was not drafted."""
         if self._drafted is None:
-            text = self._words.propose(self._written[CONTROL_TOKENS:]) if self._words.words else []
+            text = self._words.propose(self._written[len(self._control) :]) if self._words.words else []
             self._drafted = (*self._control[len(self._written) :], *text)
         return self._drafted
 
@@ -185,7 +185,7 @@ def lay_out_context(speech: SpeechModel, prompt: str, keywords: Sequence[str]) -
     """
     if not prompt and not keywords:
         return []
-    room = speech.decoder.max_positions - CONTROL_TOKENS - LONGEST_TRANSCRIPT - OWN_CONTEXT_TOKENS
+    room = speech.decoder.max_positions - speech.control_tokens - LONGEST_TRANSCRIPT - OWN_CONTEXT_TOKENS
     listed = speech.tokeniser.encode(f" {', '.join(keywords)}") if keywords else []
     if len(listed) > room // 2:
         raise InvalidRequest("The keywords are too many, or too long.", param="keywords")

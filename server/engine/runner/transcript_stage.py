@@ -16,7 +16,6 @@ from server.engine.runner.heard_words import continue_words, read_words
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.transcript import (
-    CONTROL_TOKENS,
     DEFAULT_LANGUAGE,
     DOUBTFUL_WORDS,
     TEMPERATURES,
@@ -51,6 +50,7 @@ class TranscriptStage:
             sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
         longest = longest_transcript(len(request.audio) / self._models.sample_rate_hz)
         boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.keywords])
+        sequence.transcript_control_tokens = speech.control_tokens
         sequence.heard = "" if translates else self._read_draft(encoded)
         bound = most_words(sequence.heard) if sequence.heard else math.inf
         is_new = sequence.attempt == 0
@@ -58,13 +58,17 @@ class TranscriptStage:
             Detokeniser(speech.tokeniser, sampling.stop),
             Sampler(sampling),
             TranscriptConstraint(speech, request.language, boost, bound, translates=translates, repeats=is_new),
-            CONTROL_TOKENS + min(sampling.max_tokens, longest),
+            speech.control_tokens + min(sampling.max_tokens, longest),
         )
         context = lay_out_context(speech, request.prompt, request.keywords)
         sequence.prompt = speech.decoder.embed([*context, tokens.start])
         sequence.audio_frames = len(encoded.embeddings)
         guess = request.language or self._language
-        control = (tokens.languages[guess], tokens.translate if translates else tokens.transcribe, tokens.no_timestamps)
+        control = (
+            tokens.languages.get(guess, next(iter(tokens.languages.values()))),
+            tokens.translate if translates else tokens.transcribe,
+            tokens.no_timestamps,
+        )
         drafted = "" if request.draft == "off" or translates else self._draft_text(sequence)
         sequence.draft = TranscriptDraft(speech, control, drafted)
 
@@ -76,16 +80,16 @@ class TranscriptStage:
             sequence.detokeniser, sequence.tokens, sequence.logprobs = Detokeniser(speech.tokeniser), [], []
             sequence.delta, sequence.finish_reason = "", "no_speech"
             return "silence"
-        sequence.language = speech.language_of(sequence.tokens[0])
+        sequence.language = speech.language_of(sequence.tokens[0]) if speech.tokens.multilingual else self._language
         self._language = sequence.language or self._language
         asked = sequence.request.sampling
-        is_as_long_as_asked = sequence.answers_transcript and sequence.max_tokens == CONTROL_TOKENS + asked.max_tokens
+        is_as_long_as_asked = sequence.answers_transcript and sequence.max_tokens == speech.control_tokens + asked.max_tokens
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         # The draft was trained on English.
         is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
         if is_loop(text) or is_cut or (is_drafted and len(text.split()) > most_words(heard)):
             if is_drafted:
-                _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[CONTROL_TOKENS:], speech, heard))
+                _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[speech.control_tokens :], speech, heard))
             elif asked.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):
                 sequence.attempt += 1
                 return "write again"
@@ -93,7 +97,7 @@ class TranscriptStage:
 
     def _is_silence(self, sequence: SequenceState, text: str) -> bool:
         """Return whether a transcript is a guess about audio that holds no speech."""
-        mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - CONTROL_TOKENS + 1)
+        mean_logprob = sequence.logprob_sum / max(1, len(sequence.tokens) - sequence.control_tokens + 1)
         if sequence.no_speech_probability > NO_SPEECH_PROBABILITY and mean_logprob < LEAST_MEAN_LOGPROB:
             return True
         return len(text.split()) <= DOUBTFUL_WORDS and not self._has_voice(sequence.request.audio)
@@ -121,7 +125,7 @@ class TranscriptStage:
 def _keep_tokens(sequence: SequenceState, speech: SpeechModel, kept: Sequence[int]) -> None:
     """End a transcript with the first of its text's tokens."""
     sequence.logprobs = sequence.logprobs[: len(kept)]
-    sequence.tokens = [*sequence.tokens[:CONTROL_TOKENS], *kept]
+    sequence.tokens = [*sequence.tokens[: speech.control_tokens], *kept]
     sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.sampling.stop)
     sequence.delta = "".join(map(sequence.detokeniser.push, kept))
     sequence.finish("stop")

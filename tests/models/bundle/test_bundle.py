@@ -254,7 +254,7 @@ def test_a_bundle_of_version_2_still_opens(folder: Path) -> None:
     (folder / "bundle.json").write_bytes((Path(__file__).parent / "version_2.json").read_bytes())
     manifest = open_bundle(folder).manifest
     assert manifest.encoder == DESCRIPTION.encoder
-    assert manifest.projector == DESCRIPTION.projector.model_copy(update={"boundary_instructions": ("Transcribe.",)})
+    assert manifest.projector == DESCRIPTION.require_projector().model_copy(update={"boundary_instructions": ("Transcribe.",)})
     assert manifest.llm == DESCRIPTION.llm
 
 
@@ -263,11 +263,11 @@ def test_a_wrong_bundle_of_version_2_is_refused_by_the_names_of_version_3(folder
     edit_manifest(folder, lambda manifest: manifest["adapter"].update(subsampling=0))
     assert "bundle.json is not valid: projector.subsampling: Input should be greater than 0" in refusal(folder)
     edit_manifest(folder, lambda manifest: manifest.update(adapter=None))
-    assert "bundle.json is not valid: projector" in refusal(folder)
+    assert "projector is missing, which bridge needs" in refusal(folder)
 
 
 @pytest.mark.parametrize(
-    ("section", "known"), [("encoder", "whisper"), ("projector", "subsample_ctc"), ("llm", "llama"), ("voice", "silero")]
+    ("section", "known"), [("encoder", "whisper"), ("projector", "linear, subsample_ctc"), ("llm", "llama"), ("voice", "silero")]
 )
 def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path, section: str, known: str) -> None:
     edit_manifest(folder, lambda manifest: manifest[section].update(architecture="warbler"))

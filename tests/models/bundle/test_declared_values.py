@@ -136,7 +136,7 @@ def require_refused(whole: Path, folder: Path, values: dict[str, Any], file: str
 
 
 def test_the_slots_of_either_attention_are_read(whole: Path) -> None:
-    llm = open_bundle(whole).manifest.llm
+    llm = open_bundle(whole).manifest.require_llm()
     heads, size, positions = llm.key_value_heads, llm.head_size, llm.max_positions
     for shape in (["rows", positions, heads * size], ["rows", heads, positions, size]):
         values = llm.graph_values({"key_0": shape})
@@ -156,7 +156,7 @@ def test_a_tokeniser_beyond_the_vocabulary_is_refused(whole: Path, tmp_path: Pat
     bundle = open_bundle(whole)
     renamed = bundle.manifest.model_copy(
         update={
-            "llm": bundle.manifest.llm.model_copy(update={"tokeniser": "longer.json"}),
+            "llm": bundle.manifest.require_llm().model_copy(update={"tokeniser": "longer.json"}),
             "files": {**bundle.manifest.files, "longer.json": bundle.manifest.files["tokenizer.json"]},
         }
     )

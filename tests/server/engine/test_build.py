@@ -45,7 +45,7 @@ def test_by_default_the_models_are_loaded_in_a_child(bundle: Path) -> None:
 
 
 def test_the_server_knows_which_instructions_transcribe(tmp_path: Path) -> None:
-    adapter = DESCRIPTION.projector.model_copy(update={"boundary_instructions": ("Transcribe the speech to text.",)})
+    adapter = DESCRIPTION.require_projector().model_copy(update={"boundary_instructions": ("Transcribe the speech to text.",)})
     write_tiny_bundle(tmp_path / "tiny", DESCRIPTION.model_copy(update={"projector": adapter}))
     engine = build_engine(tmp_path / "tiny", Settings())
     assert engine.transcribes("transcribe the SPEECH to text")

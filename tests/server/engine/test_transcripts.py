@@ -17,7 +17,6 @@ from server.engine.runner import transcript_stage
 from server.engine.runner.transcript import (
     BEGINNING_BOOST,
     CONTINUING_BOOST,
-    CONTROL_TOKENS,
     KeywordBoost,
     TranscriptConstraint,
     lay_out_context,
@@ -147,7 +146,7 @@ def test_of_a_long_prompt_the_end_counts(models: Models) -> None:
     assert whole[0] == speech.tokens.previous
     assert speech.tokeniser.decode(whole[1:]).startswith(" Qwen")
     assert speech.tokeniser.decode(whole[1:]).endswith("word the end")
-    assert len(whole) + 1 + CONTROL_TOKENS + LONGEST_TRANSCRIPT < speech.decoder.max_positions
+    assert len(whole) + 1 + speech.control_tokens + LONGEST_TRANSCRIPT < speech.decoder.max_positions
 
 
 def test_keywords_that_have_no_room_are_refused(engine: LocalEngine) -> None:

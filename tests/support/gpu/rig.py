@@ -52,9 +52,9 @@ class Rig:
 
     def adapt_on_cpu(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
         manifest = self.bundle.manifest
-        trained = read_adapter(self.bundle.path(manifest.projector.weights))
+        trained = read_adapter(self.bundle.path(manifest.require_projector().require_weights()))
         embedding = np.load(draft_table_path(self.bundle)).astype(np.float32)
-        graph = self.bundle.path(manifest.projector.graph)
+        graph = self.bundle.path(manifest.require_projector().graph)
         return OnnxProjector(graph, embedding, trained.boundary_before, trained.boundary_after, THREADS).project(states)
 
 
@@ -75,7 +75,7 @@ def simulated_rig(folder: Path, device: Device | None = None) -> Rig:
     bundle = add_simulated_plans(folder, tiny)
     noise = np.random.default_rng(0).standard_normal((MEL_BINS, 64)).astype(np.float32)
     features = [noise[:, :frames] for frames in (64, 8, 40)]
-    text = range(bundle.manifest.llm.vocabulary_size)
+    text = range(bundle.manifest.require_llm().vocabulary_size)
     return Rig(device or SimulatedDevice(threads=1), bundle, tiny.llama, SLOTS, features, text)
 
 
@@ -93,7 +93,7 @@ def gpu_rig() -> Rig:
     bundle = prepare_bundle(device)
     with default_weights(default_cache_dir()) as weights:
         llama = read_llama(weights.gguf)
-    tokeniser = Tokeniser.from_file(bundle.path(bundle.manifest.llm.tokeniser))
+    tokeniser = Tokeniser.from_file(bundle.path(bundle.manifest.require_llm().tokeniser))
     text = [token for prompt in PROMPTS for token in tokeniser.encode_template(PREFIX + prompt + SUFFIX)]
     read = partial(soundfile.read, dtype="float32")
     features = [log_mel(read(CLIPS / each["file"])[0]) for each in json.loads((CLIPS / "clips.json").read_text())]

@@ -47,6 +47,6 @@ def build_simulated_engine(bundle_path: Path, settings: Settings) -> Engine:
             bundle.manifest.sample_rate_hz,
             bundle.manifest.max_audio_s,
             stall_timeout_s=chosen.stall_timeout_s,
-            transcribes=bundle.manifest.projector.transcribes,
+            transcribes=bundle.manifest.transcribes,
         )
     return EngineRouter(engines) if len(engines) > 1 else next(iter(engines.values()))

@@ -51,8 +51,8 @@ def test_each_choice_of_runtimes_gives_what_the_cpu_gives(
         np.testing.assert_allclose(mine.embeddings, expected.embeddings, atol=2e-2)
     longest = outputs[1].embeddings
     assert len(longest)
-    row = PrefillRow(1, 0, np.concatenate([models.llm.embed([1, 2, 3]), longest]))
-    np.testing.assert_allclose(models.llm.prefill([row])[0], on_cpu.llm.prefill([row])[0], atol=1e-3)
+    row = PrefillRow(1, 0, np.concatenate([models.require_llm().embed([1, 2, 3]), longest]))
+    np.testing.assert_allclose(models.require_llm().prefill([row])[0], on_cpu.require_llm().prefill([row])[0], atol=1e-3)
 
 
 def test_the_chain_is_the_bundles(bundle: Bundle, on_cpu: Models) -> None:
@@ -63,7 +63,7 @@ def test_the_chain_is_the_bundles(bundle: Bundle, on_cpu: Models) -> None:
     for mine, expected in zip(models.boundaries(instruction), on_cpu.boundaries(instruction), strict=True):
         assert len(mine)
         np.testing.assert_array_equal(mine, expected)
-    assert models.llm.max_positions == MAX_POSITIONS - 1
+    assert models.require_llm().max_positions == MAX_POSITIONS - 1
     assert models.encodes_beside
 
 
@@ -78,14 +78,14 @@ def test_a_plan_that_is_missing_is_named_with_the_command_that_builds_it(bundle:
 
 
 def test_longer_slots_than_any_plan_has_are_refused_with_the_command_that_builds_them(bundle: Bundle) -> None:
-    assert load_gpu_models(bundle, **OPTIONS, positions=MAX_POSITIONS // 2).llm.max_positions == MAX_POSITIONS - 1
+    assert load_gpu_models(bundle, **OPTIONS, positions=MAX_POSITIONS // 2).require_llm().max_positions == MAX_POSITIONS - 1
     with pytest.raises(BackendError, match=rf"at most {MAX_POSITIONS} positions.*--positions {2 * MAX_POSITIONS}"):
         load_gpu_models(bundle, **OPTIONS, positions=2 * MAX_POSITIONS)
 
 
 def test_weights_that_cannot_be_read_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     copied = Bundle(shutil.copytree(bundle.folder, tmp_path / "tiny"), bundle.manifest)
-    copied.path(bundle.manifest.projector.weights).write_bytes(b"none")
+    copied.path(bundle.manifest.require_projector().require_weights()).write_bytes(b"none")
     with pytest.raises(BackendError, match=r"adapter\.safetensors could not be loaded"):
         load_gpu_models(copied, **OPTIONS)
     with pytest.raises(BackendError, match=r"adapter\.safetensors could not be loaded"):

@@ -50,7 +50,7 @@ def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
     reckoned = budget.llm + budget.activations + budget.step + llm.slots * budget.slot_bytes
     assert abs(taken - reckoned) < 8 * ALIGNMENT_BYTES
     assert budget.total_bytes - reckoned == budget.encoder + budget.adapter + PREFIX_BYTES + budget.context
-    section, sizes = bundle.manifest.llm, {name: entry.bytes for name, entry in bundle.manifest.files.items()}
+    section, sizes = bundle.manifest.require_llm(), {name: entry.bytes for name, entry in bundle.manifest.files.items()}
     assert budget.encoder == sizes["encoder.onnx"] + sizes["encoder.onnx.data"]
     assert budget.adapter == sizes["adapter.safetensors"] + 4 * section.vocabulary_size * section.embedding_size
 
@@ -61,13 +61,13 @@ def test_a_server_takes_what_was_reckoned_and_a_part_of_what_is_set_aside(bundle
     # Free memory that nothing refers to.
     models = load_models_on(device, bundle, SLOTS, 1, "tensorrt", "tensorrt")
     taken = MEMORY_BYTES - device.free_memory_bytes()
-    assert models.llm.slots == SLOTS
+    assert models.require_llm().slots == SLOTS
     assert budget.total_bytes - budget.context < taken < budget.total_bytes
 
 
 def test_the_slots_themselves_say_that_as_many_fit(bundle: Bundle) -> None:
     device = SimulatedDevice(MEMORY_BYTES)
-    plan, llm = load_plan(bundle, device), bundle.manifest.llm
+    plan, llm = load_plan(bundle, device), bundle.manifest.require_llm()
     one = slot_bytes(llm.layers, llm.key_value_heads, llm.head_size, llm.max_positions, bytes_per_number=4)
     fitting = device.free_memory_bytes() // one
     with pytest.raises(OutOfDeviceMemoryError, match=rf"{fitting} would fit"):

@@ -1,0 +1,138 @@
+"""Write the parts of a bundle, each from its weights into a folder, and return the sections that describe them."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from export.importers.byte_level_bpe import restore_merges
+from export.precisions import PRECISIONS
+from models.bundle.schema import SpeechTokens, VoiceSection
+from models.encoders.whisper import Arrays, WhisperSection, build_encoder
+from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
+from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.speech_decoders import whisper
+from models.speech_decoders.whisper import WhisperDecoderSection
+
+MAX_AUDIO_S = 30.0
+STATES_PER_S = 50.0
+VOICE_WINDOW_SAMPLES = 512
+MASKED_FRAMES = 4
+"""Frames of silence that the convolutions hear behind the audio where the attention is masked: further than they reach."""
+TRANSCRIPTION_INSTRUCTIONS = (
+    "Transcribe the speech to text.",
+    "Transcribe the audio.",
+    "Transcribe this recording.",
+    "Transcribe.",
+    "What does the speaker say?",
+    "Give me the transcript.",
+)
+TRANSLATION_INSTRUCTIONS = (
+    "Translate the speech into English.",
+    "Translate the speech to English.",
+    "Translate this into English.",
+    "Translate this to English.",
+    "Translate into English.",
+    "Translate to English.",
+)
+
+
+def speech_precision(precision: str) -> str:
+    """Return the precision of encoder, projector and speech decoder in a bundle of a precision."""
+    return "fp32" if precision == "fp32" else "int8"
+
+
+def write_encoder(
+    arrays: Arrays, precision: str, folder: Path, floor_s: float, silence_behind_s: float, *, masks_padding: bool = False
+) -> WhisperSection:
+    """Write Whisper's encoder. `floor_s` and `silence_behind_s` are those of its section.
+
+    One that `masks_padding` is Qwen2-Audio's: silence behind the audio is heard by the convolutions alone, and states are
+    averaged in pairs.
+    """
+    how = PRECISIONS[precision]
+    width, mel_bins, _ = arrays["encoder/conv1/weight"].shape
+    dropped, pooled = (MASKED_FRAMES // 2, 2) if masks_padding else (0, 1)
+    build_encoder(how.prepare_encoder(arrays), how.speech, dropped=dropped, pooled=pooled).save(folder / "encoder.onnx")
+    return WhisperSection(
+        architecture="whisper",
+        precision=speech_precision(precision),
+        graph="encoder.onnx",
+        mel_bins=mel_bins,
+        width=width,
+        states_per_s=STATES_PER_S / pooled,
+        floor_s=floor_s,
+        silence_behind_s=silence_behind_s,
+        hop_multiple=1 if masks_padding else HOPS_OF_A_FRAME,
+        silent_frames=2 * dropped,
+    )
+
+
+def write_speech_decoder(
+    arrays: Arrays, tokens: SpeechTokens, tokeniser: Path, precision: str, folder: Path
+) -> WhisperDecoderSection:
+    """Write the graphs, the embeddings and the tokeniser of Whisper's decoder."""
+    how = PRECISIONS[precision]
+    prepared, config = how.prepare_speech_decoder(arrays), whisper.read_config(arrays)
+    positions = config.max_positions // SPAN_STEP * SPAN_STEP
+    decoder = whisper.build_decoder(prepared, max_positions=positions, linear=how.speech, head=how.head)
+    decoder.save(folder / "speech_decoder.onnx")
+    whisper.build_memory(arrays, how.speech).save(folder / "speech_memory.onnx")
+    table = whisper.embedding_table(prepared, np.float32 if precision == "fp32" else np.float16)
+    np.save(folder / "speech_embedding.npy", table)
+    _write_whole_tokeniser(tokeniser, folder / "speech_tokenizer.json")
+    return WhisperDecoderSection(
+        architecture="whisper",
+        precision=speech_precision(precision),
+        graph="speech_decoder.onnx",
+        memory_graph="speech_memory.onnx",
+        embedding="speech_embedding.npy",
+        tokeniser="speech_tokenizer.json",
+        layers=config.layers,
+        embedding_size=config.heads * config.head_size,
+        vocabulary_size=config.vocabulary_size,
+        max_positions=positions,
+        max_states=round(MAX_AUDIO_S * STATES_PER_S),
+        tokens=tokens,
+        transcription_instructions=TRANSCRIPTION_INSTRUCTIONS,
+        translation_instructions=TRANSLATION_INSTRUCTIONS if tokens.multilingual else (),
+    )
+
+
+def _write_whole_tokeniser(source: Path, target: Path) -> None:
+    """Copy a `tokenizer.json`, with the merges that many of Whisper's lack."""
+    definition = json.loads(source.read_text(encoding="utf-8"))
+    with suppress(ValueError):
+        restore_merges(definition)
+    target.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+
+
+def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int) -> LlamaSection:
+    """Write the LLM's graph and embeddings; its tokeniser is `tokenizer.json`, which the caller writes."""
+    how, config = PRECISIONS[precision], llama.config
+    np.save(folder / "embedding.npy", embedding_table(llama, np.float32 if precision == "fp32" else np.float16))
+    decoder = build_decoder(
+        how.prepare_llm(llama), max_positions=max_positions, attention=ExactAttention, body=how.body, head=how.head
+    )
+    decoder.save(folder / "llm.onnx")
+    return LlamaSection(
+        architecture="llama",
+        precision=precision,
+        graph="llm.onnx",
+        embedding="embedding.npy",
+        tokeniser="tokenizer.json",
+        layers=config.layers,
+        key_value_heads=config.key_value_heads,
+        head_size=config.head_size,
+        embedding_size=config.embedding_size,
+        vocabulary_size=config.vocabulary_size,
+        max_positions=max_positions,
+    )
+
+
+def voice_section() -> VoiceSection:
+    """Describe Silero's graph for 16 kHz, which the caller puts into `voice.onnx`."""
+    return VoiceSection(
+        architecture="silero", graph="voice.onnx", sample_rate_hz=SAMPLE_RATE_HZ, window_samples=VOICE_WINDOW_SAMPLES
+    )

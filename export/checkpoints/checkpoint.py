@@ -1,0 +1,96 @@
+"""A checkpoint as it lies in a folder: its configuration, its weights in safetensors or CTranslate2's format, its tokeniser."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_folder
+from models.text.tokeniser import Tokeniser
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CTRANSLATE2_WEIGHTS = "model.bin"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a checkpoint; `name` is what the user called it. Everything raises `CheckpointError`."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        return self.read_json("config.json")
+
+    @property
+    def model_type(self) -> str:
+        """The architecture that `config.json` names; empty for CTranslate2's folders, which name none."""
+        return str(self.config.get("model_type", ""))
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The weights in safetensors files."""
+        tensors = read_folder(self.folder)
+        if not tensors:
+            pickled = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLED)
+            found = f"only {pickled[0]}, which may hold code and is not read" if pickled else "no weights"
+            raise CheckpointError(f"{self.name} has {found}: known are safetensors files")
+        return tensors
+
+    @property
+    def is_ctranslate2(self) -> bool:
+        """Whether the folder is one that CTranslate2's converter writes."""
+        return (self.folder / CTRANSLATE2_WEIGHTS).is_file() and "model_type" not in self.config
+
+    def has(self, file: str) -> bool:
+        return (self.folder / file).is_file()
+
+    def read_json(self, file: str) -> dict[str, Any]:
+        """Return the object in a JSON file."""
+        path = self.folder / file
+        if not path.is_file():
+            raise CheckpointError(f"{self.name} lacks {file}: in it are {self._listing()}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"{self.name} has a {file} that cannot be read ({error})") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.name} has a {file} that is no JSON object")
+        return content
+
+    @property
+    def tokeniser_file(self) -> Path:
+        """The `tokenizer.json`."""
+        if not self.has("tokenizer.json"):
+            raise CheckpointError(f"{self.name} lacks tokenizer.json, the one kind of tokeniser that is known")
+        return self.folder / "tokenizer.json"
+
+    def open_tokeniser(self) -> Tokeniser:
+        """Return the tokeniser, which is of byte-level BPE."""
+        try:
+            return Tokeniser(json.loads(self.tokeniser_file.read_text(encoding="utf-8")))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library's exceptions share no narrower base class
+            raise CheckpointError(f"{self.name} has a tokenizer.json that cannot be used ({error})") from None
+
+    def _listing(self) -> str:
+        names = sorted(path.name for path in self.folder.iterdir())
+        return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "no files"
+
+
+def read_value(config: dict[str, Any], key: str, place: str) -> Any:
+    """Return a value of a configuration. Raises `CheckpointError` where it is missing; `place` is the checkpoint's name."""
+    if config.get(key) is None:
+        raise CheckpointError(f"{place} has no {key} in its config.json")
+    return config[key]
+
+
+def require_shape(tensors: Tensors, name: str, shape: tuple[int, ...], place: str) -> None:
+    """Raise `CheckpointError` unless a tensor has the shape that the configuration says."""
+    found = tensors.place(name).shape
+    if found != shape:
+        raise CheckpointError(f"{place} says in its config.json that {name} is {list(shape)}, but it is {list(found)}")

@@ -1,0 +1,61 @@
+"""A checkpoint on its way into a bundle: the options, the folder, and what every family's description shares."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from export.bundle_parts import MAX_AUDIO_S, voice_section
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.hub import Hub
+from models.bundle.schema import BundleDescription
+from models.features.log_mel import SAMPLE_RATE_HZ
+
+VOICE_LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """How a model is pulled. Whisper hears at least `floor_s` of audio, silence behind the speech included.
+
+    `name` is its name in the store, by default after the checkpoint.
+    """
+
+    precision: str
+    floor_s: float = MAX_AUDIO_S
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A bundle on its way: its files go into `folder`; `hub` gets further checkpoints that it needs."""
+
+    folder: Path
+    name: str
+    options: PullOptions
+    hub: Hub
+
+    def describe(self, **sections: Any) -> BundleDescription:
+        """Return a description with these sections."""
+        licences = {"Silero VAD": VOICE_LICENCE, **sections.pop("licences")}
+        return BundleDescription(
+            name=self.name,
+            created=datetime.now(UTC),
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            max_audio_s=MAX_AUDIO_S,
+            voice=voice_section(),
+            licences=licences,
+            **sections,
+        )
+
+
+def read_licence(checkpoint: Checkpoint) -> str:
+    """Return the licence that the head of a model card names."""
+    lines = (checkpoint.folder / "README.md").read_text("utf-8", "replace").splitlines() if checkpoint.has("README.md") else []
+    if lines[:1] == ["---"]:
+        for line in lines[1:]:
+            if line == "---":
+                break
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip()
+    return "not named by the checkpoint"

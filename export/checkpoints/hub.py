@@ -1,0 +1,118 @@
+"""Get a checkpoint: a local folder or GGUF file as it is, a repository of the Hugging Face hub downloaded and checked."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.safetensors_file import CheckpointError
+
+WANTED = ("*.json", "*.safetensors", "*.jinja", "README.md", "model.bin")
+"""The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone."""
+SPACE_FACTOR = 2.2
+"""Free disk space that a pull needs, in sizes of its download: the download and the bundle."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was got: its folder, or the GGUF file of an LLM."""
+
+    checkpoint: Checkpoint
+    gguf: Path | None = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The hub, whose files are kept in `downloads` until they are converted; None of `endpoint` is the public one.
+
+    Access to gated repositories is by the token that `hf auth login` or HF_TOKEN sets.
+    """
+
+    downloads: Path
+    endpoint: str | None = None
+
+    def get(self, name: str) -> Source:
+        """Return a checkpoint by its path or its hub id. Raises `CheckpointError`."""
+        path = Path(name).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            return Source(Checkpoint(path.parent, path.name), path)
+        if path.is_dir():
+            return Source(Checkpoint(path.resolve(), path.name))
+        parts = name.split("/")
+        if name.startswith((".", "/", "~")) or not 2 <= len(parts) <= 3 or not all(parts):
+            raise CheckpointError(f"{name!r} is neither a folder, nor a GGUF file, nor a hub id such as openai/whisper-base")
+        if len(parts) == 3 and not parts[2].endswith(".gguf"):
+            raise CheckpointError(f"{name!r} names a file of a repository that is no GGUF, the one kind that is taken alone")
+        folder = self._download("/".join(parts[:2]), parts[2:])
+        return Source(Checkpoint(folder, name), folder / parts[2] if len(parts) == 3 else None)
+
+    def forget(self, source: Source) -> None:
+        """Delete what was downloaded of a source; a user's own folder stays."""
+        if source.checkpoint.folder.parent == self.downloads:
+            shutil.rmtree(source.checkpoint.folder, ignore_errors=True)
+
+    def _download(self, repository: str, files: list[str]) -> Path:
+        from huggingface_hub import HfApi, snapshot_download
+
+        folder = self.downloads / repository.replace("/", "--")
+        try:
+            info = HfApi(endpoint=self.endpoint).model_info(repository, files_metadata=True)
+            wanted = [each for each in info.siblings or [] if _is_wanted(each.rfilename, files)]
+            if not wanted:
+                raise CheckpointError(f"{repository} on the hub has none of the files that an import reads")
+            _require_space(self.downloads, sum(each.size or 0 for each in wanted))
+            patterns = [each.rfilename for each in wanted]
+            snapshot_download(
+                repository, revision=info.sha, local_dir=folder, allow_patterns=patterns, endpoint=self.endpoint, max_workers=4
+            )
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library's exceptions share no narrower base class
+            raise CheckpointError(f"{repository} cannot be had from the hub ({_reason(error)})") from None
+        for each in wanted:
+            _require_hash(folder / each.rfilename, each.lfs)
+        return folder
+
+
+def _is_wanted(file: str, named: list[str]) -> bool:
+    """Return whether a repository's file is one that an import reads; files in its folders are not."""
+    if named:
+        return file in named or file == "README.md"
+    return "/" not in file and Path(file).match("*") and any(Path(file).match(pattern) for pattern in WANTED)
+
+
+def _require_space(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(folder).free, SPACE_FACTOR * size
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} has {free / 1e9:.1f} GB free and the pull needs {needed / 1e9:.1f} GB: free some, or name another folder "
+            "with THINBRIDGE_CACHE_DIR"
+        )
+
+
+def _require_hash(path: Path, lfs: Any) -> None:
+    """Compare a large file with the sha256 that the hub says. A wrong one is deleted, so that the next pull gets it anew."""
+    if lfs is None or not path.exists():
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != lfs.sha256:
+        path.unlink()
+        raise CheckpointError(f"{path.name} came damaged: its sha256 is {found}, the hub says {lfs.sha256}; pull again")
+
+
+def _reason(error: Exception) -> str:
+    """Return an error of the hub's library in a few words."""
+    kinds = {
+        "GatedRepoError": "its owner has to grant access: accept the terms on its page and set HF_TOKEN",
+        "RepositoryNotFoundError": "there is no such repository, or HF_TOKEN gives no access to it",
+        "LocalEntryNotFoundError": "the hub cannot be reached",
+        "ConnectError": "the hub cannot be reached",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
+    }
+    name = type(error).__name__
+    first_line = (str(error).strip().splitlines() or [name])[0]
+    return kinds.get(name, first_line if len(first_line) < 200 else name)

@@ -1,0 +1,174 @@
+"""Published speech LLMs of a Whisper encoder, a projector and an LLM of llama's kind: Ultravox, Qwen2-Audio and Voxtral."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from export.bundle_parts import MAX_AUDIO_S, TRANSCRIPTION_INSTRUCTIONS, speech_precision, write_encoder
+from export.checkpoints.chat_template import INSTRUCTION, SPEECH, ChatTemplate, new_chat_template, read_chat_template
+from export.checkpoints.checkpoint import Checkpoint, read_value
+from export.checkpoints.conversion import Conversion, read_licence
+from export.checkpoints.language_model import LanguageModel, end_tokens, lay_out
+from export.checkpoints.llama import largest_position, read_text_model
+from export.checkpoints.safetensors_file import CheckpointError, Tensors
+from export.checkpoints.whisper import read_encoder
+from export.precisions import PRECISIONS
+from models.bundle.schema import BundleDescription, ProjectorSection
+from models.encoders.whisper import Arrays
+from models.projectors import linear, ultravox, voxtral
+from models.text.tokeniser import Tokeniser
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n' }}"
+    "{{ message['content'] }}{{ '<|im_end|>\\n<|im_start|>assistant\\n' }}{% endfor %}"
+)
+MISTRAL = "{% for message in messages %}{{ '<s>[INST]' + message['content'] + '[/INST]' }}{% endfor %}"
+UNTIED = {"tie_word_embeddings": False}
+"""The head stands in the checkpoint by itself, whatever the LLM's own configuration says; one that is missing is tied."""
+ULTRAVOX_PROJECTOR = "multi_modal_projector."
+
+
+@dataclass(frozen=True)
+class SpeechLlm:
+    """The parts of a speech LLM on their way into a bundle; `turn` is what the user's turn holds, with the marks."""
+
+    checkpoint: Checkpoint
+    encoder: Arrays
+    llm: LanguageModel
+    turn: str
+    floor_s: float = 0.0
+    masks_padding: bool = False
+
+    def write(self, conversion: Conversion, projector: ProjectorSection) -> BundleDescription:
+        """Write encoder and LLM; the projector's graph is written already."""
+        folder, precision = conversion.folder, conversion.options.precision
+        encoder = write_encoder(self.encoder, precision, folder, self.floor_s, 0.0, masks_padding=self.masks_padding)
+        llm = self.llm.write(precision, folder)
+        tokeniser = Tokeniser.from_json(self.llm.tokeniser_json)
+        return conversion.describe(
+            encoder=encoder,
+            projector=projector,
+            llm=llm,
+            prompt=lay_out(self.llm.template, self.llm.ends, tokeniser, self.turn),
+            licences={self.checkpoint.name: read_licence(self.checkpoint)},
+        )
+
+
+def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
+    """Write an Ultravox, whose LLM, and encoder at times, are checkpoints of their own."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if config.get("num_projector_layers"):
+        raise CheckpointError(f"{checkpoint.name} has an Ultravox projector with layers; known is the one without")
+    if config.get("projector_act", "swiglu") != "swiglu":
+        raise CheckpointError(f"{checkpoint.name} has the projector's activation {config['projector_act']!r}; known is swiglu")
+    if config.get("audio_latency_block_size"):
+        raise CheckpointError(f"{checkpoint.name} has an encoder with blocks of latency; known is the one without")
+    stacked = int(read_value(config, "stack_factor", checkpoint.name))
+    audio_config = config.get("audio_config") or {}
+    audio = tensors.renamed({"audio_tower.": "", "model.audio_tower.": ""})
+    if not audio or "d_model" not in audio_config:
+        whisper = conversion.hub.get(read_value(config, "audio_model_id", checkpoint.name)).checkpoint
+        audio = audio or whisper.tensors.renamed({"model.encoder.": "", "encoder.": ""})
+        audio_config = {**whisper.config, **audio_config}
+    encoder = read_encoder(audio, audio_config, checkpoint.name)
+    text = tensors.renamed({"language_model.": "", "model.language_model.": ""})
+    source = checkpoint if text else conversion.hub.get(read_value(config, "text_model_id", checkpoint.name)).checkpoint
+    text_config = {**({} if text else source.config), **(config.get("text_config") or {})}
+    tokeniser = checkpoint if checkpoint.has("tokenizer.json") else source
+    llm = _language_model(tokeniser, text or source.tensors, text_config, read_chat_template(tokeniser), checkpoint.name)
+    projector = dict(tensors.renamed({ULTRAVOX_PROJECTOR: "", f"model.{ULTRAVOX_PROJECTOR}": ""}))
+    width = encoder["encoder/conv1/weight"].shape[0]
+    for name in ("ln_pre.weight", "linear_1.weight", "linear_2.weight"):
+        if name not in projector:
+            raise CheckpointError(f"{checkpoint.name} lacks {ULTRAVOX_PROJECTOR}{name}")
+    graph = ultravox.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
+    graph.save(conversion.folder / "projector.onnx")
+    section = ultravox.UltravoxSection(
+        **_projector_values("ultravox", conversion, width, stacked, len(projector["linear_2.weight"]))
+    )
+    return SpeechLlm(checkpoint, encoder, llm, f"{INSTRUCTION}\n{SPEECH}").write(conversion, section)
+
+
+def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
+    """Write a Qwen2-Audio."""
+    tensors, config = checkpoint.tensors, checkpoint.config
+    encoder = read_encoder(_part(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(_part(tensors, "multi_modal_projector.linear."))
+    width = encoder["encoder/conv1/weight"].shape[0]
+    linear.build_projector(projector, PRECISIONS[conversion.options.precision].speech).save(conversion.folder / "projector.onnx")
+    section = linear.LinearSection(**_projector_values("linear", conversion, width, 1, len(projector["weight"])))
+    text_config = {"model_type": "qwen2", "rms_norm_eps": 1e-5, **read_value(config, "text_config", checkpoint.name), **UNTIED}
+    template = new_chat_template(CHATML, {}, checkpoint.name)
+    llm = _language_model(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    turn = f"Audio 1: <|audio_bos|>{SPEECH}<|audio_eos|>\n{INSTRUCTION}"
+    return SpeechLlm(checkpoint, encoder, llm, turn, masks_padding=True).write(conversion, section)
+
+
+def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
+    """Write a Voxtral, which always hears 30 s."""
+    tensors, config = checkpoint.tensors, checkpoint.config
+    encoder = read_encoder(_part(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(_part(tensors, "multi_modal_projector."))
+    width = encoder["encoder/conv1/weight"].shape[0]
+    stacked = projector["linear_1.weight"].shape[1] // width
+    graph = voxtral.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
+    graph.save(conversion.folder / "projector.onnx")
+    section = voxtral.VoxtralSection(
+        **_projector_values("voxtral", conversion, width, stacked, len(projector["linear_2.weight"]))
+    )
+    text_config = {"model_type": "llama", **read_value(config, "text_config", checkpoint.name), **UNTIED}
+    template = new_chat_template(MISTRAL, {}, checkpoint.name)
+    llm = _language_model(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
+    return SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
+
+
+def _projector_values(
+    architecture: str, conversion: Conversion, encoder_width: int, subsampling: int, embedding_size: int
+) -> dict[str, Any]:
+    return {
+        "architecture": architecture,
+        "precision": speech_precision(conversion.options.precision),
+        "graph": "projector.onnx",
+        "encoder_width": encoder_width,
+        "subsampling": subsampling,
+        "embedding_size": embedding_size,
+        "boundary_instructions": TRANSCRIPTION_INSTRUCTIONS,
+    }
+
+
+def _part(tensors: Tensors, name: str) -> Tensors:
+    """Return the tensors of a part, whose names begin with `model.` in newer checkpoints."""
+    return tensors.renamed({f"model.{name}": "", name: ""})
+
+
+def _text_tensors(tensors: Tensors) -> Tensors:
+    """Return the LLM's tensors by the names that it has alone."""
+    older = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+    return tensors.renamed({**older, "model.language_model.": "model.", "lm_head.": "lm_head."})
+
+
+def _audio_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the encoder's configuration by Whisper's names; Voxtral has names of its own."""
+    config = dict(read_value(checkpoint.config, "audio_config", checkpoint.name))
+    own = {
+        "d_model": "hidden_size",
+        "encoder_layers": "num_hidden_layers",
+        "encoder_attention_heads": "num_attention_heads",
+        "encoder_ffn_dim": "intermediate_size",
+    }
+    return {**config, **{name: config[other] for name, other in own.items() if name not in config and other in config}}
+
+
+def _language_model(
+    checkpoint: Checkpoint, tensors: Tensors, config: dict[str, Any], template: ChatTemplate, place: str
+) -> LanguageModel:
+    """Return the LLM in `tensors`, with the tokeniser of `checkpoint`."""
+    tokeniser = checkpoint.open_tokeniser()
+    return LanguageModel(
+        place,
+        read_text_model(tensors, config, place),
+        checkpoint.tokeniser_file.read_text(encoding="utf-8"),
+        template,
+        end_tokens(checkpoint, config, tokeniser),
+        largest_position(config),
+    )

@@ -1,0 +1,50 @@
+"""The store keeps one bundle a name, whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from export.store import Store, StoreError, model_name
+
+
+def add(store: Store, name: str, content: str = "{}") -> None:
+    with store.new(name) as folder:
+        (folder / "bundle.json").write_text(content)
+
+
+def test_models_are_added_replaced_and_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    add(store, "b")
+    add(store, "a", "first")
+    add(store, "a", "second")
+    assert store.names() == ["a", "b"]
+    assert (store.require("a") / "bundle.json").read_text() == "second"
+    assert store.remove("a") == len("second")
+    assert store.names() == ["b"]
+    assert [path.name for path in store.root.iterdir()] == ["b"]
+
+
+def test_a_model_that_fails_on_the_way_leaves_the_old_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "a", "old")
+    with pytest.raises(UnicodeEncodeError), store.new("a") as folder:
+        (folder / "bundle.json").write_text("new \ud800", encoding="utf-8")
+    assert (store.require("a") / "bundle.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["c", "../a", ".", "", "a/bundle.json"])
+def test_unknown_names_are_refused_with_those_that_there_are(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "a")
+    with pytest.raises(StoreError, match="the models here are a"):
+        store.remove(name)
+    assert store.names() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("openai/whisper-tiny.en", "whisper-tiny.en"), ("/data/My Model/", "my-model"), ("Qwen/Q.gguf", "q"), ("...", "model")],
+)
+def test_a_model_is_named_after_its_checkpoint(given: str, name: str) -> None:
+    assert model_name(given) == name

@@ -1,0 +1,152 @@
+"""Tiny random speech LLMs as published: Qwen2-Audio and Voxtral by transformers, Ultravox by a twin of its own code.
+
+Each `write_…` writes a checkpoint, and returns a function from audio and the ids around the speech to greedy tokens.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import WhisperFeatureExtractor
+
+from models.protocols import Float32
+from tests.support.tiny.tiny_checkpoints import spread_weights, write_tokeniser
+from tests.support.tiny.tiny_llms import llm_config, write_llm
+
+Greedy = Callable[[Float32, Sequence[int], Sequence[int], int], list[int]]
+"""(audio, ids before the speech, ids after it, how many tokens)."""
+AUDIO = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32, "num_mel_bins": 128}
+SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<s>", "[INST]", "[/INST]",
+    "[BEGIN_AUDIO]", "[AUDIO]",
+)  # fmt: skip
+
+
+def _text_config(kind: str, ids: dict[str, int]) -> dict[str, Any]:
+    return {"model_type": kind, **llm_config(kind, max(ids.values()) + 1), "eos_token_id": ids["<|im_end|>"]}
+
+
+def _generate(model: Any, ids: Sequence[int], count: int, **inputs: Any) -> list[int]:
+    tokens = torch.tensor([ids])
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, min_new_tokens=count,
+            do_sample=False, pad_token_id=0, **inputs,
+        )  # fmt: skip
+    return list(written[0, len(ids) :].tolist())
+
+
+def write_qwen2_audio(folder: Path) -> Greedy:
+    folder.mkdir(parents=True)
+    ids = write_tokeniser(folder / "tokenizer.json", SPECIALS)
+    torch.manual_seed(11)
+    audio = {**AUDIO, "max_source_positions": 1500}
+    config = transformers.Qwen2AudioConfig(
+        audio_config=audio, text_config=_text_config("qwen2", ids), audio_token_index=ids["<|AUDIO|>"]
+    )
+    model: Any = transformers.Qwen2AudioForConditionalGeneration(config)
+    model.eval()
+    spread_weights(model, 0.12)
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=128)
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        given = extractor(samples, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
+        valid = int(given.attention_mask.sum())
+        frames = (((valid - 1) // 2 + 1) - 2) // 2 + 1
+        prompt = [*before, *[ids["<|AUDIO|>"]] * frames, *after]
+        return _generate(model, prompt, count, input_features=given.input_features, feature_attention_mask=given.attention_mask)
+
+    return greedy
+
+
+def write_voxtral(folder: Path) -> Greedy:
+    folder.mkdir(parents=True)
+    ids = write_tokeniser(folder / "tokenizer.json", SPECIALS)
+    torch.manual_seed(12)
+    audio = {
+        "model_type": "voxtral_encoder", "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_mel_bins": 128, "max_source_positions": 1500,
+    }  # fmt: skip
+    config = transformers.VoxtralConfig(audio_config=audio, text_config=_text_config("llama", ids), audio_token_id=ids["[AUDIO]"])
+    model: Any = transformers.VoxtralForConditionalGeneration(config)
+    model.eval()
+    spread_weights(model, 0.12)
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=128)
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        features = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
+        return _generate(model, [*before, *[ids["[AUDIO]"]] * 375, *after], count, input_features=features)
+
+    return greedy
+
+
+class UltravoxProjector(torch.nn.Module):
+    """The projector of Ultravox 0.5 and later (`UltravoxProjector` of its published code)."""
+
+    def __init__(self, width: int, stacked: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.stacked = stacked
+        self.ln_pre = torch.nn.RMSNorm(width * stacked, eps=1e-6)
+        self.linear_1 = torch.nn.Linear(width * stacked, hidden, bias=False)
+        self.ln_mid = torch.nn.RMSNorm(hidden // 2, eps=1e-6)
+        self.linear_2 = torch.nn.Linear(hidden // 2, out, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(states, (0, 0, 0, -len(states) % self.stacked))
+        hidden = self.linear_1(self.ln_pre(padded.reshape(-1, self.stacked * states.shape[1])))
+        value, gate = hidden.chunk(2, dim=-1)
+        frames: torch.Tensor = self.linear_2(self.ln_mid(value * torch.nn.functional.silu(gate)))
+        return frames
+
+
+def write_ultravox(folder: Path) -> Greedy:
+    """Write the LLM beside the checkpoint, as Ultravox names it by its id; its encoder is in the checkpoint."""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    llm = write_llm(folder.parent / "ultravox-llm", "llama")
+    folder.mkdir(parents=True)
+    torch.manual_seed(13)
+    encoder = WhisperEncoder(transformers.WhisperConfig(**AUDIO, max_source_positions=1500))  # type: ignore[arg-type]
+    projector = UltravoxProjector(32, 8, 48, llm.config.hidden_size)
+    for module in (encoder, projector):
+        module.eval()
+        spread_weights(module, 0.12)
+    tensors = {f"audio_tower.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors |= {f"multi_modal_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+    save_file({name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    config = {
+        "model_type": "ultravox", "stack_factor": 8, "hidden_size": 48, "projector_act": "swiglu", "projector_ln_mid": True,
+        "audio_config": AUDIO, "text_model_id": str(folder.parent / "ultravox-llm"), "text_config": {},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    extractor = WhisperFeatureExtractor(feature_size=128)
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        whole = torch.nn.functional.pad(torch.from_numpy(samples), (0, -len(samples) % 1280)).numpy()
+        features = extractor(whole, sampling_rate=16_000, return_tensors="pt", padding="longest").input_features
+        states = features.shape[2] // 2
+        table = encoder.embed_positions
+        encoder.embed_positions = torch.nn.Embedding.from_pretrained(table.weight[:states].detach())
+        encoder.config.max_source_positions = encoder.max_source_positions = states
+        with torch.inference_mode():
+            frames = projector(encoder(features).last_hidden_state[0])
+            embed = llm.get_input_embeddings()
+            parts = [embed(torch.tensor(before)), frames, embed(torch.tensor(after))]
+            inputs = torch.cat(parts)[None]
+            written = llm.generate(
+                inputs_embeds=inputs, attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long), max_new_tokens=count,
+                min_new_tokens=count, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        encoder.embed_positions = table
+        return list(written[0].tolist())
+
+    return greedy
+
+
+WRITERS = {"ultravox": write_ultravox, "qwen2-audio": write_qwen2_audio, "voxtral": write_voxtral}
