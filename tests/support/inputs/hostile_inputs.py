@@ -172,7 +172,7 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
     for name in (
         "file",
         "model",
-        "prompt",
+        "prompts",
         "Audio",
         "audio ",
         "audio[]",
