@@ -137,7 +137,7 @@ CONVERSION = "export.conversion:convert_models"
 def _qwen_recipe(size: str, file: SourcedFile) -> Recipe:
     llm = _qwen(size, file)
     wheels = tuple(wheel for wheel in WHEELS if wheel.project != LLM)
-    return Recipe(llm.bundle_name, 5, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
+    return Recipe(llm.bundle_name, 6, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
 
 
 RECIPES = {
