@@ -14,6 +14,8 @@ from server.engine.types.events import Word
 SETTLED_S = 0.5
 # Words of the last moments are guesses, because the audio may be cut off within one.
 GUESSED_S = 0.16
+# A longer word is a text in a script without spaces, such as Chinese: it is told, and stable only when another one follows.
+LONGEST_WORD_S = 1.5
 # How far apart two hypotheses of overlapping audio may put the end of the same word.
 SAME_WORD_S = 0.24
 
@@ -45,7 +47,7 @@ class StableText:
         The hypothesis begins at `stable_end_s` at the latest. Its words of the last `GUESSED_S` are left out.
         """
         before = self.stable, self.tail
-        tail = self._beyond_stable([word for word in heard if word.end_s <= end_s - GUESSED_S])
+        tail = self._beyond_stable([word for word in heard if word.end_s <= end_s - GUESSED_S or _is_text(word)])
         agreed = self._agreed(tail, end_s)
         self._stable += tail[:agreed]
         self._tail = tail[agreed:]
@@ -71,3 +73,7 @@ class StableText:
                 break
             agreed += 1
         return agreed
+
+
+def _is_text(word: Word) -> bool:
+    return word.end_s - word.start_s > LONGEST_WORD_S

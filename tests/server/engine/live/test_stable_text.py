@@ -73,6 +73,13 @@ def test_words_of_the_last_moments_are_guesses() -> None:
     assert text.tail == "one"
 
 
+def test_text_without_spaces_is_told_and_not_stable() -> None:
+    text = StableText(0.0)
+    for end_s in (2.0, 3.0, 4.0):
+        assert text.update([Word("今天天气" * int(end_s), 0.0, end_s)], end_s)
+    assert (text.stable, text.tail) == ("", "今天天气" * 4)
+
+
 @given(st.lists(st.lists(st.sampled_from(["one", "two", "three,", "four."]), max_size=12), max_size=8), st.floats(0, 0.3))
 def test_the_stable_prefix_only_grows(hypotheses: list[list[str]], later_s: float) -> None:
     text = StableText(0.0)
