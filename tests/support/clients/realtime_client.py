@@ -2,18 +2,15 @@
 
 import base64
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import Close
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
+from tests.support.clients.event_socket import TIMEOUT_S, EventSocket
 from tests.support.clients.live_server import LiveServer
-from tests.support.clients.stream_client import TIMEOUT_S
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
 AUDIO = "input_audio_buffer"
@@ -21,14 +18,8 @@ ITEM = "conversation.item"
 TRANSCRIPTION = f"{ITEM}.input_audio_transcription"
 
 
-class RealtimeClient:
+class RealtimeClient(EventSocket):
     """One WebSocket to the server."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    def tell(self, type: str, **fields: object) -> None:
-        self.socket.send(json.dumps({"type": type, **fields}))
 
     def update(self, **audio_input: object) -> dict[str, Any]:
         """Set options of the session, and return what is in force."""
@@ -39,29 +30,8 @@ class RealtimeClient:
     def append(self, audio: bytes) -> None:
         self.tell(f"{AUDIO}.append", audio=base64.b64encode(audio).decode())
 
-    def event(self) -> dict[str, Any]:
-        """Return the next event. Raises `ConnectionClosed`, or an error of pydantic's."""
-        event: dict[str, Any] = json.loads(self.socket.recv(TIMEOUT_S))
+    def check(self, event: dict[str, Any]) -> None:
         EVENT.validate_python(event)
-        return event
-
-    def until(self, type: str) -> list[dict[str, Any]]:
-        """Return the events up to the next of this type."""
-        events = [self.event()]
-        while events[-1]["type"] != type:
-            events.append(self.event())
-        return events
-
-    def rest(self) -> tuple[list[dict[str, Any]], Close]:
-        """Return the events up to the close, and how the server closed."""
-        events = []
-        try:
-            while True:
-                events.append(self.event())
-        except ConnectionClosed as closed:
-            if closed.rcvd is None:
-                raise AssertionError("the connection was cut") from None
-            return events, closed.rcvd
 
 
 @contextlib.contextmanager

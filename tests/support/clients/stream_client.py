@@ -1,7 +1,6 @@
 """A client of `/v1/stream` for tests, and raw frames for tests that need them."""
 
 import contextlib
-import json
 import os
 import socket
 import struct
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import Close
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
-from tests.support.clients.live_server import LiveServer, tone
+from tests.support.clients.event_socket import TIMEOUT_S, EventSocket
+from tests.support.clients.live_server import LiveServer, tone, wait_until
+from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.fakes.fake_live import FakeSession
 
-TIMEOUT_S = 20
 TEXT, BINARY, PING = 1, 2, 9
 
 
@@ -26,45 +25,13 @@ def pcm(duration_s: float, rate_hz: int = 16_000) -> bytes:
     return (tone(duration_s, rate_hz) * 32767).astype("<i2").tobytes()
 
 
-class StreamClient:
+class StreamClient(EventSocket):
     """One WebSocket to the server."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    def tell(self, type: str, **fields: object) -> None:
-        self.socket.send(json.dumps({"type": type, **fields}))
 
     def start(self, instruction: str = "Transcribe.", **fields: object) -> dict[str, Any]:
         """Start the session; return the first event."""
         self.tell("start", instruction=instruction, **fields)
         return self.event()
-
-    def say(self, audio: bytes) -> None:
-        self.socket.send(audio)
-
-    def event(self) -> dict[str, Any]:
-        """Return the next event. Raises `ConnectionClosed`."""
-        event: dict[str, Any] = json.loads(self.socket.recv(TIMEOUT_S))
-        return event
-
-    def events(self) -> tuple[list[dict[str, Any]], Close]:
-        """Return all events that still come, and how the server closed."""
-        events = []
-        try:
-            while True:
-                events.append(self.event())
-        except ConnectionClosed as closed:
-            if closed.rcvd is None:
-                raise AssertionError("the connection was cut") from None
-            return events, closed.rcvd
-
-    def until(self, type: str) -> list[dict[str, Any]]:
-        """Return the events up to the next of this type."""
-        events = [self.event()]
-        while events[-1]["type"] != type:
-            events.append(self.event())
-        return events
 
     def fatal(self) -> tuple[str, int]:
         """Return the code of the error that ends the session, after checking its shape, and the close code."""
@@ -145,3 +112,9 @@ def open_files(server: LiveServer) -> int:
 def samples_of(audio: bytes) -> npt.NDArray[np.float32]:
     """Return the samples that the server decodes from PCM at the model's rate."""
     return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)
+
+
+def only_session(engine: FakeEngine) -> FakeSession:
+    """Return the one live session of a scripted engine, once it is there."""
+    wait_until(lambda: len(engine.sessions) == 1)
+    return next(iter(engine.sessions.values()))

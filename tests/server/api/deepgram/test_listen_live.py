@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,40 +14,10 @@ from server.engine.types.requests import Audio
 from server.errors import EngineFailed, Overloaded
 from tests.support.clients.listen_client import LINEAR16, listening, transcript
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
-from tests.support.clients.stream_client import metric, pcm
+from tests.support.clients.stream_client import only_session, pcm
 from tests.support.fakes.fake_engine import FakeEngine
-from tests.support.fakes.fake_live import FakeSession
 
 TEXT = "Transcribe the speech to text. {}"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[LiveServer, FakeEngine]]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live, engine
-
-
-@pytest.fixture
-def engine(shared: tuple[LiveServer, FakeEngine]) -> Iterator[FakeEngine]:
-    """The engine of the server; no session may be left behind."""
-    server, engine = shared
-    yield engine
-    wait_until(lambda: metric(server, "stream_sockets") == 0)
-    assert engine.sessions == {}
-    engine.past_sessions.clear()
-    engine.problems.clear()
-
-
-@pytest.fixture
-def server(shared: tuple[LiveServer, FakeEngine], engine: FakeEngine) -> LiveServer:  # noqa: ARG001
-    return shared[0]
-
-
-def only_session(engine: FakeEngine) -> FakeSession:
-    wait_until(lambda: len(engine.sessions) == 1)
-    return next(iter(engine.sessions.values()))
 
 
 def types(messages: list[dict[str, Any]]) -> list[str]:
@@ -61,12 +30,12 @@ def test_the_messages_of_a_stream(server: LiveServer, engine: FakeEngine) -> Non
     with listening(server, query) as client:
         assert engine.sessions == {}
         client.say(audio)
-        started, interim = client.message(), client.message()
+        started, interim = client.event(), client.event()
         request = only_session(engine).request
         client.say(audio)
         (final,) = client.finals(1)
         client.tell("CloseStream")
-        messages, close = client.rest()
+        messages, close = client.events()
         assert client.socket.response is not None
         request_id = client.socket.response.headers["dg-request-id"]
     assert (request.language, request.partials, request.word_times, request.sampling.logprobs) == ("en", True, True, 0)
@@ -105,7 +74,7 @@ def test_encodings_and_containers(server: LiveServer, engine: FakeEngine, query:
         for start in range(0, len(audio), 1000):
             client.say(audio[start : start + 1000])
         client.tell("CloseStream")
-        messages, close = client.rest()
+        messages, close = client.events()
     assert close.code == 1000
     assert messages[-1]["duration"] == pytest.approx(1.5, abs=0.05)
     assert [transcript(message) for message in messages[:-1]] == [TEXT.format(0), TEXT.format(1)]
@@ -138,9 +107,9 @@ def test_the_end_of_an_utterance_is_told_after_its_gap(server: LiveServer, engin
         session = only_session(engine)
         for audio_s in (1.5, 2.1, 2.2):
             session.deliver(Listened(session.request.id, audio_s))
-        assert client.message() == {"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": 1.0}
+        assert client.event() == {"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": 1.0}
         client.tell("CloseStream")
-        assert types(client.rest()[0]) == ["Metadata"]
+        assert types(client.events()[0]) == ["Metadata"]
 
 
 def test_without_endpointing_no_speech_is_final(server: LiveServer) -> None:
@@ -162,7 +131,7 @@ def test_a_microphone_that_stops_ends_its_utterance_and_keeps_alive() -> None:
         wait_until(lambda: not engine.sessions)
         client.say(pcm(1.0))
         assert client.finals(1)[0]["start"] == 0.4
-        messages, close = client.rest()
+        messages, close = client.events()
     assert (messages[-1]["variant"], close.code) == ("SESSION_IDLE", 1008)
 
 
@@ -181,7 +150,7 @@ def test_an_empty_frame_ends_the_stream(server: LiveServer) -> None:
         client.say(pcm(1.0))
         client.say(b"")
         client.tell("KeepAlive")
-        messages, close = client.rest()
+        messages, close = client.events()
     assert (types(messages), close.code) == (["Results", "Metadata"], 1000)
 
 
@@ -189,7 +158,7 @@ def test_an_empty_frame_ends_the_stream(server: LiveServer) -> None:
 def test_messages_that_mean_nothing_keep_the_stream(server: LiveServer, frame: str) -> None:
     with listening(server) as client:
         client.socket.send(frame)
-        assert client.message()["variant"] == "INVALID_REQUEST"
+        assert client.event()["variant"] == "INVALID_REQUEST"
         client.say(pcm(1.0))
         assert transcript(client.finals(1)[0]) == TEXT.format(0)
 
@@ -197,7 +166,7 @@ def test_messages_that_mean_nothing_keep_the_stream(server: LiveServer, frame: s
 def test_a_container_that_is_not_read_live(server: LiveServer) -> None:
     with listening(server, {}) as client:
         client.say(b"\x1aE\xdf\xa3" + bytes(100))
-        messages, close = client.rest()
+        messages, close = client.events()
     assert (messages[-1]["variant"], close.code) == ("UNDECODABLE_AUDIO", 1008)
 
 
@@ -205,7 +174,7 @@ def test_an_utterance_that_fails_is_told(server: LiveServer, engine: FakeEngine)
     engine.problems[0] = EngineFailed("It broke.")
     with listening(server) as client:
         client.say(pcm(2.0))
-        assert client.message()["description"] == "It broke."
+        assert client.event()["description"] == "It broke."
         assert transcript(client.finals(1)[0]) == TEXT.format(1)
 
 
@@ -213,7 +182,7 @@ def test_no_place_in_the_engine(server: LiveServer, engine: FakeEngine) -> None:
     engine.live_refusal = Overloaded("All live sessions are taken.", retry_after_s=1)
     with listening(server) as client:
         client.say(pcm(1.0))
-        messages, close = client.rest()
+        messages, close = client.events()
         engine.live_refusal = None
     assert (messages[-1]["variant"], close.code) == ("OVERLOADED", 1013)
 

@@ -3,7 +3,6 @@
 import base64
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,41 +15,12 @@ from server.engine.types.requests import Audio, Flush, LiveRequest
 from server.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
 from tests.support.clients.realtime_client import AUDIO, ITEM, TRANSCRIPTION, RealtimeClient, realtime, types
-from tests.support.clients.stream_client import metric, pcm
+from tests.support.clients.stream_client import only_session, pcm
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_live import FakeSession
 
 TEXT = "Transcribe the speech to text. {}"
 COMMITTED = [f"{AUDIO}.committed", f"{ITEM}.added", f"{ITEM}.done"]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[LiveServer, FakeEngine]]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live, engine
-
-
-@pytest.fixture
-def engine(shared: tuple[LiveServer, FakeEngine]) -> Iterator[FakeEngine]:
-    """The engine of the server; no session may be left behind."""
-    server, engine = shared
-    yield engine
-    wait_until(lambda: metric(server, "stream_sockets") == 0)
-    assert engine.sessions == {}
-    engine.past_sessions.clear()
-    engine.problems.clear()
-
-
-@pytest.fixture
-def server(shared: tuple[LiveServer, FakeEngine], engine: FakeEngine) -> LiveServer:  # noqa: ARG001
-    return shared[0]
-
-
-def only_session(engine: FakeEngine) -> FakeSession:
-    wait_until(lambda: len(engine.sessions) == 1)
-    return next(iter(engine.sessions.values()))
 
 
 def heard_s(session: FakeSession) -> float:
@@ -374,7 +344,7 @@ def test_no_place_in_the_engine_ends_the_session(server: LiveServer, engine: Fak
     engine.live_refusal = Overloaded("All live sessions are taken.", retry_after_s=1)
     with realtime(server) as client:
         client.append(pcm(0.5, 24_000))
-        events, close = client.rest()
+        events, close = client.events()
         engine.live_refusal = None
     assert (events[-1]["error"]["code"], close.code) == ("overloaded", 1013)
 
