@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 2
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test lint bench gpu-check clean
+.PHONY: serve test lint bench gpu-check release-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -33,8 +33,12 @@ bench: $(VENV)/bench.stamp
 gpu-check: $(VENV)/gpu.stamp
 	@$(VENV)/bin/python -m export.gpu_bench --out '$(REPORT)'
 
+# Builds the sdist and the wheel, installs the wheel in an empty environment, and serves and transcribes from there.
+release-check: $(VENV)/release.stamp
+	@$(VENV)/bin/python -m deploy.release_check
+
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than what it was installed from, so nothing is installed twice and a changed pyproject.toml is.
@@ -50,6 +54,11 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 
 $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	@rm -f $(VENV)/gpu.stamp
+	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/release.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[release]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
 

@@ -313,12 +313,19 @@ def load_settings(**flags: Any) -> Settings:
         raise SettingsError(" ".join(_sentence(detail) for detail in error.errors(include_url=False))) from None
 
 
+REMOVED_SETTINGS = {"encode_gather_s": "the engine decides by itself how long requests are gathered; leave the setting out"}
+"""Settings that older versions had, and what to do without each."""
+
+
 def _refuse_unknown_variables() -> None:
     known = [ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields]
     for name in os.environ:
-        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known:
-            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-            raise SettingsError(f"The environment variable {name} is no setting of this server; the nearest is {nearest}.")
+        if name.upper() in known or not name.upper().startswith(ENVIRONMENT_PREFIX):
+            continue
+        if advice := REMOVED_SETTINGS.get(name.upper().removeprefix(ENVIRONMENT_PREFIX).lower()):
+            raise SettingsError(f"The environment variable {name} is a setting of an older version: {advice}.")
+        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+        raise SettingsError(f"The environment variable {name} is no setting of this server; the nearest is {nearest}.")
 
 
 def _sentence(detail: Any) -> str:

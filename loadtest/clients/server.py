@@ -55,11 +55,11 @@ class ServerError(RuntimeError):
 class BenchServer:
     """A context manager: starts the server on a free port and waits until it has checked itself; stops it at the end."""
 
-    def __init__(self, root: Path, options: list[str], **settings: object) -> None:
-        """`root` is the checkout to serve from, `options` go to `thinbridge serve`, `settings` are those that have no flag."""
+    def __init__(self, root: Path, options: list[str], *, python: str = sys.executable, **settings: object) -> None:
+        """Start `thinbridge serve` with `options` in the folder `root`, run by `python`; `settings` are further ones."""
         self._output = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         variables = [f"THINBRIDGE_{name.upper()}={value}" for name, value in settings.items()]
-        command = ["env", *variables, sys.executable, "-m", "server", "serve", "--port", "0", *options]
+        command = ["env", *variables, python, "-m", "server", "serve", "--port", "0", *options]
         self._process = subprocess.Popen(command, cwd=root, stdout=self._output, stderr=subprocess.STDOUT)
         self.pid = self._process.pid
         try:

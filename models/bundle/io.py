@@ -110,13 +110,21 @@ def _read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(folder, MANIFEST_NAME, "is not a JSON object with a schema_version") from None
     if version not in (MIGRATED_VERSION, SCHEMA_VERSION):
-        known = f"{MIGRATED_VERSION} and {SCHEMA_VERSION}"
-        raise BundleError(folder, MANIFEST_NAME, f"has schema version {version!r}, this release reads {known}")
+        raise BundleError(folder, MANIFEST_NAME, _version_problem(version))
     try:
         return Manifest.model_validate_json(json.dumps(migrate(content)) if version == MIGRATED_VERSION else text)
     except ValidationError as error:
         problem = ": ".join(part for part in first_problem(error) if part)
         raise BundleError(folder, MANIFEST_NAME, f"is not valid: {problem}") from None
+
+
+def _version_problem(version: object) -> str:
+    """Return which schema versions can be read, and the way out."""
+    problem = f"has schema version {version!r}, this release reads {MIGRATED_VERSION} and {SCHEMA_VERSION}"
+    if not isinstance(version, int):
+        return problem
+    way_out = "build or pull the model again" if version < MIGRATED_VERSION else "a newer release of Thinbridge reads it"
+    return f"{problem}: {way_out}"
 
 
 def _names_in(folder: Path) -> list[str]:

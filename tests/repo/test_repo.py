@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "export": {"export", "models", "kernels"},
     "training": {"training", "export", "models", "kernels"},
     "loadtest": {"loadtest"},
+    "deploy": {"deploy", "loadtest"},
 }
 MAY_ALSO_IMPORT = {
     "server/cli.py": {"export"},

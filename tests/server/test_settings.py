@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import REMOVED_SETTINGS, Settings, SettingsError, load_settings
 
 
 def test_a_flag_beats_the_environment_which_beats_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +29,14 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(monkeypatch: pytes
     monkeypatch.setenv("THINBRIDGE_QUEUE_LIMITS", "3")
     with pytest.raises(SettingsError, match=r"THINBRIDGE_QUEUE_LIMITS .* nearest is THINBRIDGE_QUEUE_LIMIT\."):
         load_settings()
+
+
+@pytest.mark.parametrize("name", sorted(REMOVED_SETTINGS))
+def test_a_setting_of_an_older_version_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"THINBRIDGE_{name.upper()}", "0.1")
+    with pytest.raises(SettingsError, match=r"a setting of an older version: .* leave the setting out"):
+        load_settings()
+    assert name not in Settings.model_fields
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_name() -> None:

@@ -158,6 +158,12 @@ def test_other_schema_version(folder: Path, version: object) -> None:
     assert f"bundle.json has schema version {version!r}, this release reads 2 and 3" in refusal(folder)
 
 
+@pytest.mark.parametrize(("version", "way_out"), [(1, "build or pull the model again"), (4, "a newer release of Thinbridge")])
+def test_an_integer_version_comes_with_a_way_out(folder: Path, version: int, way_out: str) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(schema_version=version))
+    assert way_out in refusal(folder)
+
+
 @pytest.mark.parametrize("section", ["", "encoder", "projector", "llm", "prompt", "voice"])
 def test_unknown_key(folder: Path, section: str) -> None:
     edit_manifest(folder, lambda manifest: (manifest[section] if section else manifest).update(surprise=1))
