@@ -22,6 +22,7 @@ MAY_ALSO_IMPORT = {
     "server/cli.py": {"export"},
     "server/model_commands.py": {"export"},
     "training/endpointing_study.py": {"server"},
+    **{f"loadtest/capacity/{name}.py": {"server", "models"} for name in ("__main__", "engine", "measure", "streams")},
 }
 MAY_READ_ENVIRONMENT = {"server/settings.py", "export/default_bundle.py"}
 SERVED_WITHOUT = ("torch", "triton", "tensorrt", "transformers")

@@ -1,0 +1,209 @@
+"""The costs of a model's stages on one machine, and the work that its requests need: all that the simulator knows of both."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+WorkKind = Literal["file", "answer", "partial", "draft"]
+StreamEventKind = Literal["began", "paused", "resumed", "over"]
+
+SPREAD_POINTS = 21
+# Profiles next in length among which a request's work is drawn.
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class EncodeCost:
+    """Seconds of one batch: for the call, and for each second of padded audio and its square (attention)."""
+
+    call_s: float
+    second_s: float
+    square_s: float = 0.0
+
+    def predict_s(self, padded_s: Sequence[float]) -> float:
+        """Return the seconds that a batch of utterances takes."""
+        return self.call_s + sum(self.second_s * each + self.square_s * each**2 for each in padded_s)
+
+
+@dataclass(frozen=True)
+class DecoderCost:
+    """Seconds of one decoder's passes: for the call, each row, and (prefill) each position."""
+
+    prefill_call_s: float
+    prefill_row_s: float
+    prefill_position_s: float
+    decode_call_s: float
+    decode_row_s: float
+
+    def predict_prefill_s(self, positions: Sequence[int]) -> float:
+        """Return the seconds that a prefill of so many positions per row takes."""
+        if not positions:
+            return 0.0
+        return self.prefill_call_s + self.prefill_row_s * len(positions) + self.prefill_position_s * sum(positions)
+
+    def predict_decode_s(self, rows: int) -> float:
+        """Return the seconds that a decode pass of so many rows takes."""
+        return self.decode_call_s + self.decode_row_s * rows if rows else 0.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The work of a request at one decoder: positions to prefill, then decode passes."""
+
+    decoder: int
+    positions: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class WorkProfile:
+    """The work of one request: its recording (empty in live sessions), its audio, and its phases, of which a draft has none."""
+
+    kind: WorkKind
+    name: str
+    audio_s: float
+    phases: tuple[Phase, ...]
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """An event of the endpointer, `at_s` after the session's first sample; `end_s` is where the utterance would end."""
+
+    kind: StreamEventKind
+    at_s: float
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamProfile:
+    """One live session: its length, the endpointer's events in it, and when each recording in it is really spoken."""
+
+    audio_s: float
+    events: tuple[StreamEvent, ...]
+    spoken: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of measured over fitted seconds, by stage: repeated runs of the same work differ so much."""
+
+    encode: tuple[float, ...] = (1.0,)
+    prefill: tuple[float, ...] = (1.0,)
+    decode: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """The stages of one model on one machine. `measured` is False for predictions that nothing has confirmed.
+
+    The encoder hears `silence_behind_s` behind an utterance, `floor_s` in all at least, and `longest_s` at most. `step_s` is what
+    a step costs beside its stages, `door_s` what a request waits outside the engine, `voice_s` the detection of voice in one
+    second of live audio, on a thread beside the engine's. With `encodes_beside`, the encoder runs beside the decoders (on a GPU).
+    """
+
+    name: str
+    measured: bool
+    encode: EncodeCost
+    decoders: tuple[DecoderCost, ...]
+    floor_s: float
+    silence_behind_s: float
+    longest_s: float
+    step_s: float = 0.0
+    door_s: float = 0.0
+    voice_s: float = 0.0
+    encodes_beside: bool = False
+    slots: int = 4
+    queue_limit: int = 16
+    step_tokens: int = 128
+    spread: Spread = field(default_factory=Spread)
+    profiles: tuple[WorkProfile, ...] = ()
+    streams: tuple[StreamProfile, ...] = ()
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def pad_s(self, audio_s: float) -> float:
+        """Return the seconds that the encoder hears of an utterance, in whole ones."""
+        return min(float(math.ceil(max(self.floor_s, audio_s + self.silence_behind_s))), self.longest_s)
+
+    def draw_work(self, kind: WorkKind, audio_s: float, random: np.random.Generator) -> WorkProfile:
+        """Return the measured work of an utterance about as long.
+
+        A machine that is slow during the measurement writes no partials; an answer's work stands for theirs then. Raises
+        `ValueError` if there is no work of this kind.
+        """
+        same = [each for each in self.profiles if each.kind == kind]
+        if not same and kind == "partial":
+            same = [each for each in self.profiles if each.kind == "answer"]
+        if not same:
+            raise ValueError(f"no work of the kind {kind} was measured")
+        near = sorted(same, key=lambda profile: abs(profile.audio_s - audio_s))[:NEIGHBOURS]
+        return dataclasses.replace(near[int(random.integers(len(near)))], audio_s=audio_s)
+
+
+def fit_costs(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Fit non-negative costs per column, by least squares of relative errors. Columns that would be negative are 0.
+
+    Raises `ValueError` if nothing was measured.
+    """
+    if not seconds:
+        raise ValueError("nothing was measured")
+    taken = np.asarray(seconds, np.float64)
+    matrix = np.asarray(features, np.float64) / taken[:, None]
+    kept = [column for column in range(matrix.shape[1]) if matrix[:, column].any()]
+    costs = np.zeros(matrix.shape[1])
+    while kept:
+        solution = np.linalg.lstsq(matrix[:, kept], np.ones(len(taken)), rcond=None)[0]
+        if solution.min() >= 0:
+            costs[kept] = solution
+            break
+        kept.pop(int(solution.argmin()))
+    return [float(cost) for cost in costs]
+
+
+def find_spread(measured: Sequence[float], fitted: Sequence[float]) -> tuple[float, ...]:
+    """Return quantiles of measured over fitted seconds, scaled so that their mean is that of the measurement."""
+    ratios = np.asarray(measured, np.float64) / np.maximum(np.asarray(fitted, np.float64), 1e-9)
+    points = np.quantile(ratios, np.linspace(0.0, 1.0, SPREAD_POINTS))
+    mean = float(np.sum(measured)) / max(1e-9, float(np.sum(fitted)))
+    return tuple(round(float(point), 4) for point in points * mean / points.mean())
+
+
+def write_costs(costs: StageCosts, path: Path) -> None:
+    """Write costs as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(costs), indent=1) + "\n", encoding="utf-8")
+
+
+def read_costs(path: Path) -> StageCosts:
+    """Read what `write_costs` wrote. Raises `OSError`, and `ValueError` if it is something else."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return StageCosts(
+            **fields
+            | {
+                "encode": EncodeCost(**fields["encode"]),
+                "decoders": tuple(DecoderCost(**each) for each in fields["decoders"]),
+                "spread": Spread(**{stage: tuple(points) for stage, points in fields["spread"].items()}),
+                "profiles": tuple(
+                    WorkProfile(**each | {"phases": tuple(Phase(**phase) for phase in each["phases"])})
+                    for each in fields["profiles"]
+                ),
+                "streams": tuple(
+                    StreamProfile(
+                        each["audio_s"],
+                        tuple(StreamEvent(**event) for event in each["events"]),
+                        tuple((start_s, end_s) for start_s, end_s in each["spoken"]),
+                    )
+                    for each in fields["streams"]
+                ),
+            }
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not hold stage costs: {error!r}") from None

@@ -1,0 +1,348 @@
+"""The measurement of stage costs on this machine: the real engine, in this process, writes down what its stages run and take."""
+
+import dataclasses
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.capacity.costs import (
+    DecoderCost,
+    EncodeCost,
+    Phase,
+    Spread,
+    StageCosts,
+    StreamEvent,
+    StreamProfile,
+    WorkKind,
+    WorkProfile,
+    find_spread,
+    fit_costs,
+)
+from loadtest.clients.server import MAX_TOKENS, BenchServer, make_body
+from loadtest.live.audio import StreamAudio
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.machine import describe_run
+from loadtest.support.recordings import RATE_HZ, Recording, write_clip
+from models.assemble import Models
+from models.bundle.io import open_bundle
+from models.protocols import Float32
+from server.cli import get_bundle
+from server.engine.engine import LocalEngine
+from server.engine.factory import load_on_device
+from server.engine.live.endpointing import Endpointer, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
+from server.engine.runner.sequence import SequenceState
+from server.engine.scheduler.scheduler import STEP_TOKENS
+from server.engine.types.events import Delta, Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
+from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
+from server.settings import Settings
+
+QUESTION = "Name the topic of the speech in one word."
+QUESTION_TOKENS = 24
+PIECE_S = 0.04
+# Requests side by side in one round each: one alone, some, and all slots.
+ROUNDS = (1, 2, 4)
+DOOR_REQUESTS = 8
+ANSWER_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Trace:
+    """The stages that an engine ran: their sizes, their seconds, and the work of every request by its id."""
+
+    encodes: list[tuple[list[float], float]] = field(default_factory=list)
+    prefills: list[tuple[list[tuple[int, int]], float]] = field(default_factory=list)
+    decodes: list[tuple[Counter[int], float]] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    sequences: dict[str, SequenceState] = field(default_factory=dict)
+    work: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+
+
+class TracedEngine(LocalEngine):
+    """A `LocalEngine` that writes down each stage, the settling of its answers included."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        super().__init__(models, RATE_HZ, 30.0, settings.queue_limit, step_tokens=STEP_TOKENS)
+        self.trace = Trace()
+        self._staged_s = 0.0
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether the model has an LLM behind its speech decoder."""
+        return len(self._models.decoders) > 1
+
+    def _step(self) -> None:
+        started_s, self._staged_s = time.perf_counter(), 0.0
+        super()._step()
+        self.trace.steps.append(time.perf_counter() - started_s - self._staged_s)
+
+    def _decode(self, batch: list[SequenceState]) -> None:
+        rows = Counter(sequence.decoders[0] for sequence in batch)
+        for sequence in batch:
+            self._work_at(sequence)[1] += 1
+        took_s = self._time(lambda: LocalEngine._decode(self, batch))
+        if batch:
+            self.trace.decodes.append((rows, took_s))
+
+    def _prefill(self, work: list[tuple[SequenceState, int]]) -> None:
+        rows = [(sequence.decoders[0], positions) for sequence, positions in work]
+        for sequence, positions in work:
+            self._work_at(sequence)[0] += positions
+        took_s = self._time(lambda: LocalEngine._prefill(self, work))
+        if work:
+            self.trace.prefills.append((rows, took_s))
+
+    def _encode(self) -> None:
+        batch = [sequence for sequence in self._encoding if not sequence.ended]
+        for sequence in batch:
+            self.trace.sequences[sequence.request.id] = sequence
+        padded_s = [len(self._models.pad_audio(sequence.request.audio)) / RATE_HZ for sequence in batch]
+        took_s = self._time(lambda: LocalEngine._encode(self))
+        if batch:
+            self.trace.encodes.append((padded_s, took_s))
+
+    def _time(self, stage: Callable[[], None]) -> float:
+        started_s = time.perf_counter()
+        stage()
+        took_s = time.perf_counter() - started_s
+        self._staged_s += took_s
+        return took_s
+
+    def _work_at(self, sequence: SequenceState) -> list[int]:
+        work = self.trace.work.setdefault(sequence.request.id, {})
+        return work.setdefault(sequence.decoders[0], [0, 0])
+
+
+def measure_costs(
+    root: Path, settings: Settings, recordings: Sequence[Recording], streams: Sequence[StreamAudio], options: list[str]
+) -> StageCosts:
+    """Measure the costs of the bundle's stages on this machine, and what a request waits at the door of a server.
+
+    `options` go to `thinbridge serve`. Nothing else should run beside it.
+    """
+    conditions = describe_run(root)
+    bundle = open_bundle(get_bundle(settings))
+    models = load_on_device(bundle, settings)
+    engine = TracedEngine(models, settings)
+    engine.start()
+    engine.trace = Trace()
+    try:
+        _run_requests(engine, recordings)
+        _run_streams(engine, streams)
+    finally:
+        engine.drain(5.0)
+    costs = fit_trace(engine.trace, models, f"{bundle.manifest.name}, this machine", recordings)
+    costs = dataclasses.replace(
+        costs,
+        voice_s=measure_voice_s(models, streams[0]),
+        streams=tuple(profile_stream(models, each) for each in streams),
+        conditions=conditions,
+        slots=settings.slots,
+        queue_limit=settings.queue_limit,
+    )
+    # Two copies of the models would not fit small machines.
+    del models, engine
+    return dataclasses.replace(costs, door_s=measure_door_s(root, options, recordings))
+
+
+def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Recording]) -> StageCosts:
+    """Fit the costs to what was traced."""
+    encode = fit_costs(
+        [[1.0, sum(padded), sum(each**2 for each in padded)] for padded, _ in trace.encodes], [took for _, took in trace.encodes]
+    )
+    count = len(models.decoders)
+    prefill = fit_costs([_prefill_columns(rows, count) for rows, _ in trace.prefills], [took for _, took in trace.prefills])
+    decode = fit_costs([_decode_columns(rows, count) for rows, _ in trace.decodes], [took for _, took in trace.decodes])
+    encode_cost = EncodeCost(*encode)
+    decoders = tuple(
+        DecoderCost(*prefill[3 * number : 3 * number + 3], *decode[2 * number : 2 * number + 2]) for number in range(count)
+    )
+    spread = Spread(
+        find_spread([took for _, took in trace.encodes], [encode_cost.predict_s(padded) for padded, _ in trace.encodes]),
+        find_spread(
+            [took for _, took in trace.prefills],
+            [float(np.dot(prefill, _prefill_columns(rows, count))) for rows, _ in trace.prefills],
+        ),
+        find_spread(
+            [took for _, took in trace.decodes],
+            [float(np.dot(decode, _decode_columns(rows, count))) for rows, _ in trace.decodes],
+        ),
+    )
+    hearing = models.hearing
+    return StageCosts(
+        name,
+        measured=True,
+        encode=encode_cost,
+        decoders=decoders,
+        floor_s=0.0 if hearing is None else hearing.floor_s,
+        silence_behind_s=0.0 if hearing is None else hearing.silence_behind_s,
+        longest_s=30.0 if hearing is None else hearing.longest_s,
+        step_s=float(np.median(trace.steps)),
+        encodes_beside=models.encodes_beside,
+        step_tokens=STEP_TOKENS,
+        spread=spread,
+        profiles=tuple(list_work(trace, [recording.name for recording in recordings])),
+    )
+
+
+def list_work(trace: Trace, names: Sequence[str]) -> list[WorkProfile]:
+    """Return the work of the requests that were traced; requests about recordings have ids like `file/round/name`."""
+    profiles: dict[tuple[WorkKind, str, float], WorkProfile] = {}
+    for id, sequence in trace.sequences.items():
+        if not sequence.finished:
+            continue
+        kind = _kind_of(sequence)
+        name = next((each for each in names if id.endswith(f"/{each}")), "")
+        phases = tuple(Phase(number, *counts) for number, counts in sorted(trace.work.get(id, {}).items()))
+        audio_s = round(len(sequence.request.audio) / RATE_HZ, 3)
+        # The same file is the same work each time.
+        key = f"{id.partition('/')[0]}/{name}" if name else id
+        profiles.setdefault((kind, key, audio_s), WorkProfile(kind, key if name else "", audio_s, phases))
+    return list(profiles.values())
+
+
+def measure_voice_s(models: Models, stream: StreamAudio) -> float:
+    """Return the processor seconds that voice detection takes for one second of audio that comes window by window."""
+    started_s = time.process_time()
+    state = None
+    window = models.voice.window_samples
+    samples = to_float(stream)[: 10 * RATE_HZ]
+    samples = samples[: len(samples) - len(samples) % window]
+    for start in range(0, len(samples), window):
+        _, state = models.voice.detect(samples[start : start + window], state)
+    return (time.process_time() - started_s) * RATE_HZ / len(samples)
+
+
+def profile_stream(models: Models, stream: StreamAudio) -> StreamProfile:
+    """Return the endpointer's events in a session's audio, each at the end of the piece that brings it."""
+    window = models.voice.window_samples
+    samples = to_float(stream)
+    probabilities, _ = models.voice.detect(np.pad(samples, (0, -len(samples) % window)), None)
+    endpointer = Endpointer(VoiceOptions(), window, RATE_HZ)
+    events: list[StreamEvent] = []
+    for number, probability in enumerate(probabilities):
+        at_s = float(np.ceil((number + 1) * window / RATE_HZ / PIECE_S) * PIECE_S)
+        for event in endpointer.push([probability]):
+            match event:
+                case SpeechBegan(start):
+                    events.append(StreamEvent("began", at_s, start / RATE_HZ))
+                case SpeechPaused(start, end):
+                    events.append(StreamEvent("paused", at_s, start / RATE_HZ, end / RATE_HZ))
+                case SpeechResumed():
+                    events.append(StreamEvent("resumed", at_s))
+                case SpeechOver(start, end):
+                    events.append(StreamEvent("over", at_s, start / RATE_HZ, end / RATE_HZ))
+    audio_s = len(samples) / RATE_HZ
+    for event in endpointer.flush():
+        if isinstance(event, SpeechOver):
+            events.append(StreamEvent("over", audio_s, event.start / RATE_HZ, event.end / RATE_HZ))
+    return StreamProfile(audio_s, tuple(events), tuple((each.start_s, each.end_s) for each in stream.spoken))
+
+
+def to_float(stream: StreamAudio) -> Float32:
+    """Return a session's samples as the engine takes them."""
+    return np.multiply(stream.samples, 1 / 32768, dtype=np.float32)
+
+
+def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recording]) -> float:
+    """Return the median of what a client of a server waits beyond the queue and the models."""
+    with BenchServer(root, options) as server, tempfile.TemporaryDirectory() as folder:
+        waits = []
+        for number in range(DOOR_REQUESTS + 1):
+            recording = recordings[number % len(recordings)]
+            body = make_body(write_clip(Path(folder), recording.name, recording.samples).audio)
+            started_s = time.perf_counter()
+            times = server.answer(body)["times_ms"]
+            took_s = time.perf_counter() - started_s
+            stages = ("queue", "features", "encode", "adapter", "prefill", "decode", "detokenise")
+            waits.append(took_s - sum(times.get(f"{stage}_ms", 0.0) for stage in stages) / 1000)
+    return float(np.median(waits[1:]))
+
+
+def _run_requests(engine: TracedEngine, recordings: Sequence[Recording]) -> None:
+    """Transcribe every recording in rounds of so many side by side, then ask questions about some."""
+    for side_by_side in ROUNDS:
+        with ThreadPoolExecutor(side_by_side) as pool:
+            for future in [
+                pool.submit(_ask, engine, f"file/{side_by_side}/{each.name}", each, TRANSCRIBE, MAX_TOKENS) for each in recordings
+            ]:
+                future.result()
+    if engine.answers_questions:
+        for side_by_side in ROUNDS:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                for future in [
+                    pool.submit(_ask, engine, f"question/{side_by_side}/{each.name}", each, QUESTION, QUESTION_TOKENS)
+                    for each in recordings[: max(ROUNDS)]
+                ]:
+                    future.result()
+
+
+def _ask(engine: TracedEngine, id: str, recording: Recording, instruction: str, max_tokens: int) -> None:
+    """Have one request answered. Raises `RuntimeError` if it fails."""
+    ended = threading.Event()
+    outcome: list[Event] = []
+
+    def deliver(event: Event) -> None:
+        if not isinstance(event, Delta):
+            outcome.append(event)
+            ended.set()
+
+    engine.submit(InstructRequest(id, recording.samples, instruction, SamplingOptions(max_tokens=max_tokens)), deliver)
+    if not ended.wait(ANSWER_TIMEOUT_S) or not isinstance(outcome[0], Done):
+        raise RuntimeError(f"the request {id} was not answered: {outcome}")
+
+
+def _run_streams(engine: TracedEngine, streams: Sequence[StreamAudio]) -> None:
+    """Play sessions side by side in real time."""
+    with ThreadPoolExecutor(len(streams)) as pool:
+        for future in [pool.submit(_play, engine, f"session {number}", each) for number, each in enumerate(streams)]:
+            future.result()
+
+
+def _play(engine: TracedEngine, id: str, stream: StreamAudio) -> None:
+    ended = threading.Event()
+
+    def deliver(event: LiveEvent) -> None:
+        if isinstance(event, Ended | Failed):
+            ended.set()
+
+    engine.open_live(LiveRequest(id, TRANSCRIBE), deliver)
+    samples = to_float(stream)
+    piece = round(PIECE_S * RATE_HZ)
+    began_s = time.monotonic()
+    for start in range(0, len(samples), piece):
+        end = min(start + piece, len(samples))
+        time.sleep(max(0.0, began_s + end / RATE_HZ - time.monotonic()))
+        engine.push(id, Audio(samples[start:end]))
+    engine.push(id, EndOfAudio())
+    if not ended.wait(ANSWER_TIMEOUT_S):
+        raise RuntimeError(f"the session {id} did not end")
+
+
+def _kind_of(sequence: SequenceState) -> WorkKind:
+    if not sequence.of_session:
+        return "file"
+    if sequence.request.priority != Priority.PARTIAL:
+        return "answer"
+    return "draft" if sequence.request.sampling.max_tokens == 0 else "partial"
+
+
+def _prefill_columns(rows: Sequence[tuple[int, int]], decoders: int) -> list[float]:
+    """Return calls, rows and positions of each decoder."""
+    columns: list[float] = []
+    for number in range(decoders):
+        positions = [each for decoder, each in rows if decoder == number]
+        columns += [float(bool(positions)), len(positions), sum(positions)]
+    return columns
+
+
+def _decode_columns(rows: Counter[int], decoders: int) -> list[float]:
+    """Return calls and rows of each decoder."""
+    return [value for number in range(decoders) for value in (float(rows[number] > 0), float(rows[number]))]
