@@ -23,6 +23,7 @@ from models.registry import import_by_name
 FAMILIES = {
     "ultravox": "export.checkpoints.speech_llms:convert_ultravox",
     "qwen2_audio": "export.checkpoints.speech_llms:convert_qwen2_audio",
+    "qwen3_asr": "export.checkpoints.qwen3_asr:convert_qwen3_asr",
     "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
 }
 """The speech LLMs by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""

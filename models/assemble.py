@@ -35,6 +35,7 @@ from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import Grammars
 from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
+from models.text.transcript_label import TranscriptLabel
 from models.text.word_times import WordTimer
 
 RATED_S = 2
@@ -89,7 +90,8 @@ class Models:
     With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
     says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
     what of the silence behind the audio each part hears; None is for encoders that hear none.
-    Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's.
+    Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's. So they are
+    where the LLM itself only transcribes: its transcripts have a `label`.
     """
 
     features: Callable[[Float32], Float32]
@@ -105,6 +107,7 @@ class Models:
     sample_rate_hz: int = 16_000
     transcription_instruction: str = TRANSCRIPTION_INSTRUCTION
     speech: SpeechModel | None = None
+    label: TranscriptLabel | None = None
     translation_instructions: Collection[str] = ()
     draft_vocabulary: Literal["llm", "speech_decoder"] = "llm"
     bridge: Literal["frames", "transcript"] = "frames"
@@ -131,6 +134,18 @@ class Models:
     def translates(self, instruction: str) -> bool:
         """Return whether an instruction is known to ask for a translation into English, which the speech decoder can write."""
         return self.speech is not None and is_transcription(instruction, self.translation_instructions)
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether an LLM answers instructions; if not, the model transcribes, and may translate."""
+        return self.llm is not None and self.label is None
+
+    @property
+    def languages(self) -> Collection[str]:
+        """The codes of the languages that a request may name as the one that is spoken; empty where it can name none."""
+        if self.speech is not None:
+            return self.speech.tokens.languages
+        return () if self.label is None else self.label.languages
 
     @property
     def decoders(self) -> tuple[Decoder, ...]:
@@ -295,6 +310,7 @@ def chain_models(
         sample_rate_hz=manifest.sample_rate_hz,
         transcription_instruction=instructions[0] if instructions else TRANSCRIPTION_INSTRUCTION,
         speech=speech,
+        label=None if manifest.transcripts is None else TranscriptLabel(**manifest.transcripts.model_dump()),
         translation_instructions=() if section is None else section.translation_instructions,
         draft_vocabulary=manifest.projector.vocabulary if manifest.projector else "llm",
         bridge=manifest.bridge,

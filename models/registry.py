@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-ENCODERS = {"whisper": "models.encoders.whisper:WhisperSection"}
+ENCODERS = {
+    "whisper": "models.encoders.whisper:WhisperSection",
+    "qwen3_asr": "models.encoders.qwen3_asr:Qwen3AsrSection",
+}
 PROJECTORS = {
     "subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection",
     "ultravox": "models.projectors.ultravox:UltravoxSection",
     "voxtral": "models.projectors.voxtral:VoxtralSection",
     "linear": "models.projectors.linear:LinearSection",
+    "two_layers": "models.projectors.two_layers:TwoLayersSection",
 }
 SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
 LLMS = {"llama": "models.llms.llama:LlamaSection"}
 """The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
-FEATURES = {"log_mel": "models.features.log_mel:LogMel"}
+FEATURES = {"log_mel": "models.features.log_mel:LogMel", "whole_frames": "models.features.log_mel:WholeFrames"}
 """Front ends (`models.protocols.Features`)."""
 VADS = {"silero": "models.vad.silero:OnnxVoiceDetector"}
 """Voice detectors, made of a graph and the samples of a window."""

@@ -105,6 +105,8 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     if llm:
         lines.append(f"  llm       {llm.architecture}, {llm.precision}, {llm.layers} layers, vocabulary {llm.vocabulary_size}")
         lines.append(f"  prompt    {prompt_text(bundle)}")
+        if transcripts := manifest.transcripts:
+            lines.append(f"  answers   transcripts only, in {len(transcripts.languages)} languages")
     else:
         lines.append("  llm       none: it transcribes" + (" and translates into English" if _translates(manifest) else ""))
     lines.append(f"  exact     {exactness(manifest)}")
@@ -143,7 +145,7 @@ def prompt_text(bundle: Bundle) -> str:
         return "".join(names.get(id) or tokeniser.decode([id]) for id in ids)
 
     speech = "{transcript}" if bundle.manifest.bridge == "transcript" else "{speech}"
-    asked = f"{{instruction}}{text(prompt.after_instruction)}"
+    asked = f"{{{'instruction' if bundle.manifest.transcripts is None else 'context'}}}{text(prompt.after_instruction)}"
     whole = f"{asked}{speech}" if prompt.after_speech is None else f"{speech}{text(prompt.after_speech)}{asked}"
     return json.dumps(f"{text(prompt.prefix)}{whole}{text(prompt.suffix)}")
 

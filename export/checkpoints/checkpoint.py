@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_folder
+from export.importers.byte_level_bpe import write_qwen2_tokeniser
 from models.text.tokeniser import Tokeniser
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -61,6 +62,18 @@ class Checkpoint:
             raise CheckpointError(f"{self.name} has a {file} that is no JSON object")
         return content
 
+    @cached_property
+    def tokeniser_json(self) -> str:
+        """The text of `tokenizer.json`, or, where there is none, of one made of Qwen's `vocab.json` and `merges.txt`."""
+        if self.has("tokenizer.json") or not (self.has("vocab.json") and self.has("merges.txt")):
+            return self.tokeniser_file.read_text(encoding="utf-8")
+        added = self.read_json("tokenizer_config.json").get("added_tokens_decoder") or {}
+        merges = (self.folder / "merges.txt").read_text(encoding="utf-8")
+        try:
+            return write_qwen2_tokeniser(self.read_json("vocab.json"), merges, added)
+        except Exception as error:  # the library's exceptions share no narrower base class
+            raise CheckpointError(f"{self.name} has a vocab.json and merges.txt that cannot be used ({error})") from None
+
     @property
     def tokeniser_file(self) -> Path:
         """The `tokenizer.json`."""
@@ -71,7 +84,7 @@ class Checkpoint:
     def open_tokeniser(self) -> Tokeniser:
         """Return the tokeniser, which is of byte-level BPE."""
         try:
-            return Tokeniser(json.loads(self.tokeniser_file.read_text(encoding="utf-8")))
+            return Tokeniser(json.loads(self.tokeniser_json))
         except CheckpointError:
             raise
         except Exception as error:  # the library's exceptions share no narrower base class

@@ -9,7 +9,7 @@ from typing import Any
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.safetensors_file import CheckpointError
 
-WANTED = ("*.json", "*.safetensors", "*.jinja", "README.md", "model.bin")
+WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "README.md", "model.bin")
 """The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone."""
 SPACE_FACTOR = 2.2
 """Free disk space that a pull needs, in sizes of its download: the download and the bundle."""

@@ -64,7 +64,7 @@ def read_language_model(source: Source) -> LanguageModel:
     return LanguageModel(
         checkpoint.name,
         read_llama(checkpoint),
-        checkpoint.tokeniser_file.read_text(encoding="utf-8"),
+        checkpoint.tokeniser_json,
         read_chat_template(checkpoint),
         end_tokens(checkpoint, checkpoint.config, tokeniser),
         largest_position(checkpoint.config),

@@ -14,7 +14,7 @@ from export.checkpoints.whisper import read_encoder
 from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription, ProjectorSection
 from models.encoders.whisper import Arrays
-from models.projectors import linear, ultravox, voxtral
+from models.projectors import linear, two_layers, ultravox, voxtral
 from models.text.tokeniser import Tokeniser
 
 CHATML = (
@@ -74,7 +74,7 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
     source = checkpoint if text else conversion.hub.get(read_value(config, "text_model_id", checkpoint.name)).checkpoint
     text_config = {**({} if text else source.config), **(config.get("text_config") or {})}
     tokeniser = checkpoint if checkpoint.has("tokenizer.json") else source
-    llm = _language_model(tokeniser, text or source.tensors, text_config, read_chat_template(tokeniser), checkpoint.name)
+    llm = language_model_of(tokeniser, text or source.tensors, text_config, read_chat_template(tokeniser), checkpoint.name)
     projector = dict(tensors.renamed({ULTRAVOX_PROJECTOR: "", f"model.{ULTRAVOX_PROJECTOR}": ""}))
     width = encoder["encoder/conv1/weight"].shape[0]
     for name in ("ln_pre.weight", "linear_1.weight", "linear_2.weight"):
@@ -83,7 +83,7 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
     graph = ultravox.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
     graph.save(conversion.folder / "projector.onnx")
     section = ultravox.UltravoxSection(
-        **_projector_values("ultravox", conversion, width, stacked, len(projector["linear_2.weight"]))
+        **projector_values("ultravox", conversion, width, stacked, len(projector["linear_2.weight"]))
     )
     return SpeechLlm(checkpoint, encoder, llm, f"{INSTRUCTION}\n{SPEECH}").write(conversion, section)
 
@@ -91,14 +91,14 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
 def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
     """Write a Qwen2-Audio."""
     tensors, config = checkpoint.tensors, checkpoint.config
-    encoder = read_encoder(_part(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
-    projector = dict(_part(tensors, "multi_modal_projector.linear."))
+    encoder = read_encoder(part_of(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(part_of(tensors, "multi_modal_projector.linear."))
     width = encoder["encoder/conv1/weight"].shape[0]
     linear.build_projector(projector, PRECISIONS[conversion.options.precision].speech).save(conversion.folder / "projector.onnx")
-    section = linear.LinearSection(**_projector_values("linear", conversion, width, 1, len(projector["weight"])))
+    section = linear.LinearSection(**projector_values("linear", conversion, width, 1, len(projector["weight"])))
     text_config = {"model_type": "qwen2", "rms_norm_eps": 1e-5, **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(CHATML, {}, checkpoint.name)
-    llm = _language_model(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    llm = language_model_of(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"Audio 1: <|audio_bos|>{SPEECH}<|audio_eos|>\n{INSTRUCTION}"
     return SpeechLlm(checkpoint, encoder, llm, turn, masks_padding=True).write(conversion, section)
 
@@ -106,25 +106,24 @@ def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
 def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
     """Write a Voxtral, which always hears 30 s."""
     tensors, config = checkpoint.tensors, checkpoint.config
-    encoder = read_encoder(_part(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
-    projector = dict(_part(tensors, "multi_modal_projector."))
+    encoder = read_encoder(part_of(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(part_of(tensors, "multi_modal_projector."))
     width = encoder["encoder/conv1/weight"].shape[0]
     stacked = projector["linear_1.weight"].shape[1] // width
-    graph = voxtral.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
+    graph = two_layers.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
     graph.save(conversion.folder / "projector.onnx")
-    section = voxtral.VoxtralSection(
-        **_projector_values("voxtral", conversion, width, stacked, len(projector["linear_2.weight"]))
-    )
+    section = voxtral.VoxtralSection(**projector_values("voxtral", conversion, width, stacked, len(projector["linear_2.weight"])))
     text_config = {"model_type": "llama", **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(MISTRAL, {}, checkpoint.name)
-    llm = _language_model(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    llm = language_model_of(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
     return SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
 
 
-def _projector_values(
+def projector_values(
     architecture: str, conversion: Conversion, encoder_width: int, subsampling: int, embedding_size: int
 ) -> dict[str, Any]:
+    """Return the values of a projector's section."""
     return {
         "architecture": architecture,
         "precision": speech_precision(conversion.options.precision),
@@ -136,7 +135,7 @@ def _projector_values(
     }
 
 
-def _part(tensors: Tensors, name: str) -> Tensors:
+def part_of(tensors: Tensors, name: str) -> Tensors:
     """Return the tensors of a part, whose names begin with `model.` in newer checkpoints."""
     return tensors.renamed({f"model.{name}": "", name: ""})
 
@@ -159,7 +158,7 @@ def _audio_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**config, **{name: config[other] for name, other in own.items() if name not in config and other in config}}
 
 
-def _language_model(
+def language_model_of(
     checkpoint: Checkpoint, tensors: Tensors, config: dict[str, Any], template: ChatTemplate, place: str
 ) -> LanguageModel:
     """Return the LLM in `tensors`, with the tokeniser of `checkpoint`."""
@@ -167,7 +166,7 @@ def _language_model(
     return LanguageModel(
         place,
         read_text_model(tensors, config, place),
-        checkpoint.tokeniser_file.read_text(encoding="utf-8"),
+        checkpoint.tokeniser_json,
         template,
         end_tokens(checkpoint, config, tokeniser),
         largest_position(config),

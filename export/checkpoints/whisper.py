@@ -74,8 +74,8 @@ def read_encoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays
             arrays[f"encoder/{name}/{part}"] = tensors[f"{name}.{part}"]
     arrays["encoder/position_encodings/encodings"] = tensors["embed_positions.weight"]
     for layer in range(layers):
-        arrays |= _read_layer(tensors, f"layers.{layer}", f"encoder/layer_{layer}", ENCODER_LAYER, ENCODER_NORMS)
-    return arrays | _read_norm(tensors, "layer_norm", "encoder/layer_norm")
+        arrays |= read_layer(tensors, f"layers.{layer}", f"encoder/layer_{layer}", ENCODER_LAYER, ENCODER_NORMS)
+    return arrays | read_norm(tensors, "layer_norm", "encoder/layer_norm")
 
 
 def read_decoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays:
@@ -94,8 +94,8 @@ def read_decoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays
     }
     for layer in range(layers):
         old, new = f"model.decoder.layers.{layer}", f"decoder/layer_{layer}"
-        arrays |= _read_layer(tensors, old, new, DECODER_LAYER, DECODER_NORMS)
-    return arrays | _read_norm(tensors, "model.decoder.layer_norm", "decoder/layer_norm")
+        arrays |= read_layer(tensors, old, new, DECODER_LAYER, DECODER_NORMS)
+    return arrays | read_norm(tensors, "model.decoder.layer_norm", "decoder/layer_norm")
 
 
 def _hugging_face_tensors(checkpoint: Checkpoint) -> Tensors:
@@ -106,9 +106,10 @@ def _hugging_face_tensors(checkpoint: Checkpoint) -> Tensors:
     return tensors.renamed({"encoder.": "model.encoder.", "decoder.": "model.decoder.", "proj_out.": "proj_out."})
 
 
-def _read_layer(
+def read_layer(
     tensors: Tensors, old: str, new: str, linears: dict[str, tuple[str, ...]], norms: dict[str, str]
 ) -> dict[str, Float32]:
+    """Return a layer's arrays: linear layers by the names that are joined in each, then normalisations."""
     arrays: dict[str, Float32] = {}
     for name, sources in linears.items():
         weights = [tensors[f"{old}.{source}.weight"] for source in sources]
@@ -118,11 +119,12 @@ def _read_layer(
         ]
         arrays[f"{new}/{name}/weight"], arrays[f"{new}/{name}/bias"] = np.concatenate(weights), np.concatenate(biases)
     for name, source in norms.items():
-        arrays |= _read_norm(tensors, f"{old}.{source}", f"{new}/{name}")
+        arrays |= read_norm(tensors, f"{old}.{source}", f"{new}/{name}")
     return arrays
 
 
-def _read_norm(tensors: Tensors, old: str, new: str) -> dict[str, Float32]:
+def read_norm(tensors: Tensors, old: str, new: str) -> dict[str, Float32]:
+    """Return the arrays of a normalisation."""
     return {f"{new}/gamma": tensors[f"{old}.weight"], f"{new}/beta": tensors[f"{old}.bias"]}
 
 

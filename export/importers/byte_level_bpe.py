@@ -1,6 +1,35 @@
 """Byte-level BPE vocabularies (GPT-2's) as `tokenizer.json` files."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def qwen2_splitting() -> tuple[Any, Any]:
+    """Return the normaliser and the pre-tokeniser of Qwen2 and Qwen3."""
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
+    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return normalizers.NFC(), pre_tokenizers.Sequence([words, spelling])
+
+
+def write_qwen2_tokeniser(vocabulary: dict[str, int], merges: str, added: Mapping[str, Any]) -> str:
+    """Return the `tokenizer.json` of Qwen's `vocab.json` and `merges.txt`.
+
+    `added` are the further tokens by their ids, as `added_tokens_decoder` of a `tokenizer_config.json` has them.
+    """
+    lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
+    pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
+    tokeniser: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokeniser.normalizer, tokeniser.pre_tokenizer = qwen2_splitting()
+    tokeniser.decoder = decoders.ByteLevel()
+    definition = json.loads(tokeniser.to_str())
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    definition["added_tokens"] = [{**plain, "id": int(id), "content": each["content"]} for id, each in added.items()]
+    return json.dumps(definition, ensure_ascii=False)
 
 
 def restore_merges(definition: dict[str, Any]) -> list[str]:

@@ -12,8 +12,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from export.importers.byte_level_bpe import qwen2_splitting
 from models.graph.linear import Float32
 from models.llms.llama import LazyWeights, Llama, LlamaConfig
 
@@ -48,21 +49,13 @@ class Architecture:
 
 ARCHITECTURES = {"llama": Architecture(interleaved=True, biases=False), "qwen2": Architecture(interleaved=False, biases=True)}
 
-QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
 
 def _smollm() -> tuple[Any, Any]:
     digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     return None, pre_tokenizers.Sequence([digits, words])
 
 
-def _qwen2() -> tuple[Any, Any]:
-    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
-    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return normalizers.NFC(), pre_tokenizers.Sequence([words, spelling])
-
-
-PRE_TOKENISERS = {"smollm": _smollm, "qwen2": _qwen2}
+PRE_TOKENISERS = {"smollm": _smollm, "qwen2": qwen2_splitting}
 """The normaliser and the pre-tokeniser of each kind."""
 
 

@@ -192,6 +192,14 @@ class PromptSection(Section):
     after_speech: TokenIds | None = None
 
 
+class TranscriptsSection(Section):
+    """How an LLM that only transcribes labels its transcripts, as `models.text.transcript_label.TranscriptLabel` has it."""
+
+    beginning: str
+    marker: NonNegativeInt
+    languages: dict[str, str] = Field(min_length=1)
+
+
 def _require_detector(name: str) -> str:
     require_known(VADS, name)
     return name
@@ -267,7 +275,7 @@ class BundleDescription(Section):
 
     `bridge` is what the LLM gets of the speech: the projector's frames, or the speech decoder's transcript as tokens. Without an
     LLM the speech decoder writes transcripts, and translations, and other instructions are refused. Without a projector
-    there is no draft.
+    there is no draft. An LLM with `transcripts` transcribes and follows no instruction: its prompt holds a context in the place.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -279,6 +287,7 @@ class BundleDescription(Section):
     projector: Annotated[SerializeAsAny[ProjectorSection], _of_family(ProjectorSection, PROJECTORS)] | None = None
     llm: Annotated[SerializeAsAny[LlmSection], _of_family(LlmSection, LLMS)] | None = None
     prompt: PromptSection | None = None
+    transcripts: TranscriptsSection | None = None
     voice: VoiceSection
     speech_decoder: Annotated[SerializeAsAny[SpeechDecoderSection], _of_family(SpeechDecoderSection, SPEECH_DECODERS)] | None = (
         None
@@ -309,6 +318,8 @@ class BundleDescription(Section):
         """Require an LLM with a prompt or a speech decoder, and for an LLM something that it gets of the speech."""
         if (self.llm is None) != (self.prompt is None):
             raise ValueError("llm and prompt go together, and one of them is missing")
+        if self.transcripts is not None and self.transcripts.marker >= (self.llm.vocabulary_size if self.llm else 0):
+            raise ValueError("transcripts.marker is no token of an llm")
         if self.llm is None and self.speech_decoder is None:
             raise ValueError("there is neither an llm nor a speech_decoder")
         if self.llm is not None and self.bridge == "frames" and self.projector is None:
@@ -359,7 +370,7 @@ class BundleDescription(Section):
 
     def transcribes(self, instruction: str) -> bool:
         """Return whether an instruction is answered utterance by utterance: it asks for a transcript, or there is no LLM."""
-        return self.llm is None or is_transcription(instruction, self.transcription_instructions)
+        return self.llm is None or self.transcripts is not None or is_transcription(instruction, self.transcription_instructions)
 
     def named_files(self) -> set[str]:
         """Return the files that the sections name."""

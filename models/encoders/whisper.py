@@ -66,20 +66,28 @@ class WhisperEncoderWriter:
 
     def build(self) -> GraphBuilder:
         graph = self.graph
-        mel_bins = self.weights["conv1/weight"].shape[1]
-        features = graph.input("features", np.float32, [mel_bins, "frames"])
-        x = graph.node("Unsqueeze", features, graph.weight("axis.batch", np.array([0], np.int64)))
-        x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
-        states = self.rotate(self.drop(graph.node("Transpose", x, perm=[0, 2, 1])), INTO_STREAM)
-        states = self.add_positions(states)
+        states = self.begin_states()
         for layer in range(self.layers):
             attention, feed_forward = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
             states = graph.node("Add", states, self.attend(self.norm(states, f"{attention}/layer_norm"), attention))
             inner = self.gelu(self.linear(self.norm(states, f"{feed_forward}/layer_norm"), f"{feed_forward}/linear_0"))
             states = graph.node("Add", states, self.linear(inner, f"{feed_forward}/linear_1"))
-        states = graph.node("Squeeze", self.last_norm(self.pool(states)), "axis.batch")
+        states = graph.node("Squeeze", self.last_norm(self.pool(states)), self.axis_of_batch)
         graph.output(states, "states", np.float32, ["states", self.width])
         return graph
+
+    @property
+    def axis_of_batch(self) -> str:
+        return self.graph.weight("axis.batch", np.array([0], np.int64))
+
+    def begin_states(self) -> str:
+        """Declare the features, and return what the first layer reads [1, states, width]."""
+        graph = self.graph
+        mel_bins = self.weights["conv1/weight"].shape[1]
+        features = graph.input("features", np.float32, [mel_bins, "frames"])
+        x = graph.node("Unsqueeze", features, self.axis_of_batch)
+        x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
+        return self.add_positions(self.rotate(self.drop(graph.node("Transpose", x, perm=[0, 2, 1])), INTO_STREAM))
 
     def weight(self, name: str) -> str:
         return self.graph.weight(name, self.weights[name])
@@ -140,8 +148,11 @@ class WhisperEncoderWriter:
     def attend(self, x: str, name: str) -> str:
         packed = self.linear(x, f"{name}/linear_0")
         query, key, value = self.graph.nodes("Split", packed, outputs=3, axis=-1, num_outputs=3)
-        attended = self.graph.node("Attention", query, key, value, q_num_heads=self.heads, kv_num_heads=self.heads)
-        return self.linear(attended, f"{name}/linear_1")
+        return self.linear(self.mix(query, key, value), f"{name}/linear_1")
+
+    def mix(self, query: str, key: str, value: str) -> str:
+        """Return the attention [1, states, width] of all states to all."""
+        return self.graph.node("Attention", query, key, value, q_num_heads=self.heads, kv_num_heads=self.heads)
 
 
 def build_encoder(arrays: Arrays, linear: Linear = float32_linear, *, dropped: int = 0, pooled: int = 1) -> GraphBuilder:

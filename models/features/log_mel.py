@@ -57,9 +57,13 @@ def log_mel(audio: Float32, mel_bins: int = MEL_BINS, hop_multiple: int = HOPS_O
     It is padded to a whole number of `hop_multiple` hops, and `silent_frames` of silence follow.
     """
     padding = -len(audio) % (hop_multiple * HOP_SAMPLES) + silent_frames * HOP_SAMPLES
-    half_window = WINDOW_SAMPLES // 2
-    samples = np.pad(np.pad(audio, (0, padding)), half_window, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
+    return whole_frames(np.pad(audio, (0, padding)), mel_bins)
+
+
+def whole_frames(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
+    """Return features [mel_bins, whole hops of the audio], with no silence behind the audio, which is mirrored at its ends."""
+    samples = np.pad(audio, WINDOW_SAMPLES // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[::HOP_SAMPLES][: len(audio) // HOP_SAMPLES]
     power = np.abs(np.fft.rfft(frames * window(), axis=-1)).astype(np.float32) ** 2
     log_power = np.log10(np.maximum(mel_filters(mel_bins) @ power.T, 1e-10))
     return np.asarray((np.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0, np.float32)
@@ -77,3 +81,20 @@ class LogMel:
 
     def __call__(self, audio: Float32) -> Float32:
         return log_mel(audio, self.mel_bins, self.hop_multiple, self.silent_frames)
+
+
+@dataclass(frozen=True)
+class WholeFrames:
+    """Implements `models.protocols.Features`: log-mel features of the audio's whole hops, and of half a second at least.
+
+    Follows `Qwen3ASRFeatureExtractor` of transformers: only audio below half a second has silence behind it.
+    """
+
+    LEAST_SAMPLES: ClassVar[int] = 8_000
+
+    sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
+    frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES
+    mel_bins: int
+
+    def __call__(self, audio: Float32) -> Float32:
+        return whole_frames(np.pad(audio, (0, max(0, self.LEAST_SAMPLES - len(audio)))), self.mel_bins)

@@ -3,6 +3,7 @@
 import codecs
 
 from models.text.tokeniser import Tokeniser
+from models.text.transcript_label import TranscriptLabel
 
 
 class Detokeniser:
@@ -11,7 +12,14 @@ class Detokeniser:
     The deltas joined equal `tokeniser.decode(tokens).strip(padding)`, cut before the stop string that is complete first, or the
     longest of several that end together. Stop strings are found before stripping. Padding is held back until text follows it,
     and a possible beginning of a stop string until it is decided.
+
+    A label before the text may name its `language`, or say that nothing was said (`is_silent`); `marker` is the token that ends
+    the label that is being written. Here is none.
     """
+
+    language: str | None = None
+    is_silent: bool = False
+    marker: int | None = None
 
     def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...] = (), padding: str | None = None) -> None:
         """`stop` holds no empty string. `padding` is as for `str.strip`: characters, or None for whitespace."""
@@ -54,6 +62,43 @@ class Detokeniser:
         self._held_back = pending[len(delta) :]
         self.text += delta
         return delta
+
+
+class LabelledDetokeniser(Detokeniser):
+    """The text behind a label, which is no part of it. Tokens that begin no label, or come without its marker, are text."""
+
+    def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...], label: TranscriptLabel) -> None:
+        super().__init__(tokeniser, stop)
+        self.marker = label.marker
+        self._label = label
+        self._labelled: list[int] = []
+        self._names_none = False
+
+    def push(self, token: int) -> str:
+        if self.marker is None:
+            return super().push(token)
+        if token == self.marker:
+            self._read_label()
+            return ""
+        self._labelled.append(token)
+        return "" if self._label.may_begin(self._tokeniser.decode(self._labelled)) else self._take_for_text()
+
+    def finish(self) -> str:
+        """Return the last delta. A label that was cut short is dropped, any other text of the kind is text."""
+        is_cut_short = self.marker is not None and self._label.is_cut_short(self._tokeniser.decode(self._labelled))
+        taken = "" if is_cut_short else self._take_for_text()
+        delta = taken + super().finish()
+        self.is_silent = self._names_none and not self.text
+        return delta
+
+    def _read_label(self) -> None:
+        text = self._tokeniser.decode(self._labelled)
+        self.language, self._names_none = self._label.read_language(text), self._label.names_none(text)
+        self.marker, self._labelled = None, []
+
+    def _take_for_text(self) -> str:
+        tokens, self.marker, self._labelled = self._labelled, None, []
+        return "".join(super(LabelledDetokeniser, self).push(token) for token in tokens)
 
 
 def overlap(text: str, stop: str) -> int:

@@ -12,11 +12,12 @@ from models.protocols import BackendError, Float32, ProjectorOutput, SlotState
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
+from models.text.transcript_label import lay_out_context
 from server.engine.runner.caches import AudioKey, PrefixKey
-from server.engine.runner.detokenise import Detokeniser
+from server.engine.runner.detokenise import Detokeniser, LabelledDetokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
-from server.engine.runner.transcript import lay_out_context
+from server.engine.runner.transcript import lay_out_context as lay_out_speech_context
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -142,6 +143,8 @@ class SequenceState:
         """Add a token of the answer. The answer ends with a stop string, a completed constraint, or `max_tokens`."""
         started_s = time.perf_counter()
         self.tokens.append(token)
+        if token == self.detokeniser.marker:
+            self.logprobs.clear()
         self.delta += self.detokeniser.push(token)
         drafted = self.draft.next
         # If a constraint does not allow the draft's token yet, the answer has not reached that.
@@ -157,7 +160,8 @@ class SequenceState:
     def finish(self, reason: FinishReason) -> None:
         """End the answer, with the text that was held back."""
         self.delta += self.detokeniser.finish()
-        self.finish_reason = reason
+        self.language = self.detokeniser.language or self.language
+        self.finish_reason = "no_speech" if self.detokeniser.is_silent and reason == "stop" else reason
 
     def fail(self, error: Exception) -> None:
         """End the request with an error; errors that are not meant for clients become `EngineFailed`."""
@@ -238,24 +242,40 @@ def new_sequence(
     """
     check_request(models, request)
     if prompt_ids is None:
-        prompt_ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+        prompt_ids = lay_out_request(models, request)
     before, after = models.boundaries(request.instruction)
     speech_and_answer = 2
     if models.llm and len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
-        raise PromptTooLong("The instruction is too long for the model.", param="instruction")
+        place = "instruction" if models.label is None else "prompt" if request.prompt else "keywords"
+        raise PromptTooLong(f"The {place} {'are' if place == 'keywords' else 'is'} too long for the model.", param=place)
     sampling = request.sampling
     constraint = compile_constraint(models, sampling.constraint)
     detokeniser = answer_detokeniser(models, request)
     sequence = SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), constraint, sampling.max_tokens)
     sequence.encoded = encoded
+    sequence.language = None if models.label is None else request.language
     sequence.decoders = passed_decoders(models, request, is_encoded=encoded is not None)
     sequence.transcribing = models.speech is not None and sequence.decoders[:1] == (SPEECH_DECODER,)
     return sequence
 
 
+def lay_out_request(models: Models, request: InstructRequest) -> PromptIds:
+    """Return the LLM's prompt: with the instruction, or, where it only transcribes, with a context and a language's label."""
+    if models.label is None:
+        return lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    ids = lay_out_prompt(models.template, models.tokeniser, lay_out_context(request.prompt, request.keywords))
+    forced = () if request.language is None else models.label.force(models.tokeniser, request.language)
+    return PromptIds(ids.before_speech, (*ids.after_speech, *forced))
+
+
 def answer_detokeniser(models: Models, request: InstructRequest) -> Detokeniser:
-    """Return the detokeniser of the LLM's answer. Blanks around it are padding, unless a constraint asks for them."""
+    """Return the detokeniser of the LLM's answer. Blanks around it are padding, unless a constraint asks for them.
+
+    The label of a transcript is no part of its text; there is none where the request names the language.
+    """
     sampling = request.sampling
+    if models.label is not None and request.language is None:
+        return LabelledDetokeniser(models.tokeniser, sampling.stop, models.label)
     return Detokeniser(models.tokeniser, sampling.stop, padding=None if sampling.constraint is None else "")
 
 
@@ -281,12 +301,12 @@ def check_request(models: Models, request: InstructRequest) -> None:
     """Raise `InvalidRequest` for options that do not go together.
 
     A relaxed draft needs an instruction that asks for a transcript, and no constraint; times of words need a transcript, and a
-    model that can tell them; a language needs a speech decoder that knows it, a prompt or keywords one that has room for them.
+    model that can tell them; a language needs a speech model that knows it, a prompt or keywords one that has room for them.
     """
     constraint = request.sampling.constraint
     transcribes = models.transcribes(request.instruction)
-    if models.llm is None:
-        check_without_llm(models, request)
+    if not models.follows_instructions:
+        check_transcriber(models, request)
     if request.draft == "relaxed" and not transcribes:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
     if request.draft == "relaxed" and constraint is not None:
@@ -294,29 +314,30 @@ def check_request(models: Models, request: InstructRequest) -> None:
     if request.word_times and not transcribes:
         message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
         raise InvalidRequest(message, param="timestamps")
-    if request.language is not None and models.speech is None:
+    if request.language is not None and not models.languages:
         raise InvalidRequest("This model does not take a language.", param="language")
-    if (request.prompt or request.keywords) and models.speech is None:
+    if (request.prompt or request.keywords) and models.speech is None and models.label is None:
         given = "prompt" if request.prompt else "keywords"
         raise InvalidRequest(f"This model does not take {'a prompt' if request.prompt else 'keywords'}.", param=given)
     if models.speech is not None:
-        lay_out_context(models.speech, request.prompt, request.keywords)
-    if models.speech is not None and request.language not in (None, *models.speech.tokens.languages):
+        lay_out_speech_context(models.speech, request.prompt, request.keywords)
+    if request.language not in (None, *models.languages):
         raise InvalidRequest(f"The model does not know the language {request.language!r}.", param="language")
     if request.word_times and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 
 
-def check_without_llm(models: Models, request: InstructRequest) -> None:
-    """Raise `InvalidRequest` for requests that only an LLM can answer."""
+def check_transcriber(models: Models, request: InstructRequest) -> None:
+    """Raise `InvalidRequest` for requests that only an LLM can answer which follows instructions."""
+    lack = "has no LLM" if models.llm is None else "only transcribes"
     if not models.transcribes(request.instruction) and not models.translates(request.instruction):
         spoken = f"transcribes ({models.transcription_instruction!r})"
         if translation := next(iter(models.translation_instructions), None):
             spoken += f" and translates into English ({translation!r})"
-        raise InvalidRequest(f"This model has no LLM: it {spoken}, and follows no other instruction.", param="instruction")
+        raise InvalidRequest(f"This model {lack}: it {spoken}, and follows no other instruction.", param="instruction")
     if (constraint := request.sampling.constraint) is not None:
-        message = f"This model has no LLM, which {constraint.kind} needs."
-        raise InvalidRequest(message, param=constraint.kind)
+        needs = f"which {constraint.kind} needs" if models.llm is None else f"and {constraint.kind} needs one that answers"
+        raise InvalidRequest(f"This model {lack}, {needs}.", param=constraint.kind)
 
 
 def compile_constraint(models: Models, constraint: Constraint | None) -> TokenConstraint:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.bundle_parts import VOICE_WINDOW_SAMPLES
 from export.checkpoints.conversion import PullOptions
@@ -15,6 +16,12 @@ from models.assemble import Models, load_models
 from tests.models.test_voice_onnx import write_graph
 
 Pull = Callable[..., Models]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Let torch compute in one thread: for models this small several take ten times as long where cores are busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,19 @@ def write_tokeniser(file: Path, specials: Sequence[str]) -> dict[str, int]:
     return {token["content"]: token["id"] for token in definition["added_tokens"]}
 
 
+def write_qwen_tokeniser(folder: Path, specials: Sequence[str]) -> dict[str, int]:
+    """Write a tokeniser as `vocab.json`, `merges.txt` and `tokenizer_config.json`; return the ids of the special tokens."""
+    ids = write_tokeniser(folder / "tokenizer.json", specials)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps({text: id for text, id in model["vocab"].items() if text not in ids}))
+    merges = "\n".join(" ".join(merge) for merge in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    added = {str(id): {"content": name, "special": True} for name, id in ids.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"}))
+    return ids
+
+
 def spread_weights(model: torch.nn.Module, std: float = 0.25) -> None:
     """Make the weights large enough for answers that vary; those of normalisations stay near one."""
     for name, parameter in model.named_parameters():

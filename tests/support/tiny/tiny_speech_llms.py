@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import WhisperFeatureExtractor
 
 from models.protocols import Float32
-from tests.support.tiny.tiny_checkpoints import spread_weights, write_tokeniser
+from tests.support.tiny.tiny_checkpoints import spread_weights, write_qwen_tokeniser, write_tokeniser
 from tests.support.tiny.tiny_llms import llm_config, write_llm
 
 Greedy = Callable[[Float32, Sequence[int], Sequence[int], int], list[int]]
@@ -23,6 +23,10 @@ AUDIO = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 6
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<s>", "[INST]", "[/INST]",
     "[BEGIN_AUDIO]", "[AUDIO]",
+)  # fmt: skip
+QWEN3_ASR_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>",
+    "<timestamp>",
 )  # fmt: skip
 
 
@@ -149,4 +153,35 @@ def write_ultravox(folder: Path) -> Greedy:
     return greedy
 
 
-WRITERS = {"ultravox": write_ultravox, "qwen2-audio": write_qwen2_audio, "voxtral": write_voxtral}
+def write_qwen3_asr(folder: Path) -> Greedy:
+    """Write it as transformers does; its tokeniser, like the hub's, is two files of Qwen's."""
+    folder.mkdir(parents=True)
+    ids = write_qwen_tokeniser(folder, QWEN3_ASR_SPECIALS)
+    torch.manual_seed(14)
+    audio = {**AUDIO, "output_dim": 64, "downsample_hidden_size": 8, "n_window": 50, "n_window_infer": 200}
+    config = transformers.Qwen3ASRConfig(
+        audio_config=audio, text_config=_text_config("qwen3", ids), audio_token_id=ids["<|audio_pad|>"],
+        timestamp_token_id=ids["<timestamp>"], pad_token_id=0, eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
+    )  # fmt: skip
+    model: Any = transformers.Qwen3ASRForConditionalGeneration(config)
+    model.eval()
+    spread_weights(model, 0.12)
+    model.save_pretrained(folder)
+    extractor = transformers.Qwen3ASRFeatureExtractor()
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        given = extractor(samples, sampling_rate=16_000, padding="longest", return_attention_mask=True)
+        features = {"input_features": given.input_features, "input_features_mask": given.attention_mask}
+        with torch.inference_mode():
+            frames = len(model.get_audio_features(**features).pooler_output)
+        return _generate(model, [*before, *[ids["<|audio_pad|>"]] * frames, *after], count, **features)
+
+    return greedy
+
+
+WRITERS = {
+    "ultravox": write_ultravox,
+    "qwen2-audio": write_qwen2_audio,
+    "voxtral": write_voxtral,
+    "qwen3-asr": write_qwen3_asr,
+}
