@@ -41,6 +41,7 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page.html")
+SAMPLE = Path(__file__).parents[1] / "assets" / "selfcheck.flac"
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:; "
     "connect-src 'self'; img-src data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -117,12 +118,17 @@ def _start_engine(context: ServerContext) -> None:
 
 
 def _add_operations(app: FastAPI, context: ServerContext) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page, sample = PAGE.read_text(encoding="utf-8"), SAMPLE.read_bytes()
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    @app.head("/sample.flac", include_in_schema=False)
+    @app.get("/sample.flac", include_in_schema=False)
+    async def send_sample() -> Response:
+        return Response(sample, media_type="audio/flac")
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)

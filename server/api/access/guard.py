@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Probes have no keys, and are answered while the server stops.
 PROBES = frozenset({"/health", "/ready"})
-PAGES = frozenset({"/", "/docs", "/openapi.json"})
+PAGES = frozenset({"/", "/sample.flac", "/docs", "/openapi.json"})
 METRICS = frozenset({"/metrics"})
 # Unfinished bodies may hold so many times the largest body.
 UPLOADS_IN_MEMORY = 16
