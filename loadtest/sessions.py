@@ -70,7 +70,11 @@ class Look:
 def read_gauges(server: BenchServer) -> dict[str, float]:
     """The gauges by name. Raises `ServerError` for one that the server does not have."""
     text = server.client.get("/metrics").text
-    values = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            # Those of all models together.
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
     if missing := [name for name in GAUGES if name not in values]:
         raise ServerError(f"The server has no metric {missing[0]}.")
     return {name: values[name] for name in GAUGES}

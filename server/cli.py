@@ -24,10 +24,12 @@ from server.engine.types.protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
 from server.model_commands import add_pull_flags, model_store, models_command, pull_command, remove_command, show_command
+from server.registry.room import check_room
 from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from export.recipe import Recipe
+    from server.registry.model import ModelSource
 
 SETTING_FLAGS = (
     "host",
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        settings = load_settings(**{name: getattr(options, name, None) for name in SETTING_FLAGS})
+        settings = load_settings(**{**{name: getattr(options, name, None) for name in SETTING_FLAGS}, **_model_flags(options)})
         configure_logging(settings.log_level.upper())
         status: int = options.command(options, settings)
     except (SettingsError, CommandError, BundleError, BackendError, CheckpointError, StoreError, FetchError) as error:
@@ -66,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _model_flags(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of a `--model` that was given several times."""
+    names: list[str] = getattr(options, "models", None) or []
+    others = {"other_models": ",".join(names[1:])} if names[1:] else {}
+    return {"bundle": names[0], **others} if names else {}
 
 
 def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
@@ -79,9 +88,17 @@ def serve_command(_options: argparse.Namespace, settings: Settings) -> int:
     with listener:
         url = base_url(listener, settings)
         print(f"Thinbridge {version()} at {url}", flush=True)
-        folder = get_bundle(settings)
-        print(f"Loading {folder} ...", flush=True)
-        return serve(load_engine(folder, settings), settings, listener)
+        folders = {name: get_bundle(_with_bundle(settings, name)) for name in asked_models(settings)}
+        if len(folders) > 1:
+            check_room(folders.values(), settings)
+        sources = []
+        for name, folder in folders.items():
+            print(f"Loading {folder} ...", flush=True)
+            sources.append(_source(name, folder, settings))
+        try:
+            return serve(sources, lambda name: find_model(name, settings), settings, listener)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
 
 
 def transcribe_command(options: argparse.Namespace, settings: Settings) -> int:
@@ -191,6 +208,43 @@ def load_engine(folder: Path, settings: Settings) -> Engine:
     return build_engine(folder, settings)
 
 
+def asked_models(settings: Settings) -> list[str | None]:
+    """Return the models to serve, the default first, each once; None stands for the bundle that is built without a setting."""
+    first = None if settings.bundle is None else str(settings.bundle)
+    return list(dict.fromkeys((first, *settings.other_model_names)))
+
+
+def find_model(name: str, settings: Settings) -> "ModelSource":
+    """Return a model that was pulled, or a built one, by its name, for a server that runs; nothing is built, no path is followed.
+
+    Raises `LookupError` if there is no such model, and `BackendError` if it cannot be used or does not fit into memory.
+    """
+    from export.default_recipe import RECIPES
+    from models.bundle.io import MANIFEST_NAME
+
+    folder = model_store(settings).find(name)
+    if folder is None and name in RECIPES:
+        folder = find_bundle(_with_bundle(settings, name))
+    if folder is None or not (folder / MANIFEST_NAME).exists():
+        raise LookupError(name)
+    check_room([folder], settings)
+    return _source(name, folder, settings)
+
+
+def _source(name: str | None, folder: Path, settings: Settings) -> "ModelSource":
+    from server.registry.model import ModelSource
+
+    def build() -> Engine:
+        check_room([folder], settings)
+        return load_engine(folder, settings)
+
+    return ModelSource(load_engine(folder, settings), build, name)
+
+
+def _with_bundle(settings: Settings, name: str | None) -> Settings:
+    return settings.model_copy(update={"bundle": None if name is None else Path(name)})
+
+
 async def _transcribe_files(engine: Engine, settings: Settings, options: argparse.Namespace) -> int:
     """Print the answer for each file; return the exit status."""
     from server.api.context import build_decode_pool
@@ -199,7 +253,7 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
     sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
     word_times = options.format in SUBTITLES
     failures = 0
-    pool = build_decode_pool(engine, settings.model_copy(update={"decode_workers": 1}))
+    pool = build_decode_pool(engine.sample_rate_hz, settings.model_copy(update={"decode_workers": 1}))
     await pool.start()
     async with contextlib.AsyncExitStack() as held:
         held.push_async_callback(pool.close)
@@ -226,7 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = _add_command(commands, "serve", "run the server", serve_command)
-    _add_setting_flags(serve, *SETTING_FLAGS)
+    _add_setting_flags(serve, *(name for name in SETTING_FLAGS if name != "bundle"))
+    serve.add_argument(
+        "--model",
+        "--bundle",
+        dest="models",
+        action="append",
+        help=f"{Settings.model_fields['bundle'].description} Given again: a further model; the first is the default.",
+    )
 
     transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")

@@ -107,6 +107,12 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class AdminRequired(InvalidRequest):
+    """Only an operator may do this, and the request does not come from one."""
+
+    status, code = 403, "admin_required"
+
+
 class MethodNotAllowed(InvalidRequest):
     status, code = 405, "method_not_allowed"
 
@@ -139,6 +145,18 @@ class DeadlineUnmeetable(Overloaded):
 
 class NotReady(ServeError):
     status, type, code = 503, "server_error", "not_ready"
+
+
+class ModelNotLoaded(NotReady):
+    """An operator has unloaded the model."""
+
+    code = "model_not_loaded"
+
+
+class ModelLoadFailed(ServeError):
+    """A model could not be loaded; the message says why."""
+
+    code = "model_load_failed"
 
 
 class EngineFailed(ServeError):

@@ -10,11 +10,10 @@ from export.default_recipe import RECIPES, VOICE
 from export.fetch import FetchError, fetch_wheel
 from export.store import Store, folder_bytes
 from models.bundle.io import Bundle, BundleError, open_bundle
+from models.bundle.memory import slot_bytes
 from models.bundle.schema import Manifest
 from models.text.tokeniser import Tokeniser
 from server.settings import Settings
-
-FLOAT32_BYTES = 4
 
 
 def model_store(settings: Settings) -> Store:
@@ -113,16 +112,6 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     lines += [f"  licence   {part}: {licence}" for part, licence in sorted(manifest.licences.items())]
     lines += [f"  file      {name}, {entry.bytes / 1e6:.1f} MB" for name, entry in sorted(manifest.files.items())]
     return lines
-
-
-def slot_bytes(manifest: Manifest) -> int:
-    """Return the memory of one request's keys and values, in every decoder, on a CPU."""
-    total = 0
-    if llm := manifest.llm:
-        total += 2 * llm.layers * llm.key_value_heads * llm.head_size * llm.max_positions * FLOAT32_BYTES
-    if speech := manifest.speech_decoder:
-        total += 2 * speech.layers * speech.embedding_size * (speech.max_positions + speech.max_states) * FLOAT32_BYTES
-    return total
 
 
 def exactness(manifest: Manifest) -> str:

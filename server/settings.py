@@ -88,10 +88,20 @@ class Settings(BaseSettings):
         default=None,
         description="A pulled model, or `small`, `base` or `large`, which is built, or a bundle's folder; unset means `base`.",
     )
+    other_models: str = Field(
+        default="",
+        description="Models served beside `bundle`, by commas: names or folders. Requests name them by `model`.",
+    )
+    model_idle_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without work after which a model is unloaded until a request needs it; unset means never.",
+    )
     model_aliases: str = Field(
         default="whisper-1,gpt-4o-transcribe,gpt-4o-mini-transcribe,gpt-transcribe",
         pattern=MODEL_NAMES,
-        description="Names, separated by commas, that OpenAI's clients may call the model by besides its own.",
+        description="Names, separated by commas, that OpenAI's clients may call the default model by besides its own.",
     )
     cache_dir: Path = Field(default_factory=_default_cache_folder, description="Folder in which models are built and kept.")
 
@@ -99,13 +109,13 @@ class Settings(BaseSettings):
         default=4,
         ge=1,
         le=256,
-        description="Requests that the LLM works on at the same time; each holds its own K/V cache. Unset means 32 on a GPU.",
+        description="Requests that each LLM works on at the same time; each holds its own K/V cache. Unset means 32 on a GPU.",
     )
     queue_limit: int = Field(
         default=16,
         ge=0,
         le=4096,
-        description="Requests that may wait for a slot; beyond it the answer is 429. Unset means 128 on a GPU.",
+        description="Requests that may wait for a slot of each model; beyond it the answer is 429. Unset means 128 on a GPU.",
     )
     threads: int | None = Field(
         default=None,
@@ -283,6 +293,11 @@ class Settings(BaseSettings):
     def model_alias_names(self) -> tuple[str, ...]:
         """Those of `model_aliases`."""
         return _split(self.model_aliases)
+
+    @property
+    def other_model_names(self) -> tuple[str, ...]:
+        """Those of `other_models`."""
+        return _split(self.other_models)
 
     @property
     def gpu_numbers(self) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Read and verify a bundle, hash of every file included. Raises `BundleError`."""
     folder = folder.resolve()
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name in sorted(set(_names_in(folder)) - {MANIFEST_NAME, *manifest.files}):
         raise BundleError(folder, name, f"is not listed in {MANIFEST_NAME}")
     for name in sorted(manifest.named_files() - manifest.files.keys()):
@@ -93,7 +93,8 @@ def write_bundle(folder: Path, description: BundleDescription) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Return what a bundle says of itself; its other files are not looked at. Raises `BundleError`."""
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise BundleError(folder, "the folder", "does not exist")

@@ -1,10 +1,8 @@
 """The HTTP application around an engine: start and stop, routes, and one shape for every error."""
 
-import asyncio
 import contextlib
 import logging
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -15,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match
 
-from models.protocols import BackendError
 from server.api.access.guard import AccessGuard
 from server.api.access.keys import load_keys
 from server.api.access.limits import KeyUsage
@@ -25,6 +22,7 @@ from server.api.context import ServerContext, build_decode_pool
 from server.api.deepgram.listen import listen_router
 from server.api.error_replies import error_response
 from server.api.middleware import RequestContext, request_id_of
+from server.api.native.models import model_admin_router
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.stream import stream_router
@@ -32,10 +30,10 @@ from server.api.openai.routes import openai_router
 from server.api.openai_realtime.stream import realtime_router
 from server.api.reference import reference_page
 from server.constraints.sandbox import GrammarSandbox
-from server.engine.ipc.client import StartError
-from server.engine.types.protocol import Engine
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServeError, UpgradeRequired
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
+from server.registry.model import RETRY_AFTER_S, ModelSource, ModelState
+from server.registry.registry import Catalogue, ModelRegistry, no_catalogue
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,16 +48,27 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """Return the application, which starts `engine` in the background and drains it at shutdown.
+def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Catalogue = no_catalogue) -> FastAPI:
+    """Return the application, which starts the models in the background and drains them at shutdown.
 
-    Its `ServerContext` is at `app.state.context`.
+    The first of the `sources` is the default, and the `catalogue` has further models, which operators may load. The app's
+    `ServerContext` is at `app.state.context`. Raises `ValueError` if the models cannot be served together.
     """
-    decode_pool = build_decode_pool(engine, settings)
-    metrics = Metrics(engine.stats, lambda: decode_pool.restarts)
     usage = KeyUsage()
-    metered = MeteredEngine(engine, usage)
-    context = ServerContext(metered, settings, decode_pool, GrammarSandbox(), metrics, load_keys(settings), usage)
+    models = ModelRegistry(
+        sources,
+        aliases=settings.model_alias_names,
+        catalogue=catalogue,
+        wrap=lambda engine: MeteredEngine(engine, usage),
+        waiting_limit=settings.slots + settings.queue_limit,
+        drain_timeout_s=settings.drain_timeout_s,
+        idle_timeout_s=settings.model_idle_timeout_s,
+    )
+    decode_pool = build_decode_pool(models.default.sample_rate_hz, settings)
+    metrics = Metrics(models.stats, lambda: decode_pool.restarts)
+    for model in models.models:
+        metrics.add_model(model.name)
+    context = ServerContext(models, settings, decode_pool, GrammarSandbox(), metrics, load_keys(settings), usage)
     app = FastAPI(
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
@@ -79,6 +88,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.include_router(instruct_router(context))
     app.include_router(stream_router(context))
+    app.include_router(model_admin_router(context))
     app.include_router(openai_router(context))
     app.include_router(realtime_router(context))
     app.include_router(listen_router(context))
@@ -90,31 +100,15 @@ def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.Abstract
     @contextlib.asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         await context.decode_pool.start()
-        # A daemon, so that a server that is stopped while models load does not wait for them.
-        threading.Thread(target=_start_engine, args=(context,), name="engine-start", daemon=True).start()
+        context.models.begin()
         try:
             yield
         finally:
-            await asyncio.to_thread(context.engine.drain, context.settings.drain_timeout_s)
+            await context.models.close(context.settings.drain_timeout_s)
             await context.decode_pool.close()
             await context.grammar_sandbox.close()
 
     return run
-
-
-def _start_engine(context: ServerContext) -> None:
-    try:
-        context.engine.start()
-    except StartError as error:
-        # This message, and a `BackendError`'s, is complete and for the operator; any other error is for a developer.
-        logger.error("%s", error)
-    except BackendError as error:
-        logger.error("The engine could not be started: %s", error)
-    except Exception:
-        logger.exception("The engine could not be started.")
-    else:
-        return
-    context.start_failed = True
 
 
 def _add_operations(app: FastAPI, context: ServerContext) -> None:
@@ -137,18 +131,31 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Liveness: the process answers")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> dict[str, str | dict[str, ModelState]]:
+        return {"status": "ok", **_states(context)}
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", summary="Readiness: the engine takes requests", responses={503: {"model": ErrorReply}})
-    async def ready() -> dict[str, str]:
+    @app.get(
+        "/ready",
+        summary="Readiness: the models take requests, or the one that is named does",
+        responses={404: {"model": ErrorReply}, 503: {"model": ErrorReply}},
+    )
+    async def ready(model: str | None = None) -> dict[str, str | dict[str, ModelState]]:
         context.require_ready()
-        return {"status": "ready"}
+        if model is not None:
+            context.models.find(model).require_ready()
+        elif context.models.is_starting:
+            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+        return {"status": "ready", **_states(context)}
 
     @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
     async def metrics() -> Response:
         return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _states(context: ServerContext) -> dict[str, dict[str, ModelState]]:
+    """Return what probes tell about each model; nothing on a server with keys, as probes have none."""
+    return {"models": {model.name: model.state for model in context.models.models}} if context.keys.is_open else {}
 
 
 async def _on_serve_error(request: Request, error: Exception) -> Response:

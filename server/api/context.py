@@ -1,7 +1,6 @@
 """The parts of one server that all its handlers share, and the places at its door."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,12 +10,12 @@ from server.api.access.shares import Shares
 from server.audio.sandbox import DecoderPool
 from server.audio.types import AudioLimits
 from server.constraints.sandbox import GrammarSandbox
-from server.engine.types.protocol import Engine
 from server.errors import NotReady, Overloaded
 from server.observability.metrics import Metrics
+from server.registry.model import RETRY_AFTER_S
+from server.registry.registry import ModelRegistry
 from server.settings import Settings
 
-RETRY_AFTER_S = 1
 # Requests whose body has come and that may be in the audio decoder, beyond the number that the engine takes.
 PLACES_BEYOND_ENGINE = 16
 
@@ -50,11 +49,11 @@ def _busy(retry_after_s: int) -> Overloaded:
     return Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)
 
 
-def build_decode_pool(engine: Engine, settings: Settings) -> DecoderPool:
-    """Return a pool that decodes audio to the engine's sample rate, yet to be started."""
+def build_decode_pool(sample_rate_hz: int, settings: Settings) -> DecoderPool:
+    """Return a pool that decodes audio to this sample rate, yet to be started."""
     return DecoderPool(
         settings.decode_workers,
-        AudioLimits(engine.sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
+        AudioLimits(sample_rate_hz, settings.min_audio_s, settings.max_audio_s),
         timeout_s=settings.decode_timeout_s,
         memory_bytes=settings.decode_memory_bytes,
         max_waiting=len(settings.gpu_numbers) * (settings.slots + settings.queue_limit),
@@ -70,31 +69,25 @@ class ServerContext:
     decides about its queue, by priority and between clients.
     """
 
-    engine: Engine
+    models: ModelRegistry
     settings: Settings
     decode_pool: DecoderPool
     grammar_sandbox: GrammarSandbox
     metrics: Metrics
     keys: KeyRing
     usage: KeyUsage
-    start_failed: bool = False
     stopping: bool = False
     """Whether the server takes no new work any more."""
     uploads: Door = field(init=False)
     new_sockets: Door = field(init=False)
 
     def __post_init__(self) -> None:
-        engines = len(self.settings.gpu_numbers)
+        engines = len(self.settings.gpu_numbers) * len(self.models.models)
         self.uploads = Door(engines * (self.settings.slots + self.settings.queue_limit) + PLACES_BEYOND_ENGINE)
         self.new_sockets = Door(engines * self.settings.live_sessions + PLACES_BEYOND_ENGINE)
 
     def require_ready(self) -> int:
-        """Return the `Retry-After` of refusals, in seconds, by the engine's predicted wait. Raises `NotReady`."""
-        if self.start_failed:
-            raise NotReady("The engine could not be started; the server's log says why.")
+        """Return the `Retry-After` of refusals, in seconds. Raises `NotReady` if no model takes requests."""
         if self.stopping:
             raise NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
-        stats = self.engine.stats()
-        if not stats.ready:
-            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
-        return max(RETRY_AFTER_S, math.ceil(stats.predicted_wait_s))
+        return self.models.require_ready()

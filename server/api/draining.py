@@ -32,8 +32,8 @@ class DrainingServer(uvicorn.Server):
             if isinstance(connection, WebSocketConnection):
                 connection.shutdown()
         await self._wait_for_work(self._context.settings.drain_timeout_s)
-        # From here on the engine takes nothing, and everything in it fails.
-        await asyncio.to_thread(self._context.engine.drain, 0)
+        # From here on the engines take nothing, and everything in them fails.
+        await self._context.models.drain(0)
         await self._wait_for_work(FAREWELL_S)
         await super().shutdown(sockets)
 

@@ -22,12 +22,14 @@ from server.audio.raw import RawFormat
 from server.engine.types.events import Basis, Done, Failed, TokenLogprob
 from server.engine.types.options import Scope as AnswerScope
 from server.engine.types.options import VoiceOptions
+from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
 from server.jobs.events import EventQueue, ResultFuture
 from server.jobs.job import Job, build_job
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
+from server.registry.model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +90,16 @@ class ReplyWriter(Protocol):
 class Call:
     """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
 
-    `request.deadline_s` counts from the request's start. With `cut_at_pauses` audio of any length is cut as long audio is, by
-    `voice`, and answered by `scope`. `raw` is the format of a file without a header. `params` are the dialect's names for our
-    fields, for errors.
+    `request.deadline_s` counts from the request's start. Without a `model` the default answers. With `cut_at_pauses` audio of any
+    length is cut as long audio is, by `voice`, and answered by `scope`. `raw` is the format of a file without a header. `params`
+    are the dialect's names for our fields, for errors.
     """
 
     audio: bytes
     request: InstructRequest
     writer: ReplyWriter
     stream: bool = False
+    model: ServedModel | None = None
     raw: RawFormat | None = None
     cut_at_pauses: bool = False
     voice: VoiceOptions = field(default_factory=VoiceOptions)
@@ -110,6 +113,7 @@ class _Exchange:
 
     context: ServerContext
     request_id: str
+    model: str
     writer: ReplyWriter
     job: Job
     limit: TimeLimit
@@ -120,10 +124,8 @@ class _Exchange:
         job, total_s = self.job, time.perf_counter() - self.started_s
         times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
         answer = Answer(dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections, job.warnings)
-        metrics = self.context.metrics
-        metrics.count_answer(answer.done, job.audio_s)
-        if first_text_s is not None:
-            metrics.time_to_first_token.observe(first_text_s - self.started_s)
+        waited_s = None if first_text_s is None else first_text_s - self.started_s
+        self.context.metrics.count_answer(self.model, answer.done, job.audio_s, waited_s)
         tokens, timing = done.usage.output_tokens, answer.server_timing
         logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, job.audio_s, tokens, timing)
         return answer
@@ -154,9 +156,12 @@ async def answer_request(
             async with while_client_stays(request, limit):
                 call = await understand(body)
                 held.enter_context(_renamed_params(call.params))
-                job = await _build_job(context, request, call, limit, started_s)
+                model = call.model or context.models.default
+                await context.models.awaken(model)
+                engine = held.enter_context(model.in_use())
+                job = await _build_job(context, engine, request, call, limit, started_s)
                 held.callback(job.close)
-                exchange = _Exchange(context, request_id_of(request), call.writer, job, limit, started_s)
+                exchange = _Exchange(context, request_id_of(request), model.name, call.writer, job, limit, started_s)
                 streams = call.stream
                 # An uploaded file may be large, and the answer take long.
                 del body, call
@@ -185,7 +190,9 @@ def _renamed_params(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-async def _build_job(context: ServerContext, request: Request, call: Call, limit: TimeLimit, started_s: float) -> Job:
+async def _build_job(
+    context: ServerContext, engine: Engine, request: Request, call: Call, limit: TimeLimit, started_s: float
+) -> Job:
     """Return the work of a call. Raises the error of its constraint or of its audio."""
     engine_request = call.request
     if (constraint := engine_request.sampling.constraint) is not None:
@@ -194,7 +201,7 @@ async def _build_job(context: ServerContext, request: Request, call: Call, limit
         passed_s = time.perf_counter() - started_s
         engine_request = dataclasses.replace(engine_request, deadline_s=engine_request.deadline_s - passed_s)
     job = await build_job(
-        context.engine,
+        engine,
         context.decode_pool,
         call.audio,
         engine_request,
@@ -276,7 +283,7 @@ class EventStream(Response):
             finally:
                 if not self._events.ended:
                     exchange.job.abort()
-                exchange.context.metrics.count_stream(outcome, self._events.arrivals_s)
+                exchange.context.metrics.count_stream(exchange.model, outcome, self._events.arrivals_s)
 
     async def _send_answer(self, send: Send) -> None:
         """Send events up to the last one. Raises the error of a request that fails."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,8 @@ from server.api.http import ConnectionLimits
 from server.api.native.messages import MAX_FRAME_BYTES
 from server.api.options import DEFAULT_INSTRUCTION
 from server.api.websocket import WebSocketConnection
-from server.engine.types.protocol import Engine
+from server.registry.model import ModelSource
+from server.registry.registry import Catalogue
 from server.settings import Settings
 
 POLL_S = 0.02
@@ -122,9 +124,12 @@ def web_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
     return DrainingServer(config, app.state.context)
 
 
-def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status. Reports the self-check on stdout once the engine is ready."""
-    app = create_app(engine, settings)
+def serve(sources: Sequence[ModelSource], catalogue: Catalogue, settings: Settings, listener: socket.socket) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status. Reports the self-checks on stdout once the models are ready.
+
+    Raises `ValueError` if the models cannot be served together.
+    """
+    app = create_app(sources, settings, catalogue)
     server = web_server(app, settings)
     context: ServerContext = app.state.context
     threading.Thread(
@@ -134,19 +139,19 @@ def serve(engine: Engine, settings: Settings, listener: socket.socket) -> int:
     signal.signal(signal.SIGTERM, _exit_cleanly)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    return 0 if server.started and not context.start_failed else 1
+    return 0 if server.started and not context.models.start_failed else 1
 
 
-def run_self_check(url: str, key: str, clip: Path = CHECK_CLIP) -> SelfCheck:
+def run_self_check(url: str, key: str, clip: Path = CHECK_CLIP, model: str | None = None) -> SelfCheck:
     """Send `clip` and the instruction to transcribe it over HTTP, with an API key: proof that the whole chain works.
 
-    Raises `SelfCheckError`.
+    Without a `model` the default answers. Raises `SelfCheckError`.
     """
     if not clip.exists():
         raise SelfCheckError(f"The clip for the self-check is missing: {clip}.")
     started_s = time.perf_counter()
     try:
-        status, content = _post_clip(url, key, clip.read_bytes())
+        status, content = _post_clip(url, key, clip.read_bytes(), model)
         reply = json.loads(content)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise SelfCheckError(f"The server did not answer: {error}.") from None
@@ -162,12 +167,13 @@ def curl_line(url: str, *, needs_key: bool, clip: Path = CHECK_CLIP) -> str:
     return f"curl {options}{url}/v1/instruct -F 'audio=@{clip}' -F 'instruction={DEFAULT_INSTRUCTION}'"
 
 
-def _post_clip(url: str, key: str, audio: bytes) -> tuple[int, bytes]:
+def _post_clip(url: str, key: str, audio: bytes, model: str | None) -> tuple[int, bytes]:
     boundary = uuid.uuid4().hex
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="instruction"\r\n\r\n{DEFAULT_INSTRUCTION}\r\n'
-        f'--{boundary}\r\nContent-Disposition: form-data; name="audio"; filename="clip"\r\n\r\n'
+    fields = {"instruction": DEFAULT_INSTRUCTION} | ({} if model is None else {"model": model})
+    head = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
     )
+    head += f'--{boundary}\r\nContent-Disposition: form-data; name="audio"; filename="clip"\r\n\r\n'
     body = head.encode() + audio + f"\r\n--{boundary}--\r\n".encode()
     # Not urllib, which would go through a proxy that the environment names.
     address = urlsplit(url)
@@ -187,21 +193,28 @@ def _post_clip(url: str, key: str, audio: bytes) -> tuple[int, bytes]:
 
 
 def _watch_start(server: uvicorn.Server, context: ServerContext, url: str) -> None:
-    """Stop a server whose engine cannot start; check one whose engine has started."""
-    while not context.engine.stats().ready:
-        if context.start_failed:
+    """Stop a server none of whose models can start; check those that have started."""
+    while context.models.is_starting or context.models.start_failed:
+        if context.models.start_failed:
             server.should_exit = True
         if server.should_exit:
             return
         time.sleep(POLL_S)
-    try:
-        check = run_self_check(url, context.keys.own_key)
-    except SelfCheckError as error:
-        report = f"Self-check FAILED: {error}"
-    else:
-        report = f"Self-check: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {check.text!r}"
+    started = [model.name for model in context.models.models if model.state == "ready"]
+    only_one = len(context.models.models) == 1
+    report = "\n".join(_check_report(url, context.keys.own_key, None if only_one else name) for name in started)
     command = curl_line(url, needs_key=not context.keys.is_open)
     print(f"{report}\n\nReady. Open {url} in a browser, or try\n  {command}\nCtrl-C stops the server.", flush=True)
+
+
+def _check_report(url: str, key: str, model: str | None) -> str:
+    """Return the line about a check of the model with this name, by default the only one."""
+    title = "Self-check" if model is None else f"Self-check of {model}"
+    try:
+        check = run_self_check(url, key, model=model)
+    except SelfCheckError as error:
+        return f"{title} FAILED: {error}"
+    return f"{title}: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {check.text!r}"
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

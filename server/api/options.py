@@ -56,6 +56,9 @@ class RequestOptions(ClientMessage):
     """The options that requests and live sessions share. `with_limits` adds the limits that the settings set."""
 
     instruction: Instruction
+    model: Annotated[str, Field(min_length=1, max_length=128)] | SkipJsonSchema[None] = Field(
+        None, description="A name that `/v1/models` lists; without one the server's default model answers."
+    )
     max_tokens: int = Field(256, description="The longest answer in tokens.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token; above it, tokens are drawn.")
     top_k: int = Field(0, ge=0, le=1000, description="Draw among so many of the likeliest tokens; 0: among all.")

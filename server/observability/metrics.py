@@ -34,11 +34,12 @@ class EngineMetric:
     values: str | Mapping[tuple[str, ...], str]
     labels: tuple[str, ...] = ()
 
-    def read(self, family: type[GaugeMetricFamily | CounterMetricFamily], source: object) -> Metric:
-        """Return the metric with the values of `source`."""
-        metric = family(f"thinbridge_{self.name}", self.documentation, labels=self.labels)
-        for labels, value in self._samples(source):
-            metric.add_metric(labels, value)
+    def read(self, family: type[GaugeMetricFamily | CounterMetricFamily], sources: Mapping[str, object]) -> Metric:
+        """Return the metric with the values of each of the `sources`, which are keyed by the names of models."""
+        metric = family(f"thinbridge_{self.name}", self.documentation, labels=("model", *self.labels))
+        for model, source in sources.items():
+            for labels, value in self._samples(source):
+                metric.add_metric((model, *labels), value)
         return metric
 
     def _samples(self, source: object) -> Iterator[tuple[Sequence[str], float]]:
@@ -104,9 +105,12 @@ MEMBER_VALUES = (
 
 
 class Metrics:
-    """The metrics that the server counts itself, and those read from the engine and the decode pool at each scrape."""
+    """The metrics that the server counts itself, and those read from the engines and the decode pool at each scrape.
 
-    def __init__(self, engine_stats: Callable[[], EngineStats], decode_restarts: Callable[[], int]) -> None:
+    `engine_stats` returns the stats of each model by its name, which is the label `model`.
+    """
+
+    def __init__(self, engine_stats: Callable[[], Mapping[str, EngineStats]], decode_restarts: Callable[[], int]) -> None:
         registry = self.registry = CollectorRegistry()
         registry.register(_EngineCollector(engine_stats, decode_restarts))
 
@@ -120,38 +124,49 @@ class Metrics:
             "http_requests", "HTTP requests by route and status; 499 is a client that left.", "route", "status"
         )
         self.in_flight = Gauge("thinbridge_instruct_in_flight", "Instruct requests inside the server.", registry=registry)
-        self.stage_seconds = histogram("stage_seconds", "Time per stage of a request.", "stage")
-        self.time_to_first_token = histogram("time_to_first_token_seconds", "From the request's start to its first text.")
-        self.answer_seconds = histogram("e2e_request_latency_seconds", "From the request's start to its answer.")
-        self.answers = counter("request_success", "Answered requests.", "finished_reason")
-        self.audio_seconds = counter("audio_seconds", "Seconds of audio answered.")
-        self.prompt_tokens = counter("prompt_tokens", "Prompt positions by kind: audio or text.", "kind")
-        self.generated_tokens = counter("generation_tokens", "Tokens generated.")
+        self.stage_seconds = histogram("stage_seconds", "Time per stage of a request.", "model", "stage")
+        self.time_to_first_token = histogram(
+            "time_to_first_token_seconds", "From the request's start to its first text.", "model"
+        )
+        self.answer_seconds = histogram("e2e_request_latency_seconds", "From the request's start to its answer.", "model")
+        self.answers = counter("request_success", "Answered requests.", "model", "finished_reason")
+        self.audio_seconds = counter("audio_seconds", "Seconds of audio answered.", "model")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt positions by kind: audio or text.", "model", "kind")
+        self.generated_tokens = counter("generation_tokens", "Tokens generated.", "model")
         self.inter_token_seconds = histogram(
-            "inter_token_latency_seconds", "Between two pieces of text of a streamed answer, as they leave the engine."
+            "inter_token_latency_seconds", "Between two pieces of text of a streamed answer, as they leave the engine.", "model"
         )
         self.streams = counter("streams", "Streamed replies by how they ended.", "outcome")
         for outcome in get_args(StreamOutcome):
             self.streams.labels(outcome)
         self.live = LiveMetrics(registry, SECONDS_BUCKETS)
 
-    def count_answer(self, done: Done, audio_s: float) -> None:
-        """Count an answered request, with all its stage times."""
+    def add_model(self, model: str) -> None:
+        """Serve the metrics of a model's answers before there is any, so that the first is seen to be one more."""
+        for metric in (self.time_to_first_token, self.answer_seconds, self.inter_token_seconds):
+            metric.labels(model)
+        for total in (self.audio_seconds, self.generated_tokens):
+            total.labels(model)
+
+    def count_answer(self, model: str, done: Done, audio_s: float, first_text_s: float | None) -> None:
+        """Count an answered request, with all its stage times, and the time from its start to its first text."""
         for name, seconds in vars(done.times).items():
             if name != "total_s":
-                self.stage_seconds.labels(name.removesuffix("_s")).observe(seconds)
-        self.answer_seconds.observe(done.times.total_s)
-        self.answers.labels(done.finish_reason).inc()
-        self.audio_seconds.inc(audio_s)
-        self.prompt_tokens.labels("audio").inc(done.usage.audio_frames)
-        self.prompt_tokens.labels("text").inc(done.usage.text_tokens)
-        self.generated_tokens.inc(done.usage.output_tokens)
+                self.stage_seconds.labels(model, name.removesuffix("_s")).observe(seconds)
+        if first_text_s is not None:
+            self.time_to_first_token.labels(model).observe(first_text_s)
+        self.answer_seconds.labels(model).observe(done.times.total_s)
+        self.answers.labels(model, done.finish_reason).inc()
+        self.audio_seconds.labels(model).inc(audio_s)
+        self.prompt_tokens.labels(model, "audio").inc(done.usage.audio_frames)
+        self.prompt_tokens.labels(model, "text").inc(done.usage.text_tokens)
+        self.generated_tokens.labels(model).inc(done.usage.output_tokens)
 
-    def count_stream(self, outcome: StreamOutcome, arrivals_s: Sequence[float]) -> None:
+    def count_stream(self, model: str, outcome: StreamOutcome, arrivals_s: Sequence[float]) -> None:
         """Count a streamed reply that has ended; `arrivals_s` are the times at which each piece of its text came."""
         self.streams.labels(outcome).inc()
         for earlier_s, later_s in pairwise(arrivals_s):
-            self.inter_token_seconds.observe(later_s - earlier_s)
+            self.inter_token_seconds.labels(model).observe(later_s - earlier_s)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -159,22 +174,24 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Reads the engine and the decode pool at each scrape, so no value has to be kept up to date."""
+    """Reads the engines and the decode pool at each scrape, so no value has to be kept up to date."""
 
-    def __init__(self, engine_stats: Callable[[], EngineStats], decode_restarts: Callable[[], int]) -> None:
+    def __init__(self, engine_stats: Callable[[], Mapping[str, EngineStats]], decode_restarts: Callable[[], int]) -> None:
         self._engine_stats = engine_stats
         self._decode_restarts = decode_restarts
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine_stats()
+        counters = {model: each.counters for model, each in stats.items()}
         yield from (metric.read(GaugeMetricFamily, stats) for metric in ENGINE_GAUGES)
-        yield from (metric.read(CounterMetricFamily, stats.counters) for metric in ENGINE_COUNTERS)
-        if isinstance(stats, RouterStats):
-            for family, name, documentation, value in MEMBER_VALUES:
-                metric = family(f"thinbridge_{name}", documentation, labels=["engine"])
-                for member_name, member in stats.members.items():
-                    metric.add_metric([member_name], value(member))
-                yield metric
+        yield from (metric.read(CounterMetricFamily, counters) for metric in ENGINE_COUNTERS)
+        fleets = {model: each for model, each in stats.items() if isinstance(each, RouterStats)}
+        for family, name, documentation, value in MEMBER_VALUES if fleets else ():
+            metric = family(f"thinbridge_{name}", documentation, labels=["model", "engine"])
+            for model, fleet in fleets.items():
+                for member_name, member in fleet.members.items():
+                    metric.add_metric([model, member_name], value(member))
+            yield metric
         restarts = self._decode_restarts()
         yield CounterMetricFamily(
             "thinbridge_decode_worker_restarts", "Audio decode processes that were replaced.", value=restarts

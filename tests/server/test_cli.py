@@ -126,7 +126,7 @@ def test_what_an_operator_can_do_something_about_is_one_sentence() -> None:
     with program("serve", "--port", "0", "--refused") as process:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert "The engine could not be started: There is no such GPU.\n" in errors
+        assert "The model fake-model could not be loaded: There is no such GPU.\n" in errors
         assert "Traceback" not in errors
 
 
@@ -170,6 +170,26 @@ def test_a_bundle_is_the_name_of_a_recipe_or_a_folder(tmp_path: Path) -> None:
     assert found[1] == cli.find_bundle(load_settings(cache_dir=tmp_path))
     assert [folder.parent for folder in found] == [tmp_path] * 3 + [Path()]
     assert len(set(found)) == 4
+
+
+def test_a_model_that_is_given_again_is_a_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+
+    def serve(_options: object, settings: Settings) -> int:
+        seen.append(settings)
+        return 0
+
+    monkeypatch.setattr(cli, "serve_command", serve)
+    monkeypatch.setenv("THINBRIDGE_OTHER_MODELS", "c,d,c")
+    assert cli.main(["serve"]) == cli.main(["serve", "--model", "a"]) == cli.main(["serve", "--model", "a", "--bundle", "b"]) == 0
+    assert [cli.asked_models(settings) for settings in seen] == [[None, "c", "d"], ["a", "c", "d"], ["a", "b"]]
+
+
+def test_models_to_load_later_are_those_that_are_there(tmp_path: Path) -> None:
+    settings = load_settings(cache_dir=tmp_path)
+    for name in ("base", "elsewhere", "../etc", str(tmp_path)):
+        with pytest.raises(LookupError):
+            cli.find_model(name, settings)
 
 
 def test_serve_says_that_a_port_is_taken(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def test_a_model_is_pulled_listed_shown_served_by_name_and_removed(
     for part in ("every sha256 right", "MB a slot", "3 languages", "none: it transcribes and translates", "licence", "exact"):
         assert part in shown
     options = cli._parser().parse_args(["serve", "--model", "tiny_whisper-fp32", "--cache-dir", cache])
-    settings = load_settings(bundle=options.bundle, cache_dir=options.cache_dir)
+    settings = load_settings(bundle=options.models[0], cache_dir=options.cache_dir)
     assert cli.get_bundle(settings) == Path(cache) / "models" / "tiny_whisper-fp32"
     assert cli.main(["remove", "tiny_whisper-fp32", "--cache-dir", cache]) == 0
     assert not list((Path(cache) / "models").iterdir())

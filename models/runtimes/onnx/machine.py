@@ -8,16 +8,15 @@ FILES = Path("/")
 GROUPS = Path("sys/fs/cgroup")
 
 
-def available_memory_bytes() -> int:
-    """Return the memory that a new process can take without anything being swapped out."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def available_memory_bytes(files: Path = FILES) -> int:
+    """Return the memory that a new process can take without anything being swapped out, within the limits of its container.
+
+    `files` is the root of files.
+    """
+    lines = (line.split() for line in _read(files / "proc/meminfo").splitlines())
+    free = [int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"]
+    free = free or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    return max(0, min(free + [left for folder in _group_folders(files) if (left := _memory_left(folder)) is not None]))
 
 
 def usable_cores(files: Path = FILES) -> int:
@@ -44,6 +43,15 @@ def _group_folders(files: Path) -> list[Path]:
     group = next((line[3:] for line in _read(files / "proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
     folder = root / group.strip().lstrip("/")
     return [each for each in (folder, *folder.parents) if each == root or root in each.parents]
+
+
+def _memory_left(folder: Path) -> int | None:
+    """Return what a control group may still take, with what its files' pages would give back; None without a limit."""
+    limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+    if not limit.isdecimal() or not used.isdecimal():
+        return None
+    figures = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+    return int(limit) - int(used) + int(figures.get("inactive_file", 0))
 
 
 def _version_2_quota(folder: Path) -> float | None:

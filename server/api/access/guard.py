@@ -13,9 +13,11 @@ from server.api.access.proxies import client_name
 from server.api.access.shares import Shares
 from server.api.access.sites import SiteRules, cors_headers, is_preflight, preflight_headers
 from server.api.access.uploads import Upload
-from server.api.context import RETRY_AFTER_S, ServerContext
+from server.api.context import ServerContext
 from server.api.error_replies import error_response
 from server.errors import ForbiddenHost, InvalidKey, NotFound, NotReady, ServeError
+from server.registry.model import RETRY_AFTER_S
+from server.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 PROBES = frozenset({"/health", "/ready"})
 PAGES = frozenset({"/", "/sample.flac", "/docs", "/openapi.json"})
 METRICS = frozenset({"/metrics"})
+# Set by reverse proxies, so the request is not known to come from this machine.
+FORWARDED_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 # Unfinished bodies may hold so many times the largest body.
 UPLOADS_IN_MEMORY = 16
 
@@ -32,7 +36,8 @@ class AccessGuard:
     while the server stops.
 
     A WebSocket is refused by an HTTP reply before it is accepted. Behind this layer the state of a scope has the `client`, whose
-    share the request counts against: the key's name, or the address on a server without keys.
+    share the request counts against: the key's name, or the address on a server without keys. Its `is_admin` says whether the
+    request comes from an operator: by a key that is marked, or from this machine on a server without keys.
     """
 
     def __init__(self, app: ASGIApp, context: ServerContext) -> None:
@@ -72,7 +77,8 @@ class AccessGuard:
                     if is_preflight(headers, method=method):
                         await Response(status_code=204, headers=preflight_headers(origin, headers))(scope, receive, send_on)
                         return
-                scope["state"]["client"] = held.enter_context(self._admitted(scope, headers, protocol_keys))
+                client, is_admin = held.enter_context(self._admitted(scope, headers, protocol_keys))
+                scope["state"] |= {"client": client, "is_admin": is_admin}
             except ServeError as error:
                 if isinstance(error, ForbiddenHost):
                     logger.warning("A request named the host %.100r, which is not in allowed_hosts.", headers.get("host"))
@@ -88,12 +94,18 @@ class AccessGuard:
             await self._app(scope, receive, send_on)
 
     @contextlib.contextmanager
-    def _admitted(self, scope: Scope, headers: Headers, protocol_keys: list[str]) -> Iterator[str]:
-        """Return the name of the client while its request lasts. Raises `InvalidKey`, `RateLimited` or `NotReady`."""
+    def _admitted(self, scope: Scope, headers: Headers, protocol_keys: list[str]) -> Iterator[tuple[str, bool]]:
+        """Yield the name of the client, and whether it may administer the server, while its request lasts.
+
+        Raises `InvalidKey`, `RateLimited` or `NotReady`.
+        """
         is_open = scope["path"] in self._open_paths and scope.get("method") in ("GET", "HEAD")
         keys = self._context.keys
         with contextlib.ExitStack() as held:
-            name = client_name(scope["client"][0] if scope["client"] else "")
+            address = scope["client"][0] if scope["client"] else ""
+            name = client_name(address)
+            # A proxy that is not trusted may speak for anybody.
+            is_admin = keys.is_open and is_loopback(address) and not any(header in headers for header in FORWARDED_HEADERS)
             if not keys.is_open and not is_open:
                 key = keys.find((*offered_keys(headers), *protocol_keys))
                 if key is None:
@@ -102,8 +114,8 @@ class AccessGuard:
                         if not (*offered_keys(headers), *protocol_keys)
                         else "The API key is not valid."
                     )
-                name = key.name
+                name, is_admin = key.name, key.is_admin
                 held.enter_context(self._context.usage.request(key))
             if self._context.stopping and scope["path"] not in self._open_paths:
                 raise NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
-            yield name
+            yield name, is_admin

@@ -5,7 +5,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -16,6 +16,8 @@ from server.settings import Settings, SettingsError
 ENTRY = re.compile(
     r"(?:(?!sha256:)(?P<name>[A-Za-z0-9_.-]{1,64}):)?(?:sha256:(?P<digest>[0-9a-f]{64})|(?P<key>[A-Za-z0-9._~+/=-]{16,256}))"
 )
+# A word after a key in the file of keys.
+ADMIN_MARK = "admin"
 SCHEMES = ("bearer", "token")
 KEY_HEADERS = ("api-key", "x-api-key")
 # Browsers can set no headers on a WebSocket. OpenAI's clients put the key behind this prefix, Deepgram's behind `token`.
@@ -39,6 +41,8 @@ class ApiKey:
     name: str
     digest: bytes
     limits: KeyLimits
+    is_admin: bool = False
+    """Whether its clients may load and unload models."""
 
 
 class KeyRing:
@@ -118,7 +122,9 @@ def _read_file(path: Path, limits: KeyLimits) -> list[ApiKey]:
         words = line.split("#")[0].split()
         if words:
             place = f"Line {number} of api_keys_file"
-            keys.append(_read_entry(place, words[0], _read_limits(place, words[1:], limits)))
+            marks = [word for word in words[1:] if word != ADMIN_MARK]
+            key = _read_entry(place, words[0], _read_limits(place, marks, limits))
+            keys.append(replace(key, is_admin=ADMIN_MARK in words[1:]))
     return keys
 
 

@@ -28,7 +28,8 @@ from server.audio.wave_header import PcmFormat
 from server.engine.types.events import TokenLogprob
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
-from server.errors import InvalidRequest, ServeError
+from server.errors import InvalidRequest, ModelNotFound, ServeError
+from server.registry.model import ServedModel
 
 # Browsers offer it beside their key.
 SUBPROTOCOL = "token"
@@ -44,12 +45,13 @@ def listen_router(context: ServerContext) -> APIRouter:
 
     @router.websocket("/v1/listen")
     async def listen(socket: WebSocket) -> None:
-        options = read_options(socket.query_params, context.engine.model_name)
+        options = read_options(socket.query_params, context.models.default.name)
         await serve_socket(
             context,
             socket,
             lambda session: ListenDialect(session, options),
             max_message_bytes=MAX_MESSAGE_BYTES,
+            model=_model(context, options),
             subprotocols=(SUBPROTOCOL,),
             headers={"dg-request-id": request_id_of(socket)},
         )
@@ -60,16 +62,24 @@ def listen_router(context: ServerContext) -> APIRouter:
 async def _transcribe(request: Request, context: ServerContext) -> Response:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         raise InvalidRequest("This server fetches nothing from a url; send the audio as the body.", param="url")
-    options = read_options(request.query_params, context.engine.model_name)
+    options = read_options(request.query_params, context.models.default.name)
 
     async def understand(body: bytearray) -> Call:
         audio = bytes(body)
         writer = ListenWriter(Origin.of(request_id_of(request), options), hashlib.sha256(audio).hexdigest())
         if options.encoding is not None and not audio.startswith(b"RIFF"):
             audio = await asyncio.to_thread(with_header, audio, options.encoding)
-        return Call(audio, _engine_request(options, client_of(request)), writer)
+        return Call(audio, _engine_request(options, client_of(request)), writer, model=_model(context, options))
 
     return await answer_request(request, context, partial(read_whole_body, request, context.settings.max_body_bytes), understand)
+
+
+def _model(context: ServerContext, options: ListenOptions) -> ServedModel:
+    """Return the model that a client asks for. Deepgram's own names, and any that is not known, mean the default."""
+    try:
+        return context.models.find(options.model)
+    except ModelNotFound:
+        return context.models.default
 
 
 def _engine_request(options: ListenOptions, client: str) -> InstructRequest:

@@ -118,7 +118,7 @@ class ListenDialect:
 
     async def _open_audio(self, data: bytes) -> SampleStream:
         context = self._session.context
-        rate_hz = context.engine.sample_rate_hz
+        rate_hz = self._session.model.sample_rate_hz
         if self._options.encoding is not None:
             return PcmStream(self._options.encoding, rate_hz)
         if self._options.container == "ogg_opus" or data.startswith(b"OggS"):

@@ -10,6 +10,7 @@ from server.api.context import ServerContext
 from server.api.live.session import Dialect, SocketSession
 from server.api.middleware import client_of
 from server.api.websocket import Connection
+from server.registry.model import ServedModel
 
 
 async def serve_socket(
@@ -18,11 +19,13 @@ async def serve_socket(
     make_dialect: Callable[[SocketSession], Dialect],
     *,
     max_message_bytes: int,
+    model: ServedModel | None = None,
     subprotocols: tuple[str, ...] = (),
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Accept a WebSocket and serve it in a dialect. Of the `subprotocols`, the first that the client offers is agreed on.
+    """Accept a WebSocket and serve it in a dialect, by `model` until the dialect chooses another.
 
+    Of the `subprotocols`, the first that the client offers is agreed on.
     Raises a `ServeError`, before the WebSocket is accepted, if it is not.
     """
     retry_after_s = context.require_ready()
@@ -36,4 +39,6 @@ async def serve_socket(
             agreed = next((name for name in subprotocols if name in offered), None)
             await socket.accept(agreed, [(name.encode(), value.encode()) for name, value in headers.items()])
             session = SocketSession(context, socket, door)
+            if model is not None:
+                session.choose_model(model)
             await session.run(make_dialect(session))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server.api.context import RETRY_AFTER_S, ServerContext
+from server.api.context import ServerContext
 from server.api.live.closing import NORMAL, RESTART, CloseReason, close_reason_of
 from server.api.live.engine_session import START, EngineSession, Position
 from server.api.live.outbox import Outbox
@@ -24,8 +24,9 @@ from server.audio.pcm import SampleStream
 from server.audio.types import Samples
 from server.engine.types.events import Ended, Failed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, Flush, LiveRequest
-from server.errors import NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
+from server.errors import ModelNotLoaded, NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
 from server.observability.live import SessionTimer
+from server.registry.model import RETRY_AFTER_S, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,10 @@ class Dialect(Protocol):
 class SocketSession:
     """One accepted WebSocket, from its first message to its close. Call `run` once.
 
-    One task reads the client's messages, one sends frames, two watch the clock and the connection. The end of the session reaches
-    the sending task through the outbox, as a `CloseReason`. The engine's session is aborted before the client is told that it is
-    over. `door` holds a place at the server's door while the engine has no session for this client: before the first audio, and
-    again after `live_idle_timeout_s` without audio if the dialect `gives_place_back`.
+    One task reads the client's messages, one sends frames, three watch the clock, the connection and the model. The end of the
+    session reaches the sending task through the outbox, as a `CloseReason`. The engine's session is aborted before the client is
+    told that it is over. `door` holds a place at the server's door while the engine has no session for this client: before the
+    first audio, and again after `live_idle_timeout_s` without audio if the dialect `gives_place_back`.
     """
 
     def __init__(self, context: ServerContext, socket: WebSocket, door: contextlib.ExitStack) -> None:
@@ -89,7 +90,9 @@ class SocketSession:
         self.client = client_of(socket)
         self.context = context
         self.gives_place_back = True
-        self._engine = context.engine
+        self._model: ServedModel | None = None
+        self._model_use = contextlib.ExitStack()
+        self._model_stops = asyncio.Event()
         self._settings = context.settings
         self._socket = socket
         self._connection: Connection = socket.state.connection
@@ -115,6 +118,18 @@ class SocketSession:
         self._room = asyncio.Event()
 
     @property
+    def model(self) -> ServedModel:
+        """The model that hears the audio, by default the server's first."""
+        return self._model or self.context.models.default
+
+    def choose_model(self, model: ServedModel) -> None:
+        """Have `model` hear the audio of the next session in the engine."""
+        if self._model is not None:
+            self._model.detach(self._model_stops.set)
+        self._model = model
+        model.attach(self._model_stops.set)
+
+    @property
     def position(self) -> Position:
         """The end of the audio so far, in all audio of this connection, and the number of the next utterance."""
         return self._position if self._engine_session is None else self._engine_session.end
@@ -129,13 +144,20 @@ class SocketSession:
             self._audio.close()
         self._request, self._audio = request, audio
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Take a place in the engine now, not with the first audio. Raises the `ServeError` of a refusal."""
         if self._request is None:
             raise RuntimeError("the session is not configured")
         id = self.id if self._engine_sessions == 0 else f"{self.id}-{self._engine_sessions}"
-        request = replace(self._request, id=id)
-        self._engine_session = EngineSession(self._engine, request, self._timer, self._position, self._handle_event)
+        if self._model is None:
+            self.choose_model(self.model)
+        with self.waiting():
+            await self.context.models.awaken(self.model)
+        with contextlib.ExitStack() as use:
+            engine = use.enter_context(self.model.in_use())
+            request = replace(self._request, id=id)
+            self._engine_session = EngineSession(engine, request, self._timer, self._position, self._handle_event)
+            self._model_use = use.pop_all()
         self._engine_sessions += 1
         self._door.close()
 
@@ -208,7 +230,8 @@ class SocketSession:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._reading = tasks.create_task(self._read_messages(dialect))
-                watching = [tasks.create_task(self._watch_clock(dialect)), tasks.create_task(self._watch_connection())]
+                watches = (self._watch_clock(dialect), self._watch_connection(), self._watch_model())
+                watching = [tasks.create_task(watch) for watch in watches]
                 reason = await self._send_items(dialect)
                 for task in (self._reading, *watching):
                     task.cancel()
@@ -221,6 +244,9 @@ class SocketSession:
                 self._audio.close()
             if self._engine_session is not None:
                 self._engine_session.abort()
+            self._model_use.close()
+            if self._model is not None:
+                self._model.detach(self._model_stops.set)
 
     async def _close(self, dialect: Dialect, reason: CloseReason) -> None:
         if reason.close_code is None:
@@ -259,7 +285,7 @@ class SocketSession:
         async for samples in blocks:
             async with self._feeding:
                 if self._engine_session is None and len(samples):
-                    self.open()
+                    await self.open()
                 if self._engine_session is not None:
                     self._engine_session.add_audio(samples)
             await self._wait_for_room()
@@ -296,6 +322,7 @@ class SocketSession:
         """Go on without a session that has ended, at the door. Raises `Overloaded` if that is full."""
         if self._engine_session is session:
             self._position, self._engine_session = session.end, None
+            self._model_use.close()
             self._door.enter_context(self.context.new_sockets.place(self.client, RETRY_AFTER_S))
 
     def _handle_event(self, event: LiveEvent) -> None:
@@ -392,16 +419,25 @@ class SocketSession:
         """End the session when the client is gone, or the server stops, which waits a while for answers."""
         connection = self._connection
         await connection.changed.wait()
-        reason = LEFT
-        if not connection.lost:
-            connection.changed.clear()
-            stopping = NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
-            reason = replace(close_reason_of(stopping), close_code=RESTART)
-            await self._stop(reason)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.drain_timeout_s / 2):
-                    await connection.changed.wait()
-        self._outbox.put(LEFT if connection.lost else reason)
+        if connection.lost:
+            self._outbox.put(LEFT)
+            return
+        connection.changed.clear()
+        await self._finish(NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S))
+
+    async def _watch_model(self) -> None:
+        """End the session when its model is unloaded, which waits a while for answers."""
+        await self._model_stops.wait()
+        await self._finish(ModelNotLoaded(f"The model `{self.model.name}` is being unloaded."))
+
+    async def _finish(self, error: NotReady) -> None:
+        """Have everything answered within half of the drain's time, and end for this error."""
+        reason = replace(close_reason_of(error), close_code=RESTART)
+        await self._stop(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s / 2):
+                await self._connection.changed.wait()
+        self._outbox.put(LEFT if self._connection.lost else reason)
 
     async def _stop(self, reason: CloseReason) -> None:
         """Read no more, and close for this reason once everything is answered; a session about to end is left alone."""

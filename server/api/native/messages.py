@@ -1,6 +1,7 @@
 """The messages of `/v1/stream`, one JSON object per text frame: those of clients, the events for them, and the close codes."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model, model_validator
@@ -108,19 +109,33 @@ class EndMessage(ClientMessage):
 
 
 class MessageReader:
-    """Reads the messages of one server's clients. An utterance may last up to `max_audio_s`, which is the engine's limit."""
+    """Reads the messages of one server's clients. An utterance may last as long as the audio that its model takes at once.
 
-    def __init__(self, settings: Settings, max_audio_s: float) -> None:
-        longest_s = min(VOICE.max_utterance_s, max_audio_s)
-        limits = Field(round(longest_s * 1000), ge=2000, le=round(max_audio_s * 1000))
-        voice = create_model("VoiceMessage", __base__=VoiceMessage, max_utterance_ms=(int, limits))
-        start = create_model("StartMessage", __base__=StartMessage, voice=(voice, voice.model_validate({})))
+    `max_audio_s` returns that by the model's name, and raises `ModelNotFound`.
+    """
+
+    def __init__(self, settings: Settings, max_audio_s: Callable[[str | None], float]) -> None:
+        self._settings = settings
+        self._max_audio_s = max_audio_s
+        # By the longest audio of a model, of which there are few.
+        self._starts: dict[float, type[StartMessage]] = {}
         self._models: dict[str, type[ClientMessage]] = {
-            "start": with_limits(start, settings),
+            "start": StartMessage,
             "flush": FlushMessage,
             "update": with_limits(UpdateMessage, settings),
             "end": EndMessage,
         }
+
+    def _start_model(self, name: object) -> type[StartMessage]:
+        """Return the form of the start of a session with the model of this name."""
+        max_audio_s = self._max_audio_s(name if isinstance(name, str) else None)
+        if max_audio_s not in self._starts:
+            longest_s = min(VOICE.max_utterance_s, max_audio_s)
+            limits = Field(round(longest_s * 1000), ge=2000, le=round(max_audio_s * 1000))
+            voice = create_model("VoiceMessage", __base__=VoiceMessage, max_utterance_ms=(int, limits))
+            start = create_model("StartMessage", __base__=StartMessage, voice=(voice, voice.model_validate({})))
+            self._starts[max_audio_s] = with_limits(start, self._settings)
+        return self._starts[max_audio_s]
 
     def read(self, text: str) -> StartMessage | Flush | ChangeInstruction | EndOfAudio:
         """Return the message of a text frame. Raises `InvalidRequest`."""
@@ -134,7 +149,8 @@ class MessageReader:
         kind = content.pop("type", None) if isinstance(content, dict) else None
         if not isinstance(kind, str) or kind not in self._models:
             raise InvalidRequest(f"A message is a JSON object whose type is one of {', '.join(self._models)}.", param="type")
-        match parse_message(self._models[kind], content, kind):
+        model = self._start_model(content.get("model")) if kind == "start" else self._models[kind]
+        match parse_message(model, content, kind):
             case StartMessage() as start:
                 return start
             case FlushMessage(id=marker):

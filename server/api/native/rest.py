@@ -34,6 +34,7 @@ from server.errors import ServeError
 
 ERROR_STATUSES = {
     400: "The form, the instruction or the audio is not acceptable; `code` says which.",
+    404: "There is no model of this name.",
     408: "The body came too slowly.",
     413: "The body, or the audio in it, is too long.",
     415: "The audio is in no format that is read, or damaged.",
@@ -71,7 +72,7 @@ def instruct_router(context: ServerContext) -> APIRouter:
     async def instruct(request: Request) -> Response:
         async def understand(form: Form) -> Call:
             options = parse_form(model, form.texts, form.lists)
-            return _call(request, form, options)
+            return _call(context, request, form, options)
 
         read = partial(read_form, request, context.settings.max_body_bytes, fields)
         return await answer_request(request, context, read, understand)
@@ -79,8 +80,11 @@ def instruct_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def _call(request: Request, form: Form, options: InstructOptions) -> Call:
-    """Return the options in the engine's terms. Raises `InvalidRequest` for headerless samples without a rate."""
+def _call(context: ServerContext, request: Request, form: Form, options: InstructOptions) -> Call:
+    """Return the options in the engine's terms.
+
+    Raises `InvalidRequest` for headerless samples without a rate, and `ModelNotFound`.
+    """
     engine_request = InstructRequest(
         id=f"instruct-{uuid.uuid4().hex}",
         audio=np.empty(0, np.float32),
@@ -101,6 +105,7 @@ def _call(request: Request, form: Form, options: InstructOptions) -> Call:
         engine_request,
         writer,
         options.stream,
+        context.models.find(options.model),
         raw=parse_raw_type(form.audio_type),
         cut_at_pauses=options.chunking == "voice",
     )

@@ -77,6 +77,7 @@ class NativeDialect:
         if not isinstance(start, StartMessage):
             raise InvalidRequest("The first message has to be a start.", param="type")
         session = self._session
+        session.choose_model(session.context.models.find(start.model))
         request = start.live_request(session.id, session.client)
         rate_hz = start.sample_rate_hz or DEFAULT_RATE_HZ
         # The client is not idle while its constraint waits for its turn to be checked, and its audio for a decoder.
@@ -86,7 +87,7 @@ class NativeDialect:
             session.configure(request, await self._open_audio(start, rate_hz))
         # The answer about a whole recording needs all of it in one session.
         session.gives_place_back = start.scope == "utterance"
-        session.open()
+        await session.open()
         self._start_message = start
         limits = SessionLimits(
             idle_timeout_s=self._settings.live_idle_timeout_s,
@@ -99,4 +100,4 @@ class NativeDialect:
         context = self._session.context
         if start.encoding == "ogg_opus":
             return await OpusStream.open(context.decode_pool, self._session.client)
-        return PcmStream(PcmFormat(rate_hz), context.engine.sample_rate_hz)
+        return PcmStream(PcmFormat(rate_hz), self._session.model.sample_rate_hz)

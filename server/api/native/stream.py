@@ -12,7 +12,7 @@ from server.api.native.session import NativeDialect
 def stream_router(context: ServerContext) -> APIRouter:
     """Return the route of the live API. A refusal is a plain HTTP reply in place of the WebSocket."""
     router = APIRouter()
-    reader = MessageReader(context.settings, context.engine.max_audio_s)
+    reader = MessageReader(context.settings, lambda name: context.models.find(name).max_audio_s)
 
     @router.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:

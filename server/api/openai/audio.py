@@ -17,7 +17,6 @@ from server.api.middleware import client_of, request_id_of
 from server.api.multipart import Form
 from server.api.native.schema import ErrorReply
 from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
-from server.api.openai.served_models import ServedModels
 from server.api.openai.transcription_options import SpeechOptions, TranscriptionOptions, TranslationOptions
 from server.api.openai.transcription_replies import ChunkWriter, TranscriptWriter
 from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
@@ -37,7 +36,7 @@ PARAMS = {
 LARGE_BYTES = 256 * 1024
 
 
-def audio_router(context: ServerContext, models: ServedModels) -> APIRouter:
+def audio_router(context: ServerContext) -> APIRouter:
     """Return the routes for transcripts and translations."""
     router = APIRouter()
 
@@ -48,7 +47,7 @@ def audio_router(context: ServerContext, models: ServedModels) -> APIRouter:
             else:
                 upload = parse_upload(body, model)
             options, warnings = parse_options(model, upload.values)
-            return _call(context, models, request, upload, options, warnings)
+            return _call(context, request, upload, options, warnings)
 
         read = partial(read_upload, request, context.settings.max_body_bytes, model)
         return await answer_request(request, context, read, understand)
@@ -76,14 +75,13 @@ def audio_router(context: ServerContext, models: ServedModels) -> APIRouter:
 
 def _call(
     context: ServerContext,
-    models: ServedModels,
     request: Request,
     upload: Upload,
     options: SpeechOptions,
     warnings: tuple[str, ...],
 ) -> Call:
     """Return the options in the engine's terms. Raises the error of one that cannot be honoured."""
-    model = models.resolve(options.model)
+    model = context.models.find(options.model)
     is_translation = isinstance(options, TranslationOptions)
     limit = context.settings.max_tokens_limit
     if (options.max_completion_tokens or 0) > limit:
@@ -114,13 +112,14 @@ def _call(
     writer: ReplyWriter = transcript
     if options.streams_chunks:
         include, continuous = bool(options.stream_include_usage), bool(options.stream_continuous_usage_stats)
-        writer = ChunkWriter(transcript, id, int(time.time()), model, include, continuous)
+        writer = ChunkWriter(transcript, id, int(time.time()), model.name, include, continuous)
     voice = options.voice if isinstance(options, TranscriptionOptions) else None
     return Call(
         upload.audio,
         engine_request,
         writer,
         options.stream,
+        model,
         raw=parse_raw_type(upload.audio_type),
         cut_at_pauses=voice is not None,
         voice=voice or VoiceOptions(),

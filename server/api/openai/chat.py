@@ -22,7 +22,6 @@ from server.api.openai.chat_replies import ChatWriter
 from server.api.openai.conversation import Conversation, read_conversation
 from server.api.openai.fields import inlined_schemas, parse_json, parse_options
 from server.api.openai.schema import Completion
-from server.api.openai.served_models import ServedModels
 from server.engine.types.requests import InstructRequest
 
 # Our fields, and OpenAI's that ask for the same.
@@ -38,7 +37,7 @@ class _Chat:
     warnings: tuple[str, ...]
 
 
-def chat_router(context: ServerContext, models: ServedModels) -> APIRouter:
+def chat_router(context: ServerContext) -> APIRouter:
     """Return the route for chats."""
     router = APIRouter()
     longest_instruction = context.settings.max_instruction_characters
@@ -54,7 +53,7 @@ def chat_router(context: ServerContext, models: ServedModels) -> APIRouter:
         async def understand(body: bytearray) -> Call:
             parse = partial(_parse_chat, body, longest_instruction)
             chat = await asyncio.to_thread(parse) if len(body) > LARGE_BYTES else parse()
-            return _call(context, models, request, chat)
+            return _call(context, request, chat)
 
         read = partial(read_whole_body, request, context.settings.max_body_bytes)
         return await answer_request(request, context, read, understand)
@@ -69,10 +68,10 @@ def _parse_chat(body: bytearray, longest_instruction: int) -> _Chat:
     return _Chat(read_conversation(options.messages, longest_instruction), options, warnings)
 
 
-def _call(context: ServerContext, models: ServedModels, request: Request, chat: _Chat) -> Call:
+def _call(context: ServerContext, request: Request, chat: _Chat) -> Call:
     """Return a chat in the engine's terms. Raises the error of an option that cannot be honoured."""
     options, settings = chat.options, context.settings
-    model = models.resolve(options.model)
+    model = context.models.find(options.model)
     sampling = options.sampling(settings.default_max_tokens, settings.max_tokens_limit)
     warnings = chat.warnings
     if (options.longest or 0) > settings.max_tokens_limit:
@@ -90,14 +89,14 @@ def _call(context: ServerContext, models: ServedModels, request: Request, chat: 
         request_id=request_id_of(request),
         id=id,
         created_s=int(time.time()),
-        model=model,
+        model=model.name,
         service_tier="flex" if options.service_tier == "flex" else "default",
         logprobs=options.logprobs,
         include_usage=options.include_usage,
         continuous_usage=options.continuous_usage,
         warnings=warnings,
     )
-    return Call(chat.conversation.audio, engine_request, writer, options.stream, params=PARAMS)
+    return Call(chat.conversation.audio, engine_request, writer, options.stream, model, params=PARAMS)
 
 
 def _body_description() -> dict[str, Any]:

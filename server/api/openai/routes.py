@@ -6,22 +6,22 @@ from server.api.context import ServerContext
 from server.api.native.schema import ErrorReply
 from server.api.openai.audio import audio_router
 from server.api.openai.chat import chat_router
-from server.api.openai.served_models import ModelCard, ModelList, ServedModels
+from server.api.openai.served_models import ModelCard, ModelList, card_of, list_cards
 
 
 def openai_router(context: ServerContext) -> APIRouter:
     """Return the routes of OpenAI's API."""
-    models = ServedModels(context.engine.model_name, context.settings.model_alias_names)
+    models = context.models
     router = APIRouter()
-    router.include_router(audio_router(context, models))
-    router.include_router(chat_router(context, models))
+    router.include_router(audio_router(context))
+    router.include_router(chat_router(context))
 
-    @router.get("/v1/models", summary="The names under which the model is served")
+    @router.get("/v1/models", summary="The names of the models, with the default first")
     async def list_models() -> ModelList:
-        return models.list_all()
+        return list_cards(models)
 
     @router.get("/v1/models/{name:path}", summary="One model", responses={404: {"model": ErrorReply}})
     async def show_model(name: str) -> ModelCard:
-        return models.find(name)
+        return card_of(name, models.find(name))
 
     return router

@@ -1,14 +1,11 @@
-"""The names under which the server's model is asked for, and `/v1/models`."""
+"""`/v1/models`: the models under their own names, and the names that stand for the default."""
 
-import re
-import time
 from typing import Literal
 
 from pydantic import BaseModel
 
-from server.errors import ModelNotFound
-
-SHOWN_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
+from server.registry.model import ModelState, ServedModel
+from server.registry.registry import ModelRegistry
 
 
 class ModelCard(BaseModel):
@@ -17,6 +14,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "thinbridge"
     root: str
+    status: ModelState
 
 
 class ModelList(BaseModel):
@@ -24,26 +22,12 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class ServedModels:
-    """One model under its own name and its `aliases`. The first name is the model's own."""
+def card_of(name: str, model: ServedModel) -> ModelCard:
+    """Return the card of a model under one of its names."""
+    return ModelCard(id=name, created=model.created_s, root=model.name, status=model.state)
 
-    def __init__(self, name: str, aliases: tuple[str, ...]) -> None:
-        created_s = int(time.time())
-        names = dict.fromkeys((name, *aliases))
-        self.name = name
-        self._cards = {each: ModelCard(id=each, created=created_s, root=name) for each in names}
 
-    def list_all(self) -> ModelList:
-        return ModelList(data=list(self._cards.values()))
-
-    def find(self, name: str) -> ModelCard:
-        """Return the model with this name. Raises `ModelNotFound`."""
-        card = self._cards.get(name)
-        if card is None:
-            shown = f"model `{name}`" if SHOWN_NAME.fullmatch(name) else "model"
-            raise ModelNotFound(f"The {shown} does not exist; GET /v1/models lists the names of those that do.", param="model")
-        return card
-
-    def resolve(self, name: str | None) -> str:
-        """Return the own name of the model that a request asks for, by default the only one. Raises `ModelNotFound`."""
-        return self.name if name is None else self.find(name).root
+def list_cards(models: ModelRegistry) -> ModelList:
+    """Return the cards of all names, own ones first."""
+    own = [card_of(model.name, model) for model in models.models]
+    return ModelList(data=[*own, *(card_of(alias, models.find(alias)) for alias in models.aliases)])

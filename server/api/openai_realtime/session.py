@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 
 from server.api.live.closing import CloseReason
 from server.api.live.session import SocketSession
-from server.api.openai.served_models import ServedModels
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import BetaShape, Item, Shape
 from server.api.openai_realtime.schema import Append, BetaSession, Session, SessionOptions, parse, read_object
@@ -54,9 +53,10 @@ class RealtimeDialect:
     before it is committed.
     """
 
-    def __init__(self, session: SocketSession, models: ServedModels, *, model: str, beta: bool = False) -> None:
+    def __init__(self, session: SocketSession, *, model: str, beta: bool = False) -> None:
         self._session = session
-        self._models = models
+        # An alias of the default in a later message does not take back what the address says.
+        self._first_model = session.model
         self._options = SessionOptions()
         expires_at = int(time.time() + session.context.settings.live_max_session_s)
         self._shape_arguments = (events.make_id("sess"), expires_at, model)
@@ -138,10 +138,16 @@ class RealtimeDialect:
                 raise InvalidRequest(f"A transcription session has no event {other[:64]!r}.", param="type")
 
     async def _update(self, options: SessionOptions) -> None:
-        self._models.resolve(options.transcription.model)
+        name, models = options.transcription.model, self._session.context.models
+        model = self._first_model if name is None or name in models.aliases else models.find_named(name)
         before, self._refused = self._options, False
-        if options.live_request("") != before.live_request("") or options.format != before.format:
+        if (
+            options.live_request("") != before.live_request("")
+            or options.format != before.format
+            or model is not self._session.model
+        ):
             await self._session.renew()
+            self._session.choose_model(model)
             if before.turn_detection is None and options.turn_detection is not None and self._open_item.answers:
                 self._commit_open_item(None)
             self._options = options
@@ -151,7 +157,7 @@ class RealtimeDialect:
 
     def _configure(self) -> None:
         session = self._session
-        stream = PcmStream(self._options.format.pcm_format(), session.context.engine.sample_rate_hz)
+        stream = PcmStream(self._options.format.pcm_format(), session.model.sample_rate_hz)
         session.configure(self._options.live_request(session.client), stream)
 
     async def _append(self, audio: bytes) -> None:

@@ -10,7 +10,6 @@ from server.api.context import ServerContext
 from server.api.live.accepting import serve_socket
 from server.api.live.closing import CloseReason
 from server.api.live.session import Dialect, SocketSession
-from server.api.openai.served_models import ServedModels
 from server.api.openai_realtime.schema import read_object
 from server.api.openai_realtime.session import LARGE_BYTES, MAX_MESSAGE_BYTES, RealtimeDialect
 from server.api.openai_realtime.vllm import VllmDialect, speaks_vllm
@@ -23,18 +22,18 @@ SUBPROTOCOL = "realtime"
 def realtime_router(context: ServerContext) -> APIRouter:
     """Return the route. A refusal is a plain HTTP reply in place of the WebSocket."""
     router = APIRouter()
-    models = ServedModels(context.engine.model_name, context.settings.model_alias_names)
 
     @router.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
-        model = socket.query_params.get("model", models.name)
-        models.resolve(model)
+        name = socket.query_params.get("model", context.models.default.name)
+        model = context.models.find(name)
         beta = socket.headers.get("openai-beta", "") == "realtime=v1"
         await serve_socket(
             context,
             socket,
-            lambda session: FirstEventDialect(session, models, RealtimeDialect(session, models, model=model, beta=beta)),
+            lambda session: FirstEventDialect(session, RealtimeDialect(session, model=name, beta=beta)),
             max_message_bytes=MAX_MESSAGE_BYTES,
+            model=model,
             subprotocols=(SUBPROTOCOL,),
         )
 
@@ -44,9 +43,8 @@ def realtime_router(context: ServerContext) -> APIRouter:
 class FirstEventDialect:
     """`Dialect` that is OpenAI's until the client's first event shows that it speaks vLLM's."""
 
-    def __init__(self, session: SocketSession, models: ServedModels, dialect: Dialect) -> None:
+    def __init__(self, session: SocketSession, dialect: Dialect) -> None:
         self._session = session
-        self._models = models
         self._dialect = dialect
         self._is_first = True
 
@@ -63,7 +61,7 @@ class FirstEventDialect:
             # A message that cannot be read is for the dialect to refuse.
             with contextlib.suppress(InvalidRequest):
                 if speaks_vllm(read_object(message)):
-                    self._dialect = VllmDialect(self._session, self._models)
+                    self._dialect = VllmDialect(self._session)
         self._is_first = False
         await self._dialect.take_message(message)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from server.api.live.closing import CloseReason
 from server.api.live.session import SocketSession
-from server.api.openai.served_models import ServedModels
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import Item
 from server.api.openai_realtime.schema import Append, Lenient, SessionOptions, parse, read_object
@@ -33,12 +32,11 @@ class Commit(Lenient):
 class VllmDialect:
     """`Dialect` of one transcript after another: it begins with `commit` and ends with a commit that is `final`."""
 
-    def __init__(self, session: SocketSession, models: ServedModels) -> None:
+    def __init__(self, session: SocketSession) -> None:
         self._session = session
-        self._models = models
         self._item = Item()
         options = SessionOptions()
-        stream = PcmStream(PcmFormat(RATE_HZ), session.context.engine.sample_rate_hz)
+        stream = PcmStream(PcmFormat(RATE_HZ), session.model.sample_rate_hz)
         session.configure(options.live_request(session.client), stream)
         self._silence_s = options.voice().silence_s
 
@@ -58,7 +56,7 @@ class VllmDialect:
             content = await beside_loop(read_object, message)
             match content["type"]:
                 case "session.update":
-                    self._models.resolve(parse(Update, content).model)
+                    await self._choose_model(parse(Update, content).model)
                 case "input_audio_buffer.append":
                     await self._session.push_audio(await beside_loop(decode_audio, parse(Append, content).audio))
                 case "input_audio_buffer.commit":
@@ -85,6 +83,12 @@ class VllmDialect:
 
     def survives(self, error: ServeError) -> bool:  # noqa: ARG002
         return False
+
+    async def _choose_model(self, name: str) -> None:
+        model = self._session.context.models.find(name)
+        if model is not self._session.model:
+            await self._session.renew()
+            self._session.choose_model(model)
 
     def _commit(self, *, final: bool) -> None:
         # A commit that is not final begins a transcript, which audio does anyway.

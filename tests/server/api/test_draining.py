@@ -15,7 +15,7 @@ from server.api import draining
 from server.api.app import create_app
 from server.api.lifecycle import listen, web_server
 from server.settings import Settings
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, fixed_source, instruct, tone, wait_until
 from tests.support.clients.stream_client import streaming
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -31,7 +31,7 @@ def engine() -> FakeEngine:
 def stopping_server(engine: FakeEngine, drain_timeout_s: float) -> Iterator[tuple[LiveServer, uvicorn.Server]]:
     """Serve until the block ends, or until the signal that the test gives."""
     settings = Settings(decode_workers=1, port=0, drain_timeout_s=drain_timeout_s)
-    server = web_server(create_app(engine, settings), settings)
+    server = web_server(create_app([fixed_source(engine)], settings), settings)
     listener = listen(settings)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -38,7 +38,7 @@ def metric(server: LiveServer, name: str, **labels: str) -> float:
     """Return the value of one sample at `/metrics`; 0 if it has not been counted yet."""
     for family in text_string_to_metric_families(server.client.get("/metrics").text):
         for sample in family.samples:
-            if sample.name == name and sample.labels == labels:
+            if sample.name == name and {**sample.labels, **labels} == sample.labels:
                 return float(sample.value)
     return 0.0
 
@@ -134,7 +134,7 @@ def test_a_body_that_comes_too_slowly_is_408(engine: FakeEngine) -> None:
 def test_ready_follows_the_engine_and_health_does_not(engine: FakeEngine) -> None:
     engine.may_start.clear()
     with live_server(engine) as server:
-        assert server.client.get("/health").json() == {"status": "ok"}
+        assert server.client.get("/health").json() == {"status": "ok", "models": {"fake-model": "loading"}}
         response = server.client.get("/ready")
         assert (response.status_code, error_code(response)) == (503, "not_ready")
         response = instruct(server, CLIP)
@@ -234,12 +234,12 @@ def test_two_servers_share_no_metrics(engine: FakeEngine) -> None:
 
 def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer) -> None:
     post = server.client.get("/openapi.json").json()["paths"]["/v1/instruct"]["post"]
-    assert set(post["responses"]) >= {"200", "400", "408", "413", "415", "429", "500", "503", "504"}
+    assert set(post["responses"]) >= {"200", "400", "404", "408", "413", "415", "429", "500", "503", "504"}
     schema = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(schema["properties"]) == {
         *("audio", "instruction", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty"),
         *("seed", "stop", "json_schema", "regex", "choice", "logprobs", "stream", "priority", "deadline_ms", "draft"),
-        *("chunking", "timestamps", "format", "language", "prompt", "keywords"),
+        *("chunking", "timestamps", "format", "language", "prompt", "keywords", "model"),
     }
     assert all("description" in field for name, field in schema["properties"].items() if name != "instruction")
     media = {"application/json", "text/event-stream", "text/plain", "application/x-subrip", "text/vtt"}

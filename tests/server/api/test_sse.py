@@ -275,7 +275,7 @@ def test_streams_and_the_time_between_pieces_are_counted(server: LiveServer, eng
     with streaming(server) as response:
         response.read()
     metrics = server.client.get("/metrics").text
-    assert "thinbridge_inter_token_latency_seconds_count 2.0" in metrics
+    assert 'thinbridge_inter_token_latency_seconds_count{model="held-model"} 2.0' in metrics
     assert 'thinbridge_streams_total{outcome="done"} 1.0' in metrics
-    assert "thinbridge_time_to_first_token_seconds_count 1.0" in metrics
-    assert 'thinbridge_request_success_total{finished_reason="stop"} 1.0' in metrics
+    assert 'thinbridge_time_to_first_token_seconds_count{model="held-model"} 1.0' in metrics
+    assert 'thinbridge_request_success_total{finished_reason="stop",model="held-model"} 1.0' in metrics

@@ -40,9 +40,11 @@ STATS = EngineStats(
 
 def samples(stats: EngineStats) -> dict[str, float]:
     """Return values by name and label values."""
-    text = Metrics(lambda: stats, lambda: 0).render().decode()
+    text = Metrics(lambda: {"a": stats}, lambda: 0).render().decode()
     return {
-        " ".join([sample.name.removeprefix("thinbridge_"), *sample.labels.values()]): sample.value
+        " ".join(
+            [sample.name.removeprefix("thinbridge_"), *(value for label, value in sample.labels.items() if label != "model")]
+        ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -102,6 +104,6 @@ def test_each_gpus_engine_is_served_where_there_are_several() -> None:
 
 def test_they_are_read_at_every_scrape() -> None:
     waiting = iter([3, 5])
-    metrics = Metrics(lambda: EngineStats(True, next(waiting), 0, 4, 16), lambda: 0)
-    assert b"thinbridge_num_requests_waiting 3.0" in metrics.render()
-    assert b"thinbridge_num_requests_waiting 5.0" in metrics.render()
+    metrics = Metrics(lambda: {"a": EngineStats(True, next(waiting), 0, 4, 16)}, lambda: 0)
+    assert b'thinbridge_num_requests_waiting{model="a"} 3.0' in metrics.render()
+    assert b'thinbridge_num_requests_waiting{model="a"} 5.0' in metrics.render()

@@ -4,7 +4,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import soundfile
 from server.api.app import create_app
 from server.api.lifecycle import listen, web_server
 from server.engine.types.protocol import Engine
+from server.registry.model import ModelSource
+from server.registry.registry import Catalogue, no_catalogue
 from server.settings import Settings
 
 
@@ -28,11 +30,20 @@ class LiveServer:
     client: httpx.Client
 
 
+def fixed_source(engine: Engine) -> ModelSource:
+    """Return a model that is loaded once."""
+    return ModelSource(engine, lambda: engine)
+
+
 @contextlib.contextmanager
-def live_server(engine: Engine, **settings: Any) -> Iterator[LiveServer]:
-    """Serve `engine` on a free port of the loopback interface until the block ends."""
+def live_server(
+    engine: Engine | Sequence[Engine | ModelSource], catalogue: Catalogue = no_catalogue, /, **settings: Any
+) -> Iterator[LiveServer]:
+    """Serve an engine, or several, on a free port of the loopback interface until the block ends."""
     chosen = Settings(**{"decode_workers": 1, "port": 0, "drain_timeout_s": 1, **settings})
-    server = web_server(create_app(engine, chosen), chosen)
+    engines = engine if isinstance(engine, Sequence) else [engine]
+    sources = [each if isinstance(each, ModelSource) else fixed_source(each) for each in engines]
+    server = web_server(create_app(sources, chosen, catalogue), chosen)
     listener = listen(chosen)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.runtimes.onnx.machine import cpu_quota, usable_cores
+from models.runtimes.onnx.machine import available_memory_bytes, cpu_quota, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -45,3 +45,19 @@ def test_the_first_version_of_control_groups_is_read(tmp_path: Path, quota: str,
     (folder / "cpu.cfs_quota_us").write_text(quota)
     (folder / "cpu.cfs_period_us").write_text("100000\n")
     assert cpu_quota(tmp_path) == cores
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       8000 kB\nMemAvailable:   4000 kB\n")
+    assert available_memory_bytes(tmp_path) == 4000 * 1024
+    folder = tmp_path / "sys/fs/cgroup"
+    folder.mkdir(parents=True)
+    figures = {"memory.max": "max", "memory.current": "1000000", "memory.stat": "anon 500\ninactive_file 300000\n"}
+    for name, text in figures.items():
+        (folder / name).write_text(text)
+    assert available_memory_bytes(tmp_path) == 4000 * 1024
+    (folder / "memory.max").write_text("2000000\n")
+    assert available_memory_bytes(tmp_path) == 1_300_000
+    (folder / "memory.max").write_text("500000\n")
+    assert available_memory_bytes(tmp_path) == 0

@@ -16,13 +16,22 @@ from websockets.sync.client import connect
 
 from server.api.app import create_app
 from server.settings import Settings
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    error_code,
+    fixed_source,
+    instruct,
+    live_server,
+    tone,
+    wait_until,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 
 KEY, OTHER_KEY = "first-key-0123456789", "second-key-0123456789"
 CLIP = audio_file(tone(0.6, 16_000), 16_000, "FLAC", "PCM_16")
 BEARER = {"authorization": f"Bearer {KEY}"}
-APP = create_app(FakeEngine(), Settings())
+APP = create_app([fixed_source(FakeEngine())], Settings())
 
 
 def all_routes(routes: Iterable[Any]) -> Iterator[Any]:

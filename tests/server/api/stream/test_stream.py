@@ -240,12 +240,12 @@ def test_a_browser_on_our_own_page_may_come_and_ids_are_kept(server: LiveServer)
 def test_sessions_are_counted(server: LiveServer) -> None:
     with streaming(server) as client:
         client.start()
-        assert metric(server, "stream_sockets") == metric(server, "live_sessions") == 1
+        assert metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 1
         for _ in range(3):
             client.say(pcm(0.5))
             client.event()
         say_all(client)
-    wait_until(lambda: metric(server, "stream_sockets") == metric(server, "live_sessions") == 0)
+    wait_until(lambda: metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 0)
     assert metric(server, 'stream_sessions_total{outcome="ended"}') == 1
     assert metric(server, "stream_audio_seconds_total") == 1.5
     assert metric(server, "first_partial_latency_seconds_count") == metric(server, "final_latency_seconds_count") == 2

@@ -13,7 +13,7 @@ from server.errors import InvalidRequest, UnknownField
 from server.settings import Settings
 
 SETTINGS = Settings()
-READER = MessageReader(SETTINGS, max_audio_s=30.0)
+READER = MessageReader(SETTINGS, lambda _name: 30.0)
 
 
 def read(message: dict[str, Any]) -> StartMessage | Flush | ChangeInstruction | EndOfAudio:
@@ -129,4 +129,4 @@ def test_defaults_are_those_of_the_form() -> None:
 def test_an_utterance_is_never_longer_than_the_engine_takes() -> None:
     message = json.dumps({"type": "start", "instruction": "a", "voice": {"max_utterance_ms": 20_001}})
     with pytest.raises(InvalidRequest, match="20000"):
-        MessageReader(SETTINGS, max_audio_s=20.0).read(message)
+        MessageReader(SETTINGS, lambda _name: 20.0).read(message)

@@ -58,7 +58,7 @@ def test_requests_in_the_child_get_an_error_reply_and_later_ones_an_answer(engin
         gate.set()
         wait_until(lambda: server.client.get("/ready").status_code == 200)
         assert instruct(server, CLIP).json()["text"] == "hello world"
-        assert "thinbridge_engine_restarts_total 1.0" in server.client.get("/metrics").text
+        assert 'thinbridge_engine_restarts_total{model="model"} 1.0' in server.client.get("/metrics").text
 
 
 def test_the_server_is_not_ready_while_its_engine_is_silent(engine: ProcessEngine) -> None:

@@ -1,0 +1,22 @@
+"""The memory that a bundle's models take on a CPU, reckoned from its manifest."""
+
+from models.bundle.schema import Manifest
+
+FLOAT32_BYTES = 4
+# The process with its libraries, and what a request computes with.
+BASE_BYTES = 300 * 2**20
+
+
+def slot_bytes(manifest: Manifest) -> int:
+    """Return the memory of one request's keys and values, in every decoder, on a CPU."""
+    total = 0
+    if llm := manifest.llm:
+        total += 2 * llm.layers * llm.key_value_heads * llm.head_size * llm.max_positions * FLOAT32_BYTES
+    if speech := manifest.speech_decoder:
+        total += 2 * speech.layers * speech.embedding_size * (speech.max_positions + speech.max_states) * FLOAT32_BYTES
+    return total
+
+
+def loaded_bytes(manifest: Manifest, slots: int) -> int:
+    """Return an estimate of the memory that the models take, in a process of their own with so many slots."""
+    return BASE_BYTES + sum(entry.bytes for entry in manifest.files.values()) + slots * slot_bytes(manifest)
