@@ -53,7 +53,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> None:
     """The client is not idle meanwhile, and no audio is lost."""
     piece_s, backlog_s, pieces = 0.25, 2.0, 2000
-    settings = {"live_backlog_s": backlog_s, "live_idle_timeout_s": 0.2}
+    settings = {"live_backlog_s": backlog_s, "live_idle_timeout_s": 1.0}
     with serving(**settings) as (server, engine), streaming(server) as client:
         client.start(partials=False)
         session = only_session(engine)
@@ -68,7 +68,7 @@ def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> N
         saying = threading.Thread(target=say_all)
         saying.start()
         wait_until(lambda: session.audio_s > backlog_s)
-        saying.join(0.5)
+        saying.join(1.5)
         assert saying.is_alive()
         assert backlog_s < session.audio_s <= backlog_s + piece_s
         engine.listens = True
