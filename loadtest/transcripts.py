@@ -2,7 +2,8 @@
 
     python -m loadtest.transcripts --url http://127.0.0.1:8000 --data DATA_DIR --peer WHISPER_CT2_DIR
 
-Each recording of the manifest is posted once, one at a time. English is compared without case and punctuation. `--peer` is
+Each recording of the manifest is posted once, one at a time. English is compared after Whisper's normaliser, other languages
+without case and punctuation. `--peer` is
 faster-whisper base in 8 bits, beam 1, with the language given: it is not asked to find it out.
 """
 
@@ -18,10 +19,11 @@ from typing import Any
 
 import httpx
 from tqdm import tqdm
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.support import markdown
 from loadtest.support.recordings import read_rows
-from loadtest.support.words import plain_words, word_error_rate
+from loadtest.support.words import MakeWords, plain_words, word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
 TIMEOUT_S = 300.0
@@ -102,6 +104,7 @@ def measure(
 
 def report(results: dict[str, dict[str, Column]]) -> list[str]:
     """Return the table as lines of Markdown."""
+    english: MakeWords = EnglishTextNormalizer()
     head = ["set", "clips"]
     for name in results:
         head += [f"{name}: WER", "runaways", "p50, ms"]
@@ -110,7 +113,8 @@ def report(results: dict[str, dict[str, Column]]) -> list[str]:
         cells: list[Any] = [f"`{name}`", len(column.texts)]
         for system in results.values():
             each = system[name]
-            error_rate = word_error_rate(each.references, each.texts)
+            normalise = english if language_of(name) == "en" else plain_words
+            error_rate = word_error_rate(each.references, each.texts, normalise)
             cells += [f"{100 * error_rate:.1f} %", each.runaways, round(1000 * median(each.elapsed_s))]
         rows.append([*cells, f"{mean(column.passes):.1f}"])
     return markdown.table([*head, "passes"], rows)

@@ -5,7 +5,8 @@
 The moments are a Poisson process of `--rate` per second that `--seed` decides; one user makes them all. `answer` counts from the
 scheduled moment, so that what waited within the generator is not counted as fast; `service` counts from the sending. Every
 answer is checked as in `locustfile.py`, and refusals (429) are counted under a name of their own. Those under way at the end
-are waited for. A run whose generator was late (p99 of the slips above 20 ms) is void: it says so, and its exit status is 1.
+are waited for. A run whose generator was late (p99 of the slips above `--max-slip-ms`) is void: it says so,
+and its exit status is 1.
 """
 
 import random
@@ -20,7 +21,7 @@ from locust import HttpUser, events, task
 from urllib3 import PoolManager
 
 from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
-from loadtest.users.slips import Slips
+from loadtest.users.slips import Slips, add_slip_option
 
 CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90
@@ -34,6 +35,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second, on average")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
     parser.add_argument("--requests", type=int, help="stop after this many requests (default: at --run-time)")
+    add_slip_option(parser)
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]

@@ -1,11 +1,18 @@
 """A locust run that its own generator was too late for is void."""
 
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
-from loadtest.live.checks import slip_complaint
+from loadtest.live.checks import MAX_SLIP_P99_S, slip_complaint
 
 VOID_STATUS = 1
+
+
+def add_slip_option(parser: ArgumentParser) -> None:
+    """Let a run be judged by another limit."""
+    text = "p99 of the generator's slips above which a run is void (default: %(default)g)"
+    parser.add_argument("--max-slip-ms", type=float, default=1000 * MAX_SLIP_P99_S, help=text)
 
 
 class Slips:
@@ -21,6 +28,6 @@ class Slips:
         self._slips_s.extend(slips_s)
 
     def _judge(self, **_kwargs: Any) -> None:
-        if complaint := slip_complaint(self._slips_s):
+        if complaint := slip_complaint(self._slips_s, self._environment.parsed_options.max_slip_ms / 1000):
             print(f"VOID: {complaint}; its figures must not be quoted.")
             self._environment.process_exit_code = VOID_STATUS

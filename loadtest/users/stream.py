@@ -5,8 +5,8 @@
 Each user says recordings with pauses between them, in an order of its own, in one session after the other. Besides whole
 sessions (a failure where one breaks the protocol), locust's statistics get what a speaker waits for: `first partial` after the
 true onset of speech, `end of speech to final` after its true end, and under `revised words` the words that a session's partials
-took back, which is a number and no time. A run whose generator was late (p99 of the slips above 20 ms) is void: it says so, and
-its exit status is 1.
+took back, which is a number and no time. A run whose generator was late (p99 of the slips above `--max-slip-ms`) is void:
+it says so, and its exit status is 1.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from loadtest.live.audio import Speech, StreamAudio, clear_speech, make_stream
 from loadtest.live.checks import complaints
 from loadtest.live.figures import count_revisions, match
 from loadtest.support.recordings import read_recordings
-from loadtest.users.slips import Slips
+from loadtest.users.slips import Slips, add_slip_option
 
 CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 MAX_RECORDINGS = 150
@@ -36,6 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--session-seconds", type=float, default=20.0, help="audio of one session")
     parser.add_argument("--silence-ms", type=int, default=500, help="silence that ends an utterance")
     parser.add_argument("--sessions", type=int, help="stop after this many sessions (default: at --run-time)")
+    add_slip_option(parser)
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]

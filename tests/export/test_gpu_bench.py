@@ -7,7 +7,7 @@ from export.gpu_bench.bench import Scale, Section, describe_machine, time_adapte
 from tests.support.gpu.rig import Rig, simulated_rig
 from tests.support.kernels.interpreter import interpreted
 
-SCALE = Scale(repeats=1, slots=4, prefill_tokens=(8, 500), batches=((2, 2),), vocabulary=16, calls_in_graph=1)
+SCALE = Scale(repeats=1, slots=4, prefill_tokens=(8, 500), batches=((1, 1),), vocabulary=16, calls_in_graph=1)
 
 
 @pytest.fixture(scope="module")

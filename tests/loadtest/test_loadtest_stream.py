@@ -15,6 +15,8 @@ from tests.support.fakes.scripted_stream import Event, scripted_server, unchange
 
 ROOT = Path(__file__).parents[2]
 RATE_HZ = 16_000
+# A machine that is busy with other tests makes the generator late.
+LENIENT = ("--max-slip-ms", "10000")
 STALLING = """
 import time
 
@@ -53,20 +55,20 @@ def stream(folder: Path, twist: Callable[[Event], list[Event]]) -> tuple[int, st
     (folder / "eval" / "clip.flac").write_bytes(audio_file(samples, RATE_HZ, "FLAC"))
     (folder / "eval.jsonl").write_text(json.dumps({"file": "eval/clip.flac", "text": "alpha bravo", "language": "en"}))
     with scripted_server(twist=twist) as server:
-        options = ["--users", "2", "--spawn-rate", "2", "--sessions", "2", "--session-seconds", "2"]
+        options = ["--users", "2", "--spawn-rate", "2", "--sessions", "2", "--session-seconds", "2", *LENIENT]
         return run_locust(
             "loadtest/users/stream.py", *options, "--silence-ms", "200", "--data", str(folder), "--host", server.url
         )
 
 
-def post_files(folder: Path, file: str) -> tuple[int, str]:
+def post_files(folder: Path, file: str, *more: str) -> tuple[int, str]:
     """Ten files at ten per second."""
     (folder / "clip.wav").write_bytes(audio_file(tone(0.5, RATE_HZ), RATE_HZ, "WAV"))
     (folder / "clips.json").write_text(json.dumps([{"file": "clip.wav", "text": "Hello world."}]))
     with live_server(FakeEngine()) as server:
         wait_until(lambda: server.client.get("/ready").status_code == 200)
         options = ["--rate", "10", "--requests", "10", "--clips", str(folder / "clips.json"), "--host", server.url]
-        return run_locust(file, *options)
+        return run_locust(file, *options, *more)
 
 
 def test_streams_that_are_answered(tmp_path: Path) -> None:
@@ -84,11 +86,7 @@ def test_streams_whose_finals_are_missing(tmp_path: Path) -> None:
 
 
 def test_files_at_a_fixed_rate(tmp_path: Path) -> None:
-    # A machine that is busy with other tests makes the generator late, which voids a run, as it should.
-    for _attempt in range(3):
-        status, output = post_files(tmp_path, "loadtest/users/open_loop.py")
-        if "VOID" not in output:
-            break
+    status, output = post_files(tmp_path, "loadtest/users/open_loop.py", *LENIENT)
     assert status == 0, output
     assert counted(output, "answer") == counted(output, "service") == [10, 0]
 

@@ -30,8 +30,8 @@ from tests.support.clients.engine_client import (
 from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, Trouble, fake_models, speech
 from tests.support.schedules.random_schedules import play_schedules, random_budgets, sequences_left, without_logs
 
-SEEDS = 4
-SCHEDULES_PER_SEED = 30
+SEEDS = 3
+SCHEDULES_PER_SEED = 20
 
 
 class Meeting:

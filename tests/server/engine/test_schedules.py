@@ -17,8 +17,8 @@ from tests.support.schedules.random_schedules import (
     without_logs,
 )
 
-ENGINES = 5
-SCHEDULES_PER_ENGINE = 50
+ENGINES = 4
+SCHEDULES_PER_ENGINE = 30
 
 
 @cache

@@ -16,8 +16,8 @@ from tests.support.fakes.drafting import Alone, answer_alone, drafted_requests, 
 from tests.support.fakes.fake_models import tokeniser_definition
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama
 
-ENGINES = 4
-SCHEDULES_PER_ENGINE = 50
+ENGINES = 3
+SCHEDULES_PER_ENGINE = 30
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from tests.support.fakes.drafting import Alone, answer_alone, drafted_requests, 
 from tests.support.fakes.fake_models import tokeniser_definition
 from tests.support.simulated_gpu.gpu_llm import build_llm_plan, on_cpu, on_simulated_gpu
 
-ENGINES = 4
-SCHEDULES_PER_ENGINE = 30
+ENGINES = 3
+SCHEDULES_PER_ENGINE = 20
 VOCABULARY = len(tokeniser_definition()["model"]["vocab"])
 
 
