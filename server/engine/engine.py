@@ -89,7 +89,7 @@ class LocalEngine:
     def start(self) -> None:
         """Warm the models up and begin to serve. Raises `BackendError` if they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
-        instruction = self._models.transcription_instruction if self._models.llm is None else "Warm up."
+        instruction = self._models.transcription_instruction if not self._models.follows_instructions else "Warm up."
         warm_up = InstructRequest("warm-up", noise, instruction, SamplingOptions(max_tokens=3))
         sequence = new_sequence(self._models, warm_up, lambda _event: None)
         self._runner.warm_up(sequence)

@@ -232,7 +232,7 @@ class LiveSession:
     def _answers_whole(self) -> bool:
         """Transcripts of parts can be joined, but not answers that have to match a constraint."""
         asked = self.request
-        if self._models.llm is None:
+        if not self._models.follows_instructions:
             return False
         is_constrained = asked.sampling.constraint is not None
         return asked.scope == "recording" and (is_constrained or not self._models.transcribes(asked.instruction))

@@ -329,15 +329,17 @@ def check_request(models: Models, request: InstructRequest) -> None:
 
 def check_transcriber(models: Models, request: InstructRequest) -> None:
     """Raise `InvalidRequest` for requests that only an LLM can answer which follows instructions."""
-    lack = "has no LLM" if models.llm is None else "only transcribes"
+    lack = "has no LLM: it transcribes" if models.llm is None else "only transcribes"
     if not models.transcribes(request.instruction) and not models.translates(request.instruction):
-        spoken = f"transcribes ({models.transcription_instruction!r})"
+        spoken = f"{lack} ({models.transcription_instruction!r})"
         if translation := next(iter(models.translation_instructions), None):
             spoken += f" and translates into English ({translation!r})"
-        raise InvalidRequest(f"This model {lack}: it {spoken}, and follows no other instruction.", param="instruction")
+        raise InvalidRequest(f"This model {spoken}, and follows no other instruction.", param="instruction")
     if (constraint := request.sampling.constraint) is not None:
-        needs = f"which {constraint.kind} needs" if models.llm is None else f"and {constraint.kind} needs one that answers"
-        raise InvalidRequest(f"This model {lack}, {needs}.", param=constraint.kind)
+        without = (
+            f"has no LLM, which {constraint.kind} needs" if models.llm is None else f"only transcribes, without {constraint.kind}"
+        )
+        raise InvalidRequest(f"This model {without}.", param=constraint.kind)
 
 
 def compile_constraint(models: Models, constraint: Constraint | None) -> TokenConstraint:

@@ -1,6 +1,7 @@
 """Qwen3-ASR besides its tokens: the hub's own layout, languages, labels, and what it refuses."""
 
 import json
+import queue
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -12,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from export.checkpoints.safetensors_file import CheckpointError
 from models.assemble import Models
+from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import lay_out_request, new_sequence
-from server.engine.types.events import Done
+from server.engine.types.events import Done, Event, Failed
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest, PromptTooLong
@@ -111,7 +113,7 @@ def test_a_language_that_is_named_is_forced(models: Models) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"instruction": "Who speaks?"}, "only transcribes: it transcribes"),
+        ({"instruction": "Who speaks?"}, "only transcribes \\('Transcribe"),
         ({"language": "tlh"}, "does not know the language 'tlh'"),
         ({"word_times": True}, "cannot tell when a word was said"),
     ],
@@ -123,7 +125,7 @@ def test_what_it_cannot_do_is_refused(models: Models, options: dict[str, Any], p
 
 def test_a_constraint_is_refused(models: Models) -> None:
     sampling = SamplingOptions(constraint=Constraint("regex", "a+"))
-    with pytest.raises(InvalidRequest, match="only transcribes, and regex needs one that answers"):
+    with pytest.raises(InvalidRequest, match="only transcribes, without regex"):
         new_sequence(models, InstructRequest("1", AUDIO, ASKED, sampling), lambda _event: None)
 
 
@@ -176,3 +178,16 @@ def test_a_broken_checkpoint_is_refused_in_one_sentence(name: str, folder: Path,
         pull(tmp_path / "broken", "broken")
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_an_engine_warms_up_on_it_and_answers(models: Models) -> None:
+    engine = LocalEngine(models, 16_000, 30.0, queue_limit=2)
+    engine.start()
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine.submit(ask(), events.put)
+    told = [events.get(timeout=30)]
+    while not isinstance(told[-1], Done | Failed):
+        told.append(events.get(timeout=30))
+    engine.drain(10)
+    assert isinstance(told[-1], Done)
+    assert told[-1].text == run(Runner(models), ask())[1].text
