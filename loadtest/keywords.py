@@ -41,7 +41,7 @@ class Clip:
 
 @dataclass
 class Column:
-    """What came of one way to ask: rare words that were written, words of others that were, and the texts."""
+    """Counts of one way to ask: rare words that were written, and words of others that were; and the texts."""
 
     found: int = 0
     leaks: int = 0
@@ -80,7 +80,7 @@ def transcribe(url: str, file: Path, keywords: Sequence[str]) -> str:
 
 
 def measure(clips: Sequence[Clip], url: str) -> dict[str, Column]:
-    """Return by the way to ask what came of every clip."""
+    """Return the counts by the way to ask."""
     random = Random(SEED)
     columns = {name: Column() for name in (WITHOUT, OWN, OTHERS_ALONE)}
     for clip in tqdm(clips, desc="recordings"):

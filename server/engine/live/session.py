@@ -13,8 +13,10 @@ from models.protocols import Float32
 from models.text.tokeniser import PromptIds
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.listener import HeardAudio, HeardInput, VoiceInputs
+from server.engine.live.recent_audio import RecentAudio
 from server.engine.live.recording_answer import RecordingAnswer
 from server.engine.live.stable_text import StableText
+from server.engine.live.utterance import Utterance
 from server.engine.runner.heard_words import read_words, shift_words
 from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import (
@@ -22,14 +24,11 @@ from server.engine.types.events import (
     Done,
     Ended,
     Event,
-    Failed,
     Flushed,
     Listened,
     LiveEvent,
-    Partial,
     Problem,
     SpeechStarted,
-    UtteranceDone,
     Word,
 )
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
@@ -71,79 +70,6 @@ class EngineHooks:
     emit_event: Callable[[LiveEvent], None]
     start_sequence: Callable[[SequenceState], None]
     drop_sequence: Callable[[SequenceState], None]
-
-
-@dataclass(eq=False)
-class Utterance:
-    """One utterance: it begins at sample `start` and, once it is over, ends before `end`.
-
-    `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
-    `partial` is the hypothesis being made. The next one is due when the audio has got to `partial_due`, but, if audio comes
-    faster than it is spoken, not before the clock shows `partial_due_at_s`.
-    """
-
-    number: int
-    start: int
-    instruction: str
-    prompt_ids: PromptIds
-    text: StableText
-    partial_due: int
-    partial_due_at_s: float = 0.0
-    end: int = 0
-    answer: SequenceState | None = None
-    outcome: Done | Failed | None = None
-    partial: SequenceState | None = None
-
-    def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
-        """Return the event that ends the utterance, which has an outcome."""
-        start_s, end_s = self.start / sample_rate_hz, self.end / sample_rate_hz
-        if self.outcome is None:
-            raise RuntimeError("the utterance has no outcome yet")
-        if isinstance(self.outcome, Failed):
-            return Problem(session_id, self.outcome.error, self.number)
-        words = self.outcome.words
-        if words is not None:
-            words = shift_words(words, start_s)
-        done = replace(self.outcome, request_id=session_id, words=words)
-        return UtteranceDone(session_id, self.number, start_s, end_s, done)
-
-    def partial_event(self, session_id: str, sample_rate_hz: int, end_s: float) -> Partial:
-        """Return the utterance's text as it was heard up to `end_s`."""
-        text = self.text
-        return Partial(session_id, self.number, text.stable, text.tail, self.start / sample_rate_hz, text.stable_end_s, end_s)
-
-
-class RecentAudio:
-    """The last samples of a session, addressed by their positions in all of its audio: `start` to `end`.
-
-    Appending costs time for the new samples only, on average: the buffer grows by doubling.
-    """
-
-    def __init__(self) -> None:
-        self.start = 0
-        self.end = 0
-        self._buffer = np.empty(0, np.float32)
-        # The position in the session's audio of the buffer's first sample.
-        self._origin = 0
-
-    def append(self, samples: Float32) -> None:
-        end = self.end + len(samples)
-        if end - self._origin > len(self._buffer):
-            buffer = np.empty(2 * (end - self.start), np.float32)
-            buffer[: self.end - self.start] = self._buffer[self.start - self._origin : self.end - self._origin]
-            self._buffer, self._origin = buffer, self.start
-        self._buffer[self.end - self._origin : end - self._origin] = samples
-        self.end = end
-
-    def between(self, start: int, end: int) -> Float32:
-        """Return a copy of [start, end), which must lie within what is kept."""
-        if not self.start <= start <= end <= self.end:
-            raise ValueError(f"samples {start} to {end} are not within {self.start} to {self.end}")
-        return self._buffer[start - self._origin : end - self._origin].copy()
-
-    def forget_before(self, position: int) -> None:
-        """Keep nothing from before `position`; the memory is used again when the buffer is full."""
-        self.start = max(self.start, min(position, self.end))
 
 
 def work_priority(asked: Priority, heard_s: float, elapsed_s: float) -> Priority:

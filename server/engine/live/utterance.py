@@ -1,0 +1,49 @@
+"""One utterance of a live session: where it lies, what is made of it, and the events about it."""
+
+from dataclasses import dataclass, replace
+
+from models.text.tokeniser import PromptIds
+from server.engine.live.stable_text import StableText
+from server.engine.runner.heard_words import shift_words
+from server.engine.runner.sequence import SequenceState
+from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone
+
+
+@dataclass(eq=False)
+class Utterance:
+    """One utterance: it begins at sample `start` and, once it is over, ends before `end`.
+
+    `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
+    `partial` is the hypothesis being made. The next one is due when the audio has got to `partial_due`, but, if audio comes
+    faster than it is spoken, not before the clock shows `partial_due_at_s`.
+    """
+
+    number: int
+    start: int
+    instruction: str
+    prompt_ids: PromptIds
+    text: StableText
+    partial_due: int
+    partial_due_at_s: float = 0.0
+    end: int = 0
+    answer: SequenceState | None = None
+    outcome: Done | Failed | None = None
+    partial: SequenceState | None = None
+
+    def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
+        """Return the event that ends the utterance, which has an outcome."""
+        start_s, end_s = self.start / sample_rate_hz, self.end / sample_rate_hz
+        if self.outcome is None:
+            raise RuntimeError("the utterance has no outcome yet")
+        if isinstance(self.outcome, Failed):
+            return Problem(session_id, self.outcome.error, self.number)
+        words = self.outcome.words
+        if words is not None:
+            words = shift_words(words, start_s)
+        done = replace(self.outcome, request_id=session_id, words=words)
+        return UtteranceDone(session_id, self.number, start_s, end_s, done)
+
+    def partial_event(self, session_id: str, sample_rate_hz: int, end_s: float) -> Partial:
+        """Return the utterance's text as it was heard up to `end_s`."""
+        text = self.text
+        return Partial(session_id, self.number, text.stable, text.tail, self.start / sample_rate_hz, text.stable_end_s, end_s)
