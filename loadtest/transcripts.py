@@ -1,17 +1,17 @@
-"""Word error rates of a server over HTTP, and time to a transcript, beside a peer that takes turns with it.
+"""Word error rates of a server over HTTP, and time to a transcript, beside peers that take turns with it.
 
-    python -m loadtest.transcripts --url http://127.0.0.1:8000 --data DATA_DIR --peer WHISPER_CT2_DIR
+    python -m loadtest.transcripts --url http://127.0.0.1:8000 --data DATA_DIR --peer WHISPER_CT2_DIR --moonshine
 
 Each recording of the manifest is posted once, one at a time. English is compared after Whisper's normaliser, other languages
-without case and punctuation. `--peer` is
-faster-whisper base in 8 bits, beam 1, with the language given: it is not asked to find it out.
+without case and punctuation. `--peer` is faster-whisper base in 8 bits, beam 1, with the language given: it is not asked to find
+it out. `--moonshine` is Moonshine tiny in ONNX Runtime, for English.
 """
 
 import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -21,12 +21,15 @@ import httpx
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
 from loadtest.support import markdown
 from loadtest.support.recordings import read_rows
 from loadtest.support.words import MakeWords, plain_words, word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
 TIMEOUT_S = 300.0
+SERVER = "server"
+ENGLISH_ONLY = ("Moonshine tiny",)
 FIVE_S = (4.0, 6.0)
 """Recordings of about 5 s, whose time is told by itself."""
 
@@ -39,6 +42,7 @@ class Column:
     texts: list[str] = field(default_factory=list)
     elapsed_s: list[float] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    audio_s: list[float] = field(default_factory=list)
 
     @property
     def runaways(self) -> int:
@@ -56,19 +60,6 @@ def ask_server(url: str, file: Path, language: str | None) -> dict[str, Any]:
     return content
 
 
-def load_peer(folder: Path) -> Callable[[Path, str], str]:
-    """Return a function from a file and its language to faster-whisper's text."""
-    from faster_whisper import WhisperModel
-
-    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=2)
-
-    def transcribe(file: Path, language: str) -> str:
-        pieces, _ = model.transcribe(str(file), beam_size=1, language=language, without_timestamps=True)
-        return " ".join(piece.text.strip() for piece in pieces)
-
-    return transcribe
-
-
 def language_of(name: str) -> str:
     """Return the language of a set by its name: `common_voice_de` and `to_en_es` end with it, the others are English."""
     found = re.fullmatch(r"(?:common_voice|to_en)_([a-z]{2})", name)
@@ -76,29 +67,27 @@ def language_of(name: str) -> str:
 
 
 def measure(
-    rows: Sequence[dict[str, Any]], data: Path, url: str, peer: Callable[[Path, str], str] | None, *, tell_language: bool
+    rows: Sequence[dict[str, Any]], data: Path, url: str, peers: dict[str, Transcribe], *, tell_language: bool
 ) -> dict[str, dict[str, Column]]:
-    """Return by system and set what came of every recording."""
-    results: dict[str, dict[str, Column]] = {name: {} for name in ("server", "peer") if name == "server" or peer}
+    """Return by system and set the texts and times of every recording; the systems take turns."""
+    results: dict[str, dict[str, Column]] = {name: {} for name in (SERVER, *peers)}
     for row in tqdm(rows, desc="recordings"):
         file, language = data / row["file"], language_of(row["set"])
-
-        def run(name: str, ask: Callable[[], tuple[str, int]], row: dict[str, Any] = row) -> None:
-            column = results[name].setdefault(row["set"], Column())
+        for name, of_system in results.items():
+            if name in ENGLISH_ONLY and language != "en":
+                continue
+            column = of_system.setdefault(row["set"], Column())
             started_s = time.perf_counter()
-            text, passes = ask()
+            if name == SERVER:
+                reply = ask_server(url, file, language if tell_language else None)
+                text, passes = reply["text"], reply["speculation"]["llm_passes"]
+            else:
+                text, passes = peers[name](file, language), 0
             column.elapsed_s.append(time.perf_counter() - started_s)
             column.references.append(row["text"])
             column.texts.append(text)
             column.passes.append(passes)
-
-        def from_server(file: Path = file, language: str = language) -> tuple[str, int]:
-            reply = ask_server(url, file, language if tell_language else None)
-            return reply["text"], reply["speculation"]["llm_passes"]
-
-        run("server", from_server)
-        if peer is not None:
-            run("peer", lambda file=file, language=language: (peer(file, language), 0))  # type: ignore[misc]
+            column.audio_s.append(row["duration_s"])
     return results
 
 
@@ -109,15 +98,33 @@ def report(results: dict[str, dict[str, Column]]) -> list[str]:
     for name in results:
         head += [f"{name}: WER", "runaways", "p50, ms"]
     rows = []
-    for name, column in results["server"].items():
-        cells: list[Any] = [f"`{name}`", len(column.texts)]
-        for system in results.values():
-            each = system[name]
-            normalise = english if language_of(name) == "en" else plain_words
+    for set_name, column in results[SERVER].items():
+        cells: list[Any] = [f"`{set_name}`", len(column.texts)]
+        normalise = english if language_of(set_name) == "en" else plain_words
+        for of_system in results.values():
+            if (each := of_system.get(set_name)) is None:
+                cells += ["", "", ""]
+                continue
             error_rate = word_error_rate(each.references, each.texts, normalise)
             cells += [f"{100 * error_rate:.1f} %", each.runaways, round(1000 * median(each.elapsed_s))]
         rows.append([*cells, f"{mean(column.passes):.1f}"])
     return markdown.table([*head, "passes"], rows)
+
+
+def report_five_seconds(results: dict[str, dict[str, Column]]) -> list[str]:
+    """Return a line for each system about English recordings of about 5 s."""
+    lines = []
+    for name, of_system in results.items():
+        times_s = [
+            elapsed_s
+            for set_name, column in of_system.items()
+            for elapsed_s, audio_s in zip(column.elapsed_s, column.audio_s, strict=True)
+            if language_of(set_name) == "en" and FIVE_S[0] <= audio_s <= FIVE_S[1]
+        ]
+        if times_s:
+            p50_ms = 1000 * median(times_s)
+            lines.append(f"{name}: p50 {p50_ms:.0f} ms for {len(times_s)} English recordings of {FIVE_S[0]:g} to {FIVE_S[1]:g} s")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", help="comma-separated; default: all that have a text")
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")
+    parser.add_argument("--moonshine", action="store_true", help="another peer, for English: pip install moonshine-voice==0.0.49")
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
     parser.add_argument("--out", type=Path, help="write texts and times here, as JSON")
     parsed = parser.parse_args(arguments)
@@ -136,24 +144,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if row.get("text") and (wanted is None or name in wanted) and counts.get(name, 0) < parsed.per_set:
             counts[name] = counts.get(name, 0) + 1
             rows.append(row)
-    peer = load_peer(parsed.peer) if parsed.peer else None
-    results = measure(rows, parsed.data, parsed.url, peer, tell_language=parsed.tell_language)
-    print("\n".join(report(results)))
-    for name, system in results.items():
-        pairs = [
-            pair for set_name, column in system.items() for pair in zip(column.elapsed_s, lengths(rows, set_name), strict=True)
-        ]
-        near = [elapsed_s for elapsed_s, audio_s in pairs if FIVE_S[0] <= audio_s <= FIVE_S[1]]
-        if near:
-            print(f"\n{name}: p50 {1000 * median(near):.0f} ms for {len(near)} recordings of {FIVE_S[0]:g} to {FIVE_S[1]:g} s")
+    peers: dict[str, Transcribe] = {}
+    if parsed.peer:
+        peers["faster-whisper"] = load_faster_whisper(parsed.peer)
+    if parsed.moonshine:
+        peers["Moonshine tiny"] = load_moonshine()
+    results = measure(rows, parsed.data, parsed.url, peers, tell_language=parsed.tell_language)
+    print("\n".join([*report(results), "", *report_five_seconds(results)]))
     if parsed.out:
         told = {name: {each: vars(column) for each, column in system.items()} for name, system in results.items()}
         parsed.out.write_text(json.dumps(told, indent=1, ensure_ascii=False))
-
-
-def lengths(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-    """Return the seconds of each recording of a set, in their order."""
-    return [row["duration_s"] for row in rows if row["set"] == name]
 
 
 if __name__ == "__main__":

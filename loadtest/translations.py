@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest.peers.transcribers import load_faster_whisper
 from loadtest.support.markdown import table
 from loadtest.support.recordings import read_rows
 from loadtest.transcripts import TIMEOUT_S, language_of
@@ -56,19 +57,6 @@ def ask_server(url: str, file: Path, language: str | None) -> str:
     reply = httpx.post(f"{url}/v1/instruct", files={"audio": file.read_bytes()}, data=data, timeout=TIMEOUT_S)
     reply.raise_for_status()
     return str(reply.json()["text"])
-
-
-def load_peer(folder: Path) -> Callable[[Path, str], str]:
-    """Return a function from a file and its language to faster-whisper's translation."""
-    from faster_whisper import WhisperModel
-
-    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=2)
-
-    def translate(file: Path, language: str) -> str:
-        pieces, _ = model.transcribe(str(file), beam_size=1, language=language, task="translate", without_timestamps=True)
-        return " ".join(piece.text.strip() for piece in pieces)
-
-    return translate
 
 
 def measure(
@@ -123,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     systems: dict[str, Callable[[Path, str], str]] = {"server": from_server}
     if parsed.peer is not None:
-        systems["peer"] = load_peer(parsed.peer)
+        systems["peer"] = load_faster_whisper(parsed.peer, "translate")
     results = measure(rows, parsed.data, systems)
     lines = report(results)
     print("\n".join(lines))
