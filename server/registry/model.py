@@ -16,7 +16,7 @@ from server.errors import ModelNotLoaded, NotReady
 Result = TypeVar("Result")
 
 ModelState = Literal["loading", "ready", "idle", "waking", "unloading", "unloaded", "failed"]
-"""`idle` models were unloaded because nobody used them, and are loaded again (`waking`) by the next request. `unloaded` ones
+"""`idle` models were unloaded because they had no work, and are loaded again (`waking`) by the next request. `unloaded` ones
 were unloaded by an operator, and wait for an operator."""
 
 RETRY_AFTER_S = 1

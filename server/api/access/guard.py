@@ -104,7 +104,7 @@ class AccessGuard:
         with contextlib.ExitStack() as held:
             address = scope["client"][0] if scope["client"] else ""
             name = client_name(address)
-            # A proxy that is not trusted may speak for anybody.
+            # A proxy that is not trusted may speak for any client.
             is_admin = keys.is_open and is_loopback(address) and not any(header in headers for header in FORWARDED_HEADERS)
             if not keys.is_open and not is_open:
                 key = keys.find((*offered_keys(headers), *protocol_keys))
