@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 2
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test lint bench gpu-check release-check clean
+.PHONY: serve test lint bench gpu-check release-check test-operations observe clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -32,6 +32,14 @@ bench: $(VENV)/bench.stamp
 # Needs a GPU: builds plans, runs the tests that need one, measures, and writes one report.
 gpu-check: $(VENV)/gpu.stamp
 	@$(VENV)/bin/python -m export.gpu_bench --out '$(REPORT)'
+
+# Real Prometheus on real servers; needs Debian's package `prometheus`. A test that lacks its program is skipped and says so.
+test-operations: $(VENV)/operations.stamp
+	@$(VENV)/bin/python -m pytest -m operations tests/operations
+
+# Every query of the dashboards and alerts during a load run on the default model; writes loadtest/results/observe.md.
+observe: $(VENV)/operations.stamp
+	@$(VENV)/bin/python -m deploy.observe
 
 # Builds the sdist and the wheel, installs the wheel in an empty environment, and serves and transcribes from there.
 release-check: $(VENV)/release.stamp
@@ -56,6 +64,11 @@ $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/operations.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,operations]'
+	@rm -f $(VENV)/gpu.stamp
+	@touch $(VENV)/serve.stamp $(VENV)/dev.stamp $@
 
 $(VENV)/release.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[release]'

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.observe.queries import DASHBOARDS as DASHBOARD_FILES
 from export.default_recipe import DEFAULT_PRECISION, GPU_PRECISION
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
@@ -22,9 +23,12 @@ from tests.support.fakes.fake_engine import FakeEngine
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-PANELS = json.loads((ROOT / "deploy/grafana/dashboards/thinbridge.json").read_text())["panels"]
+DASHBOARDS = [json.loads(path.read_text()) for path in DASHBOARD_FILES]
+PANELS = [panel for dashboard in DASHBOARDS for panel in dashboard["panels"]]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 LEGENDS = {target["expr"]: target["legendFormat"] for panel in PANELS for target in panel["targets"]}
+RULES = [rule for group in yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"] for rule in group["rules"]]
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 SETTINGS = {f"THINBRIDGE_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -68,16 +72,41 @@ def samples(server: LiveServer) -> dict[str, set[str]]:
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
 
+def require_served(expression: str, samples: dict[str, set[str]], grouping: set[str]) -> None:
+    """Require that an expression names recorded rules, and metrics and labels that a server serves, alerts aside."""
+    recorded = set(re.findall(r"job:\w+:\w+", expression))
+    assert recorded <= RECORDED
+    used = re.findall(r"(thinbridge_\w+)(?:\{(.*?)\})?", re.sub(r"job:\w+:\w+", "", expression))
+    assert used or recorded or re.search(r"\b(ALERTS|up)\{", expression)
+    for name, matchers in used:
+        if not name.startswith("thinbridge_gpu_"):
+            assert name in samples
+            assert grouping | set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers)) <= samples[name]
+
+
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_dashboard_asks_for_what_is_served(expression: str, samples: dict[str, set[str]]) -> None:
-    used = re.findall(r"(thinbridge_\w+)(?:\{(.*?)\})?", expression)
-    assert used
     grouping = {label.strip() for group in re.findall(r"by \((.*?)\)", expression) for label in group.split(",")}
-    shown = set(re.findall(r"\{\{(\w+)\}\}", LEGENDS[expression]))
-    assert shown <= grouping
-    for name, matchers in used:
-        assert name in samples
-        assert grouping | set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers)) <= samples[name]
+    if "thinbridge_gpu_" not in expression:
+        assert set(re.findall(r"\{\{(\w+)\}\}", LEGENDS[expression])) <= grouping
+    require_served(expression, samples, grouping)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_rules_ask_for_what_is_served(rule: dict[str, Any], samples: dict[str, set[str]]) -> None:
+    require_served(rule["expr"], samples, set())
+
+
+def test_every_alert_says_what_it_means_and_what_to_do_and_is_tested() -> None:
+    alerts = [rule for rule in RULES if "alert" in rule]
+    played = yaml.safe_load((ROOT / "deploy/alerts_test.yml").read_text())["tests"]
+    firing = {each["alertname"] for case in played for each in case["alert_rule_test"] if each.get("exp_alerts")}
+    assert {alert["alert"] for alert in alerts} == firing
+    page = (ROOT / "docs/operations.md").read_text()
+    for alert in alerts:
+        assert set(alert["annotations"]) == {"summary", "action"}
+        assert alert["labels"]["severity"] in ("critical", "warning")
+        assert f"`{alert['alert']}`" in page
 
 
 def test_dashboard_shows_every_kind_of_metric(samples: dict[str, set[str]]) -> None:
@@ -89,7 +118,9 @@ def test_dashboard_uses_the_provisioned_datasource() -> None:
     datasources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     assert {panel["datasource"]["uid"] for panel in PANELS} == {datasource["uid"] for datasource in datasources}
     assert datasources[0]["url"] == "http://prometheus:9090"
-    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    for dashboard in DASHBOARDS:
+        assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS}) == len(DASHBOARDS)
 
 
 def test_prometheus_scrapes_the_server() -> None:

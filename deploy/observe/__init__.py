@@ -1,0 +1,1 @@
+"""Real Prometheus on a real server: the queries of dashboards and alerts, run and shown."""

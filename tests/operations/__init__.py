@@ -1,0 +1,1 @@
+"""Programs of operations on real servers: Prometheus, and what reads the deployment's files."""
