@@ -46,7 +46,7 @@ class Built:
 
 
 def project_version() -> str:
-    """Return the version in `pyproject.toml`, the only place in which it is written."""
+    """Return the version in `pyproject.toml`."""
     version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return version
 

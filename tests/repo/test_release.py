@@ -2,12 +2,11 @@
 
 import re
 import subprocess
-import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 from setuptools import Distribution
 from setuptools.config.pyprojecttoml import apply_configuration
 
@@ -15,7 +14,6 @@ from deploy.release_check import LEFT_OUT, PACKAGES, ReleaseError, changelog_ver
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
@@ -28,7 +26,11 @@ def test_the_changelog_has_the_groups_of_keep_a_changelog() -> None:
     assert set(re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE)) <= GROUPS
 
 
-def test_the_version_is_written_once() -> None:
+def test_the_chart_installs_this_version() -> None:
+    assert yaml.safe_load((ROOT / "deploy/helm/thinbridge/Chart.yaml").read_text())["appVersion"] == project_version()
+
+
+def test_the_version_is_written_once_in_the_packages() -> None:
     sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert [path for path in sources if "__version__ =" in path.read_text()] == []
 
