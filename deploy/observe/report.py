@@ -36,7 +36,7 @@ def markdown(
         f"{result['seconds']:g} s of load on the default model: {result['load']}. Prometheus {result['prometheus']} scraped "
         f"every {result['period']}; rates are over {result['rate_interval']}. {_count(found)}",
         "",
-        *(f"Of the load generator: {complaint}" for complaint in result["complaints"]),
+        *(f"- Load generator: {complaint}" for complaint in result["complaints"]),
         "",
         f"Then the engine's process was killed (`kill -9`). Alerts that fired within {result['alert_wait_s']:g} s: "
         f"{', '.join(fired) or 'none'}.",
