@@ -10,10 +10,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Each needs about 2 GiB of memory.
 TEST_PROCESSES ?= 2
 
+# How long `soak` runs.
+SECONDS ?= 3600
+
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test lint bench gpu-check release-check test-operations observe clean
+.PHONY: serve test lint bench gpu-check release-check test-operations observe soak clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -40,6 +43,10 @@ test-operations: $(VENV)/operations.stamp
 # Every query of the dashboards and alerts during a load run on the default model; writes loadtest/results/observe.md.
 observe: $(VENV)/operations.stamp
 	@$(VENV)/bin/python -m deploy.observe
+
+# Every kind of client while faults are injected, for an hour: make soak SECONDS=300 for five minutes. Writes loadtest/results/soak.md.
+soak: $(VENV)/operations.stamp
+	@$(VENV)/bin/python -m loadtest.soak --seconds '$(SECONDS)'
 
 # Builds the sdist and the wheel, installs the wheel in an empty environment, and serves and transcribes from there.
 release-check: $(VENV)/release.stamp

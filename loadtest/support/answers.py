@@ -70,3 +70,14 @@ def _text_of(reply: dict[str, Any]) -> str:
     if not reply["audio_s"] > 0 or not reply["times_ms"]["total_ms"] > 0:
         raise ValueError("audio_s or total_ms")
     return text
+
+
+def last_event(text: str) -> str:
+    """Return the type of the last server-sent event, or a word about why there is none."""
+    lines = [line for line in text.splitlines() if line.startswith("data: ")]
+    if not lines:
+        return "missing"
+    try:
+        return str(json.loads(lines[-1].removeprefix("data: "))["type"])
+    except (ValueError, KeyError):
+        return "not readable"

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import gevent
 from locust import HttpUser, User, between, events, task
 
-from loadtest.support.answers import OTHER_INSTRUCTIONS, TRANSCRIBE
+from loadtest.support.answers import OTHER_INSTRUCTIONS, TRANSCRIBE, last_event
 from loadtest.users import locustfile, stream
 
 BAD_FILES = {
@@ -168,14 +168,3 @@ class LeavingClient(User):
         self.environment.events.request.fire(
             request_type="TCP", name="left", response_time=took_ms, response_length=0, exception=error, context={}
         )
-
-
-def last_event(text: str) -> str:
-    """Return the type of the last server-sent event, or a word about why there is none."""
-    lines = [line for line in text.splitlines() if line.startswith("data: ")]
-    if not lines:
-        return "missing"
-    try:
-        return str(json.loads(lines[-1].removeprefix("data: "))["type"])
-    except (ValueError, KeyError):
-        return "not readable"

@@ -1,0 +1,152 @@
+"""Run every kind of client for a long time while faults are injected, and judge what comes of it.
+
+    python -m loadtest.soak                   # an hour; writes soak.md, .json and .png to loadtest/results
+    python -m loadtest.soak --seconds 300     # five minutes
+
+Starts a server of its own and locust's mixed users. After a warm-up without faults, one fault of `loadtest/soak/faults.py` comes
+after the other. Exit status 1 where a bar is missed, 2 where the run is void because its generator was late.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
+from loadtest.sessions import leaks, look
+from loadtest.soak.bars import Bar, Injection, judge_memory, judge_outcomes, read_outcomes
+from loadtest.soak.faults import FAULTS
+from loadtest.soak.report import markdown, plot
+from loadtest.support.footprint import Watch
+from loadtest.support.machine import describe_run
+from loadtest.support.process import OthersWatch
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "loadtest" / "results"
+SERVER_PROCESS = "server"
+WARM_UP_SHARE, MAX_WARM_UP_S = 0.15, 300.0
+WATCH_PERIOD_S = 2.0
+USERS_END_S = 150.0
+READY_TIMEOUT_S = 60.0
+STALL_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def running_users(url: str, users: int, seconds: float, record: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run locust's mixed users, which stop by themselves; end them with the block."""
+    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "users" / "mixed.py"), "--headless", "--host", url]
+    command += ["--users", str(users), "--spawn-rate", "2", "--run-time", f"{seconds:.0f}s", "--stop-timeout", "60"]
+    command += ["--only-summary", "--record", str(record), "--max-failed", "1", "--max-p95-s", "1000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def inject(name: str, server: BenchServer) -> Injection:
+    """Inflict a fault and wait until the server is ready again."""
+    begin_s = time.monotonic()
+    complaint = ""
+    try:
+        FAULTS[name](server)
+    except (TimeoutError, OSError) as error:
+        complaint = f"{type(error).__name__}: {error}"
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while not is_ready(server):
+        if time.monotonic() > deadline_s:
+            complaint = f"not ready within {READY_TIMEOUT_S:g} s"
+            break
+        time.sleep(0.2)
+    return Injection(name, begin_s, time.monotonic(), complaint)
+
+
+def is_ready(server: BenchServer) -> bool:
+    """Whether `/ready` says so; a server that does not answer is not."""
+    try:
+        return httpx.get(f"{server.url}/ready", timeout=10.0, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def inject_until(end_s: float, period_s: float, server: BenchServer) -> list[Injection]:
+    """Inject one fault after the other, so that each has time until `end_s`."""
+    done: list[Injection] = []
+    for name in itertools.cycle(FAULTS):
+        due_s = (done[-1].begin_s if done else time.monotonic()) + (period_s if done else 0.0)
+        if due_s + period_s > end_s:
+            return done
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        done.append(inject(name, server))
+        print(f"{name}: {done[-1].end_s - done[-1].begin_s:.1f} s {done[-1].complaint}", flush=True)
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_server_flags(parser)
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--period", type=float, default=90.0, metavar="SECONDS", help="from one fault to the next")
+    parser.add_argument("--users", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    result: dict[str, Any] = describe_run(ROOT)
+    warm_up_s = min(MAX_WARM_UP_S, WARM_UP_SHARE * arguments.seconds)
+    options = [*server_options(arguments), "--stall-timeout-s", str(STALL_TIMEOUT_S)]
+    with tempfile.TemporaryDirectory() as folder, BenchServer(ROOT, options) as server:
+        others = OthersWatch()
+        record = Path(folder) / "record.jsonl"
+        with running_users(server.url, arguments.users, warm_up_s, Path(folder) / "warm_up.jsonl") as users:
+            users.communicate(timeout=warm_up_s + USERS_END_S)
+        before = look(server, 0)
+        begin_s = time.monotonic()
+        seconds = arguments.seconds - warm_up_s
+        with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(server.url, arguments.users, seconds, record) as users:
+            time.sleep(min(arguments.period, 20.0))
+            injections = inject_until(begin_s + seconds, arguments.period, server)
+            summary = users.communicate(timeout=max(0.0, begin_s + seconds - time.monotonic()) + USERS_END_S)[0]
+        after = look(server, 1)
+        outcomes = read_outcomes(record)
+    left = [each for each in leaks(before, after, after) if "memory" not in each]
+    bars = [
+        *judge_outcomes(outcomes, injections),
+        Bar("gauges, processes, files and threads that are left", "none", "; ".join(left) or "none", not left),
+        judge_memory(watch.readings, SERVER_PROCESS),
+    ]
+    result |= {
+        "other_cpu_share": round(others.share(), 4),
+        "seconds": arguments.seconds,
+        "users": arguments.users,
+        "period_s": arguments.period,
+        "void": [line.removeprefix("VOID: ") for line in summary.splitlines() if line.startswith("VOID: ")],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "soak.md").write_text(markdown(result, bars, injections, outcomes, begin_s), encoding="utf-8")
+    details = {"bars": [asdict(bar) for bar in bars], "faults": [asdict(each) for each in injections]}
+    (arguments.out / "soak.json").write_text(json.dumps(result | details, indent=1) + "\n", encoding="utf-8")
+    plot(outcomes, injections, watch.readings, arguments.out / "soak.png", begin_s)
+    for bar in bars:
+        print(f"{bar.name}: {bar.value} (limit {bar.limit}) {'' if bar.kept is None else 'kept' if bar.kept else 'MISSED'}")
+    if any(bar.kept is False for bar in bars):
+        return 1
+    return 2 if result["void"] else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ServerError, subprocess.TimeoutExpired) as error:
+        print(f"The soak broke off: {error}", file=sys.stderr)
+        sys.exit(1)

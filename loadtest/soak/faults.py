@@ -1,0 +1,108 @@
+"""Faults that are injected into a running server, one at a time."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from loadtest import raw_attacks
+from loadtest.clients.server import BenchServer
+from loadtest.faults import engine_pid, seconds_until_ready
+from loadtest.support.process import process_tree
+
+HOLD_S = 5.0
+"""How long a fault that does not end by itself lasts."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+Fault = Callable[[BenchServer], None]
+"""Inflicts a fault, waits until its cause is gone and, where it made the server unready, until that is over."""
+
+
+def processes_of(server: BenchServer, module: str) -> list[int]:
+    """Return the server's child processes that run a module."""
+    found = []
+    for pid in process_tree(server.pid)[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def _signal_engine(number: signal.Signals) -> Fault:
+    def inflict(server: BenchServer) -> None:
+        moment_s = time.monotonic()
+        os.kill(engine_pid(server.pid), number)
+        seconds_until_ready(server.url, moment_s)
+
+    return inflict
+
+
+def _kill(module: str) -> Fault:
+    def inflict(server: BenchServer) -> None:
+        for pid in processes_of(server, module):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    return inflict
+
+
+def _stop_for_a_while(module: str) -> Fault:
+    def inflict(server: BenchServer) -> None:
+        stopped = processes_of(server, module)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number is signal.SIGSTOP:
+                time.sleep(HOLD_S)
+
+    return inflict
+
+
+def _take_memory_from(module: str) -> Fault:
+    """Forbid processes any memory beyond what they have."""
+
+    def inflict(server: BenchServer) -> None:
+        before = {}
+        for pid in processes_of(server, module):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * PAGE_BYTES
+                before[pid] = resource.prlimit(pid, resource.RLIMIT_AS)
+                resource.prlimit(pid, resource.RLIMIT_AS, (size, before[pid][1]))
+        time.sleep(HOLD_S)
+        for pid, limits in before.items():
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_AS, limits)
+
+    return inflict
+
+
+def _attack(attack: raw_attacks.Attack) -> Fault:
+    def inflict(server: BenchServer) -> None:
+        async def run() -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(attack(server.url), HOLD_S)
+
+        asyncio.run(run())
+
+    return inflict
+
+
+DECODERS, CONSTRAINTS = "server.audio.worker", "server.constraints.worker"
+FAULTS: dict[str, Fault] = {
+    "engine killed (SIGKILL)": _signal_engine(signal.SIGKILL),
+    "decoders killed (SIGKILL)": _kill(DECODERS),
+    "200 connections with half a head": _attack(raw_attacks.repeated(200, raw_attacks.send_half_a_head)),
+    "engine frozen (SIGSTOP)": _signal_engine(signal.SIGSTOP),
+    "decoders frozen for 5 s (SIGSTOP)": _stop_for_a_while(DECODERS),
+    "2 connections post broken Ogg files of 8 MB": _attack(raw_attacks.repeated(2, raw_attacks.post_ogg_bomb)),
+    "decoders without further memory for 5 s": _take_memory_from(DECODERS),
+    "50 uploads at a byte per second": _attack(raw_attacks.repeated(50, raw_attacks.drip_upload)),
+    "constraint processes killed (SIGKILL)": _kill(CONSTRAINTS),
+    "8 uploads broken off": _attack(raw_attacks.repeated(8, raw_attacks.break_upload_off)),
+    "20 WebSockets leave a frame unfinished": _attack(raw_attacks.repeated(20, raw_attacks.leave_frame_unfinished)),
+}
