@@ -27,6 +27,8 @@ MOST_TOKENS_PER_S, MOST_TOKENS_MORE = 10.0, 16
 """Nothing that is spoken takes more tokens of text than so many a second, and so many more."""
 LOOP_SHARE, LOOP_MARGIN = 1.5, 5
 """A transcript of more words than so many for each of the draft's, and so many more, is a loop."""
+LEAST_SHARE, LEAST_MARGIN = 0.6, 3
+"""A transcript of fewer words than so many for each of the draft's, less so many, leaves speech out: it has to go on."""
 TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
 OWN_CONTEXT_TOKENS = 3
@@ -68,6 +70,7 @@ class TranscriptConstraint(TokenConstraint):
         speech: SpeechModel,
         language: str | None,
         boost: KeywordBoost,
+        fewest_words: float = 0.0,
         most_words: float = math.inf,
         *,
         translates: bool,
@@ -75,12 +78,13 @@ class TranscriptConstraint(TokenConstraint):
     ) -> None:
         """`language` is one of `speech.tokens.languages`, None where it is to be identified.
 
-        Text in the language of the draft ends at the latest behind the first word after `most_words`. Without `repeats` no
-        `REPEATED_TOKENS` in a row occur twice.
+        Text in the language of the draft ends behind `fewest_words` at the earliest, and behind the first word after `most_words`
+        at the latest. Without `repeats` no `REPEATED_TOKENS` in a row occur twice.
         """
         self._boost = boost
-        self._most_words = most_words
-        self._words = 0
+        self._fewest_words, self._most_words = fewest_words, most_words
+        self._words = self._digits = 0
+        self._decode = speech.tokeniser.decode
         self._begins_word = speech.tokeniser.begins_word
         tokens = speech.tokens
         self._end = tokens.end
@@ -109,6 +113,9 @@ class TranscriptConstraint(TokenConstraint):
             masked[self._end] = logits[self._end]
         else:
             masked[self._suppressed_first if written == len(self._allowed) else self._suppressed] = -np.inf
+            # A number may be spoken as a word for each of its digits.
+            if self._words + self._digits < self._fewest_words and self._written[0] == self._default:
+                masked[self._end] = -np.inf
             if not self._repeats:
                 masked[self._repeated()] = -np.inf
             for token, boost in self._boost.find_boosts(self._written[len(self._allowed) :]).items():
@@ -118,6 +125,8 @@ class TranscriptConstraint(TokenConstraint):
     def advance(self, token: int) -> None:
         self._written.append(token)
         self._words += self._begins_word(token)
+        if self._fewest_words > 0:
+            self._digits += sum(map(str.isdigit, self._decode([token])))
 
     def _repeated(self) -> list[int]:
         """Return the tokens that would complete a run of tokens that is written already."""
@@ -170,6 +179,11 @@ class TranscriptDraft:
 def most_words(heard: str) -> float:
     """Return how many words a transcript may have that is no loop, by the draft's text."""
     return LOOP_SHARE * len(heard.split()) + LOOP_MARGIN
+
+
+def fewest_words(heard: str) -> float:
+    """Return how many words a transcript has at least that leaves no speech out, by the draft's text."""
+    return LEAST_SHARE * len(heard.split()) - LEAST_MARGIN
 
 
 def longest_transcript(audio_s: float) -> int:

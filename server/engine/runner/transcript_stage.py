@@ -23,6 +23,7 @@ from server.engine.runner.transcript import (
     TranscriptConstraint,
     TranscriptDraft,
     cut_to_heard,
+    fewest_words,
     lay_out_context,
     longest_transcript,
     most_words,
@@ -52,12 +53,12 @@ class TranscriptStage:
         boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.keywords])
         sequence.transcript_control_tokens = speech.control_tokens
         sequence.heard = "" if translates else self._read_draft(encoded)
-        bound = most_words(sequence.heard) if sequence.heard else math.inf
+        fewest, most = (fewest_words(sequence.heard), most_words(sequence.heard)) if sequence.heard else (0.0, math.inf)
         is_new = sequence.attempt == 0
         sequence.begin_text(
             Detokeniser(speech.tokeniser, sampling.stop),
             Sampler(sampling),
-            TranscriptConstraint(speech, request.language, boost, bound, translates=translates, repeats=is_new),
+            TranscriptConstraint(speech, request.language, boost, fewest, most, translates=translates, repeats=is_new),
             speech.control_tokens + min(sampling.max_tokens, longest),
         )
         context = lay_out_context(speech, request.prompt, request.keywords)

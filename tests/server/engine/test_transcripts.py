@@ -19,6 +19,7 @@ from server.engine.runner.transcript import (
     CONTINUING_BOOST,
     KeywordBoost,
     TranscriptConstraint,
+    fewest_words,
     lay_out_context,
 )
 from server.engine.types.events import Delta, Done, Event, Failed
@@ -175,7 +176,7 @@ def test_another_language_than_english_has_to_be_far_likelier(models: Models, od
 @pytest.mark.parametrize(("language", "ends"), [("en", True), ("de", False)])
 def test_english_text_ends_behind_the_most_words_that_the_draft_allows(models: Models, language: str, ends: bool) -> None:
     speech = models.require_speech()
-    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), 2, translates=False)
+    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), most_words=2, translates=False)
     word = next(id for id in range(speech.tokens.end) if speech.tokeniser.begins_word(id))
     logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
     for token in (speech.tokens.languages[language], speech.tokens.transcribe, speech.tokens.no_timestamps, word, word):
@@ -184,6 +185,33 @@ def test_english_text_ends_behind_the_most_words_that_the_draft_allows(models: M
     constraint.advance(word)
     allowed = np.flatnonzero(np.isfinite(constraint.mask(logits))).tolist()
     assert (allowed == [speech.tokens.end]) == ends
+
+
+@pytest.mark.parametrize(("language", "waits"), [("en", True), ("de", False)])
+def test_english_text_goes_on_while_it_leaves_out_what_the_draft_heard(models: Models, language: str, waits: bool) -> None:
+    """Whisper writes a sentence that is spoken six times once."""
+    speech = models.require_speech()
+    fewest = fewest_words("what a spiteful thing")
+    assert fewest_words("") < fewest_words("one two three four") == fewest < 1 < fewest_words("so it is said " * 3)
+    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), fewest_words("so it is said " * 3), translates=False)
+    word = next(id for id in range(speech.tokens.end) if speech.tokeniser.begins_word(id))
+    logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
+    for token in (speech.tokens.languages[language], speech.tokens.transcribe, speech.tokens.no_timestamps, *[word] * 4):
+        constraint.advance(token)
+    assert np.isfinite(constraint.mask(logits)[speech.tokens.end]) != waits
+    constraint.advance(word)
+    assert np.isfinite(constraint.mask(logits)[speech.tokens.end])
+
+
+def test_a_number_counts_as_the_words_of_its_digits(models: Models) -> None:
+    speech = models.require_speech()
+    constraint = TranscriptConstraint(
+        speech, "en", KeywordBoost([]), fewest_words("five five five one two three four"), translates=False
+    )
+    tokens = speech.tokeniser.encode(" 55")
+    for token in (speech.tokens.languages["en"], speech.tokens.transcribe, speech.tokens.no_timestamps, *tokens):
+        constraint.advance(token)
+    assert np.isfinite(constraint.mask(np.zeros(speech.decoder.vocabulary_size, np.float32))[speech.tokens.end])
 
 
 @pytest.mark.usefixtures("once")
