@@ -7,6 +7,9 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
+# The environment of `test-clients`.
+CLIENTS ?= .venv-clients
+
 # Each needs about 2 GiB of memory.
 TEST_PROCESSES ?= 2
 
@@ -16,7 +19,7 @@ SECONDS ?= 3600
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test lint bench gpu-check release-check test-operations observe soak clean
+.PHONY: serve test test-clients lint bench gpu-check release-check test-operations observe soak clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -27,6 +30,10 @@ test: lint
 lint: $(VENV)/dev.stamp
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
+
+# Drives a server with the clients that people use, in an environment of their own. Needs curl, Node and npm.
+test-clients: $(VENV)/dev.stamp $(CLIENTS)/clients.stamp
+	@CLIENTS='$(CLIENTS)' $(VENV)/bin/python -m pytest -m clients tests/clients
 
 # Measures on this machine and writes loadtest/results; nothing else should run beside it.
 bench: $(VENV)/bench.stamp
@@ -53,7 +60,7 @@ release-check: $(VENV)/release.stamp
 	@$(VENV)/bin/python -m deploy.release_check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than what it was installed from, so nothing is installed twice and a changed pyproject.toml is.
@@ -81,6 +88,13 @@ $(VENV)/release.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[release]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
+
+$(CLIENTS)/clients.stamp: tests/clients/requirements.txt
+	@test -n '$(PYTHON)' || { echo 'Thinbridge needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python'; exit 1; }
+	$(PYTHON) -m venv --clear '$(CLIENTS)'
+	'$(CLIENTS)/bin/python' -m pip --disable-pip-version-check install --quiet --no-deps -r tests/clients/requirements.txt
+	npm install --silent --no-audit --no-fund --prefix '$(CLIENTS)' openai@6.49.0
+	@touch $@
 
 # The two ONNX Runtimes unpack into one folder, and pip does not know that they conflict: both go, and the GPU's comes back.
 $(VENV)/gpu.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp

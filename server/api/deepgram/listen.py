@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket
 
 from server.api.body import read_whole_body
 from server.api.context import ServerContext
+from server.api.deepgram.description import ListenError, describe_request
 from server.api.deepgram.options import ListenOptions, read_options
 from server.api.deepgram.replies import Origin, file_reply
 from server.api.deepgram.session import MAX_MESSAGE_BYTES, ListenDialect
@@ -39,7 +40,13 @@ def listen_router(context: ServerContext) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
-    @router.post("/v1/listen", summary="Transcribe a file, as Deepgram's API does", response_model=None)
+    @router.post(
+        "/v1/listen",
+        summary="Transcribe a file, as Deepgram's API does",
+        response_model=None,
+        responses={"default": {"model": ListenError, "description": "An error; `err_code` says which."}},
+        openapi_extra=describe_request(),
+    )
     async def transcribe(request: Request) -> Response:
         return await _transcribe(request, context)
 

@@ -30,6 +30,7 @@ UNSUPPORTED = (
     *("summarize", "topics", "translate"),
 )
 MAX_NAME_CHARACTERS = 64
+MAX_DIGITS = 9
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
@@ -124,7 +125,7 @@ def _read_language(query: QueryParams) -> str | None:
 def _read_silence(endpointing: str) -> float:
     if endpointing in ("true", "false"):
         return LEAST_SILENCE_S
-    if not endpointing.isdecimal() or int(endpointing) > LONGEST_SILENCE_S * 1000:
+    if not _is_whole_number(endpointing) or int(endpointing) > LONGEST_SILENCE_S * 1000:
         raise InvalidRequest(
             f"endpointing has to be false, or milliseconds up to {LONGEST_SILENCE_S * 1000:g}.", param="endpointing"
         )
@@ -140,6 +141,11 @@ def _read_flag(query: QueryParams, name: str) -> bool:
 
 def _read_number(query: QueryParams, name: str, low: int, high: int) -> int:
     value = query.get(name, "")
-    if not value.isdecimal() or not low <= int(value) <= high:
+    if not _is_whole_number(value) or not low <= int(value) <= high:
         raise InvalidRequest(f"{name} has to be a whole number from {low} to {high}.", param=name)
     return int(value)
+
+
+def _is_whole_number(text: str) -> bool:
+    """Return whether a text is a number without a sign; Python reads none of thousands of digits."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS

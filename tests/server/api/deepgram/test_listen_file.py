@@ -70,6 +70,8 @@ def test_a_header_for_samples() -> None:
         ("", {}, b"", 400, ""),
         ("", {}, b"no audio", 415, ""),
         ("encoding=linear16", {}, b"\0\0", 400, "sample_rate"),
+        (f"encoding=linear16&sample_rate={'9' * 5000}", {}, b"\0\0", 400, "sample_rate"),
+        (f"endpointing={'9' * 5000}", {}, CLIP, 400, "endpointing"),
     ],
 )
 def test_refusals(server: LiveServer, query: str, headers: dict[str, str], content: bytes, status: int, name: str) -> None:
@@ -85,3 +87,10 @@ def test_confidences_of_words() -> None:
     tokens = [TokenLogprob(b" Hel", -1.0), TokenLogprob(b"lo", -3.0), TokenLogprob(b" you", 0.0), TokenLogprob(b".", -9.0)]
     words = [Word("Hello", 0, 1), Word("you.", 1, 2), Word("gone", 2, 3)]
     assert word_confidences(words, tokens) == [pytest.approx(0.135335), pytest.approx(0.011109), 0.0]
+
+
+def test_the_description_names_its_options_and_its_errors(server: LiveServer) -> None:
+    described = server.client.get("/openapi.json").json()["paths"]["/v1/listen"]["post"]
+    assert {"encoding", "sample_rate", "keyterm"} <= {each["name"] for each in described["parameters"]}
+    assert set(described["requestBody"]["content"]) == {"audio/*", "application/octet-stream"}
+    assert described["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("ListenError")
