@@ -202,6 +202,13 @@ class Settings(BaseSettings):
     )
     keep_alive_timeout_s: int = Field(default=5, ge=1, description="Seconds that an idle connection is kept open.")
 
+    wyoming_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="TCP port for Home Assistant's protocol Wyoming, which knows no keys; none by default.",
+    )
+
     live_sessions: int = Field(
         default=16, ge=0, le=4096, description="Live sessions at the same time; beyond it a `start` is refused as `overloaded`."
     )
@@ -252,6 +259,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"The host {self.host!r} can be reached from other machines and there are no API keys: set THINBRIDGE_API_KEYS, "
                 "listen on 127.0.0.1, or accept the risk with --insecure (THINBRIDGE_INSECURE=true)"
+            )
+        if self.wyoming_port is not None and not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                "Wyoming's clients have no keys, so its port on a host that other machines reach needs --insecure "
+                "(THINBRIDGE_INSECURE=true); API keys still guard everything else"
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both tls_certificate and tls_key")

@@ -29,6 +29,7 @@ from server.api.native.stream import stream_router
 from server.api.openai.routes import openai_router
 from server.api.openai_realtime.stream import realtime_router
 from server.api.reference import reference_page
+from server.api.wyoming.listener import WyomingListener
 from server.constraints.sandbox import GrammarSandbox
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
@@ -101,9 +102,15 @@ def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.Abstract
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         await context.decode_pool.start()
         context.models.begin()
+        port = context.settings.wyoming_port
+        wyoming = None if port is None else WyomingListener(context, port)
         try:
+            if wyoming is not None:
+                await wyoming.start()
             yield
         finally:
+            if wyoming is not None:
+                await wyoming.close()
             await context.models.close(context.settings.drain_timeout_s)
             await context.decode_pool.close()
             await context.grammar_sandbox.close()

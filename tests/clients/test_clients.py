@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, free_port, live_server, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.clients
@@ -25,6 +25,7 @@ TEXT = "The Middle Ages brought calligraphy to perfection."
 SPOKEN = "Transcribe the speech to text. 0"
 """The first utterance of a live session, as the scripted engine answers it."""
 TIMEOUT_S = 120.0
+WYOMING_PORT = free_port()
 WAYS = [
     ("livekit_client.py", "openai-file", TEXT),
     ("livekit_client.py", "openai-live", SPOKEN),
@@ -49,7 +50,7 @@ WAYS = [
 def server() -> Iterator[LiveServer]:
     engine = FakeEngine()
     engine.text = TEXT
-    with live_server(engine) as running:
+    with live_server(engine, wyoming_port=WYOMING_PORT) as running:
         wait_until(lambda: engine.stats().ready)
         yield running
 
@@ -73,6 +74,13 @@ def run(command: list[str]) -> str:
 def test_a_client_gets_the_text(server: LiveServer, recording: Path, program: str, way: str, text: str) -> None:
     interpreter = CLIENTS / "bin" / "python" if program.endswith(".py") else shutil.which("node")
     assert text in run([str(interpreter), str(PROGRAMS / program), way, server.url, str(recording)])
+
+
+def test_home_assistants_protocol_gets_the_text(server: LiveServer, recording: Path) -> None:
+    address = f"tcp://127.0.0.1:{WYOMING_PORT}"
+    assert server.port != WYOMING_PORT
+    command = [str(CLIENTS / "bin" / "python"), str(PROGRAMS / "wyoming_client.py"), "tcp", address, str(recording)]
+    assert SPOKEN in run(command)
 
 
 def test_curl_gets_the_text(server: LiveServer, recording: Path) -> None:

@@ -10,7 +10,7 @@ RECORDING = Path(os.environ["RECORDING"]).read_bytes()
 counter = iter(range(10**9))
 
 
-@schemathesis.check
+@schemathesis.check  # type: ignore[untyped-decorator]
 def one_error_shape(_context: Any, response: Any, case: Any) -> None:
     """Raises `AssertionError` for an error in another shape than its dialect's."""
     if response.status_code < 400:
@@ -23,7 +23,7 @@ def one_error_shape(_context: Any, response: Any, case: Any) -> None:
     assert set(body["error"]) == {"message", "type", "param", "code"}, body
 
 
-@schemathesis.hook
+@schemathesis.hook  # type: ignore[untyped-decorator]
 def map_body(_context: Any, body: Any) -> Any:
     """Return a body with the recording in it, every other time."""
     if next(counter) % 2:

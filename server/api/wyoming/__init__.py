@@ -1,0 +1,1 @@
+"""The Wyoming protocol, by which Home Assistant speaks to speech services: events over TCP."""

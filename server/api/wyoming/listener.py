@@ -1,0 +1,58 @@
+"""The TCP port for Wyoming's clients, beside the HTTP server in the same event loop."""
+
+import asyncio
+import contextlib
+import logging
+
+from server.api.access.proxies import client_name
+from server.api.access.shares import Shares
+from server.api.context import ServerContext
+from server.api.wyoming.session import WyomingConnection
+from server.api.wyoming.wire import MAX_LINE_BYTES
+
+logger = logging.getLogger(__name__)
+
+# Connections at a time, shared between clients.
+MAX_CONNECTIONS = 256
+
+
+class WyomingListener:
+    """Serves Wyoming's clients from `start` to `close`."""
+
+    def __init__(self, context: ServerContext, port: int) -> None:
+        self._context = context
+        self._port = port
+        self._places = Shares(MAX_CONNECTIONS)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen on the settings' host. Raises `OSError`."""
+        host = self._context.settings.host
+        self._server = await asyncio.start_server(self._accept, host, self._port, limit=MAX_LINE_BYTES)
+        logger.info("Wyoming clients are served at tcp://%s:%d.", host, self._port)
+
+    async def close(self) -> None:
+        """Close the port and all connections."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        client = client_name(writer.get_extra_info("peername")[0])
+        try:
+            if self._places.take(client):
+                try:
+                    await WyomingConnection(self._context, reader, writer, client).run()
+                finally:
+                    self._places.give_back(client)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
