@@ -59,18 +59,25 @@ class SelfCheck:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Return a listening socket on the settings' address. Raises `ListenError`."""
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
+    """Return a listening socket on the settings' address. Raises `ListenError`, also if Wyoming's port is taken."""
+    if settings.wyoming_port is not None:
+        # Opened again once the server starts, when only a trace could tell that the port is taken.
+        _listen(settings.host, settings.wyoming_port, "THINBRIDGE_WYOMING_PORT").close()
+    return _listen(settings.host, settings.port, "--port")
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         # A second server could bind to the same port until this one listens.
         listener.listen()
     except OSError as error:
         listener.close()
         raise ListenError(
-            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}. "
-            "Stop the program that uses it, or choose another port with --port."
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
+            f"Stop the program that uses it, or choose another port with {option}."
         ) from None
     return listener
 

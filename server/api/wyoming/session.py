@@ -5,6 +5,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from server.api.context import ServerContext
 from server.api.live.closing import close_reason_of
@@ -156,7 +157,7 @@ class WyomingConnection:
                 else:
                     await self._take(event)
         finally:
-            reading.cancel()
+            await _end(reading)
 
     async def _wait_for(self, reading: asyncio.Task[WyomingEvent | None]) -> WyomingEvent | None:
         """Return the next event, or None behind the last. Raises `InvalidRequest` and `SessionIdle`."""
@@ -194,7 +195,7 @@ class WyomingConnection:
             if not has_left:
                 await self._send("transcript", await finishing)
         finally:
-            finishing.cancel()
+            await _end(finishing)
         self._forget()
         self._options = Transcribe()
 
@@ -208,3 +209,9 @@ class WyomingConnection:
         if self._recording is not None:
             self._recording.close()
         self._recording = None
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task whose outcome is of no interest any more."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

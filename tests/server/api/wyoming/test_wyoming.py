@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from server.api.lifecycle import ListenError, listen
 from server.errors import Overloaded
 from server.settings import Settings
 from tests.support.clients.live_server import free_port, live_server, wait_until
@@ -162,3 +163,12 @@ def test_the_port_is_closed_by_default_and_needs_consent_on_a_public_host() -> N
     with pytest.raises(ValidationError, match="Wyoming"):
         Settings(host="0.0.0.0", api_keys=SecretStr("a-key-of-the-tests-0123456789"), wyoming_port=10300)
     Settings(host="0.0.0.0", insecure=True, wyoming_port=10300)
+
+
+def test_a_port_that_is_taken_is_told_before_the_start() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"port {port}: .*WYOMING_PORT"):
+            listen(Settings(port=0, wyoming_port=port))
