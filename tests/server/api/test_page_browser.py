@@ -348,7 +348,10 @@ def test_a_choice_of_models_is_shown_where_there_is_one(url: str, page: Page) ->
         wait_until(lambda: first.stats().ready and second.stats().ready)
         page.open(server.url)
         page.wait_for(READY)
-        assert page.text("#model").split() == ["fake-model", "second-model"]
+        assert page.run("[...document.querySelector('#model').options].map((each) => each.value)") == [
+            "fake-model",
+            second.model_name,
+        ]
         page.run("document.querySelector('#model').value = 'second-model'")
         page.run("document.querySelector('#model').dispatchEvent(new Event('change'))")
         assert "model=second-model" in page.text("#code")
