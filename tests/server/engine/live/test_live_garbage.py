@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine.live.session import LiveSession, Utterance
+from server.engine.live.session import LiveSession
+from server.engine.live.utterance import Utterance
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Ended
 from tests.support.clients.engine_client import wait_until
