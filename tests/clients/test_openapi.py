@@ -16,7 +16,7 @@ pytestmark = pytest.mark.clients
 
 RECORDING = Path(__file__).parents[2] / "server" / "assets" / "selfcheck.flac"
 CASES = 3000
-CASES_PER_OPERATION = 400
+CASES_PER_OPERATION = 300
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",

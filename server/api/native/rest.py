@@ -46,7 +46,6 @@ ERROR_STATUSES = {
 TEXTS_DESCRIPTION = {media: {"schema": {"type": "string"}} for format, media in MEDIA_TYPES.items() if format != "json"}
 EVENTS_DESCRIPTION: dict[str, Any] = {
     "schema": {
-        "type": "string",
         "description": "With `stream=true`: lines `data: {...}`. Any number of `instruct.text.delta` with the next piece of text "
         "in `delta`, then one `instruct.text.done` with the fields of the whole reply, or one `error` with those of an error.",
     }

@@ -47,7 +47,7 @@ def chat_router(context: ServerContext) -> APIRouter:
         summary="Answer a conversation about speech, as OpenAI's API does",
         response_model=Completion,
         responses={
-            200: {"description": "The answer.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {"description": "The answer.", "content": {"text/event-stream": {}}},
             "default": {"model": ErrorReply},
         },
         openapi_extra={"requestBody": _body_description()},
