@@ -19,13 +19,17 @@ SECONDS ?= 3600
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test test-clients lint bench gpu-check release-check test-operations observe soak clean
+.PHONY: serve test test-clients test-ray lint bench gpu-check release-check test-operations observe soak clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
 
 test: lint
 	@$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+# Starts Ray clusters on this machine: some minutes, 2 GiB.
+test-ray: $(VENV)/ray.stamp
+	@$(VENV)/bin/python -m pytest -m ray tests/deploy/ray
 
 lint: $(VENV)/dev.stamp
 	@$(VENV)/bin/ruff check .
@@ -73,6 +77,11 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/ray.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[ray,dev]'
+	@rm -f $(VENV)/gpu.stamp
+	@touch $(VENV)/serve.stamp $(VENV)/dev.stamp $@
 
 $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'

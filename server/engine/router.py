@@ -11,7 +11,7 @@ from server.engine.ipc.client import StartError
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
-from server.engine.types.stats import EngineCounters, EngineStats, RouterStats
+from server.engine.types.stats import EngineStats, RouterStats, combine_stats
 from server.errors import InvalidRequest, NotReady, Overloaded
 
 AnyRequest = TypeVar("AnyRequest", InstructRequest, LiveRequest)
@@ -31,7 +31,7 @@ class EngineRouter:
     its sessions or recordings. If that refuses at once for want of room, the next one is asked. Everything that follows goes to
     the engine that took the request. The requests of an engine that is lost fail, and new ones go to the others meanwhile.
 
-    In `stats` everything is summed except `step_age_s`, the longest, and `predicted_wait_s`, the shortest.
+    `stats` are those of all engines as `combine_stats` puts them together.
 
     `deliver` is called under the lock of the one engine that has the request. It may call `push` and `abort` for that request;
     methods that ask every engine (`submit`, `open_live`, `stats`) are for other threads.
@@ -86,25 +86,7 @@ class EngineRouter:
             route.engine.abort(request_id)
 
     def stats(self) -> RouterStats:
-        every = [engine.stats() for engine in self._engines]
-        return RouterStats(
-            ready=any(stats.ready for stats in every),
-            waiting=sum(stats.waiting for stats in every),
-            running=sum(stats.running for stats in every),
-            slots=sum(stats.slots for stats in every),
-            queue_limit=sum(stats.queue_limit for stats in every),
-            step_age_s=max(stats.step_age_s for stats in every),
-            predicted_wait_s=min((stats.predicted_wait_s for stats in every if stats.ready), default=0.0),
-            prefix_cache_bytes=sum(stats.prefix_cache_bytes for stats in every),
-            encoder_cache_bytes=sum(stats.encoder_cache_bytes for stats in every),
-            live_sessions=sum(stats.live_sessions for stats in every),
-            live_limit=sum(stats.live_limit for stats in every),
-            recordings=sum(stats.recordings for stats in every),
-            recording_limit=sum(stats.recording_limit for stats in every),
-            live_jobs=sum(stats.live_jobs for stats in every),
-            counters=sum((stats.counters for stats in every), EngineCounters()),
-            members=dict(zip(self._names, every, strict=True)),
-        )
+        return combine_stats({name: engine.stats() for name, engine in zip(self._names, self._engines, strict=True)})
 
     def drain(self, timeout_s: float) -> None:
         with ThreadPoolExecutor(len(self._engines)) as pool:

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "export": {"export", "models", "kernels"},
     "training": {"training", "export", "models", "kernels"},
     "loadtest": {"loadtest"},
-    "deploy": {"deploy", "loadtest"},
+    "deploy": {"deploy", "loadtest", "server", "models"},
 }
 MAY_ALSO_IMPORT = {
     "server/cli.py": {"export"},

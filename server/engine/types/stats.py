@@ -74,3 +74,27 @@ class RouterStats(EngineStats):
     """Stats of several engines that serve as one: each of the `members` by name, and in the other fields all together."""
 
     members: Mapping[str, EngineStats] = field(default_factory=dict)
+
+
+def combine_stats(members: Mapping[str, EngineStats]) -> RouterStats:
+    """Return the stats of engines, by name, as one: all is summed but `step_age_s`, the longest, and `predicted_wait_s`, the
+    shortest of those that are ready."""
+    every = list(members.values())
+    return RouterStats(
+        ready=any(stats.ready for stats in every),
+        waiting=sum(stats.waiting for stats in every),
+        running=sum(stats.running for stats in every),
+        slots=sum(stats.slots for stats in every),
+        queue_limit=sum(stats.queue_limit for stats in every),
+        step_age_s=max((stats.step_age_s for stats in every), default=0.0),
+        predicted_wait_s=min((stats.predicted_wait_s for stats in every if stats.ready), default=0.0),
+        prefix_cache_bytes=sum(stats.prefix_cache_bytes for stats in every),
+        encoder_cache_bytes=sum(stats.encoder_cache_bytes for stats in every),
+        live_sessions=sum(stats.live_sessions for stats in every),
+        live_limit=sum(stats.live_limit for stats in every),
+        recordings=sum(stats.recordings for stats in every),
+        recording_limit=sum(stats.recording_limit for stats in every),
+        live_jobs=sum(stats.live_jobs for stats in every),
+        counters=sum((stats.counters for stats in every), EngineCounters()),
+        members=members,
+    )

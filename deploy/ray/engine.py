@@ -1,0 +1,233 @@
+"""The `Engine` of an edge: requests go to engine replicas of Ray Serve, events come back."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deploy.ray.frames import read_frame, write_frame
+from deploy.ray.replica import TAKEN
+from models.bundle.schema import Manifest
+from server.engine.ipc.client import StartError
+from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
+from server.engine.types.stats import EngineCounters, EngineStats, RouterStats, combine_stats
+from server.errors import EngineFailed, InvalidRequest, NotReady, ServeError
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+REPORT_INTERVAL_S = 0.5
+REPORT_TIMEOUT_S = 2.0
+# A replica that has not reported for so long is not counted any more.
+LONGEST_SILENCE_S = 3.0
+START_TIMEOUT_S = 600.0
+
+
+@dataclass(eq=False)
+class _Call:
+    """A request or session at a replica. Ids may come again after an abort, calls do not."""
+
+    id: str
+    deliver: Callable[[Any], None]
+    inputs: asyncio.Queue[bytes]
+    is_live: bool
+    task: Future[None] | None = None
+    pump: asyncio.Task[None] | None = None
+
+
+@dataclass
+class _Report:
+    """A replica's last stats, and when they came."""
+
+    stats: EngineStats
+    at_s: float = field(default_factory=time.monotonic)
+
+
+class RayEngine:
+    """The `Engine` protocol over a deployment of `EngineReplica`s.
+
+    Serve sends each request to the replica with the fewest under way (`SessionRouter`), and a session's inputs to the replica
+    that has the session. If a replica dies, its requests get `Failed` with `EngineFailed` as soon as Ray tells, and new ones go
+    to the others; Serve replaces it. A replica that Serve takes away finishes its requests and sessions first.
+
+    Events are delivered under one lock, on a thread of this object: none follows a terminal event or a call of `abort`. `stats`
+    are the replicas' last reports, at most a second old, and hold the requests of all edges.
+    """
+
+    def __init__(self, handle: Any, manifest: Manifest) -> None:
+        """`handle` is the deployment's."""
+        self.model_name = manifest.name
+        self.sample_rate_hz = manifest.sample_rate_hz
+        self.max_audio_s = manifest.max_audio_s
+        self.transcribes = manifest.transcribes
+        self._handle = handle
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ray-engine", daemon=True)
+        # Guards everything below.
+        self._changed = threading.Condition()
+        self._calls: dict[str, _Call] = {}
+        self._reports: dict[str, _Report] = {}
+        self._past_counters = EngineCounters()
+        self._draining = False
+        self._watch: Future[None] | None = None
+
+    def start(self) -> None:
+        """Return when a replica is ready. Raises `StartError` if none becomes so."""
+        self._thread.start()
+        self._watch = self._run(self._watch_replicas())
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._ready or self._draining, START_TIMEOUT_S):
+                raise StartError("No engine replica has become ready.")
+
+    def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
+        self._begin(request, deliver)
+
+    def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
+        self._begin(request, deliver)
+
+    def push(self, request_id: str, item: LiveInput) -> None:
+        frame = write_frame(item)
+        with self._changed:
+            if call := self._calls.get(request_id):
+                self._loop.call_soon_threadsafe(call.inputs.put_nowait, frame)
+
+    def abort(self, request_id: str) -> None:
+        with self._changed:
+            call = self._calls.pop(request_id, None)
+            self._changed.notify_all()
+        if call is not None and call.task is not None:
+            call.task.cancel()
+
+    def stats(self) -> RouterStats:
+        with self._changed:
+            combined = combine_stats({id: report.stats for id, report in self._reports.items()})
+            counters = self._past_counters + combined.counters
+            return replace(combined, ready=self._ready, counters=counters)
+
+    def drain(self, timeout_s: float) -> None:
+        with self._changed:
+            self._draining = True
+            sessions = [id for id, call in self._calls.items() if call.is_live]
+            self._changed.notify_all()
+        for id in sessions:
+            self.push(id, EndOfAudio())
+        with self._changed:
+            self._changed.wait_for(lambda: not self._calls, timeout_s)
+            left, self._calls = self._calls, {}
+            for call in left.values():
+                self._tell(call, Failed(call.id, NotReady("The server is shutting down.")))
+                if call.task is not None:
+                    call.task.cancel()
+        if self._thread.is_alive():
+            self._run(self._stop()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def _ready(self) -> bool:
+        return not self._draining and any(report.stats.ready for report in self._reports.values())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _begin(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
+        frame = write_frame(request)
+        call = _Call(request.id, deliver, asyncio.Queue(), isinstance(request, LiveRequest))
+        with self._changed:
+            if not self._ready:
+                raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+            if request.id in self._calls:
+                raise InvalidRequest("A request with this id is being served.")
+            self._calls[request.id] = call
+            call.task = self._run(self._follow(call, frame))
+
+    async def _follow(self, call: _Call, frame: bytes) -> None:
+        """Have a replica serve a request, and deliver what comes back."""
+        stream = self._handle.options(method_name="answer", stream=True, session_id=call.id).remote(frame)
+        try:
+            async for reply in stream:
+                if reply == TAKEN:
+                    if call.is_live:
+                        call.pump = asyncio.create_task(self._pump(call))
+                    continue
+                self._deliver(call, read_frame(reply))
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        except Exception as error:
+            logger.warning("request %s was lost with its engine replica: %s", call.id, type(error).__name__)
+        finally:
+            if call.pump is not None:
+                call.pump.cancel()
+        self._lose(call)
+
+    async def _pump(self, call: _Call) -> None:
+        """Send a session's inputs to its replica, one call after the other so that they stay in order."""
+        handle = self._handle.options(method_name="push", session_id=call.id)
+        # The replica's loss is told by the stream of its events.
+        with contextlib.suppress(Exception):
+            while True:
+                frames = [await call.inputs.get()]
+                while not call.inputs.empty():
+                    frames.append(call.inputs.get_nowait())
+                await handle.remote(call.id, frames)
+
+    def _deliver(self, call: _Call, events: list[Event | LiveEvent]) -> None:
+        with self._changed:
+            for event in events:
+                if self._calls.get(call.id) is not call:
+                    return
+                if isinstance(event, Done | Failed | Ended):
+                    del self._calls[call.id]
+                    self._changed.notify_all()
+                self._tell(call, event)
+
+    def _tell(self, call: _Call, event: Event | LiveEvent) -> None:
+        """Deliver one event; a client that cannot take it is given up."""
+        try:
+            call.deliver(event)
+        except Exception:
+            logger.exception("request %s: its client cannot be told; giving it up", call.id)
+            self.abort(call.id)
+
+    def _lose(self, call: _Call) -> None:
+        """Fail a request whose events have ended before its terminal one."""
+        error: ServeError = EngineFailed("The engine failed; it is being restarted.")
+        self._deliver(call, [Failed(call.id, error)])
+
+    async def _watch_replicas(self) -> None:
+        """Ask all replicas for their stats, again and again."""
+        while True:
+            try:
+                answers = await self._handle.broadcast("report").results_async(timeout_s=REPORT_TIMEOUT_S)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                logger.debug("the engine replicas did not all report: %s", error)
+                answers = []
+            self._take_reports({id: read_frame(frame)[0] for id, frame in answers})
+            await asyncio.sleep(REPORT_INTERVAL_S)
+
+    def _take_reports(self, stats: Mapping[str, EngineStats]) -> None:
+        oldest_s = time.monotonic() - LONGEST_SILENCE_S
+        with self._changed:
+            self._reports |= {id: _Report(each) for id, each in stats.items()}
+            for id, report in list(self._reports.items()):
+                if report.at_s < oldest_s:
+                    del self._reports[id]
+                    self._past_counters = self._past_counters + report.stats.counters
+            self._changed.notify_all()
+
+    async def _stop(self) -> None:
+        """Cancel all that runs on the loop, and wait for its end."""
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,52 @@
+"""The choice of a replica for each request: the one with the fewest under way, and for a session always the same.
+
+Serve copies this module into each of its processes, so the router holds all of its state itself.
+"""
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+
+class SessionRouter(RequestRouter):
+    """Routes by load, and by session where a call names one.
+
+    The first call of a session opens it, and lasts as long as the session does. All later calls go to the replica that took the
+    first one, also while that replica is being drained and gets nothing new.
+    """
+
+    def initialize_state(self, **_kwargs: object) -> None:
+        """Begin without sessions; Serve calls this before anything else."""
+        self._replica_of: dict[str, ReplicaID] = {}
+        self._opened_by: dict[str, str] = {}
+        self._drained: set[ReplicaID] = set()
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Return the session's replica, or those among which Serve takes the one with the fewest calls under way."""
+        if pending_request is not None:
+            # Without this, Serve asks again at once where no replica has room.
+            pending_request.routing_context.should_backoff = True
+            replica_id = self._replica_of.get(pending_request.metadata.session_id)
+            if replica_id in self.curr_replicas:
+                return [[self.curr_replicas[replica_id]]]
+        return [[replica for replica in candidate_replicas if replica.replica_id not in self._drained]]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:  # noqa: ARG002
+        """Note where a session was opened."""
+        metadata = pending_request.metadata
+        if metadata.session_id and metadata.session_id not in self._replica_of:
+            self._replica_of[metadata.session_id] = replica_id
+            self._opened_by[metadata.internal_request_id] = metadata.session_id
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:  # noqa: ARG002
+        """Forget a session whose first call has ended."""
+        if session_id := self._opened_by.pop(internal_request_id, None):
+            del self._replica_of[session_id]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Take the replicas that serve now, and keep those that are drained as long as they have sessions."""
+        serving = {replica.replica_id for replica in replicas}
+        holding = set(self._replica_of.values())
+        drained = [each for id, each in self.curr_replicas.items() if id not in serving and id in holding]
+        self._drained = {replica.replica_id for replica in drained}
+        super().update_replicas([*replicas, *drained])

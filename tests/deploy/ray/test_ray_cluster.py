@@ -1,0 +1,251 @@
+"""Engine replicas on a real Ray cluster on this machine, over a tiny bundle. Needs the `ray` extra; `make test-ray`."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from deploy.ray.engine import RayEngine
+from deploy.ray.scaling import Fleet
+from models.bundle.io import open_bundle
+from models.protocols import Float32
+from server.engine.factory import build_engine
+from server.engine.types.events import Done, Ended
+from server.engine.types.options import SamplingOptions
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import InstructRequest, LiveRequest
+from server.errors import EngineFailed, ServeError
+from server.settings import Settings
+from tests.support.clients.engine_call import Call, request
+from tests.support.clients.live_client import LiveClient
+from tests.support.clients.live_server import audio_file, instruct, live_server, tone
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+APPLICATION = "tiny"
+SETTINGS = Settings(engine="thread", threads=1, drain_timeout_s=20)
+RATE_HZ = 16_000
+CHANGE_TIMEOUT_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.tiny.tiny_bundle import write_speaking_bundle
+
+    folder = tmp_path_factory.mktemp("bundle")
+    write_speaking_bundle(folder)
+    return folder
+
+
+class Cluster:
+    """A Ray cluster on this machine. Ray is imported here, so that collecting these tests does not need it."""
+
+    def __init__(self, module: ModuleType, bundle: Path) -> None:
+        self.module = module
+        self._bundle = bundle
+        module.join_cluster(None, cpus=2)
+
+    def deploy(self, replicas: int, settings: Settings = SETTINGS) -> None:
+        """Run so many replicas, or update those that run."""
+        fleet = Fleet(replicas, replicas, cpus=0.5)
+        self.module.deploy_engines(APPLICATION, self._bundle, settings, fleet)
+
+    def open_edge(self) -> RayEngine:
+        """Return the engine of an edge, yet to be started."""
+        return RayEngine(self.module.find_engines(APPLICATION), open_bundle(self._bundle).manifest)
+
+
+@pytest.fixture(scope="module")
+def cluster(bundle: Path) -> Iterator[Cluster]:
+    pytest.importorskip("ray")
+    from deploy.ray import cluster
+
+    running = Cluster(cluster, bundle)
+    yield running
+    cluster.leave_cluster(stop=True)
+
+
+@pytest.fixture(scope="module")
+def fleet(cluster: Cluster) -> Iterator[RayEngine]:
+    """Run two replicas, and an edge's engine over them."""
+    cluster.deploy(2)
+    engine = cluster.open_edge()
+    engine.start()
+    yield engine
+    engine.drain(1.0)
+
+
+@pytest.fixture(scope="module")
+def single(bundle: Path) -> Iterator[Engine]:
+    engine = build_engine(bundle, SETTINGS)
+    engine.start()
+    yield engine
+    engine.drain(0)
+
+
+@pytest.fixture
+def two(fleet: RayEngine, cluster: Cluster) -> RayEngine:
+    """Return the fleet with both replicas ready, whatever the test before has done to it."""
+    if len(fleet.stats().members) != 2:
+        cluster.deploy(2)
+    wait_for_members(fleet, 2)
+    return fleet
+
+
+def wait_for_members(fleet: RayEngine, count: int) -> None:
+    deadline_s = time.monotonic() + CHANGE_TIMEOUT_S
+    while [stats.ready for stats in fleet.stats().members.values()] != [True] * count:
+        assert time.monotonic() < deadline_s, fleet.stats()
+        time.sleep(0.1)
+
+
+def replica_processes() -> list[int]:
+    """Return the process ids of the engine replicas."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if words.startswith(f"ray::ServeReplica:{APPLICATION}:".encode()):
+            found.append(int(folder.name))
+    return found
+
+
+class Clients:
+    """Clients that each send one request after the other until `stop`, and what they saw."""
+
+    def __init__(self, fleet: Engine, count: int) -> None:
+        self.outcomes: list[Done | ServeError] = []
+        self._fleet = fleet
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask_on(self, client: int) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            number += 1
+            self.outcomes.append(Call(self._fleet, request(f"client {client}/{number}", seed=number % 5)).outcome())
+
+    def wait_for(self, count: int) -> None:
+        """Return when so many more requests have ended."""
+        wanted, deadline_s = len(self.outcomes) + count, time.monotonic() + CHANGE_TIMEOUT_S
+        while len(self.outcomes) < wanted:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+    def stop(self) -> list[Done | ServeError]:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(CHANGE_TIMEOUT_S)
+        return self.outcomes
+
+
+def session_audio(seed: int) -> Float32:
+    """Return a second that the tiny detector takes for speech, and silence around it."""
+    return np.concatenate([np.zeros(4_000, np.float32), tone(1.0, RATE_HZ, 200.0 + 50 * seed), np.zeros(RATE_HZ, np.float32)])
+
+
+def run_session(engine: Engine, id: str, seed: int) -> list[str]:
+    client = LiveClient(engine, LiveRequest(id, "Transcribe."))
+    client.say(session_audio(seed), piece=RATE_HZ // 25)
+    assert isinstance(client.end(), Ended)
+    return client.texts()
+
+
+def test_two_replicas_give_the_texts_of_one_process(two: RayEngine, single: Engine) -> None:
+    requests = [request(f"r{seed}", seed) for seed in range(12)]
+    expected = [Call(single, each).done().text for each in requests]
+    calls = [Call(two, each) for each in requests]
+    assert [call.done().text for call in calls] == expected
+    deadline_s = time.monotonic() + CHANGE_TIMEOUT_S
+    while not all(stats.counters.generated_tokens for stats in two.stats().members.values()):
+        assert time.monotonic() < deadline_s, "one replica did all the work"
+        time.sleep(0.1)
+
+
+def test_sessions_stay_with_their_replicas(two: RayEngine, single: Engine) -> None:
+    expected = [run_session(single, f"own {seed}", seed) for seed in range(4)]
+    texts: dict[int, list[str]] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: texts.update({seed: run_session(two, f"s{seed}", seed)})) for seed in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [texts[seed] for seed in range(4)] == expected
+    assert all(expected)
+
+
+def test_the_edge_answers_over_http(two: RayEngine, cluster: Cluster) -> None:
+    with live_server(cluster.open_edge()) as server:
+        deadline_s = time.monotonic() + CHANGE_TIMEOUT_S
+        while server.client.get("/ready").status_code != 200:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        samples = tone(1.0, RATE_HZ)
+        reply = instruct(server, audio_file(samples, RATE_HZ, "WAV", "FLOAT"), max_tokens="20")
+        assert reply.status_code == 200, reply.text
+        same = InstructRequest("same", samples, "Transcribe.", SamplingOptions(max_tokens=20))
+        assert reply.json()["text"] == Call(two, same).done().text
+        assert "thinbridge" in server.client.get("/metrics").text
+
+
+def test_an_aborted_request_frees_its_place(two: RayEngine) -> None:
+    call = Call(two, request("long", max_tokens=300))
+    two.abort("long")
+    assert Call(two, request("next")).done().text
+    assert not any(isinstance(event, Done) for event in call.events)
+
+
+def test_a_killed_replica_costs_its_own_requests_only(two: RayEngine) -> None:
+    clients = Clients(two, 4)
+    clients.wait_for(8)
+    os.kill(replica_processes()[0], signal.SIGKILL)
+    clients.wait_for(20)
+    wait_for_members(two, 2)
+    clients.wait_for(4)
+    outcomes = clients.stop()
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, Done)]
+    assert all(isinstance(failure, EngineFailed) for failure in failures), failures
+    assert len(failures) <= 4
+    assert isinstance(outcomes[-1], Done)
+
+
+def test_scale_in_loses_no_answer(two: RayEngine, cluster: Cluster) -> None:
+    sessions = [LiveClient(two, LiveRequest(f"open {number}", "Transcribe.")) for number in range(4)]
+    for number, session in enumerate(sessions):
+        session.say(session_audio(number)[:8_000])
+    clients = Clients(two, 4)
+    clients.wait_for(4)
+    resize = threading.Thread(target=cluster.deploy, args=(1,))
+    resize.start()
+    clients.wait_for(8)
+    for number, session in enumerate(sessions):
+        session.say(session_audio(number)[8_000:])
+        assert isinstance(session.end(), Ended)
+    resize.join(CHANGE_TIMEOUT_S)
+    wait_for_members(two, 1)
+    clients.wait_for(4)
+    assert [outcome for outcome in clients.stop() if not isinstance(outcome, Done)] == []
+    assert all(session.texts() for session in sessions)
+
+
+def test_a_rolling_update_loses_no_answer(two: RayEngine, cluster: Cluster) -> None:
+    clients = Clients(two, 4)
+    clients.wait_for(4)
+    before = set(replica_processes())
+    cluster.deploy(2, SETTINGS.model_copy(update={"slots": 2}))
+    clients.wait_for(4)
+    assert [outcome for outcome in clients.stop() if not isinstance(outcome, Done)] == []
+    assert not before & set(replica_processes())
+    assert "RUNNING" in cluster.module.describe_application(APPLICATION)
