@@ -12,6 +12,7 @@ extra. docs/scale_out.md says when this is worth it.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from models.bundle.io import BundleError, open_bundle
 from server.api.lifecycle import ListenError, base_url, listen, serve
 from server.cli import CommandError, get_bundle
 from server.logs import configure_logging
+from server.registry.model import ModelSource
+from server.registry.registry import no_catalogue
 from server.settings import Settings, SettingsError, load_settings
 
 FLAGS = (
@@ -66,7 +69,8 @@ def serve_edge(handle: Any, bundle: Path, settings: Settings, fleet: Fleet) -> i
     """Serve HTTP and WebSocket until SIGTERM; return the exit status."""
     with listen(settings) as listener:
         print(f"Thinbridge's edge at {base_url(listener, settings)}", flush=True)
-        return serve(RayEngine(handle, open_bundle(bundle).manifest), edge_settings(settings, fleet.most), listener)
+        build = partial(RayEngine, handle, open_bundle(bundle).manifest)
+        return serve([ModelSource(build(), build)], no_catalogue, edge_settings(settings, fleet.most), listener)
 
 
 def edge_settings(settings: Settings, engines: int) -> Settings:
