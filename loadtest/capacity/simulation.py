@@ -15,6 +15,8 @@ from loadtest.capacity.streams import SimulatedStream
 
 # Between the beginnings of sessions, as in `loadtest.live.levels`.
 STAGGER_S = 0.7
+# All sessions have begun after so long; a hundred of them have moments of their own.
+LONGEST_STAGGER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class _Simulation:
         self._works = itertools.cycle(mix.works)
         self._streams = [
             SimulatedStream(
-                mix.streams[number % len(mix.streams)], number * STAGGER_S, f"session {number}", self._engine, costs, self._random
+                mix.streams[number % len(mix.streams)],
+                number * STAGGER_S % LONGEST_STAGGER_S,
+                f"session {number}",
+                self._engine,
+                costs,
+                self._random,
             )
             for number in range(mix.sessions)
         ]

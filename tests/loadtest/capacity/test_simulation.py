@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.capacity.costs import Phase, StreamProfile
+from loadtest.capacity.costs import DecoderCost, EncodeCost, Phase, StreamProfile
 from loadtest.capacity.engine import RefusedError, SimulatedEngine
 from loadtest.capacity.simulation import TrafficMix, repeat_profile, simulate_mix
 from tests.loadtest.capacity.fake_costs import ANSWER_S, ENCODE_S, PASS_S, PREFILL_S, STREAM, make_costs, work
@@ -59,6 +59,14 @@ def test_where_no_partial_was_measured_an_answer_stands_for_it() -> None:
     assert costs.draw_work("partial", 1.0, np.random.default_rng(0)).kind == "answer"
     with pytest.raises(ValueError, match="no work of the kind draft"):
         costs.draw_work("draft", 1.0, np.random.default_rng(0))
+
+
+def test_many_sessions_all_begin_soon() -> None:
+    few, many = (
+        simulate_mix(make_costs(decoders=(DecoderCost(0.0, 0.0, 0.0, 1e-5, 0.0),), encode=EncodeCost(1e-4, 0.0)), mix, 20.0)
+        for mix in (TrafficMix("live", sessions=count, streams=(STREAM,)) for count in (10, 40))
+    )
+    assert many.utilisation > 2 * few.utilisation
 
 
 def test_a_slow_answer_is_waited_for() -> None:
