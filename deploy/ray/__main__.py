@@ -94,9 +94,7 @@ def read_fleet(options: argparse.Namespace, settings: Settings) -> Fleet:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands."""
-    parser = argparse.ArgumentParser(
-        prog="deploy.ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="deploy.ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, is_joining in (
         ("serve", serve_command, False),
