@@ -143,7 +143,7 @@ class LocalEngine:
             self._live.end_all_audio()
             self._changed.wait_for(lambda: not (self._requests.sequences or self._live) or not self._thread.is_alive(), timeout_s)
             self._stopping = True
-            self._fail_all(NotReady("The server is shutting down."))
+            self._fail_all(NotReady("The engine is stopping."))
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(STOP_GRACE_S)

@@ -123,7 +123,7 @@ class ServedModel:
         engine = self._engine
         try:
             await beside_loop(engine.start)
-        except BaseException:
+        except Exception:
             self._engine = None
             raise
         self.used_at_s = time.monotonic()

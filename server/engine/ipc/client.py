@@ -156,7 +156,7 @@ class ProcessEngine:
                 if request.is_live and self._child is not None:
                     self._child.post(pack((id, EndOfAudio())))
             self._changed.wait_for(lambda: not self._requests or not self._supervisor.is_alive(), timeout_s)
-            self._fail_all(NotReady("The server is shutting down."))
+            self._fail_all(NotReady("The engine is stopping."))
             self._stop_at_s = time.monotonic() + STOP_GRACE_S
             if self._child is not None:
                 self._child.finish()
