@@ -23,6 +23,8 @@ from models.registry import import_by_name
 FAMILIES = {
     "ultravox": "export.checkpoints.speech_llms:convert_ultravox",
     "qwen2_audio": "export.checkpoints.speech_llms:convert_qwen2_audio",
+    "granite_speech": "export.checkpoints.granite_speech:convert_granite_speech",
+    "granite_speech_plus": "export.checkpoints.granite_speech:convert_granite_speech",
     "qwen3_asr": "export.checkpoints.qwen3_asr:convert_qwen3_asr",
     "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
 }

@@ -27,6 +27,7 @@ from models.protocols import (
     VoiceDetector,
 )
 from models.registry import FEATURES, VADS, look_up
+from models.runtimes.onnx.drafting_projector import OnnxDraftingProjector
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.frame_projector import OnnxFrameProjector
 from models.runtimes.onnx.llm import OnnxLLM
@@ -229,6 +230,10 @@ def _load_projector(bundle: Bundle, threads: int) -> Projector:
         frames = OnnxFrameProjector(bundle.path(section.graph), threads)
         bundle.require_values(section, "projector", section.graph, section.graph_values(frames.shapes))
         return frames
+    if section.weights is None:
+        drafting = OnnxDraftingProjector(bundle.path(section.graph), threads)
+        bundle.require_values(section, "projector", section.graph, section.graph_values(drafting.shapes))
+        return drafting
     trained = read_trained(bundle)
     embeds = manifest.llm is not None and manifest.bridge == "frames"
     projector = OnnxProjector(
@@ -289,7 +294,7 @@ def chain_models(
     voice = look_up(VADS, manifest.voice.architecture)(bundle.path(manifest.voice.graph), manifest.voice.window_samples)
     bundle.require_values(manifest.voice, "voice", manifest.voice.graph, voice.graph_values)
     instructions = manifest.transcription_instructions
-    subsampling = manifest.projector.subsampling if manifest.projector else 1
+    subsampling = manifest.projector.frame_states if manifest.projector else 1
     frame_s = subsampling / manifest.encoder.states_per_s
     speech = None
     if (section := manifest.speech_decoder) and speech_decoder is not None:
@@ -366,5 +371,5 @@ def _require_rates(bundle: Bundle, models: Models) -> None:
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
     if (section := manifest.projector) and section.drafts:
         (output,) = models.projector.project([states])
-        subsampling = {"subsampling": len(states) // max(1, len(output.require_draft().blank_probability))}
-        bundle.require_values(section, "projector", section.graph, subsampling)
+        frames = max(1, len(output.require_draft().blank_probability))
+        bundle.require_values(section, "projector", section.graph, {"frame_states": -(-len(states) // frames)})

@@ -9,6 +9,7 @@ from typing import Any
 
 ENCODERS = {
     "whisper": "models.encoders.whisper:WhisperSection",
+    "granite": "models.encoders.granite:GraniteSection",
     "qwen3_asr": "models.encoders.qwen3_asr:Qwen3AsrSection",
 }
 PROJECTORS = {
@@ -16,12 +17,18 @@ PROJECTORS = {
     "ultravox": "models.projectors.ultravox:UltravoxSection",
     "voxtral": "models.projectors.voxtral:VoxtralSection",
     "linear": "models.projectors.linear:LinearSection",
+    "qformer": "models.projectors.qformer:QformerSection",
+    "qformer_ctc": "models.projectors.qformer:QformerCtcSection",
     "two_layers": "models.projectors.two_layers:TwoLayersSection",
 }
 SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
 LLMS = {"llama": "models.llms.llama:LlamaSection"}
 """The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
-FEATURES = {"log_mel": "models.features.log_mel:LogMel", "whole_frames": "models.features.log_mel:WholeFrames"}
+FEATURES = {
+    "log_mel": "models.features.log_mel:LogMel",
+    "whole_frames": "models.features.log_mel:WholeFrames",
+    "granite_mel": "models.features.granite_mel:GraniteMel",
+}
 """Front ends (`models.protocols.Features`)."""
 VADS = {"silero": "models.vad.silero:OnnxVoiceDetector"}
 """Voice detectors, made of a graph and the samples of a window."""

@@ -23,6 +23,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(bfloat16),
 }
 MAX_HEADER_BYTES = 100 * 2**20
+COUNTER = ".num_batches_tracked"
+"""The end of the names of counters of training steps, which normalisations over batches keep and no model computes with."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -126,7 +128,8 @@ def read_file(file: Path) -> dict[str, Tensor]:
         header = opened.read(length)
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        found = {name: _tensor(file, name, entry, 8 + length, size) for name, entry in entries.items()}
+        numbers = {name: entry for name, entry in entries.items() if not name.endswith(COUNTER)}
+        found = {name: _tensor(file, name, entry, 8 + length, size) for name, entry in numbers.items()}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{file.name} is no safetensors file: its header is not valid") from None
     return found

@@ -98,7 +98,7 @@ def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
     section = linear.LinearSection(**projector_values("linear", conversion, width, 1, len(projector["weight"])))
     text_config = {"model_type": "qwen2", "rms_norm_eps": 1e-5, **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(CHATML, {}, checkpoint.name)
-    llm = language_model_of(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"Audio 1: <|audio_bos|>{SPEECH}<|audio_eos|>\n{INSTRUCTION}"
     return SpeechLlm(checkpoint, encoder, llm, turn, masks_padding=True).write(conversion, section)
 
@@ -115,7 +115,7 @@ def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDes
     section = voxtral.VoxtralSection(**projector_values("voxtral", conversion, width, stacked, len(projector["linear_2.weight"])))
     text_config = {"model_type": "llama", **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(MISTRAL, {}, checkpoint.name)
-    llm = language_model_of(checkpoint, _text_tensors(tensors), text_config, template, checkpoint.name)
+    llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
     return SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
 
@@ -140,7 +140,7 @@ def part_of(tensors: Tensors, name: str) -> Tensors:
     return tensors.renamed({f"model.{name}": "", name: ""})
 
 
-def _text_tensors(tensors: Tensors) -> Tensors:
+def text_tensors(tensors: Tensors) -> Tensors:
     """Return the LLM's tensors by the names that it has alone."""
     older = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
     return tensors.renamed({**older, "model.language_model.": "model.", "lm_head.": "lm_head."})

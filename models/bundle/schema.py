@@ -91,12 +91,11 @@ class EncoderSection(ModelSection):
 
 
 class ProjectorSection(ModelSection):
-    """A trained projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
+    """A projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
 
-    One that `drafts` gives a CTC transcript too; one that `reads_padding` gets the states of the silence behind the audio. Only a
-    drafting one has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the
-    speech under
-    `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
+    One that `drafts` gives a CTC transcript too; one that `reads_padding` gets the states of the silence behind the audio. Only
+    our own has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech
+    under `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
     tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings.
     """
 
@@ -109,6 +108,11 @@ class ProjectorSection(ModelSection):
     boundary_instructions: tuple[str, ...] | None = None
     vocabulary: Literal["llm", "speech_decoder"] = "llm"
     table: FileName | None = None
+
+    @property
+    def frame_states(self) -> int:
+        """How many encoder states one frame of the draft has: as many as one of the projector's own frames."""
+        return self.subsampling
 
     def require_weights(self) -> str:
         """Return the trained file. Raises `ValueError` if there is none."""
@@ -190,6 +194,7 @@ class PromptSection(Section):
     suffix: TokenIds
     end_tokens: TokenIds = Field(min_length=1)
     after_speech: TokenIds | None = None
+    transcription: TokenIds | None = None
 
 
 class TranscriptsSection(Section):
@@ -340,6 +345,7 @@ class BundleDescription(Section):
     @staticmethod
     def _check_prompt(llm: LlmSection, prompt: PromptSection) -> None:
         fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
+        fixed = (*fixed, *(prompt.transcription or ()))
         if max(fixed) >= llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")
 

@@ -126,7 +126,8 @@ class PromptTemplate:
     """The fixed token ids of a prompt, and those that end an answer.
 
     The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, or, where `after_speech` is given,
-    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`.
+    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`. A published model may know one instruction for a
+    transcript: `transcription` stands in the place of all that ask for one.
     """
 
     prefix: tuple[int, ...]
@@ -134,6 +135,7 @@ class PromptTemplate:
     suffix: tuple[int, ...]
     end_tokens: tuple[int, ...]
     after_speech: tuple[int, ...] | None = None
+    transcription: tuple[int, ...] | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
@@ -156,9 +158,13 @@ class PromptIds:
         return len(self.before_speech) + len(self.after_speech)
 
 
-def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str) -> PromptIds:
-    """Fill the template with an instruction, whose text is never parsed for special tokens."""
-    asked = (*tokeniser.encode(instruction), *template.after_instruction)
+def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str, *, transcribes: bool = False) -> PromptIds:
+    """Fill the template with an instruction, whose text is never parsed for special tokens.
+
+    One that `transcribes` gives way to the template's own, if that has one.
+    """
+    own = template.transcription if transcribes else None
+    asked = (*(tokeniser.encode(instruction) if own is None else own), *template.after_instruction)
     if template.after_speech is None:
         return PromptIds((*template.prefix, *asked), template.suffix)
     return PromptIds(template.prefix, (*template.after_speech, *asked, *template.suffix))

@@ -262,7 +262,8 @@ def new_sequence(
 def lay_out_request(models: Models, request: InstructRequest) -> PromptIds:
     """Return the LLM's prompt: with the instruction, or, where it only transcribes, with a context and a language's label."""
     if models.label is None:
-        return lay_out_prompt(models.template, models.tokeniser, request.instruction)
+        transcribes = models.transcribes(request.instruction)
+        return lay_out_prompt(models.template, models.tokeniser, request.instruction, transcribes=transcribes)
     ids = lay_out_prompt(models.template, models.tokeniser, lay_out_context(request.prompt, request.keywords))
     forced = () if request.language is None else models.label.force(models.tokeniser, request.language)
     return PromptIds(ids.before_speech, (*ids.after_speech, *forced))

@@ -29,9 +29,13 @@ PROMPTS = {
         "<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>{speech}<|audio_end|><|im_end|>\n"
         "<|im_start|>assistant\n"
     ),
+    **dict.fromkeys(
+        ("granite-speech", "granite-speech-head", "granite-speech-plus"),
+        "<|start_of_role|>user<|end_of_role|>{speech}{instruction}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    ),
 }
 """The published prompt of each; a model that only transcribes has a context in place of an instruction."""
-AUDIOS = {"qwen3-asr": 20}
+AUDIOS = {"qwen3-asr": 20, "granite-speech-head": 20}
 """How many audios are compared where it is not 4: the references of the others take a second each."""
 
 
@@ -80,7 +84,7 @@ def test_a_speech_llm_answers_with_the_tokens_of_its_reference(pulled: tuple[str
         assert len(sequence.tokens) >= 1
         assert sequence.tokens == expected[: len(sequence.tokens)]
         assert len(sequence.tokens) == TOKENS or sequence.finish_reason in ("stop", "no_speech")
-        assert sequence.drafted == 0
+        assert (sequence.drafted > 0) <= models.drafts
         answers.add(tuple(sequence.tokens))
     assert len(answers) > 1
 
@@ -135,5 +139,7 @@ def _answer(sequence: SequenceState) -> Answer:
 def test_word_times_are_refused(pulled: tuple[str, Greedy, Models]) -> None:
     _, _, models = pulled
     asked = InstructRequest("1", noise(1), TEXTS[0], SamplingOptions(), word_times=True)
+    if models.drafts:
+        pytest.skip("its CTC head tells when")
     with pytest.raises(InvalidRequest, match="cannot tell when a word was said"):
         run(Runner(models), asked)

@@ -274,7 +274,12 @@ def test_a_wrong_bundle_of_version_2_is_refused_by_the_names_of_version_3(folder
 
 @pytest.mark.parametrize(
     ("section", "known"),
-    [("encoder", "qwen3_asr, whisper"), ("projector", "linear, subsample_ctc"), ("llm", "llama"), ("voice", "silero")],
+    [
+        ("encoder", "granite, qwen3_asr, whisper"),
+        ("projector", "linear, qformer, qformer_ctc, subsample_ctc"),
+        ("llm", "llama"),
+        ("voice", "silero"),
+    ],
 )
 def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path, section: str, known: str) -> None:
     edit_manifest(folder, lambda manifest: manifest[section].update(architecture="warbler"))

@@ -5,6 +5,7 @@ Each `write_…` writes a checkpoint, and returns a function from audio and the 
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ QWEN3_ASR_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>",
     "<timestamp>",
 )  # fmt: skip
+
+GRANITE_SPECIALS = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|audio|>")
+GRANITE_CHAT = (
+    "{% for message in messages %}{{ '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] }}"
+    "{{ '<|end_of_text|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"
+)
 
 
 def _text_config(kind: str, ids: dict[str, int]) -> dict[str, Any]:
@@ -188,9 +196,72 @@ def write_qwen3_asr(folder: Path) -> Greedy:
     return greedy
 
 
+def granite_features(samples: Float32) -> torch.Tensor:
+    """Return what `GraniteSpeechFeatureExtractor` gives [1, frames, 160], without torchaudio, which that needs."""
+    spectrum = torch.stft(
+        torch.from_numpy(samples), 512, 160, 400, torch.hann_window(400), center=True, pad_mode="reflect", return_complex=True
+    )
+    filters = transformers.audio_utils.mel_filter_bank(257, 80, 0.0, 8000.0, 16_000, norm=None, mel_scale="htk")
+    logarithm = (torch.from_numpy(filters).float().T @ spectrum.abs() ** 2).clip(min=1e-10).log10().T
+    scaled = torch.maximum(logarithm, logarithm.max() - 8.0) / 4 + 1
+    return scaled[: len(scaled) // 2 * 2].reshape(1, -1, 160)
+
+
+def write_granite_speech(folder: Path, *, head: bool = False, plus: bool = False) -> Greedy:
+    """Write one as 4.x are, without an adapter; `head` adds a CTC head for the LLM's tokens, `plus` states of a lower layer."""
+    folder.mkdir(parents=True)
+    ids = write_tokeniser(folder / "tokenizer.json", GRANITE_SPECIALS)
+    named = {"chat_template": GRANITE_CHAT, "eos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    torch.manual_seed(15)
+    encoder: dict[str, Any] = {
+        "input_dim": 160, "num_layers": 4, "hidden_dim": 32, "num_heads": 2, "output_dim": 42, "context_size": 20,
+        "max_pos_emb": 64, "conv_kernel_size": 15, "conv_expansion_factor": 2,
+    }  # fmt: skip
+    if plus:
+        encoder["cat_hidden_layers"] = [1]
+    projector = {
+        "model_type": "blip_2_qformer", "hidden_size": 32, "encoder_hidden_size": 64 if plus else 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 64, "cross_attention_frequency": 1, "vocab_size": 200,
+    }  # fmt: skip
+    text = {
+        "model_type": "granite",
+        **llm_config("granite", max(ids.values()) + 1),
+        "eos_token_id": ids["<|end_of_text|>"],
+        "tie_word_embeddings": False,
+    }
+    kind = "GraniteSpeechPlus" if plus else "GraniteSpeech"
+    config = getattr(transformers, f"{kind}Config")(
+        encoder_config=encoder, projector_config=projector, text_config=text, audio_token_index=ids["<|audio|>"],
+        downsample_rate=5, window_size=15, has_lora_adapter=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    model: Any = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    model.eval()
+    spread_weights(model, 0.2)
+    for layer in model.model.encoder.layers:
+        torch.nn.init.uniform_(layer.conv.batch_norm.running_var, 0.5, 2.0)
+        torch.nn.init.normal_(layer.conv.batch_norm.running_mean)
+    model.save_pretrained(folder)
+    if head:
+        labels = config.text_config.vocab_size + 1
+        tensors = {"weight": torch.randn(labels, 32), "bias": torch.randn(labels)}
+        save_file(tensors, folder / "out_llm.safetensors")
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        features = granite_features(samples)
+        frames = -(-features.shape[1] // 15) * 3
+        prompt = [*before, *[ids["<|audio|>"]] * frames, *after]
+        return _generate(model, prompt, count, input_features=features)
+
+    return greedy
+
+
 WRITERS = {
     "ultravox": write_ultravox,
     "qwen2-audio": write_qwen2_audio,
     "voxtral": write_voxtral,
     "qwen3-asr": write_qwen3_asr,
+    "granite-speech": write_granite_speech,
+    "granite-speech-head": partial(write_granite_speech, head=True),
+    "granite-speech-plus": partial(write_granite_speech, plus=True),
 }

@@ -1,0 +1,163 @@
+"""Granite-speech 3.3 and 4: a conformer, a Q-Former, and a Granite; some have a CTC head for the LLM's tokens, which drafts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, speech_precision
+from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_template
+from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.conversion import Conversion, read_licence
+from export.checkpoints.language_model import LanguageModel, lay_out
+from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_file
+from export.checkpoints.speech_llms import UNTIED, language_model_of, part_of, projector_values, text_tensors
+from export.precisions import PRECISIONS
+from models.bundle.schema import BundleDescription
+from models.encoders.granite import GraniteConfig, GraniteSection, build_encoder
+from models.graph.linear import INT8, Float32, Linear, block_linear, float32_linear
+from models.llms.llama import LazyWeights, Llama
+from models.projectors.qformer import CtcHead, QformerConfig, QformerCtcSection, QformerSection, build_projector
+from models.text.tokeniser import Tokeniser
+
+PUBLISHED_INSTRUCTION = "can you transcribe the speech into a written format?"
+HEAD_FILE, ADAPTER_FILE = "out_llm.safetensors", "adapter_model.safetensors"
+STATES_PER_S = 50.0
+DRAFT_SUBSAMPLING = 4
+
+
+def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
+    """Write a Granite-speech, with its LoRA adapter merged."""
+    config, place, tensors = checkpoint.config, checkpoint.name, checkpoint.tensors
+    how, folder = PRECISIONS[conversion.options.precision], conversion.folder
+    text = {"rms_norm_eps": 1e-6, **read_value(config, "text_config", place), **UNTIED}
+    if text.get("model_type") != "granite":
+        raise CheckpointError(
+            f"{place} has an LLM of the kind {text.get('model_type')!r}; known behind Granite-speech is granite"
+        )
+    llm = language_model_of(checkpoint, text_tensors(tensors), text, read_chat_template(checkpoint), place)
+    llm = replace(llm, llama=merge_adapter(checkpoint, llm.llama, float(text.get("residual_multiplier", 1)), text))
+    head = read_head(checkpoint)
+
+    audio = read_value(config, "encoder_config", place)
+    encoder_tensors = part_of(tensors, "encoder.")
+    shape = read_shape(audio, config, place, tells_letters=head is not None)
+    width, features = read_value(audio, "hidden_dim", place), read_value(audio, "input_dim", place)
+    require_shape(encoder_tensors, "input_linear.weight", (width, features), place)
+    build_encoder(shape, encoder_tensors, _encoder_linear(conversion.options.precision)).save(folder / "encoder.onnx")
+    read_width = width * (1 + len(shape.concatenated))
+
+    projector, asked = part_of(tensors, "projector."), read_value(config, "projector_config", place)
+    window, rate = int(config.get("window_size", 15)), int(config.get("downsample_rate", 5))
+    qformer = QformerConfig(
+        layers=read_value(asked, "num_hidden_layers", place),
+        heads=read_value(asked, "num_attention_heads", place),
+        window=window,
+        norm_epsilon=float(asked.get("layer_norm_eps", 1e-12)),
+    )
+    queries = (1, window // rate, read_value(asked, "hidden_size", place))
+    require_shape(projector, "query", queries, place)
+    key = "qformer.encoder.layer.0.crossattention.attention.key.weight"
+    require_shape(projector, key, (queries[2], read_width), place)
+    scaled = scale_frames(projector, float(text.get("embedding_multiplier", 1)))
+    build_projector(qformer, scaled, how.speech, head, how.head).save(folder / "projector.onnx")
+    size = len(scaled["linear.bias"])
+    values = projector_values("qformer", conversion, read_width + (head is not None), rate, size)
+    values["boundary_instructions"] = (PUBLISHED_INSTRUCTION, *TRANSCRIPTION_INSTRUCTIONS)
+    if head is not None:
+        values |= {"architecture": "qformer_ctc", "draft_subsampling": head.subsampling}
+    return conversion.describe(
+        encoder=GraniteSection(
+            architecture="granite",
+            precision=speech_precision(conversion.options.precision),
+            graph="encoder.onnx",
+            mel_bins=features // 2,
+            width=read_width + (head is not None),
+            states_per_s=STATES_PER_S,
+        ),
+        projector=QformerSection(**values) if head is None else QformerCtcSection(**values),
+        llm=llm.write(conversion.options.precision, folder),
+        prompt=_prompt(llm),
+        licences={place: read_licence(checkpoint)},
+    )
+
+
+def _encoder_linear(precision: str) -> Linear:
+    """Return how the encoder's products are written: in blocks, which stand channels of very different sizes."""
+    return float32_linear if precision == "fp32" else block_linear(INT8)
+
+
+def read_shape(audio: dict[str, Any], config: dict[str, Any], place: str, *, tells_letters: bool) -> GraniteConfig:
+    """Return the encoder's shape. Raises `CheckpointError`."""
+    return GraniteConfig(
+        layers=read_value(audio, "num_layers", place),
+        heads=read_value(audio, "num_heads", place),
+        head_size=audio.get("dim_head") or read_value(audio, "hidden_dim", place) // read_value(audio, "num_heads", place),
+        block=read_value(audio, "context_size", place),
+        largest_distance=read_value(audio, "max_pos_emb", place),
+        concatenated=tuple(audio.get("cat_hidden_layers") or config.get("cat_hidden_layers") or ()),
+        tells_letters=tells_letters,
+    )
+
+
+def scale_frames(projector: Tensors, multiplier: float) -> dict[str, Float32]:
+    """Return the projector's weights; its frames are multiplied as the LLM multiplies its own embeddings."""
+    weights = dict(projector)
+    for name in ("linear.weight", "linear.bias"):
+        weights[name] = projector[name] * np.float32(multiplier)
+    return weights
+
+
+def read_head(checkpoint: Checkpoint) -> CtcHead | None:
+    """Return the CTC head for the LLM's tokens, if the checkpoint has one. Raises `CheckpointError`."""
+    if not checkpoint.has(HEAD_FILE):
+        return None
+    tensors = Tensors(read_file(checkpoint.folder / HEAD_FILE), f"{checkpoint.name} ({HEAD_FILE})")
+    width = read_value(read_value(checkpoint.config, "encoder_config", checkpoint.name), "hidden_dim", checkpoint.name)
+    labels = read_value(read_value(checkpoint.config, "text_config", checkpoint.name), "vocab_size", checkpoint.name)
+    found = tensors.place("weight").shape
+    if len(found) != 2 or found[1] != width or found[0] > labels + 1:
+        raise CheckpointError(
+            f"{checkpoint.name} has a head in {HEAD_FILE} of {list(found)}, for {labels} tokens and {width} wide states"
+        )
+    return CtcHead(tensors["weight"], tensors["bias"], DRAFT_SUBSAMPLING)
+
+
+def merge_adapter(checkpoint: Checkpoint, llama: Llama, residual: float, config: Mapping[str, Any]) -> Llama:
+    """Return the LLM with the LoRA adapter that is active for speech added to its weights; 4.x have none."""
+    if not checkpoint.config.get("has_lora_adapter") and not checkpoint.has(ADAPTER_FILE):
+        return llama
+    if not checkpoint.has(ADAPTER_FILE):
+        raise CheckpointError(f"{checkpoint.name} says that it has a LoRA adapter and lacks {ADAPTER_FILE}")
+    options = checkpoint.read_json("adapter_config.json")
+    if options.get("use_dora") or options.get("bias", "none") != "none":
+        raise CheckpointError(f"{checkpoint.name} has an adapter with DoRA or biases; known is plain LoRA")
+    rank = read_value(options, "r", checkpoint.name)
+    scale = read_value(options, "lora_alpha", checkpoint.name) / (rank**0.5 if options.get("use_rslora") else rank)
+    adapter = Tensors(read_file(checkpoint.folder / ADAPTER_FILE), checkpoint.name)
+    folded = {"q_proj": float(config.get("attention_multiplier", 1)) * llama.config.head_size**0.5}
+    folded |= {"o_proj": residual, "down_proj": residual}
+    given = llama.weights
+
+    def merged(name: str, first: str, second: str, factor: float) -> Float32:
+        added = adapter[second] @ adapter[first] * np.float32(factor)
+        return np.asarray(given[name] + added, np.float32)
+
+    weights: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
+    for first in adapter:
+        if ".lora_A." not in first:
+            continue
+        second = first.replace(".lora_A.", ".lora_B.")
+        name = "model.layers." + first.split(".layers.", 1)[-1].split(".lora_A.")[0] + ".weight"
+        if name not in weights or second not in adapter:
+            raise CheckpointError(f"{checkpoint.name} has an adapter for {first}, which belongs to no weight of the LLM")
+        weights[name] = partial(merged, name, first, second, scale * folded.get(name.split(".")[-2], 1.0))
+    return replace(llama, weights=LazyWeights(weights))
+
+
+def _prompt(llm: LanguageModel) -> Any:
+    tokeniser = Tokeniser.from_json(llm.tokeniser_json)
+    prompt = lay_out(llm.template, llm.ends, tokeniser, f"{SPEECH}{INSTRUCTION}")
+    return prompt.model_copy(update={"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION))})

@@ -1,0 +1,214 @@
+"""Write Granite-speech's encoder as an ONNX graph: a conformer whose attention stays within blocks of 4 s.
+
+    features [2 * mel bins, frames]  float32  in   of one utterance
+    states   [frames, width]         float32  out  50 a second
+
+Scores have Shaw's relative positions (arXiv 1803.02155). In the middle the states learn what the CTC head of letters reads in
+them. States that an LLM's CTC head follows have one number more at the end: the probability that a letter is read there. Some
+releases (`concatenated`) put states of earlier layers before the last ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import PositiveInt
+
+from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.writer import GraphBuilder
+from models.llms.llama import MASKED
+
+LAYER_NORM_EPSILON = 1e-5
+BATCH_NORM_EPSILON = 1e-5
+
+
+class GraniteSection(EncoderSection):
+    """Granite-speech's encoder in `bundle.json`. `width` counts all that a state holds."""
+
+    features = "granite_mel"
+    mel_bins: PositiveInt
+
+    def feature_options(self) -> dict[str, Any]:
+        return {"mel_bins": self.mel_bins}
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        bins = dimension(shapes, "features", 0)
+        return {"mel_bins": bins // 2 if isinstance(bins, int) else bins, "width": dimension(shapes, "states", 1)}
+
+
+@dataclass(frozen=True)
+class GraniteConfig:
+    """The shape of an encoder. Positions further apart than `largest_distance` are not told apart."""
+
+    layers: int
+    heads: int
+    head_size: int
+    block: int
+    largest_distance: int
+    concatenated: tuple[int, ...] = ()
+    tells_letters: bool = False
+
+
+class GraniteEncoderWriter:
+    """Adds the encoder's parts to a graph. `weights` have the checkpoint's names without `encoder.`."""
+
+    def __init__(self, config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
+        self.config, self.weights, self.write_linear = config, weights, linear
+        self.graph = GraphBuilder("granite_encoder")
+
+    def build(self) -> GraphBuilder:
+        graph, config = self.graph, self.config
+        width, bins = self.weights["input_linear.weight"].shape
+        features = graph.input("features", np.float32, [bins, "frames"])
+        self.count = graph.node("Shape", features, start=1, end=2)
+        self.span = graph.node("Min", self.count, self.numbers(config.block))
+        self.mask = self.write_mask()
+        rows = graph.node("Transpose", features, perm=[1, 0])
+        states = graph.node(
+            "Add",
+            float32_linear(graph, rows, "input_linear.weight", self.weights["input_linear.weight"]),
+            self.weight("input_linear.bias"),
+        )
+        kept, letters = [states] if 0 in config.concatenated else [], None
+        for layer in range(config.layers):
+            states = self.layer(states, f"layers.{layer}")
+            if layer + 1 == config.layers // 2:
+                letters = graph.node("Softmax", self.linear(states, "out"), axis=-1)
+                states = graph.node("Add", states, self.linear(letters, "out_mid"))
+            if layer + 1 in config.concatenated:
+                kept.append(states)
+        parts = [*kept, states]
+        if config.tells_letters and letters is not None:
+            blank = graph.node("Slice", letters, self.numbers(0), self.numbers(1), self.numbers(1))
+            parts.append(graph.node("Sub", graph.weight("one", np.array(1, np.float32)), blank))
+        whole = graph.node("Concat", *parts, axis=-1) if len(parts) > 1 else graph.node("Identity", states)
+        size = width * (1 + len(kept)) + (len(parts) - 1 - len(kept))
+        graph.output(whole, "states", np.float32, ["states", size])
+        return graph
+
+    def layer(self, states: str, name: str) -> str:
+        graph = self.graph
+        half = graph.weight("half", np.array(0.5, np.float32))
+        states = graph.node("Add", graph.node("Mul", half, self.feed_forward(states, f"{name}.ff1")), states)
+        states = graph.node("Add", self.attend(self.norm(states, f"{name}.attn.pre_norm"), f"{name}.attn"), states)
+        states = graph.node("Add", self.convolve(self.norm(states, f"{name}.conv.norm"), f"{name}.conv"), states)
+        states = graph.node("Add", graph.node("Mul", half, self.feed_forward(states, f"{name}.ff2")), states)
+        return self.norm(states, f"{name}.post_norm")
+
+    def feed_forward(self, states: str, name: str) -> str:
+        inner = self.silu(self.linear(self.norm(states, f"{name}.pre_norm"), f"{name}.up_proj"))
+        return self.linear(inner, f"{name}.down_proj")
+
+    def convolve(self, states: str, name: str) -> str:
+        """Write the convolution module; the batch normalisation is in the depthwise convolution's weights."""
+        graph = self.graph
+        value, gate = graph.nodes("Split", self.linear(states, f"{name}.up_conv"), outputs=2, axis=-1, num_outputs=2)
+        gated = graph.node("Mul", value, graph.node("Sigmoid", gate))
+        by_channel = graph.node("Unsqueeze", graph.node("Transpose", gated, perm=[1, 0]), self.numbers(0))
+        weight, bias = self.folded_convolution(name)
+        channels, _, size = weight.shape
+        mixed = graph.node(
+            "Conv",
+            by_channel,
+            graph.weight(f"{name}.depth_conv", weight),
+            graph.weight(f"{name}.depth_bias", bias),
+            kernel_shape=[size],
+            pads=[size // 2, size // 2 - (size + 1) % 2],
+            group=channels,
+        )
+        rows = graph.node("Transpose", graph.node("Squeeze", mixed, self.numbers(0)), perm=[1, 0])
+        return self.linear(self.silu(rows), f"{name}.down_conv")
+
+    def folded_convolution(self, name: str) -> tuple[Float32, Float32]:
+        """Return the depthwise convolution's weight [channels, 1, size] and bias [channels], normalised."""
+        norm = {part: self.weights[f"{name}.batch_norm.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
+        gain = norm["weight"] / np.sqrt(norm["running_var"] + np.float32(BATCH_NORM_EPSILON))
+        weight = self.weights[f"{name}.depth_conv.conv.weight"] * gain[:, None, None]
+        return weight.astype(np.float32), (norm["bias"] - norm["running_mean"] * gain).astype(np.float32)
+
+    def attend(self, states: str, name: str) -> str:
+        graph, config = self.graph, self.config
+        weights = [self.weights[f"{name}.to_q.weight"] * np.float32(config.head_size**-0.5), self.weights[f"{name}.to_kv.weight"]]
+        packed = self.write_linear(graph, states, f"{name}.qkv.weight", np.concatenate(weights))
+        query, key, value = (self.by_block(each) for each in graph.nodes("Split", packed, outputs=3, axis=-1, num_outputs=3))
+        scores = graph.node("MatMul", query, graph.node("Transpose", key, perm=[0, 1, 3, 2]))
+        scores = graph.node("Add", graph.node("Add", scores, self.score_distances(query, name)), self.mask)
+        attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
+        size = config.heads * config.head_size
+        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), self.numbers(-1, size))
+        own = graph.node("Slice", rows, self.numbers(0), self.count, self.numbers(0))
+        return self.linear(own, f"{name}.to_out")
+
+    def by_block(self, rows: str) -> str:
+        """Turn rows [frames, heads * head size] into [blocks, heads, frames of a block, head size], zeros at the end."""
+        graph = self.graph
+        missing = graph.node("Mod", graph.node("Neg", self.count), self.span)
+        padded = graph.node("Pad", rows, graph.node("Concat", self.numbers(0), missing, axis=0), "", self.numbers(0))
+        sizes = self.numbers(self.config.heads, self.config.head_size)
+        shape = graph.node("Concat", self.numbers(-1), self.span, sizes, axis=0)
+        return graph.node("Transpose", graph.node("Reshape", padded, shape), perm=[0, 2, 1, 3])
+
+    def score_distances(self, query: str, name: str) -> str:
+        """Return the scores of how far apart query and key are, in the shape of the other scores.
+
+        Column k of the product is the distance (frames of a block) - 1 - k, so that row i of the scores begins at column
+        (frames of a block) - 1 - i. One row of all columns is one longer than two blocks less two: cut apart again with rows one
+        shorter, each row begins where it should.
+        """
+        graph, block, span, one = self.graph, self.config.block, self.span, self.numbers(1)
+        table = self.distance_table(f"{name}.rel_pos_emb.weight")
+        first, last = graph.node("Sub", self.numbers(block), span), graph.node("Add", self.numbers(block - 1), span)
+        near = graph.node("Slice", graph.weight(f"{name}.distances", table), first, last, one)
+        columns = graph.node("MatMul", query, near)
+        flat = graph.node("Reshape", columns, self.numbers(0, 0, -1))
+        before = graph.node("Sub", span, one)
+        shorter = graph.node("Mul", before, self.numbers(2))
+        end = graph.node("Add", before, graph.node("Mul", span, shorter))
+        # Where a block has one frame, its row is none shorter: it has one column, which is the score.
+        kept = graph.node("Max", shorter, one)
+        end = graph.node("Max", end, one)
+        cut = graph.node("Slice", flat, before, end, self.numbers(2))
+        heads = graph.node("Concat", self.numbers(0, 0), span, kept, axis=0)
+        return graph.node("Slice", graph.node("Reshape", cut, heads), self.numbers(0), span, self.numbers(3))
+
+    def distance_table(self, name: str) -> Float32:
+        """Return the embeddings [head size, 2 * block - 1] of the distances block - 1 down to 1 - block."""
+        config, embeddings = self.config, self.weights[name]
+        distances = np.clip(np.arange(config.block - 1, -config.block, -1), -config.block, config.block)
+        return np.ascontiguousarray(embeddings[distances + config.largest_distance].T)
+
+    def write_mask(self) -> str:
+        """Return what is added to the scores [blocks, 1, 1, frames of a block]: padding is not seen."""
+        graph, span = self.graph, self.span
+        blocks = graph.node("Div", graph.node("Add", self.count, graph.node("Sub", span, self.numbers(1))), span)
+        ends = [graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1)]
+        places = graph.node("Range", ends[0], graph.node("Squeeze", graph.node("Mul", blocks, span)), ends[1])
+        places = graph.node("Reshape", places, graph.node("Concat", blocks, self.numbers(1, 1), span, axis=0))
+        values = (graph.weight(f"mask.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
+        return graph.node("Where", graph.node("Less", places, self.count), *values)
+
+    def weight(self, name: str) -> str:
+        return self.graph.weight(name, self.weights[name])
+
+    def linear(self, x: str, name: str) -> str:
+        weight = self.weights[f"{name}.weight"]
+        product = self.write_linear(self.graph, x, f"{name}.weight", weight.reshape(weight.shape[:2]))
+        return self.graph.node("Add", product, self.weight(f"{name}.bias"))
+
+    def norm(self, x: str, name: str) -> str:
+        parts = (self.weight(f"{name}.weight"), self.weight(f"{name}.bias"))
+        return self.graph.node("LayerNormalization", x, *parts, epsilon=LAYER_NORM_EPSILON)
+
+    def silu(self, x: str) -> str:
+        return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
+
+    def numbers(self, *numbers: int) -> str:
+        """Return a constant list of integers."""
+        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
+
+
+def build_encoder(config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear = float32_linear) -> GraphBuilder:
+    """Return the graph described above."""
+    return GraniteEncoderWriter(config, weights, linear).build()
