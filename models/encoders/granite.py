@@ -166,7 +166,7 @@ class GraniteEncoderWriter:
         before = graph.node("Sub", span, one)
         shorter = graph.node("Mul", before, self.numbers(2))
         end = graph.node("Add", before, graph.node("Mul", span, shorter))
-        # Where a block has one frame, its row is none shorter: it has one column, which is the score.
+        # The row of a block of one frame is none shorter: its one column is the score.
         kept = graph.node("Max", shorter, one)
         end = graph.node("Max", end, one)
         cut = graph.node("Slice", flat, before, end, self.numbers(2))

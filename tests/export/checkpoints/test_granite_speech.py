@@ -1,7 +1,7 @@
 """Granite-speech besides its tokens: its adapter merged, its CTC head as a draft, its own instruction, and what it refuses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -99,7 +99,7 @@ class Heard:
         self._projector, self._tokens = models.projector, np.array(tokens, np.int64)
         self.boundary_before, self.boundary_after = models.projector.boundary_before, models.projector.boundary_after
 
-    def project(self, states: list[EncoderStates]) -> list[ProjectorOutput]:
+    def project(self, states: Sequence[EncoderStates]) -> list[ProjectorOutput]:
         sure = np.ones(len(self._tokens), np.float32)
         kept = np.arange(len(self._tokens))
         draft = CtcDraft(self._tokens, sure, 1 - sure, kept, self._tokens[:, None], sure[:, None])

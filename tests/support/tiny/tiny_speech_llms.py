@@ -256,7 +256,7 @@ def write_granite_speech(folder: Path, *, head: bool = False, plus: bool = False
     return greedy
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[[Path], Greedy]] = {
     "ultravox": write_ultravox,
     "qwen2-audio": write_qwen2_audio,
     "voxtral": write_voxtral,
