@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Targets: `cpu` (the default) and `gpu`. Build with: docker build --target cpu -t thinbridge:cpu .
+# Targets: `cpu` (the default), `gpu`, and `load`, which has clients for load tests. Build with: docker build --target cpu -t thinbridge:cpu .
 # No stage has been built by a Docker engine yet; the RUN steps were run one by one outside of it. `gpu` has not run at all.
 
 FROM python:3.11-slim-bookworm AS environment
@@ -48,6 +48,15 @@ COPY --from=bundle-gpu --chown=thinbridge /srv/gpu/thinbridge /srv/gpu/thinbridg
 USER thinbridge
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENV THINBRIDGE_DEVICE=cuda THINBRIDGE_CACHE_DIR=/srv/gpu/thinbridge XDG_CACHE_HOME=/srv/gpu TRITON_CACHE_DIR=/srv/gpu/thinbridge/triton
+
+# Clients only: they speak to the server `thinbridge` over HTTP and WebSockets.
+FROM environment AS load
+RUN pip install -c constraints.txt locust httpx soundfile jiwer whisper-normalizer jsonschema \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin thinbridge
+COPY loadtest loadtest
+COPY tests/clips tests/clips
+USER thinbridge
+CMD ["locust", "-f", "loadtest/users/mixed.py", "--headless", "--host", "http://thinbridge:8000", "--users", "6", "--run-time", "5m"]
 
 FROM server AS cpu
 COPY --from=bundle /srv/cache /srv/cache

@@ -41,7 +41,7 @@ class Script:
     """The messages of one session.
 
     `pcm` is mono 16-bit PCM. `options` are added to the start message. A speed of 0 sends as fast as the server takes it.
-    `messages` are sent on the way: each once all audio before its second has been.
+    `messages` are sent on the way: each once all audio before its second has been. `headers` go with the upgrade.
     """
 
     pcm: bytes
@@ -49,6 +49,7 @@ class Script:
     options: Mapping[str, Any] = field(default_factory=dict)
     speed: float = 1.0
     messages: Sequence[tuple[float, Mapping[str, Any]]] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def audio_s(self) -> float:
@@ -92,11 +93,18 @@ def stream_url(url: str) -> str:
     return parts._replace(scheme=scheme, path=parts.path.rstrip("/") + "/v1/stream").geturl()
 
 
-def open_stream(url: str) -> ClientConnection:
+def open_stream(url: str, headers: Mapping[str, str] | None = None) -> ClientConnection:
     """A connection on which nothing has been said yet. Raises `Refused`."""
     try:
         # No pings: behind minutes of audio that the server has yet to take they would seem to get no answer.
-        return connect(stream_url(url), compression=None, proxy=None, max_size=MAX_EVENT_BYTES, ping_interval=None)
+        return connect(
+            stream_url(url),
+            additional_headers=headers,
+            compression=None,
+            proxy=None,
+            max_size=MAX_EVENT_BYTES,
+            ping_interval=None,
+        )
     except InvalidStatus as error:
         response = error.response
         raise Refused(
@@ -114,7 +122,7 @@ def start_message(script: Script) -> str:
 
 def run_stream(url: str, script: Script) -> StreamRun:
     """One whole session, until the server closes it. Raises `Refused` where there is none."""
-    with open_stream(url) as connection:
+    with open_stream(url, script.headers) as connection:
         return _Session(connection, script).run()
 
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 from urllib.parse import urlsplit
@@ -36,14 +37,18 @@ BAD_STATUSES = {400, 413, 415, 422}
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--record", type=Path, help="file for the outcome of every request")
+    # Locust's parser reads the variable; a key on the command line could be seen by others.
+    parser.add_argument("--api-key", env_var="LOADTEST_API_KEY", default="", help="one of the server's keys")  # type: ignore[call-arg]
     parser.add_argument("--max-failed", type=float, default=0.001, help="share of requests that may fail")
     parser.add_argument("--max-p95-s", type=float, default=30.0, help="of the answers to files, in seconds")
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, **_kwargs: Any) -> None:
-    """Open the record and judge the run at its end."""
+    """Hand out the key, open the record, and judge the run at its end."""
     options = environment.parsed_options
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    KeyedClient.headers = LeavingClient.headers = LiveClient.headers = headers
     if options.record:
         record = Record(options.record)
         environment.events.request.add_listener(record.add)
@@ -84,7 +89,17 @@ class Record:
         self._file.close()
 
 
-class FileClient(locustfile.Microphone):
+class KeyedClient(HttpUser):
+    """A client of HTTP that sends the key."""
+
+    abstract = True
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def on_start(self) -> None:
+        self.client.headers.update(self.headers)
+
+
+class FileClient(KeyedClient, locustfile.Microphone):
     """Posts files and waits for the answers."""
 
     weight = 2
@@ -96,7 +111,7 @@ class LiveClient(stream.Microphone):
     weight = 1
 
 
-class EventClient(HttpUser):
+class EventClient(KeyedClient):
     """Reads streamed answers as server-sent events, to their end."""
 
     fixed_count = 1
@@ -119,7 +134,7 @@ class EventClient(HttpUser):
                 response.failure(f"the last event is {last}")
 
 
-class BadFileClient(HttpUser):
+class BadFileClient(KeyedClient):
     """Posts what is no audio; each has to be refused as the client's mistake."""
 
     fixed_count = 1
@@ -143,7 +158,7 @@ class LeavingClient(User):
 
     fixed_count = 1
     wait_time = between(0.5, 1.5)
-    head: ClassVar[str] = "POST /v1/instruct HTTP/1.1\r\nHost: {host}\r\nContent-Type: {type}\r\nContent-Length: {length}\r\n\r\n"
+    headers: ClassVar[Mapping[str, str]] = {}
 
     @task
     def leave(self) -> None:
@@ -158,8 +173,13 @@ class LeavingClient(User):
                     + clip.audio
                     + b"\r\n--x--\r\n"
                 )
-                head = self.head.format(host=address.netloc, type="multipart/form-data; boundary=x", length=len(parts))
-                connection.sendall(head.encode() + parts)
+                fields = {
+                    "Host": address.netloc,
+                    "Content-Type": "multipart/form-data; boundary=x",
+                    "Content-Length": str(len(parts)),
+                }
+                head = "".join(f"{name}: {value}\r\n" for name, value in {**fields, **self.headers}.items())
+                connection.sendall(f"POST /v1/instruct HTTP/1.1\r\n{head}\r\n".encode() + parts)
                 gevent.sleep(0.1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError as found:

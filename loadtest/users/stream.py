@@ -12,7 +12,7 @@ it says so, and its exit status is 1.
 import itertools
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,12 +55,14 @@ class Microphone(User):
     speeches: ClassVar[list[Speech]]
     seeds: ClassVar[Iterator[int]]
     slips: ClassVar[Slips]
+    headers: ClassVar[Mapping[str, str]] = {}
 
     @task
     def speak(self) -> None:
         options = self.environment.parsed_options
         audio = make_stream(self.speeches, options.session_seconds, next(self.seeds))
-        script = Script(audio.pcm, options={"voice": {"silence_duration_ms": options.silence_ms}})
+        voice = {"silence_duration_ms": options.silence_ms}
+        script = Script(audio.pcm, options={"voice": voice}, headers=self.headers)
         started_s = time.perf_counter()
         try:
             run = run_stream(self.host or "", script)

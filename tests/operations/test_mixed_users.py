@@ -13,6 +13,7 @@ from tests.support.fakes.fake_engine import FakeEngine
 pytestmark = pytest.mark.operations
 
 ROOT = Path(__file__).parents[2]
+KEY = "0123456789abcdef0123456789abcdef"
 KINDS = {"transcribe", "events", "session", "bad file", "left"}
 
 
@@ -25,8 +26,8 @@ def run_users(server: LiveServer, record: Path, *options: str) -> subprocess.Com
 
 
 def test_every_kind_of_user_is_served_and_recorded(tmp_path: Path) -> None:
-    with live_server(FakeEngine()) as server:
-        run_users(server, tmp_path / "record", "--max-failed", "1")
+    with live_server(FakeEngine(), api_keys=f"robot:{KEY}") as server:
+        run_users(server, tmp_path / "record", "--max-failed", "1", "--api-key", KEY)
     rows = list(map(json.loads, (tmp_path / "record").read_text().splitlines()))
     assert {row["name"] for row in rows} >= KINDS
     assert [row for row in rows if row["name"] in KINDS - {"session"} and row["error"]] == []

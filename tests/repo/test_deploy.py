@@ -29,6 +29,7 @@ EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]
 LEGENDS = {target["expr"]: target["legendFormat"] for panel in PANELS for target in panel["targets"]}
 RULES = [rule for group in yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"] for rule in group["rules"]]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+PROFILES = {profile for service in SERVICES.values() for profile in service["profiles"]}
 SETTINGS = {f"THINBRIDGE_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -146,6 +147,21 @@ def test_mounted_files_exist_where_grafana_looks() -> None:
     assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
 
 
+def test_profiles() -> None:
+    assert {"cpu", "gpu", "observe", "load"} == PROFILES
+    assert SERVICES["load"]["build"]["target"] in STAGES
+    (command,) = [json.loads(arguments) for name, arguments in steps_of("load") if name == "CMD"]
+    assert (ROOT / command[command.index("-f") + 1]).exists()
+
+
+@pytest.mark.parametrize("service", ["server", "server-gpu", "load"])
+def test_service_has_no_rights(service: str) -> None:
+    definition = SERVICES[service]
+    assert definition["read_only"]
+    assert definition["cap_drop"] == ["ALL"]
+    assert definition["security_opt"] == ["no-new-privileges:true"]
+
+
 @pytest.mark.parametrize("service", ["server", "server-gpu"])
 def test_server_service(service: str) -> None:
     definition = SERVICES[service]
@@ -185,10 +201,14 @@ def test_images_are_pinned() -> None:
         assert re.search(r":v?\d+\.\d+", image), image
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu"])
+@pytest.mark.parametrize("target", ["cpu", "gpu", "load"])
 def test_image_runs_as_a_user_without_rights(target: str) -> None:
+    assert [arguments for name, arguments in steps_of(target) if name == "USER"][-1] == "thinbridge"
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_image_serves(target: str) -> None:
     steps = steps_of(target)
-    assert [arguments for name, arguments in steps if name == "USER"][-1] == "thinbridge"
     assert [arguments for name, arguments in steps if name == "CMD"] == ['["thinbridge", "serve"]']
 
 
