@@ -38,7 +38,7 @@ BAD_STATUSES = {400, 413, 415, 422}
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--record", type=Path, help="file for the outcome of every request")
     # Locust's parser reads the variable; a key on the command line could be seen by others.
-    parser.add_argument("--api-key", env_var="LOADTEST_API_KEY", default="", help="one of the server's keys")  # type: ignore[call-arg]
+    parser.add_argument("--api-key", env_var="LOADTEST_API_KEY", default="", help="one of the server's keys")
     parser.add_argument("--max-failed", type=float, default=0.001, help="share of requests that may fail")
     parser.add_argument("--max-p95-s", type=float, default=30.0, help="of the answers to files, in seconds")
 
