@@ -182,11 +182,12 @@ def test_an_idle_model_is_unloaded_and_woken_by_the_next_request(first: NamedMod
         first.configure = lambda engine: engine.may_start.clear()
         threads = [in_background(server) for _ in range(3)]
         wait_until(lambda: states(server)["first"] == "waking" and len(first.engines) == built + 1)
+        first.configure = lambda _engine: None
         first.engine.may_start.set()
         for thread, replies in threads:
             thread.join(20)
             assert replies[0].json()["text"] == "text of first"
-        assert len(first.engines) == built + 1
+        assert sum(len(engine.submitted) for engine in first.engines[built:]) == 3
 
 
 def test_a_live_session_keeps_its_model_and_wakes_it(first: NamedModel) -> None:
@@ -209,6 +210,14 @@ def test_a_wake_that_fails_is_tried_again_by_the_next_request(first: NamedModel)
         assert (response.status_code, error_code(response)) == (500, "model_load_failed")
         first.build_error = None
         assert instruct(server, CLIP).json()["text"] == "text of first"
+
+
+def test_a_server_that_stops_while_a_model_loads_stops_its_engine(first: NamedModel) -> None:
+    first.configure = lambda engine: engine.may_start.clear()
+    with live_server([first.source()]) as server:
+        assert states(server) == {"first": "loading"}
+    assert first.engine.drained
+    first.engine.may_start.set()
 
 
 def test_only_an_admin_key_loads_models(first: NamedModel, second: NamedModel, tmp_path: Any) -> None:
