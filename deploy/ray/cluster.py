@@ -26,11 +26,18 @@ OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def join_cluster(address: str | None, cpus: int | None = None) -> None:
-    """Join the cluster at an address, or start one on this machine. No proxy of Serve's is started: the edge is ours."""
-    if address is None:
-        ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, logging_level="warning")
-    else:
-        ray.init(address=address, logging_level="warning")
+    """Join the cluster at an address, or start one on this machine. Raises `RuntimeError` where that is not possible.
+
+    No proxy of Serve's is started: the edge is ours.
+    """
+    try:
+        if address is None:
+            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, logging_level="warning")
+        else:
+            ray.init(address=address, logging_level="warning")
+    except Exception as error:
+        # Ray raises bare exceptions here, for a start that takes too long as for an address without a cluster.
+        raise RuntimeError(f"The Ray cluster could not be {'started' if address is None else 'joined'}: {error}") from error
     serve.start(proxy_location="Disabled")
 
 
