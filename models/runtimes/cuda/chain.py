@@ -67,7 +67,7 @@ def load_models_on(
     manifest = bundle.manifest
     if manifest.llm is None or manifest.projector is None:
         raise BackendError(f"Bundle {manifest.name} has no {'LLM' if manifest.llm is None else 'projector'}: serve it on a CPU.")
-    if not manifest.projector.drafts:
+    if manifest.projector.weights is None:
         raise BackendError(
             f"Bundle {manifest.name} has a projector of the kind {manifest.projector.architecture}: serve it on a CPU."
         )
