@@ -41,6 +41,9 @@ START_CPU_S = 0.25
 CPU_S_PER_MIB = 0.02
 CPU_S_PER_AUDIO_S = 0.1
 
+# More than decoding a usual file takes.
+SPARE_BYTES = 16 * 2**20
+
 WARM_UP_SAMPLES = bytes(8_000)
 WARM_UP_LIMITS = AudioLimits(16_000, 0.0, 1.0)
 
@@ -74,6 +77,14 @@ def _next_request(requests: BinaryIO) -> tuple[int, int] | None:
     """Return the kind and the number of a request; None where stdin has ended."""
     header = requests.read(REQUEST.size)
     return REQUEST.unpack(header) if len(header) == REQUEST.size else None
+
+
+def _require_spare_memory() -> None:
+    """Raise `MemoryError`, which ends this process, where it has hardly any memory left.
+
+    A decoder without memory cannot tell a bad file from a good one; the parent tries the file in a fresh one.
+    """
+    bytearray(SPARE_BYTES)
 
 
 class _CpuBudget:
@@ -122,9 +133,11 @@ class _Decode:
                 self._send_all(decode_arriving(self._next_bytes, self._limits))
                 self._end(())
         except ServeError as error:
+            _require_spare_memory()
             self._reply(ERROR, f"{error.code}\n{error.message}".encode())
         except Exception:
             # An exception that hostile bytes provoke in a decoder is about those bytes. The parent sees crashes and hangs.
+            _require_spare_memory()
             self._reply(ERROR, f"{UndecodableAudio.code}\nThe audio could not be decoded.".encode())
 
     def _send_all(self, blocks: Iterator[Samples]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from tests.support.decoders import CLIP, LIMITS, decode, is_alive, run_with_pool
 
 on_each_event_loop = pytest.mark.usefixtures("each_event_loop")
 
+LONG_CLIP = audio_file(tone(20.0, 16_000), 16_000, "FLAC")
 OPUS = audio_file(tone(3.0, 16_000), 16_000, "OGG", "OPUS")
 # An Opus header and the beginnings of pages: libsndfile searches it for ever longer.
 BOMB = OPUS[:47] + b"OggS" * 2_000_000
@@ -215,6 +217,26 @@ def test_a_file_that_needs_too_much_memory_is_refused() -> None:
         with pytest.raises(UndecodableAudio):
             await decode(pool, b"RIFF\xff\xff\xff\xffWAVE" + bytes(600 * 2**20))
         assert len(await decode(pool, CLIP)) == 16_000
+
+    run_with_pool(use, timeout_s=60.0)
+
+
+def test_a_decoder_without_memory_judges_no_file() -> None:
+    """A good file is decoded by another one, and a bad file is refused as ever."""
+
+    async def use(pool: DecoderPool) -> None:
+        for data, is_good in ((LONG_CLIP, True), (LONG_CLIP[:100] + bytes(1_000_000), False)):
+            for process_id in pool.process_ids:
+                size = int(Path(f"/proc/{process_id}/statm").read_text().split()[0]) * resource.getpagesize()
+                _, most = resource.prlimit(process_id, resource.RLIMIT_AS)
+                resource.prlimit(process_id, resource.RLIMIT_AS, (size, most))
+            before = pool.restarts
+            if is_good:
+                assert len(await decode(pool, data)) == 20 * 16_000
+            else:
+                with pytest.raises(UndecodableAudio, match="damaged"):
+                    await decode(pool, data)
+            assert pool.restarts == before + 1
 
     run_with_pool(use, timeout_s=60.0)
 
