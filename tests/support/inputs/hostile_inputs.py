@@ -171,7 +171,7 @@ def bad_fields() -> Iterator[tuple[str, bytes]]:
     yield "audio by url", form(part("audio", b"http://169.254.169.254/latest"), INSTRUCTION)
     for name in (
         "file",
-        "model",
+        "models",
         "prompts",
         "Audio",
         "audio ",

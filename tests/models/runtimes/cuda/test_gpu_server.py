@@ -1,6 +1,7 @@
 """The whole server on the simulated GPU answers real recordings as it does on the CPU: alone, in a crowd, on every runtime."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,7 +62,7 @@ def on_two_gpus(bundle: Path) -> Iterator[LiveServer]:
 
 def ready_gpus(server: LiveServer) -> int:
     metrics = server.client.get("/metrics").text
-    return sum(f'thinbridge_gpu_ready{{engine="GPU {number}"}} 1.0' in metrics for number in (0, 1))
+    return len(re.findall(r"^thinbridge_gpu_ready\{[^}]*\} 1\.0$", metrics, re.MULTILINE))
 
 
 def ask(server: LiveServer, clip: Path, instruction: str, **fields: str) -> Reply:
