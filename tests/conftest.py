@@ -18,5 +18,5 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_kernel_*.py", "test_gpu_bench.py"]
 
 # No example fails for being slow on a busy machine, and every run sees the same examples.
-settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
