@@ -23,11 +23,11 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest.support.asking import open_client
 from loadtest.support.judging import OUTCOMES, Case, Outcome, judge, normal_words, token_f1
 from loadtest.support.markdown import table
 from loadtest.support.recordings import read_rows
 
-TIMEOUT_S = 300.0
 MAX_TOKENS = "64"
 BUSY = (429, 503, 504)
 TRIES, PAUSE_S = 10, 5.0
@@ -88,7 +88,7 @@ def ask_all(url: str, rows: Sequence[Mapping[str, Any]], data: Path, told: Path,
     """
     known = {each["id"]: each for each in map(json.loads, told.read_text().splitlines())} if told.exists() else {}
     lock = threading.Lock()
-    with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client, ThreadPoolExecutor(parallel) as pool:
+    with open_client(url) as client, ThreadPoolExecutor(parallel) as pool:
 
         def judge_row(row: Mapping[str, Any]) -> Judged:
             if row["id"] not in known:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest.support.asking import open_client
 from loadtest.support.recordings import read_rows
 
 INSTRUCTIONS = (
@@ -20,7 +21,6 @@ INSTRUCTIONS = (
     "What is the speaker talking about?",
     "Summarise what was said in one sentence.",
 )
-TIMEOUT_S = 300.0
 MAX_TOKENS = "64"
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parsed = parser.parse_args(arguments)
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"] == parsed.set][: parsed.count]
-    with httpx.Client(base_url=parsed.url, timeout=TIMEOUT_S, trust_env=False) as client:
+    with open_client(parsed.url) as client:
         answers = [
             [ask(client, instruction, (parsed.data / row["file"]).read_bytes()) for instruction in INSTRUCTIONS]
             for row in tqdm(rows, desc="recordings")

@@ -19,11 +19,11 @@ import httpx
 from tqdm import tqdm
 
 from loadtest.support import markdown
+from loadtest.support.asking import ask_about, open_client
 from loadtest.support.recordings import read_rows
 from loadtest.support.words import plain_words, word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
-TIMEOUT_S = 300.0
 SHORTEST_LETTERS, MOST_SEEN = 6, 1
 OTHERS = 8
 """Keywords of other recordings in each request."""
@@ -71,15 +71,7 @@ def choose_others(clips: Sequence[Clip], clip: Clip, random: Random) -> list[str
     return random.sample(words, min(OTHERS, len(words)))
 
 
-def transcribe(url: str, file: Path, keywords: Sequence[str]) -> str:
-    """Return the transcript. Raises `httpx.HTTPStatusError`."""
-    fields = {"instruction": INSTRUCTION, "language": "en", "keywords": json.dumps(keywords)}
-    reply = httpx.post(f"{url}/v1/instruct", files={"audio": file.read_bytes()}, data=fields, timeout=TIMEOUT_S)
-    reply.raise_for_status()
-    return str(reply.json()["text"])
-
-
-def measure(clips: Sequence[Clip], url: str) -> dict[str, Column]:
+def measure(clips: Sequence[Clip], client: httpx.Client) -> dict[str, Column]:
     """Return the counts by the way to ask."""
     random = Random(SEED)
     columns = {name: Column() for name in (WITHOUT, OWN, OTHERS_ALONE)}
@@ -87,7 +79,7 @@ def measure(clips: Sequence[Clip], url: str) -> dict[str, Column]:
         others = choose_others(clips, clip, random)
         mixed = random.sample([*clip.rare, *others], len(clip.rare) + len(others))
         for name, keywords in ((WITHOUT, []), (OWN, mixed), (OTHERS_ALONE, others)):
-            text = transcribe(url, clip.file, keywords)
+            text = ask_about(client, clip.file, INSTRUCTION, language="en", keywords=json.dumps(keywords))["text"]
             words = plain_words(text).split()
             column = columns[name]
             column.found += sum(word in words for word in clip.rare)
@@ -121,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all that hold a rare word")
     parsed = parser.parse_args(arguments)
     clips = read_clips(parsed.data, parsed.sets.split(","), parsed.per_set)
-    print("\n".join(report(clips, measure(clips, parsed.url))))
+    with open_client(parsed.url) as client:
+        columns = measure(clips, client)
+    print("\n".join(report(clips, columns)))
 
 
 if __name__ == "__main__":

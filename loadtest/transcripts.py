@@ -23,11 +23,11 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
 from loadtest.support import markdown
-from loadtest.support.recordings import read_rows
+from loadtest.support.asking import ask_about, open_client
+from loadtest.support.recordings import read_rows, take_per_set
 from loadtest.support.words import MakeWords, plain_words, word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
-TIMEOUT_S = 300.0
 SERVER = "server"
 ENGLISH_ONLY = ("Moonshine tiny",)
 FIVE_S = (4.0, 6.0)
@@ -51,15 +51,6 @@ class Column:
         return sum(len(plain_words(text).split()) > 2 * len(plain_words(reference).split()) for reference, text in pairs)
 
 
-def ask_server(url: str, file: Path, language: str | None) -> dict[str, Any]:
-    """Return the reply. Raises `httpx.HTTPStatusError`."""
-    data = {"instruction": INSTRUCTION} | ({"language": language} if language else {})
-    reply = httpx.post(f"{url}/v1/instruct", files={"audio": file.read_bytes()}, data=data, timeout=TIMEOUT_S)
-    reply.raise_for_status()
-    content: dict[str, Any] = reply.json()
-    return content
-
-
 def language_of(name: str) -> str:
     """Return the language of a set by its name: `common_voice_de` and `to_en_es` end with it, the others are English."""
     found = re.fullmatch(r"(?:common_voice|to_en)_([a-z]{2})", name)
@@ -67,7 +58,7 @@ def language_of(name: str) -> str:
 
 
 def measure(
-    rows: Sequence[dict[str, Any]], data: Path, url: str, peers: dict[str, Transcribe], *, tell_language: bool
+    rows: Sequence[dict[str, Any]], data: Path, client: httpx.Client, peers: dict[str, Transcribe], *, tell_language: bool
 ) -> dict[str, dict[str, Column]]:
     """Return by system and set the texts and times of every recording; the systems take turns."""
     results: dict[str, dict[str, Column]] = {name: {} for name in (SERVER, *peers)}
@@ -79,7 +70,7 @@ def measure(
             column = of_system.setdefault(row["set"], Column())
             started_s = time.perf_counter()
             if name == SERVER:
-                reply = ask_server(url, file, language if tell_language else None)
+                reply = ask_about(client, file, INSTRUCTION, language=language if tell_language else None)
                 text, passes = reply["text"], reply["speculation"]["llm_passes"]
             else:
                 text, passes = peers[name](file, language), 0
@@ -138,18 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
     parser.add_argument("--out", type=Path, help="write texts and times here, as JSON")
     parsed = parser.parse_args(arguments)
-    wanted, counts, rows = parsed.sets.split(",") if parsed.sets else None, dict[str, int](), []
-    for row in read_rows(parsed.data / "eval.jsonl"):
-        name = row["set"]
-        if row.get("text") and (wanted is None or name in wanted) and counts.get(name, 0) < parsed.per_set:
-            counts[name] = counts.get(name, 0) + 1
-            rows.append(row)
+    wanted = parsed.sets.split(",") if parsed.sets else None
+    rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row.get("text") and (wanted is None or row["set"] in wanted)]
+    rows = take_per_set(rows, parsed.per_set)
     peers: dict[str, Transcribe] = {}
     if parsed.peer:
         peers["faster-whisper"] = load_faster_whisper(parsed.peer)
     if parsed.moonshine:
         peers["Moonshine tiny"] = load_moonshine()
-    results = measure(rows, parsed.data, parsed.url, peers, tell_language=parsed.tell_language)
+    with open_client(parsed.url) as client:
+        results = measure(rows, parsed.data, client, peers, tell_language=parsed.tell_language)
     print("\n".join([*report(results), "", *report_five_seconds(results)]))
     if parsed.out:
         told = {name: {each: vars(column) for each, column in system.items()} for name, system in results.items()}

@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 
 from loadtest.peers.transcribers import load_faster_whisper
+from loadtest.support.asking import ask_about, open_client
 from loadtest.support.markdown import table
-from loadtest.support.recordings import read_rows
-from loadtest.transcripts import TIMEOUT_S, language_of
+from loadtest.support.recordings import read_rows, take_per_set
+from loadtest.transcripts import language_of
 
 INSTRUCTION = "Translate the speech into English."
 PREFIX = "to_en_"
@@ -49,14 +49,6 @@ class Column:
         from sacrebleu import corpus_chrf
 
         return float(corpus_chrf(self.texts, [self.references]).score)
-
-
-def ask_server(url: str, file: Path, language: str | None) -> str:
-    """Return the server's translation. Raises `httpx.HTTPStatusError`."""
-    data = {"instruction": INSTRUCTION} | ({"language": language} if language else {})
-    reply = httpx.post(f"{url}/v1/instruct", files={"audio": file.read_bytes()}, data=data, timeout=TIMEOUT_S)
-    reply.raise_for_status()
-    return str(reply.json()["text"])
 
 
 def measure(
@@ -99,20 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parsed = parser.parse_args(arguments)
-    counts, rows = dict[str, int](), []
-    for row in read_rows(parsed.data / "eval.jsonl"):
-        name = row["set"]
-        if name.startswith(PREFIX) and counts.get(name, 0) < parsed.per_set:
-            counts[name] = counts.get(name, 0) + 1
-            rows.append(row)
+    rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"].startswith(PREFIX)]
+    rows = take_per_set(rows, parsed.per_set)
+    client = open_client(parsed.url)
 
     def from_server(file: Path, language: str) -> str:
-        return ask_server(parsed.url, file, language if parsed.tell_language else None)
+        reply = ask_about(client, file, INSTRUCTION, language=language if parsed.tell_language else None)
+        return str(reply["text"])
 
     systems: dict[str, Callable[[Path, str], str]] = {"server": from_server}
     if parsed.peer is not None:
         systems["peer"] = load_faster_whisper(parsed.peer, "translate")
-    results = measure(rows, parsed.data, systems)
+    with client:
+        results = measure(rows, parsed.data, systems)
     lines = report(results)
     print("\n".join(lines))
     if parsed.out is not None:

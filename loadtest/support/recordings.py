@@ -3,7 +3,8 @@
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def read_rows(manifest: Path, language: str | None = None) -> list[dict[str, Any
     """
     rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
     return [row for row in rows if language is None or row.get("language", "en") == language]
+
+
+def take_per_set(rows: Iterable[dict[str, Any]], per_set: int) -> list[dict[str, Any]]:
+    """Return the first `per_set` rows of each set."""
+    counts: Counter[str] = Counter()
+    taken = []
+    for row in rows:
+        if counts[row["set"]] < per_set:
+            counts[row["set"]] += 1
+            taken.append(row)
+    return taken
 
 
 def read_recordings(data: Path | None, clips: Path, limit: int) -> list[Recording]:

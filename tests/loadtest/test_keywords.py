@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 from loadtest.keywords import OTHERS_ALONE, OWN, WITHOUT, choose_others, measure, read_clips, report
+from loadtest.support.asking import open_client
 from tests.support.clients.live_server import audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -35,7 +36,8 @@ def test_every_clip_is_asked_three_times(tmp_path: Path) -> None:
     engine = FakeEngine()
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
-        columns = measure(clips, server.url)
+        with open_client(server.url) as client:
+            columns = measure(clips, client)
     asked = [set(each.keywords) for each in engine.submitted]
     assert asked[:3] == [set(), {"sailor", "lighthouse", "marvellous"}, {"lighthouse", "marvellous"}]
     assert len(asked) == 9
