@@ -3,7 +3,12 @@
 import os
 import sys
 
+import pytest
 from hypothesis import settings
+
+from tests.support.stalls import StallPlugin
+
+pytest_plugins = ["pytester"]
 
 # Several processes share the cores where the suite runs in several (`-n`): one thread each, in whatever computes. The libraries
 # read this at their import.
@@ -20,3 +25,7 @@ collect_ignore_glob = [] if sys.platform == "linux" else ["test_kernel_*.py", "t
 # No example fails for being slow on a busy machine, and every run sees the same examples.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(StallPlugin())
