@@ -198,7 +198,7 @@ def test_a_failure_after_some_text_is_an_event(server: LiveServer, engine: HeldE
 
 
 def test_the_time_limit_ends_a_stream_with_an_event(engine: HeldEngine) -> None:
-    with live_server(engine, request_timeout_s=0.4) as server:
+    with live_server(engine, request_timeout_s=2.0) as server:
         in_background(lambda: engine.say("Half"))
         with streaming(server) as response:
             assert [event["type"] for event in events_of(response)] == ["instruct.text.delta", "error"]

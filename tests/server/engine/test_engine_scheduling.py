@@ -51,7 +51,7 @@ def test_a_deadline_that_passes_while_a_request_waits_ends_it_and_frees_its_plac
 
 def test_a_deadline_that_passes_while_a_request_runs_ends_it() -> None:
     with serving(endless_llm(slots=1)) as engine:
-        late = Client(engine, endless("late", deadline_s=0.05))
+        late = Client(engine, endless("late", deadline_s=1.0))
         assert isinstance(late.failed().error, RequestTimedOut)
         assert any(isinstance(event, Delta) for event in late.events)
         Client(engine, instruct("next", speech(1), max_tokens=2)).done()

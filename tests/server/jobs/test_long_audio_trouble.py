@@ -166,9 +166,9 @@ def test_a_client_that_leaves_midway(server: LiveServer, engine: FakeEngine, str
 
 
 def test_the_time_limit_counts_from_the_last_progress(engine: FakeEngine) -> None:
-    """Forty steps of 50 ms take more than the limit of a second, but no single step does."""
-    slow = SlowEngine(0.05)
-    with live_server(slow, request_timeout_s=1.0) as server:
+    """Forty steps of 100 ms take more than the limit, but no single step does."""
+    slow = SlowEngine(0.1)
+    with live_server(slow, request_timeout_s=3.0) as server:
         wait_until(lambda: slow.stats().ready)
         assert instruct(server, recording(40)).json()["text"] == transcript(40)
     engine.listens_until_s = 5.0

@@ -121,10 +121,10 @@ def test_without_endpointing_no_speech_is_final(server: LiveServer) -> None:
 
 def test_a_microphone_that_stops_ends_its_utterance_and_keeps_alive() -> None:
     engine = FakeEngine()
-    with live_server(engine, live_idle_timeout_s=0.4) as server, listening(server) as client:
+    with live_server(engine, live_idle_timeout_s=1.2) as server, listening(server) as client:
         client.say(pcm(0.4))
         for _ in range(8):
-            time.sleep(0.2)
+            time.sleep(0.3)
             client.tell("KeepAlive")
         assert transcript(client.finals(1)[0]) == TEXT.format(0)
         # The place was given back, and the connection goes on.
@@ -137,10 +137,10 @@ def test_a_microphone_that_stops_ends_its_utterance_and_keeps_alive() -> None:
 
 def test_pings_keep_a_connection() -> None:
     engine = FakeEngine()
-    with live_server(engine, live_idle_timeout_s=0.3) as server, listening(server) as client:
-        for _ in range(6):
+    with live_server(engine, live_idle_timeout_s=1.0) as server, listening(server) as client:
+        for _ in range(5):
             client.socket.ping().wait(5)
-            time.sleep(0.1)
+            time.sleep(0.3)
         client.say(pcm(1.0))
         assert transcript(client.finals(1)[0]) == TEXT.format(0)
 

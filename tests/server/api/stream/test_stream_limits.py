@@ -147,7 +147,7 @@ def test_partials_that_were_not_read_in_time_are_skipped() -> None:
 
 
 def test_silence_ends_a_session_after_all_is_answered() -> None:
-    with serving(live_idle_timeout_s=0.3) as (server, _), streaming(server) as client:
+    with serving(live_idle_timeout_s=1.0) as (server, _), streaming(server) as client:
         client.start()
         client.say(pcm(0.5))
         assert types(client.until("final")) == ["speech_started", "partial", "final"]
@@ -161,12 +161,12 @@ def test_silence_instead_of_a_start() -> None:
 
 
 def test_who_waits_for_a_flush_is_not_idle() -> None:
-    with serving(live_idle_timeout_s=0.2) as (server, engine), streaming(server) as client:
+    with serving(live_idle_timeout_s=0.8) as (server, engine), streaming(server) as client:
         client.start()
         session = only_session(engine)
         with out_of_reach(engine, session):
             client.tell("flush", id="a")
-            time.sleep(0.6)
+            time.sleep(1.4)
         session.deliver(Flushed(session.request.id, "a"))
         assert client.event() == {"type": "flushed", "id": "a"}
         assert client.fatal() == ("session_idle", 1008)
