@@ -19,7 +19,7 @@ SECONDS ?= 3600
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test test-clients test-ray lint bench gpu-check release-check test-operations observe soak clean
+.PHONY: serve test test-clients test-ray lint bench gpu-check release-check test-operations observe soak docs clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -63,6 +63,11 @@ soak: $(VENV)/operations.stamp
 release-check: $(VENV)/release.stamp
 	@$(VENV)/bin/python -m deploy.release_check
 
+# The pages of docs/ as a site in build/site, every link of which is checked.
+docs: $(VENV)/docs.stamp
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@$(VENV)/bin/python -m deploy.site.links build/site
+
 clean:
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -95,6 +100,11 @@ $(VENV)/operations.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 
 $(VENV)/release.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[release]'
+	@rm -f $(VENV)/gpu.stamp
+	@touch $(VENV)/serve.stamp $@
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $@
 

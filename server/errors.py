@@ -7,7 +7,10 @@ from typing import Any, ClassVar, Self
 
 
 class ServeError(Exception):
-    """An error with a public message. `code` is stable: clients may branch on it."""
+    """A fault of the server that has no class of its own.
+
+    Every other error is a subclass. `message` is public, and `code` is stable: clients may branch on it.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -25,10 +28,14 @@ class ServeError(Exception):
 
 
 class InvalidRequest(ServeError):
+    """A field is missing, doubled, of the wrong kind or out of range, or the request is malformed."""
+
     status, type, code = 400, "invalid_request_error", "invalid_request"
 
 
 class UnknownField(InvalidRequest):
+    """The request has a field that the dialect does not know."""
+
     code = "unknown_field"
 
 
@@ -39,6 +46,8 @@ class UnsupportedOption(InvalidRequest):
 
 
 class InvalidInstruction(InvalidRequest):
+    """The instruction is empty or too long."""
+
     code = "invalid_instruction"
 
 
@@ -54,10 +63,14 @@ class InvalidConstraint(InvalidRequest):
 
 
 class PromptTooLong(InvalidRequest):
+    """Audio and instruction together do not fit the LLM."""
+
     code = "prompt_too_long"
 
 
 class AudioTooShort(InvalidRequest):
+    """The audio is shorter than `min_audio_s`."""
+
     code = "audio_too_short"
 
 
@@ -68,14 +81,20 @@ class InvalidAudio(InvalidRequest):
 
 
 class AudioTooLong(InvalidRequest):
+    """The audio is longer than `max_audio_s`."""
+
     status, code = 413, "audio_too_long"
 
 
 class BodyTooLarge(InvalidRequest):
+    """The body is larger than `max_body_bytes`."""
+
     status, code = 413, "body_too_large"
 
 
 class UndecodableAudio(InvalidRequest):
+    """The file is in an unknown format, or so damaged that nothing can be decoded."""
+
     status, code = 415, "undecodable_audio"
 
 
@@ -98,6 +117,8 @@ class ForbiddenOrigin(InvalidRequest):
 
 
 class NotFound(InvalidRequest):
+    """The server has no such path."""
+
     status, code = 404, "not_found"
 
 
@@ -114,6 +135,8 @@ class AdminRequired(InvalidRequest):
 
 
 class MethodNotAllowed(InvalidRequest):
+    """The path takes another method."""
+
     status, code = 405, "method_not_allowed"
 
 
@@ -124,10 +147,14 @@ class UpgradeRequired(InvalidRequest):
 
 
 class HeadTooLarge(InvalidRequest):
+    """The head of the request is larger than 32 KiB."""
+
     status, code = 431, "head_too_large"
 
 
 class Overloaded(ServeError):
+    """The queue is full, the predicted wait is too long, or another client took the place."""
+
     status, type, code = 429, "rate_limit_error", "overloaded"
 
 
@@ -144,6 +171,8 @@ class DeadlineUnmeetable(Overloaded):
 
 
 class NotReady(ServeError):
+    """The server starts or stops, or a process of it was lost and is being replaced."""
+
     status, type, code = 503, "server_error", "not_ready"
 
 

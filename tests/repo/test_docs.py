@@ -17,7 +17,7 @@ import yaml
 
 from server import cli
 from server.errors import ServeError
-from server.settings import Settings
+from tests.repo import reference
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -26,7 +26,7 @@ ADDRESS = "127.0.0.1:8000"
 README = ROOT / "README.md"
 README_MAX_LINES = 150
 # On a GPU machine only; `tests/models/runtimes/cuda` looks after what they start.
-PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ("gpu.md", "tensorrt_plans.md"))]
+PAGES = [README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in ("gpu.md", "tensorrt_plans.md"))]
 BLOCKS = [
     block for page in PAGES for block in re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
@@ -38,7 +38,7 @@ COMMANDS = sorted(
 )
 LINKS = [
     (page, link)
-    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     if not link.startswith("http")
 ]
@@ -58,10 +58,6 @@ cli.load_engine = lambda folder, settings: FakeEngine()
 sys.exit(cli.main(sys.argv[1:]))
 """
 MICROPHONE = "#!/bin/sh\nhead -c 32000 /dev/zero\n"
-
-
-def all_errors(base: type[ServeError]) -> list[type[ServeError]]:
-    return [base, *(error for child in base.__subclasses__() for error in all_errors(child))]
 
 
 @pytest.fixture(scope="module")
@@ -170,30 +166,25 @@ def test_links_lead_somewhere(page: Path, link: str) -> None:
     target = page.parent / path if path else page
     assert target.exists()
     if heading:
-        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        text = re.sub(r"^```.*?^```", "", target.read_text(), flags=re.MULTILINE | re.DOTALL)
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
         assert heading in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings]
 
 
-def test_every_setting_is_listed() -> None:
-    text = (ROOT / "docs" / "settings.md").read_text()
-    listed = text.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
-    assert listed == settings_table()
+def test_every_page_is_in_the_site() -> None:
+    """And the site has no other; mkdocs itself is installed by `make docs` only."""
+    listed = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted([*pages, "index.md"])
 
 
-@pytest.mark.parametrize("error", all_errors(ServeError), ids=lambda error: error.code)
+def test_the_tables_are_those_of_the_code() -> None:
+    """`python -m tests.repo.reference` writes them."""
+    assert reference.SETTINGS.read_text() == reference.settings_page()
+    assert reference.REFERENCE.read_text() == reference.reference_page()
+
+
+@pytest.mark.parametrize("error", reference.subclasses(ServeError), ids=lambda error: error.code)
 def test_every_error_is_listed(error: type[ServeError]) -> None:
     rows = (ROOT / "docs" / "api.md").read_text().splitlines()
     assert any(row.startswith(f"| {error.status} |") and f"`{error.code}`" in row for row in rows)
-
-
-def settings_table() -> str:
-    """Return the table of docs/settings.md; print it with `python -m tests.repo.test_docs`."""
-    rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = "`~/.cache/thinbridge`" if name == "cache_dir" else "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `{name}` | {default} | {field.description} |")
-    return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    print(settings_table(), end="")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("server", "kernels", "models", "export", "training", "loadtest", "deploy", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 # A sentence that begins with a relative clause has to be read twice. Questions may.
 RIDDLE = re.compile(r"(?:Who|Whom|Whose|Whoever|Whichever|What|Whatever|Where|Wherever|Those that|Those who)\s[^.?!:]*[.!:;]")

@@ -52,6 +52,7 @@ def listen_router(context: ServerContext) -> APIRouter:
 
     @router.websocket("/v1/listen")
     async def listen(socket: WebSocket) -> None:
+        """Live audio as in Deepgram's API."""
         options = read_options(socket.query_params, context.models.default.name)
         await serve_socket(
             context,

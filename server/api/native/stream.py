@@ -16,6 +16,7 @@ def stream_router(context: ServerContext) -> APIRouter:
 
     @router.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
+        """Live audio in our own messages."""
         await serve_socket(context, socket, lambda session: NativeDialect(session, reader), max_message_bytes=MAX_FRAME_BYTES)
 
     return router

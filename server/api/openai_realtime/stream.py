@@ -25,6 +25,7 @@ def realtime_router(context: ServerContext) -> APIRouter:
 
     @router.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
+        """Live audio as in OpenAI's Realtime API, or in vLLM's."""
         name = socket.query_params.get("model", context.models.default.name)
         model = context.models.find(name)
         beta = socket.headers.get("openai-beta", "") == "realtime=v1"
