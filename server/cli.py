@@ -19,7 +19,7 @@ from models.protocols import BackendError
 from server.api.formats import MEDIA_TYPES, SUBTITLES
 from server.api.native.schema import reply_body
 from server.api.options import DEFAULT_INSTRUCTION
-from server.engine.types.options import SamplingOptions
+from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
 from server.errors import ServeError
 from server.logs import configure_logging
@@ -251,7 +251,7 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
     from server.client.transcribe import instruct_file
 
     sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
-    word_times = options.format in SUBTITLES
+    word_times: WordTimes = "if_known" if options.format in SUBTITLES else "none"
     failures = 0
     pool = build_decode_pool(engine.sample_rate_hz, settings.model_copy(update={"decode_workers": 1}))
     await pool.start()
@@ -260,7 +260,7 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
         for path in options.files:
             try:
                 data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-                reply, words = await instruct_file(engine, pool, data, options.instruction, sampling, word_times=word_times)
+                reply, segments = await instruct_file(engine, pool, data, options.instruction, sampling, word_times=word_times)
             except (ServeError, OSError) as error:
                 failures += 1
                 print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
@@ -271,7 +271,7 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
             elif options.format == "text" and len(options.files) > 1:
                 print(f"{path}: {reply.text}", flush=True)
             else:
-                print(reply_body(reply, words, options.format).removesuffix("\n"), flush=True)
+                print(reply_body(reply, segments, options.format).removesuffix("\n"), flush=True)
     return 1 if failures else 0
 
 

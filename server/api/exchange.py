@@ -17,9 +17,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.context import ServerContext
 from server.api.disconnect import TimeLimit, while_client_stays
+from server.api.formats import answer_segments
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
 from server.audio.raw import RawFormat
-from server.engine.types.events import Basis, Done, Failed, TokenLogprob
+from server.engine.types.events import Basis, Done, Failed, Segment, TokenLogprob
 from server.engine.types.options import Scope as AnswerScope
 from server.engine.types.options import VoiceOptions
 from server.engine.types.protocol import Engine
@@ -44,7 +45,9 @@ Body = TypeVar("Body")
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with the times of all stages, and what is known of its audio: `basis` and `sections` are those of long audio.
+    """An answer with the times of all stages, and what is known of its audio.
+
+    `basis`, `sections` and `utterances` are those of long audio.
 
     `warnings` says in sentences what of the audio was missing.
     """
@@ -53,7 +56,13 @@ class Answer:
     audio_s: float
     basis: Basis | None = None
     sections: int | None = None
+    utterances: tuple[Segment, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The text as subtitles show it, as `answer_segments` has it."""
+        return answer_segments(self.done, self.audio_s, self.utterances)
 
     @property
     def server_timing(self) -> str:
@@ -123,7 +132,9 @@ class _Exchange:
         """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
         job, total_s = self.job, time.perf_counter() - self.started_s
         times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
-        answer = Answer(dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections, job.warnings)
+        answer = Answer(
+            dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections, job.utterances, job.warnings
+        )
         waited_s = None if first_text_s is None else first_text_s - self.started_s
         self.context.metrics.count_answer(self.model, answer.done, job.audio_s, waited_s)
         tokens, timing = done.usage.output_tokens, answer.server_timing

@@ -3,11 +3,10 @@
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
 
-from server.engine.types.events import Word
+from server.engine.types.events import Done, Segment, Word
 
 ReplyFormat = Literal["json", "text", "srt", "vtt"]
 
@@ -26,13 +25,11 @@ SENTENCE_MARKS = frozenset(".!?…")
 CLAUSE_MARKS = frozenset(",;:")
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Some words in a row, joined by spaces, from the start of the first to the end of the last."""
-
-    text: str
-    start_s: float
-    end_s: float
+def answer_segments(done: Done, audio_s: float, utterances: Sequence[Segment] = ()) -> tuple[Segment, ...]:
+    """Return an answer in segments: of its words, where their times are known, else its utterances, or all of it as one."""
+    if done.words is not None:
+        return segments(done.words)
+    return tuple(utterances) or ((Segment(done.text, 0.0, audio_s),) if done.text else ())
 
 
 def segments(words: Sequence[Word]) -> tuple[Segment, ...]:

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from server.api.formats import SUBTITLES, ReplyFormat
 from server.api.multipart import FILE_FIELD, PLAIN_NAME
-from server.engine.types.options import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions
+from server.engine.types.options import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions, WordTimes
 from server.errors import InvalidInstruction, InvalidRequest, UnknownField
 from server.settings import Settings
 
@@ -160,9 +160,11 @@ class InstructOptions(RequestOptions):
         return self
 
     @property
-    def word_times(self) -> bool:
-        """Whether the reply needs the times of the words."""
-        return self.timestamps != "none" or self.format in SUBTITLES
+    def word_times(self) -> WordTimes:
+        """Whether the reply needs the times of words: segments may be made without."""
+        if self.timestamps == "words":
+            return "required"
+        return "if_known" if self.timestamps == "segments" or self.format in SUBTITLES else "none"
 
     @property
     def engine_priority(self) -> Priority:

@@ -8,10 +8,11 @@ import uuid
 
 import numpy as np
 
+from server.api.formats import answer_segments
 from server.api.native.schema import InstructReply, instruct_reply
 from server.audio.sandbox import DecoderPool
-from server.engine.types.events import Word
-from server.engine.types.options import SamplingOptions
+from server.engine.types.events import Segment
+from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
 from server.jobs.events import ResultFuture
@@ -25,9 +26,9 @@ async def instruct_file(
     instruction: str,
     sampling: SamplingOptions,
     *,
-    word_times: bool = False,
-) -> tuple[InstructReply, tuple[Word, ...]]:
-    """Return the reply to the bytes of an audio file, and the words if `word_times` asks for them. Raises `ServeError`."""
+    word_times: WordTimes = "none",
+) -> tuple[InstructReply, tuple[Segment, ...]]:
+    """Return the reply to the bytes of an audio file, and its text in segments. Raises `ServeError`."""
     started_s = time.perf_counter()
     request = InstructRequest(uuid.uuid4().hex, np.empty(0, np.float32), instruction, sampling, word_times=word_times)
     job = await build_job(engine, decode_pool, file, request, cut_at_pauses=False, on_progress=lambda: None)
@@ -41,6 +42,5 @@ async def instruct_file(
             raise
     total_s = time.perf_counter() - started_s
     done = dataclasses.replace(done, times=dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s))
-    return instruct_reply(
-        job.id, done, job.audio_s, basis=job.basis, sections=job.sections, warnings=job.warnings
-    ), done.words or ()
+    reply = instruct_reply(job.id, done, job.audio_s, basis=job.basis, sections=job.sections, warnings=job.warnings)
+    return reply, answer_segments(done, job.audio_s, job.utterances)

@@ -12,7 +12,7 @@ from typing import Protocol
 from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
-from server.engine.types.events import Basis, Event
+from server.engine.types.events import Basis, Event, Segment
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
@@ -23,7 +23,8 @@ class Job(Protocol):
     """The work of one request: started once, with one terminal event unless aborted before. Call `close` at the end.
 
     Once the terminal event has come, the length of the audio and the time of its decoding are known, and for long audio what the
-    answer is based on, in how many sections. `warnings` then says in sentences what of the audio was missing.
+    answer is based on, in how many sections, and the `utterances` whose texts it is joined of. `warnings` then says in sentences
+    what of the audio was missing.
     """
 
     @property
@@ -40,6 +41,9 @@ class Job(Protocol):
 
     @property
     def sections(self) -> int | None: ...
+
+    @property
+    def utterances(self) -> tuple[Segment, ...]: ...
 
     @property
     def warnings(self) -> tuple[str, ...]: ...
@@ -67,6 +71,7 @@ class ShortAudioJob:
     warnings: tuple[str, ...] = ()
     basis: None = None
     sections: None = None
+    utterances: tuple[()] = ()
 
     @property
     def id(self) -> str:

@@ -20,6 +20,7 @@ from server.engine.types.events import (
     Listened,
     LiveEvent,
     Problem,
+    Segment,
     Speculation,
     StageTimes,
     TokenLogprob,
@@ -93,6 +94,10 @@ class LongAudioJob:
     @property
     def sections(self) -> int:
         return self._aggregator.sections
+
+    @property
+    def utterances(self) -> tuple[Segment, ...]:
+        return tuple(self._aggregator.utterances)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -183,7 +188,7 @@ def live_request_from(
     Without a `scope` a transcript is one of each utterance, and any other answer is about the whole recording. Raises
     `InvalidRequest` for word times without a transcript.
     """
-    if request.word_times and not transcribes:
+    if request.word_times != "none" and not transcribes:
         raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
     return LiveRequest(
         id=request.id,
@@ -205,7 +210,7 @@ def live_request_from(
 class LongAudioAggregator:
     """Combines the events of a live session into those of one request. Pure.
 
-    The answer is the texts of the utterances joined with single spaces, or under the scope `recording` the text about all of
+    The answer is the texts of the `utterances` joined with single spaces, or under the scope `recording` the text about all of
     them. Usage and times are summed. A problem with one utterance fails the whole request.
     """
 
@@ -214,10 +219,10 @@ class LongAudioAggregator:
         self.audio_s = 0.0
         self.basis: Basis = "utterances"
         self.sections = 1
+        self.utterances: list[Segment] = []
         self._request = request
-        self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._words: list[Word] = []
+        self._words: list[Word] | None = [] if request.word_times != "none" else None
         self._language: str | None = None
         self._finish_reason: FinishReason = "no_speech"
         self._usage = Usage(0, 0, 0)
@@ -231,7 +236,7 @@ class LongAudioAggregator:
                 self.listened_s = event.audio_s
             case UtteranceDone():
                 self._add_costs(event.done)
-                return self._add_text(event.done) if self._request.scope == "utterance" and event.done.text else None
+                return self._add_text(event) if self._request.scope == "utterance" and event.done.text else None
             case Delta() | Failed():
                 return event
             case Problem():
@@ -245,11 +250,12 @@ class LongAudioAggregator:
         self._times = _sum(self._times, done.times)
         self._speculation = _sum(self._speculation, done.speculation)
 
-    def _add_text(self, done: Done) -> Delta:
-        delta = Delta(self._request.id, f" {done.text}" if self._texts else done.text, done.logprobs or ())
-        self._texts.append(done.text)
+    def _add_text(self, event: UtteranceDone) -> Delta:
+        done = event.done
+        delta = Delta(self._request.id, f" {done.text}" if self.utterances else done.text, done.logprobs or ())
+        self.utterances.append(Segment(done.text, event.start_s, event.end_s))
         self._logprobs += delta.logprobs
-        self._words += done.words or ()
+        self._words = None if self._words is None or done.words is None else [*self._words, *done.words]
         self._language = self._language or done.language
         if self._finish_reason != "length":
             self._finish_reason = done.finish_reason
@@ -261,9 +267,9 @@ class LongAudioAggregator:
             self._add_costs(answer)
             text, finish_reason, logprobs, words = answer.text, answer.finish_reason, answer.logprobs, answer.words
         else:
-            text, finish_reason = " ".join(self._texts), self._finish_reason
+            text, finish_reason = " ".join(each.text for each in self.utterances), self._finish_reason
             logprobs = None if self._request.sampling.logprobs is None else tuple(self._logprobs)
-            words = tuple(self._words) if self._request.word_times else None
+            words = None if self._words is None else tuple(self._words)
         usage, times, speculation = self._usage, self._times, self._speculation
         return Done(
             self._request.id,

@@ -244,7 +244,7 @@ def test_transcribe_writes_json_lines(clip: Path, capsys: pytest.CaptureFixture[
 def test_transcribe_writes_subtitles(engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["transcribe", "--format", "srt", str(clip)]) == 0
     assert capsys.readouterr().out == "1\n00:00:00,000 --> 00:00:01,000\nhello world\n\n"
-    assert engine.submitted[0].word_times
+    assert engine.submitted[0].word_times == "if_known"
 
 
 @pytest.mark.usefixtures("engine")

@@ -98,7 +98,7 @@ def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
         # The words' probabilities are needed for their confidence.
         sampling=SamplingOptions(logprobs=0),
         client=client,
-        word_times=True,
+        word_times="if_known",
         language=options.language,
         keywords=options.keywords,
     )
@@ -125,7 +125,7 @@ class ListenWriter:
     sha256: str
 
     def reply(self, answer: Answer) -> Response:
-        return JSONResponse(file_reply(self.origin, answer.done, answer.audio_s, self.sha256))
+        return JSONResponse(file_reply(self.origin, answer, self.sha256))
 
     def first_events(self) -> Iterable[str]:
         return ()

@@ -67,7 +67,7 @@ class ListenOptions:
             client=client,
             voice=VoiceOptions(silence_s=self.silence_s),
             partials=self.interim_results,
-            word_times=True,
+            word_times="if_known",
             language=self.language,
             keywords=self.keywords,
         )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 
 from server.api.deepgram.options import ListenOptions
-from server.api.formats import segments
+from server.api.exchange import Answer
 from server.engine.types.events import Done, Partial, TokenLogprob, UtteranceDone, Word
 from server.errors import ServeError
 
@@ -88,16 +88,17 @@ def word_replies(words: Sequence[Word], confidences: Sequence[float]) -> list[di
     ]
 
 
-def file_reply(origin: Origin, done: Done, audio_s: float, sha256: str) -> dict[str, object]:
+def file_reply(origin: Origin, answer: Answer, sha256: str) -> dict[str, object]:
     """Return the body for a file."""
+    done = answer.done
     channel: dict[str, object] = {"alternatives": [alternative(done)]}
     if done.language is not None:
         channel["detected_language"] = done.language
     results: dict[str, object] = {"channels": [channel]}
     if origin.options.utterances:
-        results["utterances"] = list(_utterances(done))
+        results["utterances"] = list(_utterances(answer))
     metadata = {
-        **_metadata(origin, audio_s, sha256),
+        **_metadata(origin, answer.audio_s, sha256),
         "channels": 1,
         "models": [origin.model_uuid],
         "model_info": {origin.model_uuid: origin.model_info},
@@ -167,12 +168,12 @@ def _results(origin: Origin, start_s: float, end_s: float, heard: dict[str, obje
     return json.dumps(message, ensure_ascii=False)
 
 
-def _utterances(done: Done) -> Iterator[dict[str, object]]:
-    """Yield the segments of an answer; their words are those of the answer, in order."""
-    words = list(done.words or ())
-    confidences = word_confidences(words, done.logprobs or ())
+def _utterances(answer: Answer) -> Iterator[dict[str, object]]:
+    """Yield the segments of an answer; their words are those of the answer, in order, where their times are known."""
+    words = list(answer.done.words or ())
+    confidences = word_confidences(words, answer.done.logprobs or ())
     first = 0
-    for segment in segments(words):
+    for segment in answer.segments:
         count = len(segment.text.split())
         part, likely = words[first : first + count], confidences[first : first + count]
         first += count

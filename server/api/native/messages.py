@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, create_model, model_vali
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from server.api.formats import answer_segments
 from server.api.multipart import MAX_TEXT_BYTES
 from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply, instruct_reply
 from server.api.options import ClientMessage, Instruction, RequestOptions, parse_message, with_limits
@@ -85,7 +86,7 @@ class StartMessage(RequestOptions):
             voice=self.voice.options(),
             scope=self.scope,
             partials=self.partials,
-            word_times=self.words,
+            word_times="required" if self.words else "none",
             language=self.language,
             prompt=self.prompt,
             keywords=tuple(self.keywords),
@@ -271,7 +272,8 @@ def _rounded(value_s: float) -> float:
 
 def _reply(id: str, done: Done, audio_s: float) -> InstructReply:
     # The answer has words only if the start asked for them.
-    return instruct_reply(id, done, audio_s, timestamps="words")
+    segments = None if done.words is None else answer_segments(done, audio_s)
+    return instruct_reply(id, done, audio_s, segments, with_words=True)
 
 
 def _partial_event(event: Partial) -> PartialEvent:

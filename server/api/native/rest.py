@@ -119,7 +119,7 @@ class InstructWriter:
 
     def reply(self, answer: Answer) -> Response:
         format = self.options.format
-        return Response(reply_body(self._reply(answer), answer.done.words or (), format), media_type=MEDIA_TYPES[format])
+        return Response(reply_body(self._reply(answer), answer.segments, format), media_type=MEDIA_TYPES[format])
 
     def first_events(self) -> Iterable[str]:
         return ()
@@ -135,7 +135,14 @@ class InstructWriter:
         return error_event(self.request_id, error).model_dump_json()
 
     def _reply(self, answer: Answer) -> InstructReply:
-        done = answer.done
+        done, timestamps = answer.done, self.options.timestamps
         return instruct_reply(
-            done.request_id, done, answer.audio_s, self.options.timestamps, answer.basis, answer.sections, answer.warnings
+            done.request_id,
+            done,
+            answer.audio_s,
+            None if timestamps == "none" else answer.segments,
+            answer.basis,
+            answer.sections,
+            answer.warnings,
+            with_words=timestamps == "words",
         )

@@ -5,9 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.formats import ReplyFormat, segments, srt, vtt
-from server.api.options import Timestamps
-from server.engine.types.events import Basis, Done, FinishReason, TokenLogprob, Word
+from server.api.formats import ReplyFormat, srt, vtt
+from server.engine.types.events import Basis, Done, FinishReason, Segment, TokenLogprob, Word
 from server.errors import ServeError
 
 
@@ -108,12 +107,14 @@ def instruct_reply(
     id: str,
     done: Done,
     audio_s: float,
-    timestamps: Timestamps = "none",
+    segments: Sequence[Segment] | None = None,
     basis: Basis | None = None,
     sections: int | None = None,
     warnings: Sequence[str] = (),
+    *,
+    with_words: bool = False,
 ) -> InstructReply:
-    """Return the reply for an answer, with the times that `timestamps` asks for if the answer has word times.
+    """Return the reply for an answer, with its `segments`, and with its words, if it has any.
 
     `basis` and `sections` are those of long audio, `warnings` those of its file.
     """
@@ -136,25 +137,25 @@ def instruct_reply(
             drafted=speculation.drafted, accepted=speculation.accepted, llm_passes=speculation.llm_passes
         ),
         logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
-        segments=None if done.words is None or timestamps == "none" else segment_replies(done.words),
-        words=None if done.words is None or timestamps != "words" else word_replies(done.words),
+        segments=None if segments is None else segment_replies(segments),
+        words=word_replies(done.words) if with_words and done.words is not None else None,
         basis=basis,
         sections=sections,
         warnings=list(warnings) or None,
     )
 
 
-def reply_body(reply: InstructReply, words: Sequence[Word], format: ReplyFormat) -> str:
-    """Return the body of a reply in a format; `words` are those of its text, for subtitles."""
+def reply_body(reply: InstructReply, segments: Sequence[Segment], format: ReplyFormat) -> str:
+    """Return the body of a reply in a format; `segments` are those of its text, for subtitles."""
     match format:
         case "json":
             return reply.model_dump_json(exclude_none=True)
         case "text":
             return reply.text
         case "srt":
-            return srt(segments(words))
+            return srt(segments)
         case "vtt":
-            return vtt(segments(words))
+            return vtt(segments)
 
 
 def done_event(reply: InstructReply) -> DoneEvent:
@@ -173,9 +174,9 @@ def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
     ]
 
 
-def segment_replies(words: Sequence[Word]) -> list[SegmentReply]:
-    """Return the words in segments, in the reply's form."""
-    return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments(words)]
+def segment_replies(segments: Sequence[Segment]) -> list[SegmentReply]:
+    """Return the segments in the reply's form."""
+    return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments]
 
 
 def word_replies(words: Sequence[Word]) -> list[WordReply]:

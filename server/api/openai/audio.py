@@ -96,7 +96,7 @@ def _call(
         instruction=TRANSLATION_INSTRUCTION if is_translation else DEFAULT_INSTRUCTION,
         sampling=options.sampling(limit),
         client=client_of(request),
-        word_times=options.needs_times,
+        word_times=options.word_times,
         language=language,
         prompt=options.prompt,
         keywords=options.all_keywords(),

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from server.api.openai.languages import language_code
 from server.api.options import ClientMessage
-from server.engine.types.options import SamplingOptions, VoiceOptions
+from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
 
 VOICE = VoiceOptions()
@@ -101,9 +101,9 @@ class SpeechOptions(ClientMessage):
         return self.stream_include_usage is not None or self.stream_continuous_usage_stats is not None
 
     @property
-    def needs_times(self) -> bool:
-        """Whether the reply holds times."""
-        return self.response_format in TIMED_FORMATS
+    def word_times(self) -> WordTimes:
+        """Whether the reply needs the times of words: segments may be made without."""
+        return "if_known" if self.response_format in TIMED_FORMATS else "none"
 
     @property
     def needs_logprobs(self) -> bool:
@@ -165,6 +165,10 @@ class TranscriptionOptions(SpeechOptions):
         return self
 
     @property
+    def word_times(self) -> WordTimes:
+        return "required" if "word" in self.timestamp_granularities else super().word_times
+
+    @property
     def needs_logprobs(self) -> bool:
         return bool(self.include) or super().needs_logprobs
 
@@ -183,10 +187,8 @@ class TranslationOptions(SpeechOptions):
     def _check_translation(self) -> Self:
         if self.to_language is not None and language_code(self.to_language) != "en":
             raise UnsupportedOption("The model translates into English only.", param="to_language")
-        if self.response_format in ("srt", "vtt"):
-            raise UnsupportedOption("The times of a translation are not known.", param="response_format")
         return self
 
     @property
-    def needs_times(self) -> bool:
-        return False
+    def word_times(self) -> WordTimes:
+        return "none"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from starlette.responses import Response
 
 from server.api.exchange import Answer
-from server.api.formats import Segment, segments, srt, vtt
+from server.api.formats import srt, vtt
 from server.api.openai.languages import language_name
 from server.api.openai.schema import (
     DONE,
@@ -30,7 +30,7 @@ from server.api.openai.schema import (
     transcript_tokens,
 )
 from server.api.openai.transcription_options import Format
-from server.engine.types.events import Done, TokenLogprob, Word
+from server.engine.types.events import Segment, TokenLogprob, Word
 from server.errors import ServeError
 
 WARNINGS_HEADER = "x-warnings"
@@ -62,9 +62,9 @@ class TranscriptWriter:
             case "text":
                 return Response(done.text, media_type=TEXT_TYPE, headers=headers)
             case "srt":
-                return Response(srt(segments(done.words or ())), media_type=TEXT_TYPE, headers=headers)
+                return Response(srt(answer.segments), media_type=TEXT_TYPE, headers=headers)
             case "vtt":
-                return Response(vtt(segments(done.words or ())), media_type=TEXT_TYPE, headers=headers)
+                return Response(vtt(answer.segments), media_type=TEXT_TYPE, headers=headers)
             case "verbose_json":
                 return Response(VerboseReply(**self._verbose_fields(answer)).to_json(), media_type=JSON_TYPE)
         return Response(TranscriptReply(**self._json_fields(answer)).to_json(), media_type=JSON_TYPE)
@@ -103,7 +103,7 @@ class TranscriptWriter:
         if "word" in self.granularities:
             fields["words"] = [_word_time(word) for word in done.words or ()]
         if "segment" in (self.granularities or ("segment",)):
-            fields["segments"] = verbose_segments(done, answer.audio_s, self.temperature)
+            fields["segments"] = verbose_segments(answer.segments, done.logprobs or (), self.temperature)
         fields["usage"] = duration_usage(answer.audio_s)
         return fields | self.warning_fields(answer)
 
@@ -158,12 +158,9 @@ class ChunkWriter:
         return Chunk.model_validate({**head, "choices": choices, **more}).to_json()
 
 
-def verbose_segments(done: Done, audio_s: float, temperature: float) -> list[TranscriptSegment]:
-    """Return the text in segments, as subtitles show them; without the times of words as one segment of the whole audio."""
-    if not done.text:
-        return []
-    parts = segments(done.words) if done.words is not None else (Segment(done.text, 0.0, audio_s),)
-    shares = mean_logprobs([part.text for part in parts], done.logprobs or ())
+def verbose_segments(parts: Sequence[Segment], tokens: Sequence[TokenLogprob], temperature: float) -> list[TranscriptSegment]:
+    """Return the segments of a text, whose tokens are `tokens`, in OpenAI's form."""
+    shares = mean_logprobs([part.text for part in parts], tokens)
     return [
         TranscriptSegment(
             id=number,

@@ -300,7 +300,7 @@ class LiveSession:
             sampling=SamplingOptions() if is_written else DRAFT_ONLY,
             priority=max(Priority.PARTIAL, self._priority),
             draft="exact" if is_written else "off",
-            word_times=is_written,
+            word_times="required" if is_written else "none",
         )
         take_event = partial(self._take_partial, utterance, start, end)
         utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)

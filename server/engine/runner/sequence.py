@@ -94,6 +94,7 @@ class SequenceState:
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     told_logprobs: int = 0
+    times_words: bool = False
     words: tuple[Word, ...] | None = None
     drafted: int = 0
     accepted: int = 0
@@ -186,7 +187,7 @@ class SequenceState:
     def lacks_words(self) -> bool:
         """Whether the answer is there, and the times of its words are asked for and not known yet."""
         is_answered = self.error is None and self.finish_reason in ("stop", "length")
-        return is_answered and self.request.word_times and self.words is None
+        return is_answered and self.times_words and self.words is None
 
     def take_delta(self) -> Delta | None:
         """Return the text since the last call with the log-probabilities of its tokens, or None if there is neither.
@@ -218,7 +219,7 @@ class SequenceState:
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
             None if self.request.sampling.logprobs is None else tuple(self.logprobs),
-            (self.words or ()) if self.request.word_times else None,
+            (self.words or ()) if self.times_words else None,
             self.language,
         )
 
@@ -253,6 +254,7 @@ def new_sequence(
     detokeniser = answer_detokeniser(models, request)
     sequence = SequenceState(request, deliver, prompt_ids, detokeniser, Sampler(sampling), constraint, sampling.max_tokens)
     sequence.encoded = encoded
+    sequence.times_words = request.word_times != "none" and models.word_timer is not None
     sequence.language = None if models.label is None else request.language
     sequence.decoders = passed_decoders(models, request, is_encoded=encoded is not None)
     sequence.transcribing = models.speech is not None and sequence.decoders[:1] == (SPEECH_DECODER,)
@@ -312,7 +314,7 @@ def check_request(models: Models, request: InstructRequest) -> None:
         raise InvalidRequest("The relaxed draft policy is offered for transcription only.", param="draft")
     if request.draft == "relaxed" and constraint is not None:
         raise InvalidRequest(f"The relaxed draft policy is not offered together with {constraint.kind}.", param="draft")
-    if request.word_times and not transcribes:
+    if request.word_times != "none" and not transcribes:
         message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
         raise InvalidRequest(message, param="timestamps")
     if request.language is not None and not models.languages:
@@ -324,7 +326,7 @@ def check_request(models: Models, request: InstructRequest) -> None:
         lay_out_speech_context(models.speech, request.prompt, request.keywords)
     if request.language not in (None, *models.languages):
         raise InvalidRequest(f"The model does not know the language {request.language!r}.", param="language")
-    if request.word_times and models.word_timer is None:
+    if request.word_times == "required" and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 
 

@@ -24,6 +24,15 @@ class Word:
     end_s: float
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A piece of an answer, such as a sentence or the text of an utterance, and the time at which it is spoken."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
 Alternative = tuple[bytes, float]
 """A token's bytes and its natural log-probability."""
 
@@ -89,7 +98,8 @@ class Delta:
 class Done:
     """Terminal: the whole text. Concatenated deltas equal `text`; so do their logprobs equal `logprobs`.
 
-    `language` is the code of the one that was spoken, None where the model does not tell.
+    `words` is None where they were not asked for, and where the model cannot tell their times. `language` is the code of the one
+    that was spoken, None where the model does not tell.
     """
 
     request_id: str

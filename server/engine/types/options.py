@@ -6,6 +6,9 @@ from typing import Literal
 
 DraftPolicy = Literal["exact", "relaxed", "off"]
 
+WordTimes = Literal["none", "if_known", "required"]
+"""Whether the times of words are wanted: not at all, where the model can tell them, or else there is no answer."""
+
 ConstraintKind = Literal["json_schema", "regex", "choice"]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, Scope, VoiceOptions
+from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, Scope, VoiceOptions, WordTimes
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class InstructRequest:
 
     Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
-    `word_times` asks for `Done.words`, which only transcripts have. `language` is the code of the one that is spoken, None where
-    the model is to find out. `prompt` is text that comes before what is spoken, and shows spelling and style; `keywords` are
-    names and terms that may be spoken. Only a model with a speech decoder takes them.
+    `word_times` asks for `Done.words`, which only transcripts have, and only of some models. `language` is the code of the one
+    that is spoken, None where the model is to find out. `prompt` is text that comes before what is spoken, and shows spelling and
+    style; `keywords` are names and terms that may be spoken. Only a model with a speech decoder takes them.
     """
 
     id: str
@@ -27,7 +27,7 @@ class InstructRequest:
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float | None = None
     draft: DraftPolicy = "exact"
-    word_times: bool = False
+    word_times: WordTimes = "none"
     language: str | None = None
     prompt: str = ""
     keywords: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class LiveRequest:
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     scope: Scope = "utterance"
     partials: bool = True
-    word_times: bool = False
+    word_times: WordTimes = "none"
     language: str | None = None
     prompt: str = ""
     keywords: tuple[str, ...] = ()

@@ -115,7 +115,7 @@ def test_a_language_that_is_named_is_forced(models: Models) -> None:
     [
         ({"instruction": "Who speaks?"}, "only transcribes \\('Transcribe"),
         ({"language": "tlh"}, "does not know the language 'tlh'"),
-        ({"word_times": True}, "cannot tell when a word was said"),
+        ({"word_times": "required"}, "cannot tell when a word was said"),
     ],
 )
 def test_what_it_cannot_do_is_refused(models: Models, options: dict[str, Any], problem: str) -> None:

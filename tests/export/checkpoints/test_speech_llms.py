@@ -1,5 +1,6 @@
 """Pulled speech LLMs answer with the tokens of their reference: tiny random twins. A family joins with a line in `PROMPTS`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from models.assemble import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, lay_out_request, new_sequence
+from server.engine.types.events import Done
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
@@ -138,7 +140,7 @@ def _answer(sequence: SequenceState) -> Answer:
 
 def test_word_times_come_from_a_ctc_head_or_are_refused(pulled: tuple[str, Greedy, Models]) -> None:
     _, _, models = pulled
-    asked = InstructRequest("1", noise(1), TEXTS[0], SamplingOptions(max_tokens=TOKENS), word_times=True)
+    asked = InstructRequest("1", noise(1), TEXTS[0], SamplingOptions(max_tokens=TOKENS), word_times="required")
     if models.drafts:
         runner = Runner(models)
         sequence, answer = run(runner, asked)
@@ -148,3 +150,7 @@ def test_word_times_come_from_a_ctc_head_or_are_refused(pulled: tuple[str, Greed
         return
     with pytest.raises(InvalidRequest, match="cannot tell when a word was said"):
         run(Runner(models), asked)
+    sequence, _ = run(Runner(models), replace(asked, word_times="if_known"))
+    assert not sequence.lacks_words
+    assert isinstance(done := sequence.terminal_event(), Done)
+    assert done.words is None

@@ -134,7 +134,7 @@ def test_times_are_ordered_and_within_the_audio(frames: list[int], text: str, qu
 
 
 def asked(request: InstructRequest) -> InstructRequest:
-    return replace(request, word_times=True)
+    return replace(request, word_times="required")
 
 
 def answer(engine: LocalEngine, request: InstructRequest) -> Done:
@@ -161,7 +161,7 @@ def test_company_changes_no_times() -> None:
 def test_times_are_refused_where_the_answer_is_not_what_was_said() -> None:
     models = replace(fake_models(FakeLLM()), boundary_instructions=frozenset({"transcribe"}))
     engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, 16)
-    request = InstructRequest("a", speech(1), "Translate it.", SamplingOptions(), word_times=True)
+    request = InstructRequest("a", speech(1), "Translate it.", SamplingOptions(), word_times="required")
     with pytest.raises(InvalidRequest, match="transcription only") as refused:
         engine.submit(request, lambda _event: None)
     assert refused.value.param == "timestamps"

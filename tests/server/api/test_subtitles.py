@@ -6,7 +6,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.formats import Segment, srt, vtt
+from server.api.formats import srt, vtt
+from server.engine.types.events import Segment
 
 SEGMENTS = [
     Segment("The beach was empty.", 0.0, 3.32),

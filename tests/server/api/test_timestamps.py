@@ -46,7 +46,7 @@ def test_times_are_as_fine_as_asked_for(
     response = instruct(server, CLIP, timestamps=timestamps, stream=stream)
     reply = json.loads(response.text.strip().rpartition("data: ")[2]) if stream == "true" else response.json()
     assert {name: reply[name] for name in ("segments", "words") if name in reply} == times
-    assert engine.submitted[0].word_times is (timestamps != "none")
+    assert engine.submitted[0].word_times == {"none": "none", "segments": "if_known", "words": "required"}[timestamps]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_other_formats_are_the_text_alone(server: LiveServer, engine: FakeEngine
     response = instruct(server, CLIP, format=format)
     assert (response.status_code, response.headers["content-type"], response.text) == (200, media, body)
     assert "total;dur=" in response.headers["server-timing"]
-    assert engine.submitted[0].word_times is (format != "text")
+    assert engine.submitted[0].word_times == ("none" if format == "text" else "if_known")
 
 
 def test_subtitles_of_silence_are_empty(server: LiveServer, engine: FakeEngine) -> None:
@@ -90,6 +90,25 @@ def test_what_does_not_go_together_is_refused(server: LiveServer, engine: FakeEn
     response = instruct(server, CLIP, **fields)
     assert (response.status_code, error_code(response), response.json()["error"]["param"]) == (400, "invalid_request", param)
     assert engine.submitted == []
+
+
+def test_without_the_times_of_words_the_text_is_one_segment(server: LiveServer, engine: FakeEngine) -> None:
+    engine.tells_word_times = False
+    assert instruct(server, CLIP, format="srt").text == "1\n00:00:00,000 --> 00:00:01,500\nWell, hello. World!\n\n"
+    reply = instruct(server, CLIP, timestamps="segments").json()
+    assert reply["segments"] == [{"start_s": 0.0, "end_s": 1.5, "text": "Well, hello. World!"}]
+    response = instruct(server, CLIP, timestamps="words")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "timestamps")
+
+
+@pytest.mark.parametrize("engine_tells", [False, True])
+def test_audio_that_is_cut_has_a_segment_for_each_utterance(server: LiveServer, engine: FakeEngine, engine_tells: bool) -> None:
+    engine.tells_word_times = engine_tells
+    reply = instruct(server, CLIP, timestamps="segments", chunking="voice").json()
+    assert reply["segments"] == [
+        {"start_s": 0.0, "end_s": 1.0, "text": "Transcribe. 0"},
+        {"start_s": 1.0, "end_s": 1.5, "text": "Transcribe. 1"},
+    ]
 
 
 def test_an_engine_that_cannot_tell_times_has_them_refused(server: LiveServer, engine: FakeEngine) -> None:

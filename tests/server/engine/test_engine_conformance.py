@@ -89,7 +89,7 @@ def test_an_answer_is_its_deltas_and_has_usage_and_times(engine: Engine) -> None
 
 def test_words_have_times_where_they_are_asked_for(engine: Engine) -> None:
     assert Call(engine, request("a")).done().words is None
-    asked = replace(request("b"), word_times=True)
+    asked = replace(request("b"), word_times="required")
     done = Call(engine, asked).done()
     assert done.words
     assert " ".join(word.text for word in done.words) == " ".join(done.text.split())

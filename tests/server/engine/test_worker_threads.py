@@ -50,7 +50,7 @@ def serving(timer: Timer, slots: int = 3) -> Iterator[LocalEngine]:
 
 
 def timed(id: str, **fields: Any) -> InstructRequest:
-    return replace(instruct(id, speech(1), max_tokens=5), word_times=True, **fields)
+    return replace(instruct(id, speech(1), max_tokens=5), word_times="required", **fields)
 
 
 def test_features_are_computed_beside_the_thread_that_decodes() -> None:

@@ -15,6 +15,7 @@ from server.engine.types.events import (
     LiveEvent,
     Partial,
     Problem,
+    Segment,
     Speculation,
     SpeechStarted,
     StageTimes,
@@ -81,7 +82,7 @@ def test_it_ends_for_the_worst_of_the_reasons(reasons: list[str], expected: str)
 
 
 def test_words_and_logprobs_come_where_they_are_asked_for() -> None:
-    request = replace(REQUEST, word_times=True, sampling=SamplingOptions(logprobs=0))
+    request = replace(REQUEST, word_times="required", sampling=SamplingOptions(logprobs=0))
     words = [Word("One", 0.1, 0.4), Word("two", 1.2, 1.5)]
     tokens = [TokenLogprob(b"One", -0.5), TokenLogprob(b"two", -0.25)]
     first, second = (
@@ -93,6 +94,13 @@ def test_words_and_logprobs_come_where_they_are_asked_for() -> None:
     _, done, _ = aggregate(REQUEST, first, second, Ended("r", 2.0))
     assert isinstance(done, Done)
     assert (done.words, done.logprobs) == (None, None)
+    without_times = replace(first.done, words=None)
+    _, done, made = aggregate(
+        replace(request, word_times="if_known"), replace(first, done=without_times), second, Ended("r", 2.0)
+    )
+    assert isinstance(done, Done)
+    assert done.words is None
+    assert made.utterances == [Segment("One", 0, 1), Segment("two", 1, 2)]
     _, done, _ = aggregate(request, Ended("r", 2.0))
     assert isinstance(done, Done)
     assert (done.words, done.logprobs) == ((), ())

@@ -31,7 +31,7 @@ class FakeEngine(FakeLive):
     """`Engine` without models. Set the attributes to script it; read `submitted`, `aborted` and `drained` afterwards.
 
     Every request gets the `text` of the time when it was submitted, `delay_s` later, one word every `pause_s`; with `answers`
-    false, never. While `gate` is cleared nothing is answered. Word times share the audio evenly.
+    false, never. While `gate` is cleared nothing is answered. Word times, if it `tells_word_times`, share the audio evenly.
     """
 
     def __init__(self, *, sample_rate_hz: int = 16_000, max_audio_s: float = 30.0) -> None:
@@ -83,6 +83,7 @@ class FakeEngine(FakeLive):
                 raise NotReady("The fake engine is not ready.", retry_after_s=1)
             if self.refusal is not None:
                 raise self.refusal
+            self.check_word_times(request)
             if len(request.instruction) > self.longest_instruction:
                 raise PromptTooLong("The instruction is too long for the fake engine.", param="instruction")
             if request.id in self._pending:
@@ -167,7 +168,8 @@ class FakeEngine(FakeLive):
         queue_s, total_s = started_s - pending.submitted_s, now_s - pending.submitted_s
         times = StageTimes(queue_s=queue_s, encode_s=ENCODE_S, decode_s=now_s - started_s, total_s=total_s + ENCODE_S)
         usage = Usage(PROMPT_USAGE.audio_frames, PROMPT_USAGE.text_tokens, len(words))
-        spoken = even_words(pending.text, 0.0, len(request.audio) / self.sample_rate_hz) if request.word_times else None
+        times_words = self.tells_word_times and request.word_times != "none"
+        spoken = even_words(pending.text, 0.0, len(request.audio) / self.sample_rate_hz) if times_words else None
         told_logprobs = logprobs if wants_logprobs else None
         self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=told_logprobs, words=spoken))
 

@@ -22,7 +22,7 @@ from server.engine.types.events import (
     UtteranceDone,
     Word,
 )
-from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
+from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, InstructRequest, LiveInput, LiveRequest
 from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 
 UTTERANCE_S = 1.0
@@ -52,6 +52,7 @@ class FakeLive:
 
     def __init__(self) -> None:
         self.live_limit = 4
+        self.tells_word_times = True
         self.live_refusal: ServeError | None = None
         self.listens = True
         self.listens_until_s = float("inf")
@@ -67,6 +68,7 @@ class FakeLive:
                 raise NotReady("The fake engine is not ready.", retry_after_s=1)
             if self.live_refusal is not None:
                 raise self.live_refusal
+            self.check_word_times(request)
             if request.id in self.sessions:
                 raise InvalidRequest("The fake engine has a session with this id.")
             if len(self.sessions) >= self.live_limit:
@@ -104,6 +106,11 @@ class FakeLive:
         with self._live_lock:
             for id in list(self.sessions):
                 self.push(id, EndOfAudio())
+
+    def check_word_times(self, request: InstructRequest | LiveRequest) -> None:
+        """Raise `InvalidRequest` if the request needs the times of words, and the script tells none."""
+        if request.word_times == "required" and not self.tells_word_times:
+            raise InvalidRequest("The fake engine cannot tell when a word was said.", param="timestamps")
 
     def transcribes(self, instruction: str) -> bool:
         return instruction.startswith("Transcribe")
@@ -151,7 +158,8 @@ class FakeLive:
     def _answer_utterance(self, session: FakeSession, end_s: float) -> None:
         self._start(session)
         start_s = float(session.answered)
-        done = fake_done(session.request.id, f"{session.instruction} {session.answered}", (start_s, end_s))
+        span_s = (start_s, end_s) if self.tells_word_times else None
+        done = fake_done(session.request.id, f"{session.instruction} {session.answered}", span_s)
         id, number = session.request.id, session.answered
         error = self.problems.get(number)
         done_or_not = UtteranceDone(id, number, start_s, end_s, done) if error is None else Problem(id, error, number)

@@ -43,6 +43,17 @@ def test_the_result_of_a_file(server: LiveServer) -> None:
     assert [word for each in body["results"]["utterances"] for word in each["words"]] == alternative["words"]
 
 
+def test_a_model_without_the_times_of_words_gives_the_text_as_one_utterance(server: LiveServer, engine: FakeEngine) -> None:
+    engine.tells_word_times = False
+    body = server.client.post("/v1/listen?utterances=true", content=CLIP).json()
+    engine.tells_word_times = True
+    ListenV1Response.model_validate(body)
+    (alternative,) = body["results"]["channels"][0]["alternatives"]
+    (utterance,) = body["results"]["utterances"]
+    assert (alternative["transcript"], alternative["words"]) == ("hello world", [])
+    assert (utterance["transcript"], utterance["start"], utterance["end"], utterance["words"]) == ("hello world", 0, 1.0, [])
+
+
 @pytest.mark.parametrize(
     ("query", "audio"),
     [

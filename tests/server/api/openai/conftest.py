@@ -24,6 +24,7 @@ def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
 def engine(running: tuple[FakeEngine, LiveServer]) -> FakeEngine:
     engine = running[0]
     engine.text, engine.failure, engine.refusal, engine.answers = TEXT, None, None, True
+    engine.tells_word_times = True
     engine.submitted.clear()
     engine.past_sessions.clear()
     return engine

@@ -55,7 +55,7 @@ def test_plain_formats_are_strings(client: OpenAI, server: LiveServer, engine: F
     reply = client.audio.transcriptions.create(file=FILE, model="whisper-1", response_format=format)
     assert str(reply).startswith(text)
     assert post(server, response_format=format).headers["content-type"] == "text/plain; charset=utf-8"
-    assert engine.submitted[0].word_times is (format != "text")
+    assert engine.submitted[0].word_times == ("none" if format == "text" else "if_known")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,26 @@ def test_verbose_json_has_the_times_that_are_asked_for(
         assert (first.text, first.start, first.end, first.avg_logprob) == (" Well, hello.", 0, 1, -0.5)
         assert (second.id, second.seek) == (1, 100)
         assert second.compression_ratio == pytest.approx(6 / 14, abs=1e-4)
+
+
+def test_without_the_times_of_words_the_text_is_one_segment(client: OpenAI, server: LiveServer, engine: FakeEngine) -> None:
+    engine.tells_word_times = False
+    reply = client.audio.transcriptions.create(file=FILE, model="whisper-1", response_format="verbose_json")
+    assert reply.words is None
+    assert [(each.text, each.start, each.end) for each in reply.segments or []] == [(f" {TEXT}", 0.0, 1.5)]
+    assert post(server, response_format="vtt").text == f"WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n{TEXT}\n\n"
+    with pytest.raises(openai.BadRequestError) as error:
+        client.audio.transcriptions.create(
+            file=FILE, model="whisper-1", response_format="verbose_json", timestamp_granularities=["word"]
+        )
+    assert error.value.param == "timestamp_granularities"
+
+
+def test_without_the_times_of_words_long_audio_has_a_segment_for_each_utterance(server: LiveServer, engine: FakeEngine) -> None:
+    engine.tells_word_times = False
+    body = post(server, response_format="verbose_json", chunking_strategy='{"type": "server_vad"}').json()
+    assert [(each["start"], each["end"]) for each in body["segments"]] == [(0, 1), (1, 1.5)]
+    assert " ".join(each["text"].strip() for each in body["segments"]) == body["text"]
 
 
 def test_silence_has_no_segments(server: LiveServer, engine: FakeEngine) -> None:
@@ -160,6 +180,9 @@ def test_translations(client: OpenAI, server: LiveServer, engine: FakeEngine) ->
     verbose = post(server, "translations", response_format="verbose_json").json()
     strictly(TranslationVerbose, verbose)
     assert (verbose["task"], verbose["language"], verbose["segments"][0]["end"]) == ("translate", "english", 1.5)
+    cue = f"1\n00:00:00,000 --> 00:00:01,500\n{TEXT}\n\n"
+    assert post(server, "translations", response_format="srt").text == cue
+    assert {request.word_times for request in engine.submitted} == {"none"}
 
 
 def test_long_audio_is_translated_utterance_by_utterance(server: LiveServer, engine: FakeEngine) -> None:

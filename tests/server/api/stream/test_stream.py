@@ -208,7 +208,7 @@ def test_every_wish_reaches_the_engine(server: LiveServer, engine: FakeEngine) -
         voice=VoiceOptions(0.3, 0.2, 0.7, 9.0),
         scope="recording",
         partials=False,
-        word_times=True,
+        word_times="required",
     )
 
 
