@@ -6,7 +6,7 @@ import socket
 import struct
 from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from tests.support.clients.live_server import LiveServer, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_live import FakeSession
 
-TEXT, BINARY, PING = 1, 2, 9
+TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 
 
 def pcm(duration_s: float, rate_hz: int = 16_000) -> bytes:
@@ -51,12 +51,12 @@ def streaming(server: LiveServer, **options: Any) -> Iterator[StreamClient]:
         yield StreamClient(socket)
 
 
-def raw_socket(server: LiveServer) -> socket.socket:
+def raw_socket(server: LiveServer, path: str = "/v1/stream") -> socket.socket:
     """Return a TCP connection that was accepted as a WebSocket."""
     peer = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S)
     key = b64encode(os.urandom(16)).decode()
     peer.sendall(
-        f"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
     )
     reply = b""
@@ -79,13 +79,16 @@ def frame(opcode: int, content: bytes, *, final: bool = True) -> bytes:
 def close_code(peer: socket.socket) -> int:
     """Return the code of the server's close frame; frames before it are skipped."""
     with peer.makefile("rb") as received:
-        while True:
-            opcode, length = received.read(2)
-            if length == 126:
-                (length,) = struct.unpack("!H", received.read(2))
-            content = received.read(length)
-            if opcode == 0x88:
-                return int(struct.unpack("!H", content[:2])[0])
+        return next(int(struct.unpack("!H", content[:2])[0]) for opcode, content in read_frames(received) if opcode == CLOSE)
+
+
+def read_frames(received: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield opcode and content of the server's frames, which are never fragments, until the connection ends."""
+    while head := received.read(2):
+        length = head[1]
+        if length >= 126:
+            (length,) = struct.unpack("!H" if length == 126 else "!Q", received.read(2 if length == 126 else 8))
+        yield head[0] & 0x0F, received.read(length)
 
 
 def reset(peer: socket.socket) -> None:
