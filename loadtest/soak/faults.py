@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from loadtest import raw_attacks
 from loadtest.clients.server import BenchServer
 from loadtest.faults import engine_pid, seconds_until_ready
+from loadtest.hostile import raw
 from loadtest.support.process import process_tree
 
 HOLD_S = 5.0
@@ -81,7 +81,7 @@ def _take_memory_from(module: str) -> Fault:
     return inflict
 
 
-def _attack(attack: raw_attacks.Attack) -> Fault:
+def _attack(attack: raw.Attack) -> Fault:
     def inflict(server: BenchServer) -> None:
         async def run() -> None:
             with contextlib.suppress(TimeoutError):
@@ -96,13 +96,13 @@ DECODERS, CONSTRAINTS = "server.audio.worker", "server.constraints.worker"
 FAULTS: dict[str, Fault] = {
     "engine killed (SIGKILL)": _signal_engine(signal.SIGKILL),
     "decoders killed (SIGKILL)": _kill(DECODERS),
-    "200 connections with half a head": _attack(raw_attacks.repeated(200, raw_attacks.send_half_a_head)),
+    "200 connections with half a head": _attack(raw.repeated(200, raw.send_half_a_head)),
     "engine frozen (SIGSTOP)": _signal_engine(signal.SIGSTOP),
     "decoders frozen for 5 s (SIGSTOP)": _stop_for_a_while(DECODERS),
-    "2 connections post broken Ogg files of 8 MB": _attack(raw_attacks.repeated(2, raw_attacks.post_ogg_bomb)),
+    "2 connections post broken Ogg files of 8 MB": _attack(raw.repeated(2, raw.post_ogg_bomb)),
     "decoders without further memory for 5 s": _take_memory_from(DECODERS),
-    "50 uploads at a byte per second": _attack(raw_attacks.repeated(50, raw_attacks.drip_upload)),
+    "50 uploads at a byte per second": _attack(raw.repeated(50, raw.drip_upload)),
     "constraint processes killed (SIGKILL)": _kill(CONSTRAINTS),
-    "8 uploads broken off": _attack(raw_attacks.repeated(8, raw_attacks.break_upload_off)),
-    "20 WebSockets leave a frame unfinished": _attack(raw_attacks.repeated(20, raw_attacks.leave_frame_unfinished)),
+    "8 uploads broken off": _attack(raw.repeated(8, raw.break_upload_off)),
+    "20 WebSockets leave a frame unfinished": _attack(raw.repeated(20, raw.leave_frame_unfinished)),
 }

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from server.api.access.messages import MessageMemory, UnfinishedMessage
 from server.api.access.proxies import TrustedProxies, client_name
 from server.api.access.shares import Shares
 from server.api.error_replies import openai_body
@@ -45,6 +46,7 @@ class ConnectionLimits:
 
     places: Shares
     proxies: TrustedProxies
+    messages: MessageMemory
     header_timeout_s: float
     write_timeout_s: float
 
@@ -55,6 +57,10 @@ class ConnectionLimits:
             return HttpConnection(self, **parameters)
 
         return cast(type[asyncio.Protocol], connect)
+
+    def unfinished_message(self, address: str, port: int) -> UnfinishedMessage:
+        """Return the count of what a WebSocket of this peer sends. Each connection of a trusted proxy is a client of its own."""
+        return UnfinishedMessage(self.messages, f"{address} {port}" if address in self.proxies else client_name(address))
 
     def take_place(self, address: str) -> Callable[[], None] | None:
         """Return what gives the place back, or None if there is none for this address."""
@@ -190,6 +196,7 @@ class HttpConnection(HttpToolsProtocol):
         super().handle_websocket_upgrade()
         connection = cast(WebSocketConnection, self.transport.get_protocol())
         connection.place = self._place.pop_all()
+        connection.unfinished = self._limits.unfinished_message(*(self.client or ("", 0)))
         if self._checking is not None:
             self._checking.cancel()
         self._unset_keepalive_if_required()

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.access.messages import MessageMemory
 from server.api.access.proxies import TrustedProxies
 from server.api.access.shares import Shares
 from server.api.app import create_app
@@ -101,6 +102,7 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     return ConnectionLimits(
         Shares(min(settings.max_connections, free)),
         TrustedProxies(settings.trusted_networks),
+        MessageMemory(settings.body_timeout_s),
         settings.header_timeout_s,
         settings.write_timeout_s,
     )

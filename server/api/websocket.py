@@ -17,6 +17,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
+from server.api.access.messages import UnfinishedMessage
+
 STATE = "connection"
 # Receive buffer of a connection in the kernel. Its default holds minutes of audio, which pings would wait behind.
 RECEIVE_BUFFER_BYTES = 64 * 1024
@@ -72,6 +74,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self._aborting: asyncio.TimerHandle | None = None
         self.place = contextlib.ExitStack()
         """Closed when the connection is lost."""
+        self.unfinished: UnfinishedMessage | None = None
+        """Decides whether more of a message is taken; without it there is no limit but that of each message."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -81,6 +85,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.place.close()
+        self._drop_message()
         for handle in (self._reading, self._checking, self._aborting):
             if handle is not None:
                 handle.cancel()
@@ -180,10 +185,25 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if not self.disconnected:
             self._aborting = self.loop.call_later(CLOSE_S, self.transport.abort)
 
-    def _refuse(self, code: CloseCode) -> None:
-        self.frames = []
-        self.conn.fail(code)
+    def _refuse(self, code: CloseCode, reason: str = "") -> None:
+        self.conn.fail(code, reason)
+        self._drop_message()
         self.handle_parser_exception()
+
+    def _drop_message(self) -> None:
+        """Free the bytes of an unfinished message, which a connection would hold until Python looks for cycles."""
+        self.frames = []
+        self.conn.reader.discard()
+        if self.unfinished is not None:
+            self.unfinished.close()
+
+    def _hold_message(self) -> None:
+        """Refuse a message that there is no room for."""
+        if self.unfinished is None or self.close_sent:
+            return
+        count = len(self.conn.reader.buffer) + sum(map(len, self.frames))
+        if not self.unfinished.hold(count, self.loop.time()):
+            self._refuse(CloseCode.TRY_AGAIN_LATER, "Too much is being sent; try again soon.")
 
     def _pause_or_continue(self) -> None:
         """Say whether so much waits for the handler that no more is read."""
@@ -207,10 +227,16 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         piece = bytes(self._unread[:PIECE_BYTES])
         del self._unread[:PIECE_BYTES]
         super().data_received(piece)
+        self._hold_message()
         self._continue_reading()
 
     def _check_peer(self) -> None:
         self._checking = self.loop.call_later(CHECK_S, self._check_peer)
+        if self.unfinished is not None and not self.close_sent:
+            if self._unread or self.read_paused:
+                self.unfinished.wait(self.loop.time())
+            elif self.unfinished.has_stalled(self.loop.time()):
+                self._refuse(CloseCode.POLICY_VIOLATION, "The message did not get on.")
         if not self.transport.is_reading() and hung_up(self.transport):
             self.transport.abort()
 

@@ -5,6 +5,7 @@ lasts for hours is never in memory as samples as a whole. This runs native code 
 (`server.audio.sandbox`).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -123,7 +124,9 @@ def _long_enough(sounds: Iterable[Sound], limits: AudioLimits) -> Iterator[Sound
         yield sound
     # Sums of fractions round; a sample lasts longer than that.
     if seconds < limits.min_audio_s - 1e-9 or not seconds:
-        raise AudioTooShort(f"The audio lasts {seconds:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio")
+        # Rounded down, so that audio that is a sample too short does not seem long enough.
+        lasts_s = math.floor(seconds * 1000) / 1000
+        raise AudioTooShort(f"The audio lasts {lasts_s:.3f} s; at least {limits.min_audio_s:g} s is needed.", param="audio")
 
 
 def _gather(blocks: Iterable[Frames], least_frames: int) -> Iterator[Frames]:

@@ -6,18 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtest.hostile import (
-    ATTACKS,
-    Measurement,
-    Outcome,
-    Target,
-    carry_out,
-    check_loopback,
-    chosen_attacks,
-    kill_decode_workers,
-    read_target,
-    report,
-)
+from loadtest.hostile.attacks import ATTACKS, chosen_attacks
+from loadtest.hostile.target import Target, check_loopback, read_target
+from loadtest.hostile.trial import Outcome, carry_out, kill_decode_workers, report
+from loadtest.hostile.victim import Measurement
 from tests.support.clients.live_server import live_server, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 

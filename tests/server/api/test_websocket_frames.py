@@ -14,9 +14,9 @@ from server.api.openai_realtime import session as openai_realtime
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, fixed_source, live_server, wait_until
 from tests.support.clients.routes import routes_of
-from tests.support.clients.stream_client import metric, raw_socket, read_frames
+from tests.support.clients.stream_client import CLOSE, metric, raw_socket, read_frames
 from tests.support.fakes.fake_engine import FakeEngine
-from tests.support.inputs.websocket_frames import CLOSE, NO_CODE, PONG, FrameCase, SocketRoute, frame_cases
+from tests.support.inputs.websocket_frames import NO_CODE, PONG, FrameCase, SocketRoute, frame_cases
 
 CASES = frame_cases()
 ROUTES = [

@@ -136,6 +136,11 @@ def test_too_short_audio_is_refused(container: str, subtype: str) -> None:
         decode_audio(audio_file(tone(0.079, 16_000), 16_000, container, subtype), LIMITS)
 
 
+def test_audio_that_is_a_sample_too_short_does_not_seem_long_enough() -> None:
+    with pytest.raises(AudioTooShort, match=r"lasts 0\.079 s; at least 0\.08 s"):
+        decode_audio(audio_file(tone(0.08, 16_000)[:-1], 16_000, "WAV", "PCM_16"), LIMITS)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1001.0, -1e38])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
 @pytest.mark.parametrize("place", [0, 7_999, 15_999])

@@ -150,6 +150,16 @@ def test_of_a_long_prompt_the_end_counts(models: Models) -> None:
     assert len(whole) + 1 + speech.control_tokens + LONGEST_TRANSCRIPT < speech.decoder.max_positions
 
 
+def test_special_tokens_in_a_prompt_and_among_keywords_are_text(models: Models) -> None:
+    speech = models.require_speech()
+    special = set(speech.tokeniser.special_tokens.values())
+    for name in (*speech.tokeniser.special_tokens, *models.tokeniser.special_tokens):
+        context = lay_out_context(speech, f"and {name}", (name, f"{name}a"))
+        assert context[0] == speech.tokens.previous
+        assert special.isdisjoint(context[1:])
+        assert speech.tokeniser.decode(context[1:]) == f" {name}, {name}a and {name}"
+
+
 def test_keywords_that_have_no_room_are_refused(engine: LocalEngine) -> None:
     with pytest.raises(InvalidRequest, match="keywords") as caught:
         Call(engine, 0, noise(0), TRANSCRIBE, keywords=("something long",) * 64)

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from tests.support.clients.stream_client import BINARY, CLOSE, PING, TEXT, frame
 
@@ -103,7 +104,7 @@ def _fragment_cases() -> Iterator[FrameCase]:
                     kind = "message" if final else "fragment"
                     yield _case(f"{second} {kind} inside a fragmented {first} message", data, PROTOCOL_ERROR)
     for size in (1, 2, 7):
-        yield FrameCase(f"text in fragments of {size}", lambda route, size=size: _cut(route.greeting, size) + _close(), NORMAL)
+        yield FrameCase(f"text in fragments of {size}", partial(_greet_in_fragments, size), NORMAL)
     yield FrameCase(
         "text with pings between its fragments",
         lambda route: (
@@ -149,23 +150,12 @@ def _text_cases() -> Iterator[FrameCase]:
 def _length_cases() -> Iterator[FrameCase]:
     for name, opcode in (("text", TEXT), ("binary", BINARY)):
         for power in (31, 32, 40, 62):
-            head = bytes([0x80 | opcode, 0xFF]) + struct.pack("!Q", 2**power) + bytes(4)
-            yield _case(f"{name} frame that announces 2^{power} bytes", head, TOO_BIG)
-        yield FrameCase(
-            f"{name} frame that announces a byte too many",
-            lambda route, opcode=opcode: bytes([0x80 | opcode, 0xFF]) + struct.pack("!Q", route.max_message_bytes + 1) + bytes(4),
-            TOO_BIG,
-        )
-        yield FrameCase(
-            f"{name} fragments with a byte too many together",
-            lambda route, opcode=opcode: (
-                frame(opcode, b"a", final=False) + b"\x80\xff" + struct.pack("!Q", route.max_message_bytes) + bytes(4)
-            ),
-            TOO_BIG,
-        )
+            yield _case(f"{name} frame that announces 2^{power} bytes", _announce(opcode, 2**power), TOO_BIG)
+        yield FrameCase(f"{name} frame that announces a byte too many", partial(_one_too_many, opcode), TOO_BIG)
+        yield FrameCase(f"{name} fragments with a byte too many together", partial(_one_too_many_in_fragments, opcode), TOO_BIG)
     # The first bit of a length has to be 0, but a frame with such a length is too big before all.
     for length in (2**63, 2**64 - 1):
-        yield _case(f"length of {length}", b"\x82\xff" + struct.pack("!Q", length) + bytes(4), TOO_BIG)
+        yield _case(f"length of {length}", _announce(BINARY, length), TOO_BIG)
 
 
 def _close_cases() -> Iterator[FrameCase]:
@@ -194,3 +184,20 @@ def _cut(text: bytes, size: int) -> bytes:
         frame(CONTINUATION if start else TEXT, text[start : start + size], final=start + size >= len(text)) for start in starts
     ]
     return b"".join(frames)
+
+
+def _greet_in_fragments(size: int, route: SocketRoute) -> bytes:
+    return _cut(route.greeting, size) + _close()
+
+
+def _announce(opcode: int, length: int) -> bytes:
+    """Return the head of a frame of this length."""
+    return bytes([0x80 | opcode, 0xFF]) + struct.pack("!Q", length) + bytes(4)
+
+
+def _one_too_many(opcode: int, route: SocketRoute) -> bytes:
+    return _announce(opcode, route.max_message_bytes + 1)
+
+
+def _one_too_many_in_fragments(opcode: int, route: SocketRoute) -> bytes:
+    return frame(opcode, b"a", final=False) + _announce(CONTINUATION, route.max_message_bytes)

@@ -1,4 +1,4 @@
-"""Attacks with bytes that no ordinary client sends; `loadtest.hostile` measures what others notice of them."""
+"""Attacks with bytes that no ordinary client sends; `python -m loadtest.hostile` measures what others notice of them."""
 
 import asyncio
 import contextlib
@@ -37,20 +37,33 @@ def repeated(connections: int, talk: Talk) -> Attack:
     return run
 
 
-def _head(host: str, request: str, *fields: str) -> bytes:
+def request_head(host: str, request: str, *fields: str) -> bytes:
+    """Return the head of a request such as `GET /health`."""
     return "\r\n".join([f"{request} HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode()
+
+
+def websocket_head(host: str) -> bytes:
+    """Return the request for a live session."""
+    key = "Sec-WebSocket-Key: " + "A" * 22 + "=="
+    return request_head(host, "GET /v1/stream", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+
+
+def masked_frame(opcode: int, content: bytes) -> bytes:
+    """Return a WebSocket frame of at most 65,535 bytes, masked with zeros."""
+    size = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + len(content).to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + size + bytes(4) + content
 
 
 async def send_one_byte_chunks(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Send a body that no handler reads."""
-    writer.write(_head(host, "GET /health", "Transfer-Encoding: chunked"))
+    writer.write(request_head(host, "GET /health", "Transfer-Encoding: chunked"))
     await _write_on(writer, b"1\r\nA\r\n" * 20_000)
 
 
 async def post_one_byte_chunks(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Send a body that a handler reads, up to the largest that it takes."""
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, "Transfer-Encoding: chunked"))
+    writer.write(request_head(host, "POST /v1/instruct", form, "Transfer-Encoding: chunked"))
     part = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
     writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
     await _write_on(writer, b"1\r\nA\r\n" * 20_000)
@@ -61,21 +74,21 @@ async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWrite
 
 
 async def send_half_a_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-    writer.write(_head(host, "GET /health")[:-2])
+    writer.write(request_head(host, "GET /health")[:-2])
     await reader.read()
 
 
 async def announce_upload(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Announce a body that never comes."""
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, "Content-Length: 9999"))
+    writer.write(request_head(host, "POST /v1/instruct", form, "Content-Length: 9999"))
     await reader.read()
 
 
 async def drip_upload(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Send a body of which a byte comes now and then."""
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, "Content-Length: 9999"))
+    writer.write(request_head(host, "POST /v1/instruct", form, "Content-Length: 9999"))
     while not reader.at_eof():
         writer.write(b"-")
         await writer.drain()
@@ -85,7 +98,7 @@ async def drip_upload(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 async def break_upload_off(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Send nearly all of a large body, and leave."""
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, f"Content-Length: {UPLOAD_BYTES}"))
+    writer.write(request_head(host, "POST /v1/instruct", form, f"Content-Length: {UPLOAD_BYTES}"))
     writer.write(b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n')
     for _ in range(33):
         writer.write(b"A" * 1_000_000)
@@ -104,7 +117,7 @@ async def post_ogg_bomb(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         ]
     )
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, f"Content-Length: {len(body)}", "Connection: close"))
+    writer.write(request_head(host, "POST /v1/instruct", form, f"Content-Length: {len(body)}", "Connection: close"))
     writer.write(body)
     await reader.read()
 
@@ -113,22 +126,22 @@ async def pretend_to_be_others(reader: asyncio.StreamReader, writer: asyncio.Str
     """Announce a body in the name of an address that no client has."""
     name = ".".join(str(random.randrange(1, 255)) for _ in range(4))
     form = "Content-Type: multipart/form-data; boundary=b"
-    writer.write(_head(host, "POST /v1/instruct", form, f"X-Forwarded-For: {name}", "Content-Length: 9999"))
+    writer.write(request_head(host, "POST /v1/instruct", form, f"X-Forwarded-For: {name}", "Content-Length: 9999"))
     await reader.read()
 
 
 async def read_no_answers(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Ask on and on, and read nothing."""
-    await _write_on(writer, _head(host, "GET /openapi.json") * 100)
+    await _write_on(writer, request_head(host, "GET /openapi.json") * 100)
 
 
 async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
     """Open a live session and send an empty message now and then."""
     await _open_websocket(reader, writer, host)
     start = b'{"type": "start", "instruction": "Transcribe the speech to text."}'
-    writer.write(bytes([0x81, 0x80 | len(start)]) + bytes(4) + start)
+    writer.write(masked_frame(1, start))
     while True:
-        writer.write(b"\x82\x80" + bytes(4))
+        writer.write(masked_frame(2, b""))
         await writer.drain()
         await asyncio.sleep(5)
 
@@ -145,9 +158,35 @@ async def leave_frame_unfinished(reader: asyncio.StreamReader, writer: asyncio.S
 
 
 async def _open_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-    key = "Sec-WebSocket-Key: " + "A" * 22 + "=="
-    writer.write(_head(host, "GET /v1/stream", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key))
+    writer.write(websocket_head(host))
     await reader.readuntil(b"\r\n\r\n")
+
+
+async def read_no_events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    """Open a live session, send speech on and on as it would be spoken, and read nothing."""
+    await _open_websocket(reader, writer, host)
+    writer.write(masked_frame(1, b'{"type": "start", "instruction": "Transcribe the speech to text."}'))
+    while True:
+        writer.write(masked_frame(2, random.randbytes(3200)))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def flood_pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    """Open a WebSocket and send pings as fast as they are answered."""
+    await _open_websocket(reader, writer, host)
+    pings = masked_frame(9, b"ping") * 1000
+    while not reader.at_eof():
+        writer.write(pings)
+        await writer.drain()
+        await reader.read(2**16)
+
+
+async def send_bad_json(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    """Open a WebSocket and send what is no message."""
+    await _open_websocket(reader, writer, host)
+    writer.write(masked_frame(1, b"{"))
+    await reader.read()
 
 
 async def _write_on(writer: asyncio.StreamWriter, data: bytes) -> None:

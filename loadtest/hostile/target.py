@@ -1,0 +1,49 @@
+"""The server under attack, which has to be this machine's, and the clip that everybody sends to it."""
+
+import io
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+CLIP = Path(__file__).parents[2] / "server" / "assets" / "selfcheck.flac"
+RATE_HZ = 16_000
+
+Int16 = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server under attack, and the clip that is sent to it: 16-bit samples at 16 kHz."""
+
+    url: str
+    samples: Int16
+
+    def clip(self, number: int = 0) -> bytes:
+        """Return the clip as WAV. Different numbers give different audio, so that no cache has it encoded."""
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.roll(self.samples, 160 * number), RATE_HZ, format="WAV")
+        return buffer.getvalue()
+
+
+def check_loopback(url: str) -> None:
+    """Raise `ValueError` unless the URL names an IPv4 loopback address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        is_loopback = ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(f"{url} is not a loopback address such as http://127.0.0.1:8000; no other server may be attacked.")
+
+
+def read_target(url: str) -> Target:
+    """Return the server and the clip that comes with it."""
+    samples, rate_hz = soundfile.read(CLIP, dtype="int16")
+    if rate_hz != RATE_HZ:
+        raise ValueError(f"{CLIP} is not at {RATE_HZ} Hz")
+    return Target(url, samples)
