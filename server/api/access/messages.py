@@ -20,7 +20,7 @@ class MessageMemory:
 
 
 class UnfinishedMessage:
-    """What one WebSocket of a client has received of a message whose end is missing."""
+    """The bytes that one WebSocket of a client has received of a message whose end is missing."""
 
     def __init__(self, memory: MessageMemory, client: str) -> None:
         self._memory = memory
