@@ -46,7 +46,7 @@ TRANSCRIPTION_INSTRUCTION = "Transcribe the speech to text."
 
 
 def _nothing() -> None:
-    """Check nothing: a CPU is never lost."""
+    """Do nothing: a CPU is never lost, and some encoders cannot be interrupted."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ class Models:
 
     The answer under `transcription_instruction` is a transcript. `word_timer` is None if the projector gives no CTC draft. With
     `encodes_beside`, encoder and projector do not use the LLM's processor (on a GPU each has its own stream) and may run in one
-    thread while the LLM runs in another. `check` is called after a failure: it raises `BackendLostError` if the models can run
-    nothing any more.
+    thread while the LLM runs in another. `interrupt_encoder` has the encoder that runs in another thread raise
+    `EncodingInterrupted`, where the runtime can. `check` is called after a failure: it raises `BackendLostError` if the models
+    can run nothing any more.
 
     With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
     says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
@@ -114,6 +115,7 @@ class Models:
     bridge: Literal["frames", "transcript"] = "frames"
     hearing: Hearing | None = None
     encodes_beside: bool = False
+    interrupt_encoder: Callable[[], None] = _nothing
     check: Callable[[], None] = _nothing
 
     def boundaries(self, instruction: str) -> tuple[Float32, Float32]:
@@ -210,7 +212,7 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     llm, projector = _load_llm(bundle, slots, threads), _load_projector(bundle, threads)
     models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
     _require_rates(bundle, models)
-    return models
+    return replace(models, interrupt_encoder=encoder.interrupt)
 
 
 def _load_llm(bundle: Bundle, slots: int, threads: int) -> LLM | None:

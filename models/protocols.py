@@ -24,6 +24,10 @@ class BackendError(RuntimeError):
     """A runtime could not run its input."""
 
 
+class EncodingInterrupted(BackendError):
+    """The encoder stopped before its end, because it was told to."""
+
+
 class BackendLostError(BackendError):
     """The runtime can run nothing any more in this process, which has to be replaced."""
 

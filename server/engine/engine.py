@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from models.assemble import Models
+from models.protocols import EncodingInterrupted
 from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable
 from server.engine.runner.encode_stage import WorkerThread
@@ -69,7 +70,14 @@ class LocalEngine:
         # Guards everything below.
         self._changed = threading.Condition()
         slots, decoders = models.slots, len(models.decoders)
-        scheduler = Scheduler(slots, queue_limit, encode_budget_audio_s, step_tokens, decoders=decoders)
+        scheduler = Scheduler(
+            slots,
+            queue_limit,
+            encode_budget_audio_s,
+            step_tokens,
+            decoders=decoders,
+            encodes_beside=models.encodes_beside,
+        )
         admission = Admission(models.slots, max_queue_wait_s, request_timeout_s)
         # Encoding may last as long as many steps, so words are timed on another thread.
         self._encode_worker, self._word_worker = WorkerThread("engine-encode"), WorkerThread("engine-words")
@@ -240,8 +248,35 @@ class LocalEngine:
         audio_s = sum(map(self._requests.audio_s, batch))
         with self._requests.measure_cost(self._requests.admission.encode_s, audio_s):
             self._wait_for_encoding()
-            self._runner.encode(batch)
+            try:
+                self._follow_sessions(batch, self._runner.go_on_encoding(batch, self._encode_worker))
+            except EncodingInterrupted as interruption:
+                for sequence in batch:
+                    sequence.fail(interruption)
+            else:
+                self._runner.encode(batch)
         self._settle(batch)
+
+    def _follow_sessions(self, batch: list[SequenceState], encoded: Future[None]) -> None:
+        """Take up what sessions hear while a batch is encoded, and interrupt that if it has to give way.
+
+        Raises what the encode worker raised.
+        """
+        encoded.add_done_callback(self._notify)
+        gives_way = False
+        while not (encoded.done() or gives_way):
+            with self._changed:
+                self._changed.wait_for(lambda: encoded.done() or self._live.have_heard or self._requests.outruns(batch))
+            self._live.take_heard()
+            with self._changed:
+                gives_way = self._requests.outruns(batch)
+        if gives_way:
+            self._runner.interrupt_encoding()
+        encoded.result()
+
+    def _notify(self, _done: Future[None]) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _start_timing_words(self, sequence: SequenceState) -> Future[None]:
         return self._word_worker.submit_work(partial(self._runner.time_words, sequence))

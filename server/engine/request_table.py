@@ -98,6 +98,14 @@ class RequestTable:
             prefill = [(sequences[id], positions) for id, positions in step.prefill]
             return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
 
+    def outruns(self, batch: Sequence[SequenceState]) -> bool:
+        """Return whether encoding a batch should give way: nobody waits for it any more, or what waits goes before hypotheses.
+
+        The caller holds the lock.
+        """
+        wanted = [sequence.entry for sequence in batch if not sequence.ended]
+        return all(entry.gives_way and self.scheduler.has_queued_before(entry) for entry in wanted)
+
     def list_in_slots(self) -> list[tuple[int, SequenceState]]:
         """Return the sequences in slots, decoder by decoder, each with the slot where the scheduler has it, lower ones first."""
         with self._changed:
@@ -164,6 +172,7 @@ class RequestTable:
             waiting_since_s=submitted_s,
             deadline_s=math.inf if request.deadline_s is None else submitted_s + request.deadline_s,
             of_session=sequence.of_session,
+            gives_way=sequence.gives_way,
             decoders=sequence.decoders,
         )
         self.scheduler.add_request(sequence.entry)

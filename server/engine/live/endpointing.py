@@ -100,6 +100,11 @@ class Endpointer:
         """The position before which no sample is part of the current utterance or a later one."""
         return self._window_samples * (self._next_start() if self._start is None else self._start)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the current utterance is in a silence, which may become its end."""
+        return self._silence_from is not None
+
     def push(self, probabilities: Iterable[float]) -> list[EndpointEvent]:
         """Take the probability of speech in the next windows, however many, and return what follows from them.
 

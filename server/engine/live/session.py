@@ -219,13 +219,14 @@ class LiveSession:
         if utterance.answer is None or utterance.end != end:
             self._withdraw_answer(utterance)
             self._request_answer(utterance, end)
-        if utterance.partial is not None:
-            self._hooks.drop_sequence(utterance.partial)
         self._unanswered.append(utterance)
         self._current = None
 
     def _request_answer(self, utterance: Utterance, end: int) -> None:
-        """Have the utterance answered as if it were over at `end`."""
+        """Have the utterance answered as if it were over at `end`; a hypothesis of it would come too late."""
+        if utterance.partial is not None:
+            self._hooks.drop_sequence(utterance.partial)
+            utterance.partial = None
         utterance.end = end
         audio = self._audio.between(utterance.start, min(end, self._audio.end))
         request = self._new_request(audio, utterance.instruction)
@@ -285,6 +286,7 @@ class LiveSession:
             or utterance is None
             or utterance.partial is not None
             or utterance.answer is not None
+            or self._endpointer.is_silent
         ):
             return
         end = self._detected
@@ -304,6 +306,7 @@ class LiveSession:
         )
         take_event = partial(self._take_partial, utterance, start, end)
         utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        utterance.partial.gives_way = True
         utterance.partial.known_words = self._known_words(utterance, start)
         self._hooks.start_sequence(utterance.partial)
 

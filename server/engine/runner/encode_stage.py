@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from models.assemble import Models
-from models.protocols import BackendError, Float32, ProjectorOutput
+from models.protocols import BackendError, EncodingInterrupted, Float32, ProjectorOutput
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.verification import RunnerCounters
@@ -17,12 +17,26 @@ logger = logging.getLogger(__name__)
 
 
 class EncodeStage:
-    """Runs features, encoder and adapter. Skips sequences whose `encoded` is set, such as those found in the cache."""
+    """Runs features, encoder and adapter. Skips sequences whose `encoded` is set, such as those found in the cache.
+
+    `interrupt`, from another thread, has the `run` of a batch raise `EncodingInterrupted`, until the next batch is begun.
+    """
 
     def __init__(self, models: Models, encoder_cache: ByteCache[AudioKey, ProjectorOutput], counters: RunnerCounters) -> None:
         self._models = models
         self._encoder_cache = encoder_cache
         self._counters = counters
+        self._interrupted = threading.Event()
+
+    def begin_batch(self, sequences: Sequence[SequenceState]) -> None:
+        """Begin a batch, with what is found of it in the cache."""
+        self._interrupted.clear()
+        self.lookup_cache(sequences)
+
+    def interrupt(self) -> None:
+        """Stop the batch that is being run, if its encoder is not through with it."""
+        self._interrupted.set()
+        self._models.interrupt_encoder()
 
     def lookup_cache(self, sequences: Sequence[SequenceState]) -> None:
         """Set `encoded` of sequences whose audio is in the cache; audio of sessions does not come again."""
@@ -39,7 +53,10 @@ class EncodeStage:
         attempt(self._compute_features, self._unfinished(sequences), self._models.check)
 
     def run(self, sequences: Sequence[SequenceState]) -> None:
-        """Encode sequences, with features where they lack them; a sequence that fails, fails alone. Raises `BackendLostError`."""
+        """Encode sequences, with features where they lack them; a sequence that fails, fails alone.
+
+        Raises `BackendLostError` and `EncodingInterrupted`.
+        """
         self.compute_features(sequences)
         attempt(self._run, self._unfinished(sequences), self._models.check)
 
@@ -67,6 +84,8 @@ class EncodeStage:
     def _run(self, batch: Sequence[SequenceState]) -> None:
         features = [self._features_of(sequence) for sequence in batch]
         featured_s = time.perf_counter()
+        if self._interrupted.is_set():
+            raise EncodingInterrupted("The encoder was interrupted.")
         states = self._models.encoder.encode(features)
         self._counters.progress += 1
         encoded_s = time.perf_counter()
@@ -130,6 +149,8 @@ def attempt(stage: Callable[[Sequence[SequenceState]], None], batch: Sequence[Se
         return
     try:
         stage(batch)
+    except EncodingInterrupted:
+        raise
     except Exception as error:
         logger.exception("a batch of %d failed", len(batch))
         check()

@@ -62,13 +62,24 @@ class Runner:
         attempt(self._lay_out_encoded, [sequence for sequence in sequences if not sequence.finished], self.models.check)
 
     def start_encoding(self, sequences: Sequence[SequenceState], worker: WorkerThread) -> Future[None]:
-        """Have the worker do what touches nothing of other stages; `encode` does the rest, once the future is done.
+        """Have the worker do what may run beside other stages; `go_on_encoding` is next, once these are through.
 
         This is all of the models' work if they have a processor of their own for it, and the features if they do not.
         """
-        self._encode_stage.lookup_cache(sequences)
+        self._encode_stage.begin_batch(sequences)
         stage = self._encode_stage.run if self.models.encodes_beside else self._encode_stage.compute_features
         return worker.submit_work(partial(stage, sequences))
+
+    def go_on_encoding(self, sequences: Sequence[SequenceState], worker: WorkerThread) -> Future[None]:
+        """Have the worker do the rest of the models' work on a batch that was started; then `encode` lays out the prompts.
+
+        The future raises `EncodingInterrupted` after `interrupt_encoding`, and `BackendLostError`.
+        """
+        return worker.submit_work(partial(self._encode_stage.run, sequences))
+
+    def interrupt_encoding(self) -> None:
+        """Have the worker leave its batch, which is encoded from the beginning if it is begun again."""
+        self._encode_stage.interrupt()
 
     def time_words(self, sequence: SequenceState) -> None:
         """Give a finished sequence the words that its request asks for; never raises. Touches nothing else."""

@@ -47,7 +47,8 @@ class SequenceState:
     positions that holds, which is where the next token's goes. The scheduler's `entry` says how many positions are still to be
     run before the answer goes on. The `proposal` is the last of them, and `forced` if it comes from the constraint rather than
     the draft. A stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the
-    client left. `encoded` may be given; it is cached under `audio_key`.
+    client left. `encoded` may be given; it is cached under `audio_key`. A sequence that `gives_way` fails where
+    its encoding would delay others.
 
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
@@ -65,6 +66,7 @@ class SequenceState:
     submitted_at_s: float = field(default_factory=time.perf_counter)
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
+    gives_way: bool = False
     decoders: tuple[int, ...] = (0,)
     passes_on: bool = False
     transcribing: bool = False

@@ -19,8 +19,9 @@ class SchedulerEntry:
     left before the entry can be decoded; the runner writes it, and it is 0 until the prompt is known. `turn_steps` counts the
     decode steps since the entry was given its slot, and `waiting_since_s` is when it began to wait for one. A `promoted` entry
     has waited so long that it goes before all others for one turn. An entry `of_session` takes no place in the queue, nor gives
-    one up: sessions are limited themselves. `decoders` are the numbers of those that the entry still has to pass, the next one
-    first; an entry without any is over when it is encoded.
+    one up: sessions are limited themselves. The encoding of an entry that `gives_way` stops for one that goes before it.
+    `decoders` are the numbers of those that the entry still has to pass, the next one first; an entry without any is over when it
+    is encoded.
     """
 
     id: str
@@ -30,6 +31,7 @@ class SchedulerEntry:
     waiting_since_s: float = 0.0
     deadline_s: float = float("inf")
     of_session: bool = False
+    gives_way: bool = False
     decoders: tuple[int, ...] = (0,)
     number: int = 0
     taken: int = 0

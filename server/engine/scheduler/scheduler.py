@@ -21,6 +21,8 @@ TURN_STEPS = 32
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and encoded requests hold memory and may be overtaken.
 ENCODE_AHEAD = 1
+# Passes for which what is encoded on the decoders' own processor waits for the work of a live session: a transcript takes fewer.
+LIVE_PASSES = 16
 
 
 class Scheduler:
@@ -61,11 +63,16 @@ class Scheduler:
         encode_ahead: int = ENCODE_AHEAD,
         turn_steps: int = TURN_STEPS,
         decoders: int = 1,
+        *,
+        encodes_beside: bool = True,
     ) -> None:
         """`encode_budget_audio_s` limits the audio that a step encodes; one request is always taken.
 
         `step_tokens` limits the positions that a step prefills and decodes (one per running request) of each decoder; one is
         always prefilled.
+
+        Without `encodes_beside` the encoder delays the decoders. So a step encodes one request of a session, and none while one
+        that does not come after it is in its first `LIVE_PASSES` passes at a decoder.
         """
         self.slots = slots
         self.queue_limit = queue_limit
@@ -76,6 +83,7 @@ class Scheduler:
         self._ageing_s = ageing_s
         self._encode_ahead = encode_ahead
         self._turn_steps = turn_steps
+        self._encodes_beside = encodes_beside
         self._entries: dict[str, SchedulerEntry] = {}
         # To be encoded, in order of arrival, and in their turn by level.
         self._queued: dict[str, SchedulerEntry] = {}
@@ -114,6 +122,10 @@ class Scheduler:
     def is_queued(self, id: str) -> bool:
         """Return whether a request still waits to be encoded, so that it may be finished within a step."""
         return id in self._queued
+
+    def has_queued_before(self, entry: SchedulerEntry) -> bool:
+        """Return whether a request waits to be encoded that goes before an entry by its priority."""
+        return any(other.level < entry.level for other in self._queued.values())
 
     def add_request(self, entry: SchedulerEntry) -> None:
         """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
@@ -322,14 +334,16 @@ class Scheduler:
     def _take_encode_batch(self) -> list[str]:
         """Take the requests next in turn, as far as slots and the budget allow; one is always taken.
 
-        Live requests are encoded alone, so that others do not delay their prefill, which is only in the next step.
+        Live requests are encoded without others, so that these do not delay their prefill, which is only in the next step.
         """
         batch: list[str] = []
         if any(not entry.to_prefill for entry in self._held.values()):
             return batch
         audio_s = 0.0
         is_live = False
-        while entry := self._next_to_encode():
+        while (entry := self._next_to_encode()) and not self._would_delay_session(entry):
+            if batch and not self._encodes_beside and min(entry.priority, self._entries[batch[0]].priority) <= Priority.PARTIAL:
+                break
             audio_s += entry.audio_s
             if batch and (audio_s > self._encode_budget_audio_s or (is_live and entry.priority > Priority.LIVE)):
                 break
@@ -340,6 +354,16 @@ class Scheduler:
             self._held[entry.id] = entry
             batch.append(entry.id)
         return batch
+
+    def _would_delay_session(self, entry: SchedulerEntry) -> bool:
+        """Return whether to encode an entry now would delay a session's work that does not come after it."""
+        if self._encodes_beside:
+            return False
+        decoding = (self._entries[id] for id in self.running)
+        return any(
+            other.priority <= Priority.PARTIAL and other.level <= entry.level and other.turn_steps < LIVE_PASSES
+            for other in decoding
+        )
 
     def _next_to_encode(self) -> SchedulerEntry | None:
         in_service = list(self._in_service())
