@@ -52,7 +52,11 @@ class SimulatedEngine:
         request_timeout_s: float | None = None,
     ) -> None:
         self.scheduler = Scheduler(
-            costs.slots, costs.queue_limit, step_tokens=costs.step_tokens, decoders=max(1, len(costs.decoders))
+            costs.slots,
+            costs.queue_limit,
+            step_tokens=costs.step_tokens,
+            decoders=max(1, len(costs.decoders)),
+            encodes_beside=costs.encodes_beside,
         )
         self.admission = Admission(costs.slots, max_queue_wait_s, request_timeout_s)
         self._costs = costs

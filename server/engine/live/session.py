@@ -49,6 +49,8 @@ PARTIAL_SHARE = 1 / 3
 # A hypothesis is made of the utterance, or of its last seconds with some of the words that stand already.
 PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
 DRAFT_ONLY = SamplingOptions(max_tokens=0)
+# The first hypothesis waits for as long as one takes, but no longer than this: the first words come with it.
+LONGEST_FIRST_WAIT_S = 0.4
 # After a hypothesis that took longer the next one is a draft alone, which takes half as long.
 LONGEST_WRITING_S = 0.6
 
@@ -120,7 +122,7 @@ class LiveSession:
         self._prompt_ids = self._lay_out(self._instruction)
         # Hypotheses are the speech decoder's where there is one, and else the projector's draft.
         self._can_write = models.speech is not None and models.word_timer is not None
-        self._hypothesis_took_s = 0.0
+        self._hypothesis_took_s = self._draft_took_s = 0.0
 
     @property
     def wants_listening(self) -> bool:
@@ -209,7 +211,8 @@ class LiveSession:
         self._use_next_instruction()
         start_s = start / self._rate_hz
         text = StableText(start_s)
-        partial_due = start + round((self.request.voice.prefix_padding_s + FIRST_PARTIAL_INTERVAL_S) * self._rate_hz)
+        wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
+        partial_due = start + round((self.request.voice.prefix_padding_s + wait_s) * self._rate_hz)
         self._current = Utterance(self._utterances, start, self._instruction, self._prompt_ids, text, partial_due)
         self._utterances += 1
         self._counters.utterances += 1
@@ -330,6 +333,8 @@ class LiveSession:
         changed = utterance.text.update(shift_words(words, start_s), end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
+        if sequence.drafts_only:
+            self._draft_took_s = sequence.elapsed_s
         self._hypothesis_took_s = 0.0 if sequence.drafts_only else sequence.elapsed_s
         utterance.partial_due = end + round(pause_s * self._rate_hz)
         utterance.partial_due_at_s = time.monotonic() + pause_s
