@@ -76,6 +76,7 @@ class RequestTable:
                 sequence.ended = True
                 if self.scheduler.is_queued(id) or sequence in self._timing:
                     self._forget(sequence)
+                self._changed.notify_all()
 
     def expire_requests(self) -> list[SequenceState]:
         """Fail the requests whose deadline has passed; return them and those that were cancelled since the last step."""
