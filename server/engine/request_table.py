@@ -100,7 +100,7 @@ class RequestTable:
             return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
 
     def outruns(self, batch: Sequence[SequenceState]) -> bool:
-        """Return whether encoding a batch should give way: nobody waits for it any more, or what waits goes before hypotheses.
+        """Return whether encoding a batch should give way: all of it is cancelled, or hypotheses that others go before.
 
         The caller holds the lock.
         """

@@ -1,4 +1,4 @@
-"""What is being encoded gives way: a hypothesis to an answer, and what nobody waits for to anything. No text changes."""
+"""The encoder gives way: with a hypothesis to an answer, and with cancelled work to anything. No text changes."""
 
 import threading
 from collections.abc import Iterator, Sequence
