@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -233,8 +234,16 @@ class SlowEngine(FakeEngine):
         super().__init__()
         self._pause_s = pause_s
         self._due_s = 0.0
+        self._late: deque[tuple[str, LiveInput]] = deque()
+        self._in_order = threading.Lock()
 
     def push(self, request_id: str, item: LiveInput) -> None:
         now_s = time.monotonic()
         self._due_s = max(self._due_s, now_s) + self._pause_s
-        threading.Timer(self._due_s - now_s, super().push, (request_id, item)).start()
+        self._late.append((request_id, item))
+        threading.Timer(self._due_s - now_s, self._push_next).start()
+
+    def _push_next(self) -> None:
+        """Push the oldest piece: timers that are due together run in any order."""
+        with self._in_order:
+            super().push(*self._late.popleft())
