@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,10 +56,22 @@ class ServerError(RuntimeError):
 class BenchServer:
     """A context manager: starts the server on a free port and waits until it has checked itself; stops it at the end."""
 
-    def __init__(self, root: Path, options: list[str], *, python: str = sys.executable, **settings: object) -> None:
-        """Start `thinbridge serve` with `options` in the folder `root`, run by `python`; `settings` are further ones."""
+    def __init__(
+        self,
+        root: Path,
+        options: list[str],
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
+        """Start `thinbridge serve` with `options` in the folder `root`, run by `python`.
+
+        `settings` are further ones, and `environment` further variables.
+        """
         self._output = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         variables = [f"THINBRIDGE_{name.upper()}={value}" for name, value in settings.items()]
+        variables += [f"{name}={value}" for name, value in (environment or {}).items()]
         command = ["env", *variables, python, "-m", "server", "serve", "--port", "0", *options]
         self._process = subprocess.Popen(command, cwd=root, stdout=self._output, stderr=subprocess.STDOUT)
         self.pid = self._process.pid

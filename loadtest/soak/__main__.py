@@ -3,8 +3,9 @@
     python -m loadtest.soak                   # an hour; writes soak.md, .json and .png to loadtest/results
     python -m loadtest.soak --seconds 300     # five minutes
 
-Starts a server of its own and locust's mixed users. After a warm-up without faults, one fault of `loadtest/soak/faults.py` comes
-after the other. Exit status 1 where a bar is missed, 2 where the run is void because its generator was late.
+Starts a server of its own and locust's mixed users, who reach it through a proxy. After a warm-up without faults, one fault of
+`loadtest/soak/faults.py` comes after the other. The clock jumps only where libfaketime is installed. Exit status 1 where a bar is
+missed, 2 where the run is void because its generator was late.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,9 @@ import httpx
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
 from loadtest.sessions import leaks, look
 from loadtest.soak.bars import Bar, Injection, judge_memory, judge_outcomes, read_outcomes
-from loadtest.soak.faults import FAULTS
+from loadtest.soak.clock import Clock, find_clock
+from loadtest.soak.faults import FAULTS, Target
+from loadtest.soak.proxy import Proxy
 from loadtest.soak.report import markdown, plot
 from loadtest.support.footprint import Watch
 from loadtest.support.machine import describe_run
@@ -56,16 +59,16 @@ def running_users(url: str, users: int, seconds: float, record: Path) -> Iterato
             process.wait(60)
 
 
-def inject(name: str, server: BenchServer) -> Injection:
+def inject(name: str, target: Target) -> Injection:
     """Inflict a fault and wait until the server is ready again."""
     begin_s = time.monotonic()
     complaint = ""
     try:
-        FAULTS[name](server)
+        FAULTS[name](target)
     except (TimeoutError, OSError) as error:
         complaint = f"{type(error).__name__}: {error}"
     deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while not is_ready(server):
+    while not is_ready(target.server):
         if time.monotonic() > deadline_s:
             complaint = f"not ready within {READY_TIMEOUT_S:g} s"
             break
@@ -81,17 +84,22 @@ def is_ready(server: BenchServer) -> bool:
         return False
 
 
-def inject_until(end_s: float, period_s: float, server: BenchServer) -> list[Injection]:
-    """Inject one fault after the other, so that each has time until `end_s`."""
+def inject_until(end_s: float, period_s: float, target: Target) -> list[Injection]:
+    """Inject one fault after the other, so that each has time until `end_s`; those of the clock where there is one to set."""
     done: list[Injection] = []
-    for name in itertools.cycle(FAULTS):
+    for name in itertools.cycle(name for name in FAULTS if target.clock is not None or "clock" not in name):
         due_s = (done[-1].begin_s if done else time.monotonic()) + (period_s if done else 0.0)
         if due_s + period_s > end_s:
             return done
         time.sleep(max(0.0, due_s - time.monotonic()))
-        done.append(inject(name, server))
+        done.append(inject(name, target))
         print(f"{name}: {done[-1].end_s - done[-1].begin_s:.1f} s {done[-1].complaint}", flush=True)
     return done
+
+
+def clock_variables(clock: Clock | None) -> Mapping[str, str]:
+    """Return the variables of processes that go by the clock."""
+    return {} if clock is None else clock.variables
 
 
 def main() -> int:
@@ -105,17 +113,21 @@ def main() -> int:
     result: dict[str, Any] = describe_run(ROOT)
     warm_up_s = min(MAX_WARM_UP_S, WARM_UP_SHARE * arguments.seconds)
     options = [*server_options(arguments), "--stall-timeout-s", str(STALL_TIMEOUT_S)]
-    with tempfile.TemporaryDirectory() as folder, BenchServer(ROOT, options) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        BenchServer(ROOT, options, environment=clock_variables(clock := find_clock(Path(folder)))) as server,
+        Proxy(server.url) as proxy,
+    ):
         others = OthersWatch()
         record = Path(folder) / "record.jsonl"
-        with running_users(server.url, arguments.users, warm_up_s, Path(folder) / "warm_up.jsonl") as users:
+        with running_users(proxy.url, arguments.users, warm_up_s, Path(folder) / "warm_up.jsonl") as users:
             users.communicate(timeout=warm_up_s + USERS_END_S)
         before = look(server, 0)
         begin_s = time.monotonic()
         seconds = arguments.seconds - warm_up_s
-        with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(server.url, arguments.users, seconds, record) as users:
+        with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(proxy.url, arguments.users, seconds, record) as users:
             time.sleep(min(arguments.period, 20.0))
-            injections = inject_until(begin_s + seconds, arguments.period, server)
+            injections = inject_until(begin_s + seconds, arguments.period, Target(server, proxy, clock))
             summary = users.communicate(timeout=max(0.0, begin_s + seconds - time.monotonic()) + USERS_END_S)[0]
         after = look(server, 1)
         outcomes = read_outcomes(record)
@@ -130,6 +142,7 @@ def main() -> int:
         "seconds": arguments.seconds,
         "users": arguments.users,
         "period_s": arguments.period,
+        "clock": clock is not None,
         "void": [line.removeprefix("VOID: ") for line in summary.splitlines() if line.startswith("VOID: ")],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
 from models.protocols import BackendError
 from server.engine.ipc.codec import Abort, Address, Channel, StartEngine, StartFailed, pack
+from server.engine.ipc.memory_return import MemoryReturn
 from server.engine.types.events import Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveRequest
@@ -178,7 +180,10 @@ def _submit(engine: Engine, request: InstructRequest | LiveRequest, deliver: Cal
 
 def _report(engine: Engine, outbox: Outbox, stopping: threading.Event) -> None:
     interval_s = 0.0
+    memory = MemoryReturn()
     while not stopping.wait(interval_s):
         stats = engine.stats()
         outbox.put_report(stats)
-        interval_s = BUSY_REPORT_S if stats.waiting + stats.running + stats.live_jobs else IDLE_REPORT_S
+        is_busy = bool(stats.waiting + stats.running + stats.live_jobs)
+        memory.look(is_busy, time.monotonic())
+        interval_s = BUSY_REPORT_S if is_busy else IDLE_REPORT_S
