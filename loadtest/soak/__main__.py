@@ -4,8 +4,8 @@
     python -m loadtest.soak --seconds 300     # five minutes
 
 Starts a server of its own and locust's mixed users, who reach it through a proxy. After a warm-up without faults, one fault of
-`loadtest/soak/faults.py` comes after the other. The clock jumps only where libfaketime is installed. Exit status 1 where a bar is
-missed, 2 where the run is void because its generator was late.
+`loadtest/soak/faults.py` comes after the other. Exit status 1 where a bar is missed, 2 where the
+run is void because its generator was late.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ import httpx
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
 from loadtest.sessions import leaks, look
 from loadtest.soak.bars import Bar, Injection, judge_memory, judge_outcomes, read_outcomes
-from loadtest.soak.clock import Clock, find_clock
+from loadtest.soak.clock import Clock
 from loadtest.soak.faults import FAULTS, Target
 from loadtest.soak.proxy import Proxy
 from loadtest.soak.report import markdown, plot
@@ -85,9 +85,9 @@ def is_ready(server: BenchServer) -> bool:
 
 
 def inject_until(end_s: float, period_s: float, target: Target) -> list[Injection]:
-    """Inject one fault after the other, so that each has time until `end_s`; those of the clock where there is one to set."""
+    """Inject one fault after the other, so that each has time until `end_s`."""
     done: list[Injection] = []
-    for name in itertools.cycle(name for name in FAULTS if target.clock is not None or "clock" not in name):
+    for name in itertools.cycle(FAULTS):
         due_s = (done[-1].begin_s if done else time.monotonic()) + (period_s if done else 0.0)
         if due_s + period_s > end_s:
             return done
@@ -95,11 +95,6 @@ def inject_until(end_s: float, period_s: float, target: Target) -> list[Injectio
         done.append(inject(name, target))
         print(f"{name}: {done[-1].end_s - done[-1].begin_s:.1f} s {done[-1].complaint}", flush=True)
     return done
-
-
-def clock_variables(clock: Clock | None) -> Mapping[str, str]:
-    """Return the variables of processes that go by the clock."""
-    return {} if clock is None else clock.variables
 
 
 def main() -> int:
@@ -115,7 +110,8 @@ def main() -> int:
     options = [*server_options(arguments), "--stall-timeout-s", str(STALL_TIMEOUT_S)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        BenchServer(ROOT, options, environment=clock_variables(clock := find_clock(Path(folder)))) as server,
+        tempfile.TemporaryDirectory() as clock_folder,
+        BenchServer(ROOT, options, environment=(clock := Clock(Path(clock_folder))).variables) as server,
         Proxy(server.url) as proxy,
     ):
         others = OthersWatch()
@@ -142,7 +138,6 @@ def main() -> int:
         "seconds": arguments.seconds,
         "users": arguments.users,
         "period_s": arguments.period,
-        "clock": clock is not None,
         "void": [line.removeprefix("VOID: ") for line in summary.splitlines() if line.startswith("VOID: ")],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

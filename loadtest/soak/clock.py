@@ -1,39 +1,40 @@
-"""The clock of the server's processes, which can be made to jump, by libfaketime.
+"""The wall clock of the server's processes, which can be made to jump.
 
-The system's own clock stays as it is. The monotonic clock does not jump either, as it cannot where a clock is set. Confined
-decoders get no environment, and with it no other clock.
+Python's own `time.time` and `time.time_ns` are replaced in each process as it starts; `datetime` and libraries in C keep the true
+clock, and so do confined decoders, which get no environment. The monotonic clock does not jump: none does where a clock is set.
+libfaketime would move all of them, but its 0.9.10 breaks `time.sleep` (EINVAL).
 """
 
+import struct
 from pathlib import Path
 
-LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1")
+PROGRAM = '''
+"""Moves the wall clock by what the file beside this one says."""
+
+import mmap
+import struct
+import time
+from pathlib import Path
+
+with Path(__file__).with_name("offset").open("rb") as file:
+    offset = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
+true_time, true_time_ns = time.time, time.time_ns
+time.time = lambda: true_time() + struct.unpack("<q", offset[:8])[0]
+time.time_ns = lambda: true_time_ns() + 10**9 * struct.unpack("<q", offset[:8])[0]
+'''
 
 
 class Clock:
-    """The clock of processes that are started with `variables`."""
+    """The clock of Python processes that are started with `variables`."""
 
-    def __init__(self, library: str, file: Path) -> None:
-        """`file` holds by how much the clock is wrong; processes read it every second."""
-        self._file = file
-        self.set_back_or_forth(0)
-        self.variables = {
-            "LD_PRELOAD": library,
-            "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+    def __init__(self, folder: Path) -> None:
+        """`folder` is for files of the clock alone."""
+        (folder / "sitecustomize.py").write_text(PROGRAM, encoding="utf-8")
+        self._offset = folder / "offset"
+        self._offset.write_bytes(bytes(8))
+        self.variables = {"PYTHONPATH": str(folder)}
 
-    def set_back_or_forth(self, seconds: int) -> None:
-        """Let the clock be wrong by so much."""
-        self._file.write_text(f"{seconds:+d}\n", encoding="ascii")
-
-
-def find_library() -> str | None:
-    """Return the path of libfaketime, or None where it (Debian's package `libfaketime`) is not installed."""
-    return next((each for each in LIBRARIES if Path(each).exists()), None)
-
-
-def find_clock(folder: Path) -> Clock | None:
-    """Return a clock whose file is in the folder, or None where libfaketime is not installed."""
-    library = find_library()
-    return None if library is None else Clock(library, folder / "clock")
+    def be_wrong_by(self, seconds: int) -> None:
+        """Let the clock be ahead by so much, or behind."""
+        with self._offset.open("r+b") as file:
+            file.write(struct.pack("<q", seconds))

@@ -27,8 +27,7 @@ def markdown(
         *conditions(dict(result)),
         *void_note(result["void"]),
         f"{result['seconds']:g} s, {result['users']} users of `loadtest/users/mixed.py`, a fault every {result['period_s']:g} s "
-        f"({len(injections)} in all). Away from faults means: not under way during one, nor in the 5 s after it."
-        + ("" if result["clock"] else " libfaketime was not installed, so the clock did not jump."),
+        f"({len(injections)} in all). Away from faults means: not under way during one, nor in the 5 s after it.",
         "",
         *table(["bar", "limit", "value", ""], [[bar.name, bar.limit, bar.value, VERDICTS[bar.kept]] for bar in bars]),
         "",

@@ -36,7 +36,6 @@ CONDITIONS = {
     "seconds": 300.0,
     "users": 5,
     "period_s": 60.0,
-    "clock": True,
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from loadtest.clients.server import BenchServer
 from loadtest.soak import faults
-from loadtest.soak.clock import Clock, find_clock, find_library
+from loadtest.soak.clock import Clock
 from loadtest.soak.proxy import Proxy
 
 TIMEOUT_S = 30.0
@@ -97,7 +97,7 @@ def test_limits_hold_for_a_while_and_are_lifted(fault: str, kind: int, monkeypat
         monkeypatch.setattr(faults, "engine_pid", lambda pid: pid)
         monkeypatch.setattr(time, "sleep", lambda _seconds: during.append(resource.prlimit(child.pid, kind)))
         server = type("Server", (), {"pid": child.pid})()
-        faults.FAULTS[fault](faults.Target(cast(BenchServer, server), cast(Any, None), None))
+        faults.FAULTS[fault](faults.Target(cast(BenchServer, server), cast(Any, None), cast(Any, None)))
         assert [hard for _, hard in during] == [before[1]]
         assert during[0][0] != before[0]
         assert resource.prlimit(child.pid, kind) == before
@@ -111,21 +111,28 @@ def test_a_full_disk_stops_a_file_from_growing(tmp_path: Path) -> None:
     assert "OSError: [Errno 27]" in done.stderr
 
 
-def test_the_clock_is_wrong_by_what_its_file_says(tmp_path: Path) -> None:
-    clock = Clock("library", tmp_path / "clock")
-    assert (tmp_path / "clock").read_text() == "+0\n"
-    clock.set_back_or_forth(-3600)
-    assert (tmp_path / "clock").read_text() == "-3600\n"
+def test_the_clock_jumps_while_a_process_runs_and_the_monotonic_one_does_not(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    program = "import time\nwhile input(): print(time.time(), time.time_ns(), time.monotonic(), flush=True)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=clock.variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin
+        assert process.stdout
 
+        def told() -> list[float]:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write("now\n")
+            return [float(word) for word in process.stdout.readline().split()]
 
-@pytest.mark.skipif(find_library() is None, reason="libfaketime is not installed")
-def test_the_library_moves_the_clock_and_not_the_monotonic_one(tmp_path: Path) -> None:
-    clock = find_clock(tmp_path)
-    assert clock is not None
-    clock.set_back_or_forth(-36_000)
-    program = "import time; print(time.time(), time.monotonic())"
-    before_s, monotonic_s = time.time(), time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], env=clock.variables, capture_output=True, text=True, check=True)
-    told_s, told_monotonic_s = map(float, done.stdout.split())
-    assert told_s < before_s - 30_000
-    assert told_monotonic_s >= monotonic_s
+        first = told()
+        clock.be_wrong_by(-36_000)
+        behind = told()
+        clock.be_wrong_by(36_000)
+        ahead = told()
+        process.kill()
+    assert behind[0] < first[0] - 30_000
+    assert ahead[0] > first[0] + 30_000
+    assert ahead[1] > 1e9 * (first[0] + 30_000)
+    assert first[2] <= behind[2] <= ahead[2] < first[2] + 30_000
