@@ -139,20 +139,12 @@ FAULTS: dict[str, Fault] = {
     "200 connections with half a head": _attack(raw.repeated(200, raw.send_half_a_head)),
     "engine frozen (SIGSTOP)": _signal_engine(signal.SIGSTOP),
     "decoders frozen for 5 s (SIGSTOP)": _stop_for_a_while(DECODERS),
-<<<<<<< HEAD
     "2 connections post broken Ogg files of 8 MB": _attack(raw.repeated(2, raw.post_ogg_bomb)),
-    "decoders without further memory for 5 s": _take_memory_from(DECODERS),
+    "decoders without further memory for 5 s": _take_memory_from(lambda server: processes_of(server, DECODERS)),
     "50 uploads at a byte per second": _attack(raw.repeated(50, raw.drip_upload)),
     "constraint processes killed (SIGKILL)": _kill(CONSTRAINTS),
     "8 uploads broken off": _attack(raw.repeated(8, raw.break_upload_off)),
     "20 WebSockets leave a frame unfinished": _attack(raw.repeated(20, raw.leave_frame_unfinished)),
-=======
-    "2 connections post broken Ogg files of 8 MB": _attack(raw_attacks.repeated(2, raw_attacks.post_ogg_bomb)),
-    "decoders without further memory for 5 s": _take_memory_from(lambda server: processes_of(server, DECODERS)),
-    "50 uploads at a byte per second": _attack(raw_attacks.repeated(50, raw_attacks.drip_upload)),
-    "constraint processes killed (SIGKILL)": _kill(CONSTRAINTS),
-    "8 uploads broken off": _attack(raw_attacks.repeated(8, raw_attacks.break_upload_off)),
-    "20 WebSockets leave a frame unfinished": _attack(raw_attacks.repeated(20, raw_attacks.leave_frame_unfinished)),
     "disk full for 5 s (no file may grow)": _limit(
         resource.RLIMIT_FSIZE, lambda server: process_tree(server.pid), lambda _pid: 0
     ),
@@ -161,5 +153,4 @@ FAULTS: dict[str, Fault] = {
     "every connection reset": lambda target: target.proxy.reset_all(),
     "clock an hour ahead for 5 s": _jump(CLOCK_JUMP_S),
     "clock an hour behind for 5 s": _jump(-CLOCK_JUMP_S),
->>>>>>> dc41a3e (The engine gives freed memory back; the soak has a full disk, a clock that jumps, no memory, a slow and a broken network; each bar of reliability and what shows it)
 }
