@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     measuring.set_defaults(command=measure_command)
     validating = commands.add_parser("validate", help="play six mixes and compare")
     validating.add_argument("--out", type=Path, default=ROOT / "loadtest" / "results", help="folder for the results")
-    validating.add_argument("--seconds", type=float, default=25.0, help="of each mix of files (default: %(default)g)")
+    validating.add_argument("--seconds", type=float, default=60.0, help="of each mix of files (default: %(default)g)")
     validating.set_defaults(command=validate_command)
     for each in (measuring, validating):
         each.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")

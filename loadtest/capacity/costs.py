@@ -106,7 +106,8 @@ class StageCosts:
     """The stages of one model on one machine. `measured` is False for predictions that nothing has confirmed.
 
     The encoder hears `silence_behind_s` behind an utterance, `floor_s` in all at least, and `longest_s` at most. `step_s` is what
-    a step costs beside its stages, `door_s` what a request waits outside the engine, `voice_s` the detection of voice in one
+    a step costs beside its stages, `door_s` what a request waits outside the engine, `door_cpu_s` the processor seconds that it
+    takes there (server, decoder, client) on `cores` cores, `voice_s` the detection of voice in one
     second of live audio, on a thread beside the engine's. With `encodes_beside`, the encoder runs beside the decoders (on a GPU).
     """
 
@@ -119,6 +120,8 @@ class StageCosts:
     longest_s: float
     step_s: float = 0.0
     door_s: float = 0.0
+    door_cpu_s: float = 0.0
+    cores: int = 1
     voice_s: float = 0.0
     encodes_beside: bool = False
     slots: int = 4

@@ -65,6 +65,7 @@ class SimulatedEngine:
         self._numbers = 0
         self._encoding: list[SimulatedRequest] = []
         self._encode_s = self._encoded_at_s = 0.0
+        self._taken_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +90,9 @@ class SimulatedEngine:
         )
         if not of_session:
             self._admit(entry, now_s)
+            if self._requests and not self._costs.encodes_beside:
+                # Its way to the engine took processor time from those that were at work.
+                self._taken_s += self._costs.door_cpu_s / self._costs.cores
         request = SimulatedRequest(entry, work, end, list(work.phases))
         self.scheduler.add_request(entry)
         self._requests[entry.id] = request
@@ -107,7 +111,8 @@ class SimulatedEngine:
         for id in self.scheduler.preempt_requests(now_s):
             self._replan(self._requests[id])
         step = self.scheduler.schedule_step()
-        now_s += self._costs.step_s
+        now_s += self._costs.step_s + self._taken_s
+        self._taken_s = 0.0
         if step.encode:
             self._encoding = [self._requests[id] for id in step.encode]
             self._encode_s = self._predict_encode_s()

@@ -1,6 +1,7 @@
 """The measurement of stage costs on this machine: the real engine, in this process, writes down what its stages run and take."""
 
 import dataclasses
+import os
 import tempfile
 import threading
 import time
@@ -26,9 +27,11 @@ from loadtest.capacity.costs import (
     fit_costs,
 )
 from loadtest.clients.server import MAX_TOKENS, BenchServer, make_body
+from loadtest.faults import engine_pid
 from loadtest.live.audio import StreamAudio
 from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.machine import describe_run
+from loadtest.support.process import cpu_seconds
 from loadtest.support.recordings import RATE_HZ, Recording, write_clip
 from models.assemble import Models
 from models.bundle.io import open_bundle
@@ -49,7 +52,7 @@ QUESTION_TOKENS = 24
 PIECE_S = 0.04
 # Requests side by side in one round each: one alone, some, and all slots.
 ROUNDS = (1, 2, 4)
-DOOR_REQUESTS = 8
+DOOR_REQUESTS = 24
 ANSWER_TIMEOUT_S = 120.0
 
 
@@ -149,7 +152,8 @@ def measure_costs(
     )
     # Two copies of the models would not fit small machines.
     del models, engine
-    return dataclasses.replace(costs, door_s=measure_door_s(root, options, recordings))
+    door_s, door_cpu_s = measure_door_s(root, options, recordings)
+    return dataclasses.replace(costs, door_s=door_s, door_cpu_s=door_cpu_s, cores=len(os.sched_getaffinity(0)))
 
 
 def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Recording]) -> StageCosts:
@@ -251,19 +255,28 @@ def to_float(stream: StreamAudio) -> Float32:
     return np.multiply(stream.samples, 1 / 32768, dtype=np.float32)
 
 
-def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recording]) -> float:
-    """Return the median of what a client of a server waits beyond the queue and the models."""
+def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recording]) -> tuple[float, float]:
+    """Return the median of what a client of a server waits beyond the queue and the models, and the processor seconds of all but
+    the engine's process for one request, the client's own included."""
     with BenchServer(root, options) as server, tempfile.TemporaryDirectory() as folder:
         waits = []
+        engine = engine_pid(server.pid)
+
+        def outside_s() -> float:
+            return cpu_seconds(server.pid) - cpu_seconds(engine) + time.process_time()
+
+        bodies = [make_body(write_clip(Path(folder), each.name, each.samples).audio) for each in recordings]
         for number in range(DOOR_REQUESTS + 1):
-            recording = recordings[number % len(recordings)]
-            body = make_body(write_clip(Path(folder), recording.name, recording.samples).audio)
+            if number == 1:
+                begun_s = outside_s()
+            body = bodies[number % len(bodies)]
             started_s = time.perf_counter()
             times = server.answer(body)["times_ms"]
             took_s = time.perf_counter() - started_s
             stages = ("queue", "features", "encode", "adapter", "prefill", "decode", "detokenise")
             waits.append(took_s - sum(times.get(f"{stage}_ms", 0.0) for stage in stages) / 1000)
-    return float(np.median(waits[1:]))
+        door_cpu_s = (outside_s() - begun_s) / DOOR_REQUESTS
+    return float(np.median(waits[1:])), door_cpu_s
 
 
 def _run_requests(engine: TracedEngine, recordings: Sequence[Recording]) -> None:

@@ -23,7 +23,8 @@ LONGEST_STAGGER_S = 10.0
 class TrafficMix:
     """Closed-loop clients that each send one file after the other, files by a Poisson process, and live sessions side by side.
 
-    A file's work is one of `works`: in turns for closed-loop clients, at random for the others. Session number n plays
+    A file's work is one of `works`: in turns for closed-loop clients, at random for the others. Where there are `arrivals`, they
+    take the place of the Poisson process: the moments of files, and the numbers of their works. Session number n plays
     `streams[n]`, from the first again where there are more sessions.
     """
 
@@ -33,6 +34,7 @@ class TrafficMix:
     sessions: int = 0
     works: tuple[WorkProfile, ...] = ()
     streams: tuple[StreamProfile, ...] = ()
+    arrivals: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass
@@ -51,6 +53,17 @@ class MixOutcome:
     def files_per_s(self) -> float:
         """Return the files answered per second."""
         return len(self.file_waits_s) / self.seconds
+
+
+def draw_arrivals(rate_hz: float, works: int, seconds: float, seed: int) -> tuple[tuple[float, int], ...]:
+    """Return the moments of a Poisson process, and the number of one of so many works for each."""
+    random = np.random.default_rng(seed)
+    arrivals = []
+    at_s = float(random.exponential(1 / rate_hz))
+    while at_s < seconds:
+        arrivals.append((at_s, int(random.integers(works))))
+        at_s += float(random.exponential(1 / rate_hz))
+    return tuple(arrivals)
 
 
 def simulate_mix(costs: StageCosts, mix: TrafficMix, seconds: float, *, seed: int = 0, warm_up_s: float = 0.0) -> MixOutcome:
@@ -84,7 +97,9 @@ class _Simulation:
         """Simulate until all work is done."""
         for number in range(self._mix.clients):
             self._schedule(0.0, partial(self._ask_on, f"client {number}"))
-        if self._mix.rate_hz:
+        for at_s, number in self._mix.arrivals:
+            self._schedule(at_s, partial(self._arrive_once, self._mix.works[number]))
+        if self._mix.rate_hz and not self._mix.arrivals:
             self._schedule(self._draw_gap_s(), self._arrive)
         now_s = busy_s = 0.0
         while now_s < math.inf:
@@ -123,7 +138,9 @@ class _Simulation:
         if now_s >= self._end_s:
             return
         self._schedule(now_s + self._draw_gap_s(), self._arrive)
-        work = self._mix.works[int(self._random.integers(len(self._mix.works)))]
+        self._arrive_once(self._mix.works[int(self._random.integers(len(self._mix.works)))], now_s)
+
+    def _arrive_once(self, work: WorkProfile, now_s: float) -> None:
         self._send(_File(work, now_s, None), now_s)
 
     def _ask_on(self, client: str, now_s: float) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -84,10 +84,10 @@ def is_ready(server: BenchServer) -> bool:
         return False
 
 
-def inject_until(end_s: float, period_s: float, target: Target) -> list[Injection]:
-    """Inject one fault after the other, so that each has time until `end_s`."""
+def inject_until(end_s: float, period_s: float, target: Target, names: Sequence[str]) -> list[Injection]:
+    """Inject the named faults one after the other, again and again, so that each has time until `end_s`."""
     done: list[Injection] = []
-    for name in itertools.cycle(FAULTS):
+    for name in itertools.cycle(names):
         due_s = (done[-1].begin_s if done else time.monotonic()) + (period_s if done else 0.0)
         if due_s + period_s > end_s:
             return done
@@ -104,7 +104,11 @@ def main() -> int:
     parser.add_argument("--period", type=float, default=90.0, metavar="SECONDS", help="from one fault to the next")
     parser.add_argument("--users", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="*", default=[""], metavar="TEXT", help="faults with one of these in their names")
     arguments = parser.parse_args()
+    names = [name for name in FAULTS if any(text in name for text in arguments.only)]
+    if not names:
+        parser.error(f"no fault has one of {arguments.only} in its name")
     result: dict[str, Any] = describe_run(ROOT)
     warm_up_s = min(MAX_WARM_UP_S, WARM_UP_SHARE * arguments.seconds)
     options = [*server_options(arguments), "--stall-timeout-s", str(STALL_TIMEOUT_S)]
@@ -123,7 +127,7 @@ def main() -> int:
         seconds = arguments.seconds - warm_up_s
         with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(proxy.url, arguments.users, seconds, record) as users:
             time.sleep(min(arguments.period, 20.0))
-            injections = inject_until(begin_s + seconds, arguments.period, Target(server, proxy, clock))
+            injections = inject_until(begin_s + seconds, arguments.period, Target(server, proxy, clock), names)
             summary = users.communicate(timeout=max(0.0, begin_s + seconds - time.monotonic()) + USERS_END_S)[0]
         after = look(server, 1)
         outcomes = read_outcomes(record)

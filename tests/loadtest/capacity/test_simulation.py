@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loadtest.capacity.costs import DecoderCost, EncodeCost, Phase, StreamProfile
 from loadtest.capacity.engine import RefusedError, SimulatedEngine
-from loadtest.capacity.simulation import TrafficMix, repeat_profile, simulate_mix
+from loadtest.capacity.simulation import TrafficMix, draw_arrivals, repeat_profile, simulate_mix
 from tests.loadtest.capacity.fake_costs import ANSWER_S, ENCODE_S, PASS_S, PREFILL_S, STREAM, make_costs, work
 
 FILE = (work("file"),)
@@ -38,6 +38,33 @@ def test_a_rate_that_the_machine_does_not_hold_is_refused_in_part() -> None:
     outcome = simulate_mix(make_costs(), TrafficMix("double", rate_hz=2 / ENCODE_S, works=FILE), 30.0)
     assert outcome.refused > 50
     assert outcome.utilisation == pytest.approx(1.0, rel=0.05)
+
+
+def test_files_come_when_their_arrivals_say() -> None:
+    arrivals = ((1.0, 0), (5.0, 0), (5.1, 0))
+    mix = TrafficMix("three", rate_hz=100.0, works=FILE, arrivals=arrivals)
+    outcome = simulate_mix(make_costs(), mix, 20.0)
+    assert outcome.file_waits_s[0] == pytest.approx(ANSWER_S)
+    assert len(outcome.file_waits_s) == 3
+    assert outcome.file_waits_s[2] > ANSWER_S
+
+
+def test_arrivals_are_those_of_a_poisson_process_and_of_their_seed() -> None:
+    arrivals = draw_arrivals(5.0, 3, 400.0, seed=1)
+    assert arrivals == draw_arrivals(5.0, 3, 400.0, seed=1)
+    assert arrivals != draw_arrivals(5.0, 3, 400.0, seed=2)
+    assert len(arrivals) == pytest.approx(2000, rel=0.1)
+    assert {number for _, number in arrivals} == {0, 1, 2}
+    assert all(0 < at_s < 400.0 for at_s, _ in arrivals)
+
+
+def test_work_at_the_door_slows_others_and_not_a_lone_client() -> None:
+    costs = replace(make_costs(), door_cpu_s=0.1, cores=2)
+    alone = TrafficMix("one", clients=1, works=FILE)
+    assert simulate_mix(costs, alone, 10.0).file_waits_s == simulate_mix(make_costs(), alone, 10.0).file_waits_s
+    four = TrafficMix("four", clients=4, works=FILE)
+    slowed, before = (simulate_mix(each, four, 60.0).files_per_s for each in (costs, make_costs()))
+    assert 1 / slowed - 1 / before == pytest.approx(0.05, rel=0.3)
 
 
 def test_more_clients_than_places_come_again() -> None:
