@@ -23,8 +23,8 @@ LONGEST_STAGGER_S = 10.0
 class TrafficMix:
     """Closed-loop clients that each send one file after the other, files by a Poisson process, and live sessions side by side.
 
-    A file's work is one of `works`: in turns for closed-loop clients, at random for the others. `arrivals`, if there are any, take
-    the place of the Poisson process: the moments of files, and the numbers of their works. Session number n plays
+    A file's work is one of `works`: in turns for closed-loop clients, at random for the others. `arrivals`, if there are any,
+    take the place of the Poisson process: the moments of files, and the numbers of their works. Session number n plays
     `streams[n]`, from the first again where there are more sessions.
     """
 
