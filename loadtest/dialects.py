@@ -1,4 +1,4 @@
-"""Time what OpenAI's dialect costs over the native API: the same clip by both, in turns, one request at a time.
+"""Time what OpenAI's and Deepgram's dialects cost over the native API: the same clip by all, in turns, one request at a time.
 
 python -m loadtest.dialects                          # a server at port 8000
 python -m loadtest.dialects --url http://127.0.0.1:9000 --requests 500
@@ -46,6 +46,7 @@ def senders(client: httpx.Client, audio: bytes) -> dict[str, Callable[[], httpx.
         "transcriptions": transcribe,
         "transcriptions, verbose_json": lambda: transcribe(response_format="verbose_json"),
         "transcriptions, stream": lambda: transcribe(stream="true"),
+        "listen": lambda: client.post("/v1/listen", content=audio, headers={"content-type": "audio/flac"}),
         "chat": lambda: client.post("/v1/chat/completions", json={"messages": messages}),
     }
 
