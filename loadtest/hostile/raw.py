@@ -42,10 +42,10 @@ def request_head(host: str, request: str, *fields: str) -> bytes:
     return "\r\n".join([f"{request} HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode()
 
 
-def websocket_head(host: str) -> bytes:
-    """Return the request for a live session."""
+def websocket_head(host: str, path: str = "/v1/stream") -> bytes:
+    """Return the request for a WebSocket."""
     key = "Sec-WebSocket-Key: " + "A" * 22 + "=="
-    return request_head(host, "GET /v1/stream", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+    return request_head(host, f"GET {path}", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
 
 
 def masked_frame(opcode: int, content: bytes) -> bytes:
@@ -147,8 +147,9 @@ async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host
 
 
 async def leave_frame_unfinished(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-    """Open a WebSocket and send all of a frame of 15 MiB but its end."""
-    await _open_websocket(reader, writer, host)
+    """Open a WebSocket that takes messages of 20 MiB, and send all of a frame of 15 MiB but its end."""
+    writer.write(websocket_head(host, "/v1/realtime"))
+    await reader.readuntil(b"\r\n\r\n")
     size = 15 * 2**20
     writer.write(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4))
     for _ in range(15):
