@@ -26,6 +26,7 @@ FAMILIES = {
     "granite_speech": "export.checkpoints.granite_speech:convert_granite_speech",
     "granite_speech_plus": "export.checkpoints.granite_speech:convert_granite_speech",
     "qwen3_asr": "export.checkpoints.qwen3_asr:convert_qwen3_asr",
+    "salm": "export.checkpoints.canary_qwen:convert_canary_qwen",
     "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
 }
 """The speech LLMs by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""

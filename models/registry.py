@@ -11,6 +11,7 @@ ENCODERS = {
     "whisper": "models.encoders.whisper:WhisperSection",
     "granite": "models.encoders.granite:GraniteSection",
     "qwen3_asr": "models.encoders.qwen3_asr:Qwen3AsrSection",
+    "fast_conformer": "models.encoders.fast_conformer:FastConformerSection",
 }
 PROJECTORS = {
     "subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection",
@@ -28,6 +29,7 @@ FEATURES = {
     "log_mel": "models.features.log_mel:LogMel",
     "whole_frames": "models.features.log_mel:WholeFrames",
     "granite_mel": "models.features.granite_mel:GraniteMel",
+    "nemo_mel": "models.features.nemo_mel:NemoMel",
 }
 """Front ends (`models.protocols.Features`)."""
 VADS = {"silero": "models.vad.silero:OnnxVoiceDetector"}

@@ -28,7 +28,12 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str:
-        """The architecture that `config.json` names; empty for CTranslate2's folders, which name none."""
+        """The architecture that `config.json` names; empty for CTranslate2's folders, which name none.
+
+        NeMo's speech LLMs name none either: they are told by the parts that they name.
+        """
+        if "model_type" not in self.config and {"perception", "pretrained_llm"} <= self.config.keys():
+            return "salm"
         return str(self.config.get("model_type", ""))
 
     @cached_property

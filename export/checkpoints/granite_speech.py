@@ -1,8 +1,7 @@
 """Granite-speech 3.3 and 4: a conformer, a Q-Former, and a Granite; some have a CTC head for the LLM's tokens, which drafts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,14 @@ from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_temp
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
 from export.checkpoints.language_model import LanguageModel, lay_out
+from export.checkpoints.lora import lora_scale, merge_lora
 from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_file
 from export.checkpoints.speech_llms import UNTIED, language_model_of, part_of, projector_values, text_tensors
 from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription
 from models.encoders.granite import GraniteConfig, GraniteSection, build_encoder
 from models.graph.linear import INT8, Float32, Linear, block_linear, float32_linear
-from models.llms.llama import LazyWeights, Llama
+from models.llms.llama import Llama
 from models.projectors.qformer import CtcHead, QformerConfig, QformerCtcSection, QformerSection, build_projector
 from models.text.tokeniser import Tokeniser
 
@@ -132,29 +132,10 @@ def merge_adapter(checkpoint: Checkpoint, llama: Llama, residual: float, config:
     if not checkpoint.has(ADAPTER_FILE):
         raise CheckpointError(f"{checkpoint.name} says that it has a LoRA adapter and lacks {ADAPTER_FILE}")
     options = checkpoint.read_json("adapter_config.json")
-    if options.get("use_dora") or options.get("bias", "none") != "none":
-        raise CheckpointError(f"{checkpoint.name} has an adapter with DoRA or biases; known is plain LoRA")
-    rank = read_value(options, "r", checkpoint.name)
-    scale = read_value(options, "lora_alpha", checkpoint.name) / (rank**0.5 if options.get("use_rslora") else rank)
+    factors = {"q_proj": float(config.get("attention_multiplier", 1)) * llama.config.head_size**0.5}
+    factors |= {"o_proj": residual, "down_proj": residual}
     adapter = Tensors(read_file(checkpoint.folder / ADAPTER_FILE), checkpoint.name)
-    folded = {"q_proj": float(config.get("attention_multiplier", 1)) * llama.config.head_size**0.5}
-    folded |= {"o_proj": residual, "down_proj": residual}
-    given = llama.weights
-
-    def merged(name: str, first: str, second: str, factor: float) -> Float32:
-        added = adapter[second] @ adapter[first] * np.float32(factor)
-        return np.asarray(given[name] + added, np.float32)
-
-    weights: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
-    for first in adapter:
-        if ".lora_A." not in first:
-            continue
-        second = first.replace(".lora_A.", ".lora_B.")
-        name = "model.layers." + first.split(".layers.", 1)[-1].split(".lora_A.")[0] + ".weight"
-        if name not in weights or second not in adapter:
-            raise CheckpointError(f"{checkpoint.name} has an adapter for {first}, which belongs to no weight of the LLM")
-        weights[name] = partial(merged, name, first, second, scale * folded.get(name.split(".")[-2], 1.0))
-    return replace(llama, weights=LazyWeights(weights))
+    return merge_lora(llama, adapter, lora_scale(options, checkpoint.name), checkpoint.name, factors)
 
 
 def _prompt(llm: LanguageModel) -> Any:

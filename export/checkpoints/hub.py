@@ -9,8 +9,11 @@ from typing import Any
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.safetensors_file import CheckpointError
 
-WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "README.md", "model.bin")
+DESCRIPTIONS = ("*.json", "*.jinja", "merges.txt", "README.md")
+WANTED = (*DESCRIPTIONS, "*.safetensors", "model.bin")
 """The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone."""
+LOCAL = (".", "/", "~")
+"""What the names of folders and files may begin with, and no hub id does."""
 SPACE_FACTOR = 2.2
 """Free disk space that a pull needs, in sizes of its download: the download and the bundle."""
 
@@ -41,31 +44,41 @@ class Hub:
         if path.is_dir():
             return Source(Checkpoint(path.resolve(), path.name))
         parts = name.split("/")
-        if name.startswith((".", "/", "~")) or not 2 <= len(parts) <= 3 or not all(parts):
+        if name.startswith(LOCAL) or not 2 <= len(parts) <= 3 or not all(parts):
             raise CheckpointError(f"{name!r} is neither a folder, nor a GGUF file, nor a hub id such as openai/whisper-base")
         if len(parts) == 3 and not parts[2].endswith(".gguf"):
             raise CheckpointError(f"{name!r} names a file of a repository that is no GGUF, the one kind that is taken alone")
         folder = self._download("/".join(parts[:2]), parts[2:])
         return Source(Checkpoint(folder, name), folder / parts[2] if len(parts) == 3 else None)
 
+    def get_descriptions(self, name: str) -> Checkpoint:
+        """Return a checkpoint by its path or its hub id with all but its weights. Raises `CheckpointError`."""
+        if Path(name).expanduser().is_dir() or name.startswith(LOCAL) or name.count("/") != 1:
+            return self.get(name).checkpoint
+        return Checkpoint(self._download(name, [], DESCRIPTIONS), name)
+
     def forget(self, source: Source) -> None:
         """Delete what was downloaded of a source; a user's own folder stays."""
-        if source.checkpoint.folder.parent == self.downloads:
-            shutil.rmtree(source.checkpoint.folder, ignore_errors=True)
+        self.forget_checkpoint(source.checkpoint)
 
-    def _download(self, repository: str, files: list[str]) -> Path:
+    def forget_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Delete what was downloaded of a checkpoint."""
+        if checkpoint.folder.parent == self.downloads:
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+
+    def _download(self, repository: str, files: list[str], patterns: tuple[str, ...] = WANTED) -> Path:
         from huggingface_hub import HfApi, snapshot_download
 
         folder = self.downloads / repository.replace("/", "--")
         try:
             info = HfApi(endpoint=self.endpoint).model_info(repository, files_metadata=True)
-            wanted = [each for each in info.siblings or [] if _is_wanted(each.rfilename, files)]
+            wanted = [each for each in info.siblings or [] if _is_wanted(each.rfilename, files, patterns)]
             if not wanted:
                 raise CheckpointError(f"{repository} on the hub has none of the files that an import reads")
             _require_space(self.downloads, sum(each.size or 0 for each in wanted))
-            patterns = [each.rfilename for each in wanted]
+            names = [each.rfilename for each in wanted]
             snapshot_download(
-                repository, revision=info.sha, local_dir=folder, allow_patterns=patterns, endpoint=self.endpoint, max_workers=4
+                repository, revision=info.sha, local_dir=folder, allow_patterns=names, endpoint=self.endpoint, max_workers=4
             )
         except CheckpointError:
             raise
@@ -76,11 +89,11 @@ class Hub:
         return folder
 
 
-def _is_wanted(file: str, named: list[str]) -> bool:
+def _is_wanted(file: str, named: list[str], patterns: tuple[str, ...]) -> bool:
     """Return whether a repository's file is one that an import reads; files in its folders are not."""
     if named:
         return file in named or file == "README.md"
-    return "/" not in file and Path(file).match("*") and any(Path(file).match(pattern) for pattern in WANTED)
+    return "/" not in file and Path(file).match("*") and any(Path(file).match(pattern) for pattern in patterns)
 
 
 def _require_space(folder: Path, size: int) -> None:

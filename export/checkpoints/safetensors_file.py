@@ -85,6 +85,10 @@ class Tensors(Mapping[str, Float32]):
                 found[renames[old] + name.removeprefix(old)] = tensor
         return Tensors(found, self._name, renames)
 
+    def without(self, part: str) -> "Tensors":
+        """Return the tensors with a part left out of their names."""
+        return Tensors({name.replace(part, ""): tensor for name, tensor in self._tensors.items()}, self._name, self._renames)
+
     def _name_in_file(self, name: str) -> str:
         old, new = next(((old, new) for old, new in self._renames.items() if name.startswith(new)), ("", ""))
         return old + name.removeprefix(new)

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 from models.llms.llama import MASKED
@@ -151,27 +152,12 @@ class GraniteEncoderWriter:
         return graph.node("Transpose", graph.node("Reshape", padded, shape), perm=[0, 2, 1, 3])
 
     def score_distances(self, query: str, name: str) -> str:
-        """Return the scores of how far apart query and key are, in the shape of the other scores.
-
-        Column k of the product is the distance (frames of a block) - 1 - k, so that row i of the scores begins at column
-        (frames of a block) - 1 - i. One row of all columns is one longer than two blocks less two: cut apart again with rows one
-        shorter, each row begins where it should.
-        """
-        graph, block, span, one = self.graph, self.config.block, self.span, self.numbers(1)
-        table = self.distance_table(f"{name}.rel_pos_emb.weight")
+        """Return the scores of how far apart query and key are, in the shape of the other scores."""
+        graph, block, span = self.graph, self.config.block, self.span
+        table = graph.weight(f"{name}.distances", self.distance_table(f"{name}.rel_pos_emb.weight"))
         first, last = graph.node("Sub", self.numbers(block), span), graph.node("Add", self.numbers(block - 1), span)
-        near = graph.node("Slice", graph.weight(f"{name}.distances", table), first, last, one)
-        columns = graph.node("MatMul", query, near)
-        flat = graph.node("Reshape", columns, self.numbers(0, 0, -1))
-        before = graph.node("Sub", span, one)
-        shorter = graph.node("Mul", before, self.numbers(2))
-        end = graph.node("Add", before, graph.node("Mul", span, shorter))
-        # The row of a block of one frame is none shorter: its one column is the score.
-        kept = graph.node("Max", shorter, one)
-        end = graph.node("Max", end, one)
-        cut = graph.node("Slice", flat, before, end, self.numbers(2))
-        heads = graph.node("Concat", self.numbers(0, 0), span, kept, axis=0)
-        return graph.node("Slice", graph.node("Reshape", cut, heads), self.numbers(0), span, self.numbers(3))
+        near = graph.node("Slice", table, first, last, self.numbers(1))
+        return scores_of_distances(graph, graph.node("MatMul", query, near), span)
 
     def distance_table(self, name: str) -> Float32:
         """Return the embeddings [head size, 2 * block - 1] of the distances block - 1 down to 1 - block."""

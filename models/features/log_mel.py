@@ -35,9 +35,9 @@ def mel_to_hertz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 @cache
-def mel_filters(mel_bins: int = MEL_BINS) -> Float32:
-    """Return triangular filters of equal area [mel_bins, window / 2 + 1] up to the Nyquist frequency."""
-    bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, WINDOW_SAMPLES // 2 + 1)
+def mel_filters(mel_bins: int = MEL_BINS, transform_samples: int = WINDOW_SAMPLES) -> Float32:
+    """Return triangular filters of equal area [mel_bins, transform_samples / 2 + 1] up to the Nyquist frequency."""
+    bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, transform_samples // 2 + 1)
     nyquist_mel = hertz_to_mel(np.array(SAMPLE_RATE_HZ / 2))
     edges = mel_to_hertz(np.linspace(0, float(nyquist_mel), mel_bins + 2))
     rising = (bins_hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]

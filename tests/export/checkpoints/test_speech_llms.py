@@ -26,6 +26,7 @@ PROMPTS = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         "Audio 1: <|audio_bos|>{speech}<|audio_eos|>\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
     ),
+    "canary-qwen": "<|im_start|>user\n{instruction} {speech}<|im_end|>\n<|im_start|>assistant\n",
     "voxtral": "<s>[INST][BEGIN_AUDIO]{speech}{instruction}[/INST]",
     "qwen3-asr": (
         "<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>{speech}<|audio_end|><|im_end|>\n"
@@ -37,7 +38,7 @@ PROMPTS = {
     ),
 }
 """The published prompt of each; a model that only transcribes has a context in place of an instruction."""
-AUDIOS = {"qwen3-asr": 20, "granite-speech-head": 20}
+AUDIOS = {"canary-qwen": 20, "qwen3-asr": 20, "granite-speech-head": 20}
 """How many audios are compared where it is not 4: the references of the others take a second each."""
 
 

@@ -256,10 +256,116 @@ def write_granite_speech(folder: Path, *, head: bool = False, plus: bool = False
     return greedy
 
 
+class LoraLinear(torch.nn.Module):
+    """A linear layer with an adapter beside it, as peft computes it."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base_layer, self.scale = base, scale
+        self.first = torch.nn.Linear(base.in_features, rank, bias=False)
+        self.second = torch.nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole: torch.Tensor = self.base_layer(x) + self.scale * self.second(self.first(x))
+        return whole
+
+
+def new_fast_conformer(bins: int = 128, scaled: bool = False) -> Any:
+    """Return transformers' tiny random `ParakeetEncoder`, whose normalisations over batches have counted something."""
+    config = transformers.ParakeetEncoderConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, num_mel_bins=bins,
+        subsampling_conv_channels=8, scale_input=scaled,
+    )  # fmt: skip
+    encoder: Any = transformers.ParakeetEncoder(config)
+    encoder.eval()
+    spread_weights(encoder, 0.2)
+    for layer in encoder.layers:
+        torch.nn.init.uniform_(layer.conv.norm.running_var, 0.5, 2.0)
+        torch.nn.init.normal_(layer.conv.norm.running_mean)
+    return encoder
+
+
+def nemo_names(encoder: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a `ParakeetEncoder` by NeMo's names."""
+    names = {
+        "subsampling.layers.": "pre_encode.conv.", "subsampling.linear.": "pre_encode.out.",
+        "self_attn.o_proj": "self_attn.linear_out", "relative_k_proj": "linear_pos", "bias_u": "pos_bias_u",
+        "bias_v": "pos_bias_v", "conv.norm.": "conv.batch_norm.",
+        **{f"self_attn.{part}_proj": f"self_attn.linear_{part}" for part in "qkv"},
+    }  # fmt: skip
+    tensors = {}
+    for name, tensor in encoder.state_dict().items():
+        renamed = name
+        for old, new in names.items():
+            renamed = renamed.replace(old, new)
+        tensors[renamed] = tensor
+    return tensors
+
+
+def write_canary_qwen(folder: Path) -> Greedy:
+    """Write it as NeMo does: no tokeniser, which is that of the LLM that it names, and the adapter beside the weights."""
+    llm = write_llm(folder.parent / "canary-llm", "qwen3")
+    folder.mkdir(parents=True)
+    torch.manual_seed(16)
+    sharpen_attention(llm.model)
+    encoder, projector = new_fast_conformer(), torch.nn.Linear(32, llm.config.hidden_size)
+    spread_weights(projector, 0.3)
+    tensors = {f"perception.encoder.{name}": tensor for name, tensor in nemo_names(encoder).items()}
+    tensors |= {f"perception.proj.{name}": tensor for name, tensor in projector.state_dict().items()}
+    tensors["embed_tokens.weight"] = llm.model.embed_tokens.weight.detach()
+    for layer in llm.model.layers:
+        for name in ("q_proj", "v_proj"):
+            adapted = LoraLinear(getattr(layer.self_attn, name), 4, 2.0)
+            torch.nn.init.normal_(adapted.first.weight, std=0.2)
+            torch.nn.init.normal_(adapted.second.weight, std=0.2)
+            setattr(layer.self_attn, name, adapted)
+    for name, tensor in llm.state_dict().items():
+        adapter = name.replace("first.", "lora_A.default.").replace("second.", "lora_B.default.")
+        if "embed_tokens" not in name and "lm_head" not in name:
+            tensors[f"llm.base_model.model.{adapter}"] = tensor
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    config = {
+        "audio_locator_tag": "<|audioplaceholder|>", "prompt_format": "qwen", "pretrained_weights": False,
+        "pretrained_llm": str(folder.parent / "canary-llm"),
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.01, "target_modules": ["q_proj", "v_proj"]},
+        "perception": {
+            "encoder": {
+                "n_layers": 3, "d_model": 32, "n_heads": 2, "feat_in": 128, "conv_kernel_size": 9, "xscaling": False,
+                "subsampling": "dw_striding", "subsampling_factor": 8, "self_attention_model": "rel_pos",
+                "att_context_size": [-1, -1], "conv_norm_type": "batch_norm",
+            },
+            "modality_adapter": {"_target_": "nemo.collections.speechlm2.modules.perception.IdentityConnector", "d_model": 32},
+            "preprocessor": {
+                "features": 128, "normalize": "per_feature", "n_fft": 512, "window": "hann", "window_size": 0.025,
+                "window_stride": 0.01, "sample_rate": 16_000, "log": True, "dither": 1e-5,
+            },
+            "output_dim": llm.config.hidden_size,
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=128)
+
+    def greedy(samples: Float32, before: Sequence[int], after: Sequence[int], count: int) -> list[int]:
+        given = extractor(samples, sampling_rate=16_000, return_tensors="pt")
+        with torch.inference_mode():
+            encoded = encoder(given.input_features, attention_mask=given.attention_mask)
+            frames = projector(encoded.last_hidden_state[0, : int(encoded.attention_mask.sum())])
+            embed = llm.get_input_embeddings()
+            inputs = torch.cat([embed(torch.tensor(before)), frames, embed(torch.tensor(after))])[None]
+            written = llm.generate(
+                inputs_embeds=inputs, attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long), max_new_tokens=count,
+                min_new_tokens=count, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        return list(written[0].tolist())
+
+    return greedy
+
+
 WRITERS: dict[str, Callable[[Path], Greedy]] = {
     "ultravox": write_ultravox,
     "qwen2-audio": write_qwen2_audio,
     "voxtral": write_voxtral,
+    "canary-qwen": write_canary_qwen,
     "qwen3-asr": write_qwen3_asr,
     "granite-speech": write_granite_speech,
     "granite-speech-head": partial(write_granite_speech, head=True),
