@@ -19,7 +19,7 @@ SECONDS ?= 3600
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test test-clients test-ray lint bench gpu-check release-check test-operations observe soak docs clean
+.PHONY: serve test test-clients test-tokenisers test-ray lint bench gpu-check release-check test-operations observe soak docs clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -38,6 +38,10 @@ lint: $(VENV)/dev.stamp
 # Drives a server with the clients that people use, in an environment of their own. Needs curl, Node and npm.
 test-clients: $(VENV)/dev.stamp $(CLIENTS)/clients.stamp
 	@CLIENTS='$(CLIENTS)' $(VENV)/bin/python -m pytest -m clients tests/clients
+
+# Published tokenisers against their own packages, which go into the environment.
+test-tokenisers: $(VENV)/tokenisers.stamp
+	@$(VENV)/bin/python -m pytest -m tokenisers tests/tokenisers
 
 # Measures on this machine and writes loadtest/results; nothing else should run beside it.
 bench: $(VENV)/bench.stamp
@@ -95,6 +99,11 @@ $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 
 $(VENV)/operations.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[dev,operations]'
+	@rm -f $(VENV)/gpu.stamp
+	@touch $(VENV)/serve.stamp $(VENV)/dev.stamp $@
+
+$(VENV)/tokenisers.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,tokenisers]'
 	@rm -f $(VENV)/gpu.stamp
 	@touch $(VENV)/serve.stamp $(VENV)/dev.stamp $@
 

@@ -1,6 +1,7 @@
 """A checkpoint as it lies in a folder: its configuration, its weights in safetensors or CTranslate2's format, its tokeniser."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_folder
 from export.importers.byte_level_bpe import write_qwen2_tokeniser
+from export.importers.sentencepiece import write_sentencepiece
+from export.importers.tekken import write_tekken
 from models.text.tokeniser import Tokeniser
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -69,25 +72,28 @@ class Checkpoint:
 
     @cached_property
     def tokeniser_json(self) -> str:
-        """The text of `tokenizer.json`, or, where there is none, of one made of Qwen's `vocab.json` and `merges.txt`."""
-        if self.has("tokenizer.json") or not (self.has("vocab.json") and self.has("merges.txt")):
-            return self.tokeniser_file.read_text(encoding="utf-8")
-        added = self.read_json("tokenizer_config.json").get("added_tokens_decoder") or {}
-        merges = (self.folder / "merges.txt").read_text(encoding="utf-8")
-        try:
-            return write_qwen2_tokeniser(self.read_json("vocab.json"), merges, added)
-        except Exception as error:  # the library's exceptions share no narrower base class
-            raise CheckpointError(f"{self.name} has a vocab.json and merges.txt that cannot be used ({error})") from None
+        """The text of `tokenizer.json`, or, where there is none, of one made of the first file of `TOKENISERS` that there is."""
+        for file, write in {} if self.has("tokenizer.json") else TOKENISERS.items():
+            if self.has(file):
+                try:
+                    return write(self)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # the library's exceptions share no narrower base class
+                    raise CheckpointError(f"{self.name} has a {file} that cannot be used ({error})") from None
+        return self.tokeniser_file.read_text(encoding="utf-8")
 
     @property
     def tokeniser_file(self) -> Path:
         """The `tokenizer.json`."""
         if not self.has("tokenizer.json"):
-            raise CheckpointError(f"{self.name} lacks tokenizer.json, the one kind of tokeniser that is known")
+            raise CheckpointError(
+                f"{self.name} lacks tokenizer.json; other tokenisers that are known are {', '.join(TOKENISERS)}"
+            )
         return self.folder / "tokenizer.json"
 
     def open_tokeniser(self) -> Tokeniser:
-        """Return the tokeniser, which is of byte-level BPE."""
+        """Return the tokeniser."""
         try:
             return Tokeniser(json.loads(self.tokeniser_json))
         except CheckpointError:
@@ -98,6 +104,32 @@ class Checkpoint:
     def _listing(self) -> str:
         names = sorted(path.name for path in self.folder.iterdir())
         return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "no files"
+
+
+def _write_qwen2(checkpoint: Checkpoint) -> str:
+    merges = (checkpoint.folder / "merges.txt").read_text(encoding="utf-8")
+    return write_qwen2_tokeniser(checkpoint.read_json("vocab.json"), merges, _added_tokens(checkpoint))
+
+
+def _write_tekken(checkpoint: Checkpoint) -> str:
+    return write_tekken(checkpoint.read_json("tekken.json"))
+
+
+def _write_sentencepiece(checkpoint: Checkpoint) -> str:
+    return write_sentencepiece((checkpoint.folder / "tokenizer.model").read_bytes(), _added_tokens(checkpoint))
+
+
+def _added_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.read_json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
+    return config.get("added_tokens_decoder") or {}
+
+
+TOKENISERS: dict[str, Callable[[Checkpoint], str]] = {
+    "merges.txt": _write_qwen2,
+    "tekken.json": _write_tekken,
+    "tokenizer.model": _write_sentencepiece,
+}
+"""Tokenisers that are turned into a `tokenizer.json`, by a file that tells them: Qwen's, Mistral's and SentencePiece's."""
 
 
 def read_value(config: dict[str, Any], key: str, place: str) -> Any:

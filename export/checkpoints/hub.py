@@ -9,9 +9,11 @@ from typing import Any
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.safetensors_file import CheckpointError
 
-DESCRIPTIONS = ("*.json", "*.jinja", "merges.txt", "README.md")
+DESCRIPTIONS = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "README.md")
 WANTED = (*DESCRIPTIONS, "*.safetensors", "model.bin")
 """The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone."""
+UNWANTED = "consolidated*"
+"""Mistral's repositories have the weights a second time, in a layout of their own."""
 LOCAL = (".", "/", "~")
 """What the names of folders and files may begin with, and no hub id does."""
 SPACE_FACTOR = 2.2
@@ -93,7 +95,7 @@ def _is_wanted(file: str, named: list[str], patterns: tuple[str, ...]) -> bool:
     """Return whether a repository's file is one that an import reads; files in its folders are not."""
     if named:
         return file in named or file == "README.md"
-    return "/" not in file and Path(file).match("*") and any(Path(file).match(pattern) for pattern in patterns)
+    return "/" not in file and not Path(file).match(UNWANTED) and any(Path(file).match(pattern) for pattern in patterns)
 
 
 def _require_space(folder: Path, size: int) -> None:

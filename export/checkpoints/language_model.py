@@ -17,6 +17,8 @@ from models.text.tokeniser import Tokeniser
 
 MAX_POSITIONS = 1024
 """Positions of a K/V slot: speech, instruction and answer together."""
+WRITTEN = (-1,)
+"""Stands for tokens of text, or frames of speech, before a part of a template."""
 QUOTE = '\n\nThis is what the speaker said: "'
 """Stands between an instruction and a transcript, which a closing quotation mark follows."""
 
@@ -47,11 +49,12 @@ class LanguageModel:
 
 def lay_out(template: ChatTemplate, ends: tuple[int, ...], tokeniser: Tokeniser, turn: str) -> PromptSection:
     """Return the prompt of a user's turn, in which the marks of instruction and speech stand in this or the other order."""
-    encode = tokeniser.encode_template
-    if turn.index(INSTRUCTION) < turn.index(SPEECH):
-        prefix, between, suffix = (tuple(encode(part)) for part in template.cut(turn, INSTRUCTION, SPEECH))
+    marks = (INSTRUCTION, SPEECH) if turn.index(INSTRUCTION) < turn.index(SPEECH) else (SPEECH, INSTRUCTION)
+    first, *rest = template.cut(turn, *marks)
+    prefix = tuple(tokeniser.encode_template(first))
+    between, suffix = (tuple(tokeniser.encode_template(part, before=WRITTEN)) for part in rest)
+    if marks[0] == INSTRUCTION:
         return PromptSection(prefix=prefix, after_instruction=between, suffix=suffix, end_tokens=ends)
-    prefix, between, suffix = (tuple(encode(part)) for part in template.cut(turn, SPEECH, INSTRUCTION))
     return PromptSection(prefix=prefix, after_speech=between, after_instruction=(), suffix=suffix, end_tokens=ends)
 
 

@@ -2,45 +2,45 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Tokenizer
 
+from models.text.spelling import read_spelling
+
 REPLACEMENT_CHARACTER = "\ufffd"
 
 
-def byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character of a byte-level BPE vocabulary (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
 class Tokeniser:
-    """A byte-level BPE vocabulary in which text never becomes a special token.
+    """A vocabulary of byte-level BPE or SentencePiece, in which text never becomes a special token.
 
     `special_tokens` maps the special tokens' names to ids. They are taken out of the vocabulary that text is encoded with,
-    so no input can produce their ids; `encode_template` is the only way to them.
+    so no input can produce their ids; `encode_template` is the only way to them. A vocabulary without bytes has one for what it
+    cannot spell, the unknown token.
     """
 
     def __init__(self, definition: dict[str, Any]) -> None:
-        """`definition` is the content of a `tokenizer.json`. Raises `ValueError` where it is not byte-level BPE."""
-        if definition["model"].get("type") != "BPE":
-            raise ValueError(f"Only byte-level BPE tokenisers are supported, not {definition['model'].get('type')}.")
+        """`definition` is the content of a `tokenizer.json`. Raises `ValueError` where it is of another kind."""
+        self._spelling = read_spelling(definition)
         self.special_tokens: dict[str, int] = {token["content"]: token["id"] for token in definition["added_tokens"]}
-        vocabulary = {text: id for text, id in definition["model"]["vocab"].items() if text not in self.special_tokens}
-        self._token_bytes = spell(vocabulary)
-        self._missing_bytes = set(range(256)).difference(*self._token_bytes.values())
+        model = _without_specials(definition["model"], self.special_tokens)
+        self._special_ids = frozenset(self.special_tokens.values())
+        vocabulary = model["vocab"]
+        if model["type"] == "Unigram":
+            vocabulary = {piece: id for id, (piece, _) in enumerate(vocabulary) if id not in self._special_ids}
+        self._token_bytes = self._spelling.spell(vocabulary)
+        missing = set(range(256)).difference(*self._token_bytes.values())
+        self._missing_bytes = missing if self._spelling.is_byte_level else set()
         text_only = {
-            **definition,
+            **self._spelling.definition,
             "added_tokens": [],
             "post_processor": None,
             "truncation": None,
             "padding": None,
-            "model": {**definition["model"], "vocab": vocabulary},
+            "model": model,
         }
         self._tokenizer: Any = Tokenizer.from_str(json.dumps(text_only))
 
@@ -62,16 +62,33 @@ class Tokeniser:
         ids: list[int] = self._tokenizer.encode(self._spellable(text), add_special_tokens=False).ids
         return ids
 
-    def encode_template(self, text: str) -> list[int]:
-        """Return the ids of trusted template text, in which the names of special tokens stand for those tokens."""
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Return all the ids where `text` follows `before`, as the model's own tokeniser reads such a prompt.
+
+        SentencePiece begins a text with a space, behind special tokens too, and joins spaces to the word behind them.
+        """
+        if self._spelling.is_byte_level or not text:
+            return [*before, *self.encode(text)]
+        kept = list(before)
+        while kept and self.token_bytes(kept[-1]).strip(b" ") == b"" != self.token_bytes(kept[-1]):
+            kept.pop()
+        if spaces := b"".join(map(self.token_bytes, before[len(kept) :])):
+            return [*kept, *self.encode(spaces.decode() + text)]
+        is_begun = bool(before) and (self._spelling.prefix != "always" or before[-1] not in self._special_ids)
+        return [*before, *self.encode(text if is_begun or self._spelling.prefix == "never" else f" {text}")]
+
+    def encode_template(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Return the ids of trusted template text, in which the names of special tokens stand for those tokens.
+
+        Text that stands first begins as it would behind the tokens `before`, which are not in the result.
+        """
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        ids: list[int] = []
-        end = 0
+        ids, end = list(before), 0
         for match in names.finditer(text):
-            ids += [*self.encode(text[end : match.start()]), self.special_tokens[match.group()]]
+            ids = [*self.encode_after(ids, text[end : match.start()]), self.special_tokens[match.group()]]
             end = match.end()
-        return ids + self.encode(text[end:])
+        return self.encode_after(ids, text[end:])[len(before) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
@@ -99,6 +116,22 @@ class Tokeniser:
         )
 
 
+def _without_specials(model: dict[str, Any], specials: Mapping[str, int]) -> dict[str, Any]:
+    """Return a `tokenizer.json`'s model whose text never becomes one of the special tokens."""
+    if model["type"] == "Unigram":
+        # An id is a place in the list. No text holds a space once it is normalised.
+        names = {id: name for name, id in specials.items()}
+        pieces = [[f" {id}" if names.get(id) == piece else piece, score] for id, (piece, score) in enumerate(model["vocab"])]
+        return {**model, "vocab": pieces}
+    vocabulary = {text: id for text, id in model["vocab"].items() if specials.get(text) != id}
+    unknown = model.get("unk_token")
+    kept = model["merges"]
+    if len(vocabulary) < len(model["vocab"]):
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in kept]
+        kept = [merge for merge, pair in zip(kept, pairs, strict=True) if {*pair, "".join(pair)} <= vocabulary.keys()]
+    return {**model, "vocab": vocabulary, "merges": kept, "unk_token": unknown if unknown in vocabulary else None}
+
+
 def plain_words(instruction: str) -> str:
     """Return an instruction without case, punctuation and spacing."""
     return " ".join(re.findall(r"\w+", instruction.casefold()))
@@ -110,15 +143,6 @@ def is_transcription(instruction: str, known: Collection[str] | None) -> bool:
     None means that every instruction does.
     """
     return known is None or plain_words(instruction) in map(plain_words, known)
-
-
-def spell(vocabulary: dict[str, int]) -> dict[int, bytes]:
-    """Return the bytes of every token id. Raises `ValueError` for a token outside the byte-level alphabet."""
-    alphabet = byte_alphabet()
-    try:
-        return {id: bytes(alphabet[character] for character in text) for text, id in vocabulary.items()}
-    except KeyError as error:
-        raise ValueError(f"Only byte-level BPE tokenisers are supported: a token holds the character {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -164,7 +188,8 @@ def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: 
     One that `transcribes` gives way to the template's own, if that has one.
     """
     own = template.transcription if transcribes else None
-    asked = (*(tokeniser.encode(instruction) if own is None else own), *template.after_instruction)
+    lead = template.prefix if template.after_speech is None else template.after_speech
+    asked = tokeniser.encode_after(lead, instruction) if own is None else [*lead, *own]
     if template.after_speech is None:
-        return PromptIds((*template.prefix, *asked), template.suffix)
-    return PromptIds(template.prefix, (*template.after_speech, *asked, *template.suffix))
+        return PromptIds((*asked, *template.after_instruction), template.suffix)
+    return PromptIds(template.prefix, (*asked, *template.after_instruction, *template.suffix))

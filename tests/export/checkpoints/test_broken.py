@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokeniser": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
     "a tokeniser of another kind": (
         lambda folder: edit_json(folder / "tokenizer.json", model={"type": "Unigram"}),
-        "Only byte-level BPE tokenisers are supported, not Unigram",
+        "Only byte-level BPE and SentencePiece tokenisers are supported, not Unigram",
     ),
     "a pickle alone": (only_pickle, "only pytorch_model.bin, which may hold code and is not read"),
     "a config that lies": (lambda folder: edit_json(folder / "config.json", num_mel_bins=128), "says in its config.json that"),

@@ -69,11 +69,13 @@ def test_special_tokens_have_no_text() -> None:
     assert tiny_tokeniser().decode([1, *tiny_tokeniser().encode("hi"), 2]) == "hi"
 
 
+WORD_PIECE = {"type": "WordPiece", "vocab": {"the": 0}}
+# Neither says that its spaces are written as SentencePiece writes them.
 UNIGRAM = {"type": "Unigram", "vocab": []}
 SENTENCE_PIECE = {"type": "BPE", "vocab": {"▁the": 0}, "merges": []}
 
 
-@pytest.mark.parametrize("model", [UNIGRAM, SENTENCE_PIECE], ids=["unigram", "sentencepiece"])
+@pytest.mark.parametrize("model", [WORD_PIECE, UNIGRAM, SENTENCE_PIECE], ids=["wordpiece", "unigram", "sentencepiece"])
 def test_other_kinds_of_tokeniser_are_refused(model: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="Only byte-level BPE"):
         Tokeniser({**tokeniser_definition(), "model": model})

@@ -1,5 +1,6 @@
 """Tiny random checkpoints of published families, as transformers saves them, with a byte-level BPE tokeniser of their kind."""
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
+from models.text.spelling import byte_alphabet
+
 SENTENCES = ("Transcribe the speech to text.", "the end of the empty output file name", "Wie viele Wörter? Zwölf!")
+TEKKEN_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Mistral's files cut text into words."""
 WHISPER_SPECIALS = (
     "endoftext", "startoftranscript", "en", "de", "fr", "translate", "transcribe", "startoflm", "startofprev", "nospeech",
     "notimestamps",
@@ -42,6 +51,24 @@ def write_qwen_tokeniser(folder: Path, specials: Sequence[str]) -> dict[str, int
     added = {str(id): {"content": name, "special": True} for name, id in ids.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"}))
     return ids
+
+
+def write_tekken_tokeniser(folder: Path, specials: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Write a tokeniser as `tekken.json`; return the ids of the special tokens, which come first, and the count of all tokens."""
+    write_tokeniser(folder / "tokenizer.json", ())
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    alphabet = byte_alphabet()
+    ordered = sorted(vocabulary, key=lambda text: int(vocabulary[text]))
+    spelled = [base64.b64encode(bytes(alphabet[character] for character in text)).decode() for text in ordered]
+    size = len(ordered) + len(specials)
+    content = {
+        "config": {"pattern": TEKKEN_WORDS, "default_vocab_size": size, "default_num_special_tokens": len(specials)},
+        "vocab": [{"rank": rank, "token_bytes": token} for rank, token in enumerate(spelled)],
+        "special_tokens": [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(specials)],
+    }
+    (folder / "tekken.json").write_text(json.dumps(content))
+    return {name: rank for rank, name in enumerate(specials)}, size
 
 
 def spread_weights(model: torch.nn.Module, std: float = 0.25) -> None:

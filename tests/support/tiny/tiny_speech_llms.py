@@ -15,16 +15,19 @@ from safetensors.torch import save_file
 from transformers import WhisperFeatureExtractor
 
 from models.protocols import Float32
-from tests.support.tiny.tiny_checkpoints import spread_weights, write_qwen_tokeniser, write_tokeniser
+from tests.support.tiny.tiny_checkpoints import (
+    spread_weights,
+    write_qwen_tokeniser,
+    write_tekken_tokeniser,
+    write_tokeniser,
+)
 from tests.support.tiny.tiny_llms import llm_config, write_llm
 
 Greedy = Callable[[Float32, Sequence[int], Sequence[int], int], list[int]]
 """(audio, ids before the speech, ids after it, how many tokens)."""
 AUDIO = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32, "num_mel_bins": 128}
-SPECIALS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<s>", "[INST]", "[/INST]",
-    "[BEGIN_AUDIO]", "[AUDIO]",
-)  # fmt: skip
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+VOXTRAL_SPECIALS = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AUDIO]", "[BEGIN_AUDIO]", "[TRANSCRIBE]")
 QWEN3_ASR_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>",
     "<timestamp>",
@@ -77,14 +80,16 @@ def write_qwen2_audio(folder: Path) -> Greedy:
 
 
 def write_voxtral(folder: Path) -> Greedy:
+    """Write it with a tokeniser in Mistral's format, as the hub has it."""
     folder.mkdir(parents=True)
-    ids = write_tokeniser(folder / "tokenizer.json", SPECIALS)
+    ids, vocabulary = write_tekken_tokeniser(folder, VOXTRAL_SPECIALS)
     torch.manual_seed(12)
     audio = {
         "model_type": "voxtral_encoder", "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_mel_bins": 128, "max_source_positions": 1500,
     }  # fmt: skip
-    config = transformers.VoxtralConfig(audio_config=audio, text_config=_text_config("llama", ids), audio_token_id=ids["[AUDIO]"])
+    text = {"model_type": "llama", **llm_config("llama", vocabulary), "eos_token_id": ids["</s>"]}
+    config = transformers.VoxtralConfig(audio_config=audio, text_config=text, audio_token_id=ids["[AUDIO]"])
     model: Any = transformers.VoxtralForConditionalGeneration(config)
     model.eval()
     spread_weights(model, 0.12)
