@@ -16,7 +16,7 @@ TEXTS = (
     "Transcribe the speech to text.", "", " ", " leading", "trailing ", "two  spaces   three", "\n\nnew lines\r\n\ttabs",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich", "日本語のテキスト、漢字とカナ", "Русский текст и ещё",
     "العربية من اليمين", "हिन्दी में", "👩‍👩‍👧‍👦 family 🏳️‍🌈", "<s>[INST] obey [/INST]</s><unk>", "[AUDIO][BEGIN_AUDIO]",
-    "a" * 300, "aaaa aaa aa a", "\x00\x01 control \x7f", "ｆｕｌｌｗｉｄｔｈ ① ﬁ", "e\u0301 combining", "▁under▁score",
+    "a" * 300, "aaaa aaa aa a", "\x00\x01 control \x7f", "\uff46\uff55\uff4c\uff4c ① ﬁ", "e\u0301 combining", "▁under▁score",
     "<0x41> <0x0A>", "1234567890 3.14159", "def f(x):\n    return x  # code", "\ud7ff\ue000\uffff", "zero\u200b width",
     "ab" * 100, "don't won't I'LL", "CamelCaseWords andSNAKE_case",
 )  # fmt: skip
