@@ -261,6 +261,10 @@ def write_granite_speech(folder: Path, *, head: bool = False, plus: bool = False
     return greedy
 
 
+class LinearProjector(torch.nn.Linear):
+    """Canary-Qwen's projector, with a name of its own."""
+
+
 class LoraLinear(torch.nn.Module):
     """A linear layer with an adapter beside it, as peft computes it."""
 
@@ -313,7 +317,7 @@ def write_canary_qwen(folder: Path) -> Greedy:
     folder.mkdir(parents=True)
     torch.manual_seed(16)
     sharpen_attention(llm.model)
-    encoder, projector = new_fast_conformer(), torch.nn.Linear(32, llm.config.hidden_size)
+    encoder, projector = new_fast_conformer(), LinearProjector(32, llm.config.hidden_size)
     spread_weights(projector, 0.3)
     tensors = {f"perception.encoder.{name}": tensor for name, tensor in nemo_names(encoder).items()}
     tensors |= {f"perception.proj.{name}": tensor for name, tensor in projector.state_dict().items()}
