@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What of a model says how text becomes pieces. `charsmap` is its table of normalisations, empty for none."""
+    """The parts of a model that say how text becomes pieces. `charsmap` is its table of normalisations, empty for none."""
 
     pieces: tuple[Piece, ...]
     kind: int

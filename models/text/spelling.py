@@ -1,4 +1,4 @@
-"""What the tokens of a vocabulary spell, byte by byte: those of byte-level BPE, and SentencePiece's, whose spaces are `▁`.
+"""The bytes that tokens spell: those of byte-level BPE, and SentencePiece's, whose spaces are `▁`.
 
 A definition is the content of a `tokenizer.json`.
 """
