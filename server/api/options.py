@@ -7,7 +7,7 @@ nothing but text, so `parse_form` reads the text of each field by the type of th
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -52,6 +52,23 @@ Instruction = Annotated[str, AfterValidator(_check_instruction)]
 NotEmpty = Annotated[str, Field(min_length=1)]
 
 
+@dataclass(frozen=True)
+class SpokenLanguages:
+    """The one language that is spoken, or several that may be; neither where the model is to find out among all."""
+
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, codes: Sequence[str]) -> Self:
+        """Return what these codes, some of which may be the same, mean."""
+        different = tuple(dict.fromkeys(codes))
+        return cls(languages=different) if len(different) > 1 else cls(next(iter(different), None))
+
+
+ANY_LANGUAGE = SpokenLanguages()
+
+
 class RequestOptions(ClientMessage):
     """The options that requests and live sessions share. `with_limits` adds the limits that the settings set."""
 
@@ -93,6 +110,9 @@ class RequestOptions(ClientMessage):
     language: Annotated[str, Field(min_length=1, max_length=16)] | SkipJsonSchema[None] = Field(
         None, description="The code of the language that is spoken, such as `en`; without it the model finds out."
     )
+    languages: list[Annotated[str, Field(min_length=1, max_length=16)]] = Field(
+        [], max_length=8, description="The codes of the languages that may be spoken, among which the model finds out."
+    )
     prompt: str = Field(
         "",
         max_length=4000,
@@ -113,6 +133,17 @@ class RequestOptions(ClientMessage):
         if len(given) > 1:
             raise InvalidRequest(f"An answer cannot follow more than one of {', '.join(given)}.", param=given[1])
         return self
+
+    @model_validator(mode="after")
+    def _check_languages(self) -> Self:
+        if self.language is not None and self.languages and self.language not in self.languages:
+            raise InvalidRequest("language is none of the languages.", param="language")
+        return self
+
+    @property
+    def spoken(self) -> SpokenLanguages:
+        """The languages that may be spoken."""
+        return SpokenLanguages.of(self.languages if self.language is None else [self.language])
 
     def _constraints(self) -> list[ConstraintKind]:
         return [kind for kind in get_args(ConstraintKind) if getattr(self, kind) is not None]

@@ -202,6 +202,7 @@ def live_request_from(
         partials=False,
         word_times=request.word_times,
         language=request.language,
+        languages=request.languages,
         prompt=request.prompt,
         keywords=request.keywords,
     )

@@ -12,7 +12,7 @@ TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 QUERY: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"type": "string"}, "Any name, which comes back."),
     "language": ({"type": "string"}, "Such as `en` or `en-US`; `multi` leaves it to the model."),
-    "detect_language": (FLAG, "Leaves the language to the model."),
+    "detect_language": (TEXTS, "`true` leaves the language to the model; codes, to be found among these."),
     "encoding": ({"enum": [*ENCODINGS, *OPUS_ENCODINGS]}, "Of samples without a header; a container needs none."),
     "sample_rate": ({"type": "integer", "minimum": MIN_RATE_HZ, "maximum": MAX_RATE_HZ}, "Hz of samples without a header."),
     "channels": ({"type": "integer", "minimum": 1, "maximum": MAX_CHANNELS}, "Of samples without a header; they are mixed."),

@@ -99,7 +99,8 @@ def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
         sampling=SamplingOptions(logprobs=0),
         client=client,
         word_times="if_known",
-        language=options.language,
+        language=options.spoken.language,
+        languages=options.spoken.languages,
         keywords=options.keywords,
     )
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from starlette.datastructures import QueryParams
 
-from server.api.options import DEFAULT_INSTRUCTION
+from server.api.options import ANY_LANGUAGE, DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.wave_header import ALAW, FLOAT, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, MULAW, PCM, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest
@@ -30,6 +30,8 @@ UNSUPPORTED = (
     *("summarize", "topics", "translate"),
 )
 MAX_NAME_CHARACTERS = 64
+MAX_LANGUAGES = 8
+MAX_LANGUAGE_CHARACTERS = 16
 MAX_DIGITS = 9
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -42,7 +44,7 @@ class ListenOptions:
     """
 
     model: str
-    language: str | None = None
+    spoken: SpokenLanguages = ANY_LANGUAGE
     keywords: tuple[str, ...] = ()
     encoding: PcmFormat | None = None
     container: Container = "unknown"
@@ -68,7 +70,8 @@ class ListenOptions:
             voice=VoiceOptions(silence_s=self.silence_s),
             partials=self.interim_results,
             word_times="if_known",
-            language=self.language,
+            language=self.spoken.language,
+            languages=self.spoken.languages,
             keywords=self.keywords,
         )
 
@@ -83,7 +86,7 @@ def read_options(query: QueryParams, default_model: str) -> ListenOptions:
     utterance_end_ms = query.get("utterance_end_ms", "false").lower()
     return ListenOptions(
         model=query.get("model", default_model)[:MAX_NAME_CHARACTERS],
-        language=_read_language(query),
+        spoken=_read_languages(query),
         keywords=(*query.getlist("keyterm"), *(word.partition(":")[0] for word in query.getlist("keywords"))),
         encoding=encoding,
         container=container,
@@ -114,12 +117,21 @@ def _read_encoding(query: QueryParams) -> tuple[PcmFormat | None, Container]:
     return PcmFormat(rate_hz, code, bits, channels), "unknown"
 
 
-def _read_language(query: QueryParams) -> str | None:
-    """Return the code of a language without its region; None where it is to be found out."""
+def _read_languages(query: QueryParams) -> SpokenLanguages:
+    """Return the languages that may be spoken: `detect_language` is a flag, or one of several languages."""
+    detected = [value.lower() for value in query.getlist("detect_language")]
+    candidates = [_code(value) for value in detected if value not in TRUE + FALSE]
+    if len(candidates) > MAX_LANGUAGES:
+        raise InvalidRequest(f"detect_language may name {MAX_LANGUAGES} languages.", param="detect_language")
     language = query.get("language", "").lower()
-    if _read_flag(query, "detect_language") or language in ("", "multi"):
-        return None
-    return language.replace("_", "-").partition("-")[0]
+    if candidates or any(value in TRUE for value in detected) or language in ("", "multi"):
+        return SpokenLanguages.of(candidates)
+    return SpokenLanguages(_code(language))
+
+
+def _code(language: str) -> str:
+    """Return the code of a language without its region."""
+    return language.replace("_", "-").partition("-")[0][:MAX_LANGUAGE_CHARACTERS]
 
 
 def _read_silence(endpointing: str) -> float:

@@ -87,7 +87,8 @@ class StartMessage(RequestOptions):
             scope=self.scope,
             partials=self.partials,
             word_times="required" if self.words else "none",
-            language=self.language,
+            language=self.spoken.language,
+            languages=self.spoken.languages,
             prompt=self.prompt,
             keywords=tuple(self.keywords),
         )

@@ -94,7 +94,8 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
         deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
         draft=options.draft,
         word_times=options.word_times,
-        language=options.language,
+        language=options.spoken.language,
+        languages=options.spoken.languages,
         prompt=options.prompt,
         keywords=tuple(options.keywords),
     )

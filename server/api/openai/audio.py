@@ -88,7 +88,7 @@ def _call(
     limit = context.settings.max_tokens_limit
     if (options.max_completion_tokens or 0) > limit:
         warnings = (*warnings, f"The text has at most {limit} tokens.")
-    language = options.spoken_language()
+    spoken = options.spoken()
     id = f"transcription-{uuid.uuid4().hex}"
     engine_request = InstructRequest(
         id=id,
@@ -97,7 +97,8 @@ def _call(
         sampling=options.sampling(limit),
         client=client_of(request),
         word_times=options.word_times,
-        language=language,
+        language=spoken.language,
+        languages=spoken.languages,
         prompt=options.prompt,
         keywords=options.all_keywords(),
     )
@@ -107,7 +108,7 @@ def _call(
         format=options.response_format,
         granularities=options.timestamp_granularities if isinstance(options, TranscriptionOptions) else (),
         logprobs=isinstance(options, TranscriptionOptions) and bool(options.include),
-        language=language,
+        language=spoken.language,
         temperature=options.temperature,
         warnings=warnings,
     )

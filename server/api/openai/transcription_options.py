@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from server.api.openai.languages import language_code
-from server.api.options import ClientMessage
+from server.api.options import ClientMessage, SpokenLanguages
 from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
 
@@ -62,7 +62,7 @@ class SpeechOptions(ClientMessage):
     language: ShortText | SkipJsonSchema[None] = Field(
         None, description="The language that is spoken: a code or an English name."
     )
-    languages: list[str] = Field([], max_length=8, description="Languages that may be spoken.")
+    languages: list[str] = Field([], max_length=8, description="Languages that may be spoken, among which the model finds out.")
     prompt: str = Field("", max_length=4000, description="Text that comes before what is spoken, to show spelling and style.")
     keywords: list[ShortText] = Field([], max_length=64, description="Names and terms that may be spoken.")
     hotwords: str = Field("", max_length=4000, description="The same, separated by commas, as vLLM has it.")
@@ -110,17 +110,14 @@ class SpeechOptions(ClientMessage):
         """Whether the reply needs the tokens: their likelihood, or their number so far."""
         return self.response_format == "verbose_json" or bool(self.stream and self.stream_continuous_usage_stats)
 
-    def spoken_language(self) -> str | None:
-        """Return the code of the language that is spoken, None where the model is to find out. Raises `UnsupportedOption`."""
-        codes = list(dict.fromkeys(language_code(text) for text in self.languages if text.strip()))
+    def spoken(self) -> SpokenLanguages:
+        """Return the languages that may be spoken. Raises `InvalidRequest`."""
+        codes = [language_code(text) for text in self.languages if text.strip()]
         if self.language is not None and (code := language_code(self.language)) != "auto":
             if codes and code not in codes:
                 raise InvalidRequest("language is none of the languages.", param="language")
-            return code
-        if len(codes) > 1:
-            message = "Of several languages the model cannot choose one; name one, or none, and it finds out by itself."
-            raise UnsupportedOption(message, param="languages")
-        return codes[0] if codes else None
+            return SpokenLanguages(code)
+        return SpokenLanguages.of(codes)
 
     def all_keywords(self) -> tuple[str, ...]:
         """Return the keywords and hot words."""

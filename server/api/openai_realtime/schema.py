@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from server.api.options import DEFAULT_INSTRUCTION
+from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.wave_header import ALAW, MULAW, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest
@@ -71,7 +71,7 @@ class TurnDetection(Lenient):
 class Transcription(Lenient):
     model: str | None = None
     language: str | None = None
-    languages: list[str] | None = None
+    languages: list[str] | None = Field(default=None, max_length=8)
     prompt: str | None = Field(default=None, max_length=10_000)
     keywords: list[str] | None = Field(default=None, max_length=1000)
     delay: str | None = None
@@ -165,13 +165,15 @@ class SessionOptions:
     def live_request(self, client: str) -> LiveRequest:
         """Return the request to the engine."""
         asked = self.transcription
+        spoken = SpokenLanguages.of([asked.language] if asked.language else asked.languages or [])
         return LiveRequest(
             id="",
             instruction=DEFAULT_INSTRUCTION,
             sampling=SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
             client=client,
             voice=self.voice(),
-            language=asked.language or (asked.languages[0] if asked.languages else None),
+            language=spoken.language,
+            languages=spoken.languages,
             prompt=asked.prompt or "",
             keywords=tuple(asked.keywords or ()),
         )
@@ -201,8 +203,6 @@ def parse(model: type[Parsed], content: object, path: str = "") -> Parsed:
 def _checked_transcription(asked: Transcription, path: str) -> Transcription:
     if asked.delay is not None:
         raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.delay")
-    if asked.languages is not None and len(asked.languages) > 1:
-        raise InvalidRequest("One language can be named; without one the model finds out.", param=f"{path}.languages")
     return asked
 
 

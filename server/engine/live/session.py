@@ -378,6 +378,7 @@ class LiveSession:
             asked.draft,
             asked.word_times,
             asked.language,
+            asked.languages,
             asked.prompt,
             asked.keywords,
         )

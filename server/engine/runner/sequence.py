@@ -328,6 +328,10 @@ def check_request(models: Models, request: InstructRequest) -> None:
         lay_out_speech_context(models.speech, request.prompt, request.keywords)
     if request.language not in (None, *models.languages):
         raise InvalidRequest(f"The model does not know the language {request.language!r}.", param="language")
+    if request.languages and models.speech is None:
+        raise InvalidRequest("This model cannot choose among several languages: name one, or none.", param="languages")
+    if unknown := [code for code in request.languages if code not in models.languages]:
+        raise InvalidRequest(f"The model does not know the language {unknown[0]!r}.", param="languages")
     if request.word_times == "required" and models.word_timer is None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 

@@ -68,7 +68,7 @@ class TranscriptConstraint(TokenConstraint):
     def __init__(
         self,
         speech: SpeechModel,
-        language: str | None,
+        languages: Sequence[str],
         boost: KeywordBoost,
         fewest_words: float = 0.0,
         most_words: float = math.inf,
@@ -76,7 +76,7 @@ class TranscriptConstraint(TokenConstraint):
         translates: bool,
         repeats: bool = True,
     ) -> None:
-        """`language` is one of `speech.tokens.languages`, None where it is to be identified.
+        """The language is identified among `languages`, which `speech.tokens.languages` has; none means among all of those.
 
         Text in the language of the draft ends behind `fewest_words` at the earliest, and behind the first word after `most_words`
         at the latest. Without `repeats` no `REPEATED_TOKENS` in a row occur twice.
@@ -88,11 +88,11 @@ class TranscriptConstraint(TokenConstraint):
         self._begins_word = speech.tokeniser.begins_word
         tokens = speech.tokens
         self._end = tokens.end
-        languages = list(tokens.languages.values()) if language is None else [tokens.languages[language]]
+        candidates = [tokens.languages[language] for language in languages or tokens.languages]
         task = tokens.translate if translates else tokens.transcribe
-        allowed = [np.array(languages), np.array([task]), np.array([tokens.no_timestamps])]
+        allowed = [np.array(candidates), np.array([task]), np.array([tokens.no_timestamps])]
         self._allowed = allowed[len(allowed) - speech.control_tokens :]
-        self._default = tokens.languages.get(DEFAULT_LANGUAGE, languages[0])
+        self._default = tokens.languages.get(DEFAULT_LANGUAGE, candidates[0])
         self._suppressed = np.array(tokens.suppressed, np.int64)
         self._suppressed_first = np.array((*tokens.suppressed, *tokens.suppressed_first), np.int64)
         self._repeats = repeats
@@ -104,7 +104,7 @@ class TranscriptConstraint(TokenConstraint):
         if written < len(self._allowed):
             allowed = self._allowed[written]
             best = allowed[logits[allowed].argmax()]
-            if len(allowed) > 1 and logits[best] - logits[self._default] < np.log(DEFAULT_LANGUAGE_ODDS):
+            if self._default in allowed and logits[best] - logits[self._default] < np.log(DEFAULT_LANGUAGE_ODDS):
                 best = self._default
             masked[:] = -np.inf
             masked[best] = logits[best]

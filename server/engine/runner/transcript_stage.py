@@ -54,17 +54,18 @@ class TranscriptStage:
         sequence.transcript_control_tokens = speech.control_tokens
         sequence.heard = "" if translates else self._read_draft(encoded)
         fewest, most = (fewest_words(sequence.heard), most_words(sequence.heard)) if sequence.heard else (0.0, math.inf)
+        languages = request.languages if request.language is None else (request.language,)
         is_new = sequence.attempt == 0
         sequence.begin_text(
             Detokeniser(speech.tokeniser, sampling.stop),
             Sampler(sampling),
-            TranscriptConstraint(speech, request.language, boost, fewest, most, translates=translates, repeats=is_new),
+            TranscriptConstraint(speech, languages, boost, fewest, most, translates=translates, repeats=is_new),
             speech.control_tokens + min(sampling.max_tokens, longest),
         )
         context = lay_out_context(speech, request.prompt, request.keywords)
         sequence.prompt = speech.decoder.embed([*context, tokens.start])
         sequence.audio_frames = len(encoded.embeddings)
-        guess = request.language or self._language
+        guess = self._language if not languages or self._language in languages else languages[0]
         control = (
             tokens.languages.get(guess, next(iter(tokens.languages.values()))),
             tokens.translate if translates else tokens.transcribe,

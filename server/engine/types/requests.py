@@ -15,8 +15,9 @@ class InstructRequest:
     Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
     `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
     `word_times` asks for `Done.words`, which only transcripts have, and only of some models. `language` is the code of the one
-    that is spoken, None where the model is to find out. `prompt` is text that comes before what is spoken, and shows spelling and
-    style; `keywords` are names and terms that may be spoken. Only a model with a speech decoder takes them.
+    that is spoken, None where the model is to find out, among `languages` if any are given. `prompt` is text that comes before
+    what is spoken, and shows spelling and style; `keywords` are names and terms that may be spoken. Only a model with a speech
+    decoder takes them.
     """
 
     id: str
@@ -29,6 +30,7 @@ class InstructRequest:
     draft: DraftPolicy = "exact"
     word_times: WordTimes = "none"
     language: str | None = None
+    languages: tuple[str, ...] = ()
     prompt: str = ""
     keywords: tuple[str, ...] = ()
 
@@ -39,7 +41,7 @@ class LiveRequest:
 
     With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
     the instruction is about all of them together: its answer comes with `Ended`. A recording of any length is served in the same
-    way, without `partials` and at a priority below `LIVE`. `language`, `prompt` and `keywords` are as for `InstructRequest`.
+    way, without `partials` and at a priority below `LIVE`. The fields behind `word_times` are as for `InstructRequest`.
     """
 
     id: str
@@ -53,6 +55,7 @@ class LiveRequest:
     partials: bool = True
     word_times: WordTimes = "none"
     language: str | None = None
+    languages: tuple[str, ...] = ()
     prompt: str = ""
     keywords: tuple[str, ...] = ()
 

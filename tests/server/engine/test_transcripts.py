@@ -131,6 +131,14 @@ def test_a_language_that_the_model_does_not_know_is_refused(engine: LocalEngine)
 
 
 @pytest.mark.usefixtures("once")
+def test_the_language_is_found_among_those_that_may_be_spoken(engine: LocalEngine) -> None:
+    heard = {Call(engine, number, noise(number), TRANSCRIBE, languages=("de", "fr")).done.language for number in range(4)}
+    assert heard <= {"de", "fr"}
+    with pytest.raises(InvalidRequest, match="'xx'") as caught:
+        Call(engine, 0, noise(0), TRANSCRIBE, languages=("de", "xx"))
+    assert caught.value.param == "languages"
+
+
 def test_what_comes_before_and_keywords_change_the_text_and_drafts_still_do_not(engine: LocalEngine) -> None:
     audio = noise(5, 2.0)
     options: list[dict[str, Any]] = [{}, {"prompt": "and then"}, {"keywords": ("Qwen", "Thinbridge")}]
@@ -179,14 +187,14 @@ def test_another_language_than_english_has_to_be_far_likelier(models: Models, od
     speech = models.require_speech()
     logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
     logits[speech.tokens.languages["de"]] = np.log(odds)
-    masked = TranscriptConstraint(speech, None, KeywordBoost([]), translates=False).mask(logits)
+    masked = TranscriptConstraint(speech, (), KeywordBoost([]), translates=False).mask(logits)
     assert speech.language_of(int(masked.argmax())) == chosen
 
 
 @pytest.mark.parametrize(("language", "ends"), [("en", True), ("de", False)])
 def test_english_text_ends_behind_the_most_words_that_the_draft_allows(models: Models, language: str, ends: bool) -> None:
     speech = models.require_speech()
-    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), most_words=2, translates=False)
+    constraint = TranscriptConstraint(speech, (language,), KeywordBoost([]), most_words=2, translates=False)
     word = next(id for id in range(speech.tokens.end) if speech.tokeniser.begins_word(id))
     logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
     for token in (speech.tokens.languages[language], speech.tokens.transcribe, speech.tokens.no_timestamps, word, word):
@@ -203,7 +211,7 @@ def test_english_text_goes_on_while_it_leaves_out_what_the_draft_heard(models: M
     speech = models.require_speech()
     fewest = fewest_words("what a spiteful thing")
     assert fewest_words("") < fewest_words("one two three four") == fewest < 1 < fewest_words("so it is said " * 3)
-    constraint = TranscriptConstraint(speech, language, KeywordBoost([]), fewest_words("so it is said " * 3), translates=False)
+    constraint = TranscriptConstraint(speech, (language,), KeywordBoost([]), fewest_words("so it is said " * 3), translates=False)
     word = next(id for id in range(speech.tokens.end) if speech.tokeniser.begins_word(id))
     logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
     for token in (speech.tokens.languages[language], speech.tokens.transcribe, speech.tokens.no_timestamps, *[word] * 4):

@@ -55,6 +55,22 @@ def test_a_model_without_the_times_of_words_gives_the_text_as_one_utterance(serv
 
 
 @pytest.mark.parametrize(
+    ("query", "language", "languages"),
+    [
+        ("language=en-US", "en", ()),
+        ("detect_language=true", None, ()),
+        ("detect_language=en&detect_language=es-419", None, ("en", "es")),
+        ("detect_language=es", "es", ()),
+        ("language=en&detect_language=true", None, ()),
+        ("language=en&detect_language=false", "en", ()),
+    ],
+)
+def test_languages(server: LiveServer, engine: FakeEngine, query: str, language: str | None, languages: tuple[str, ...]) -> None:
+    server.client.post(f"/v1/listen?{query}", content=CLIP).raise_for_status()
+    assert (engine.submitted[-1].language, engine.submitted[-1].languages) == (language, languages)
+
+
+@pytest.mark.parametrize(
     ("query", "audio"),
     [
         ("encoding=mulaw", audio_file(tone(1.0, 8000), 8000, "RAW", "ULAW")),

@@ -262,7 +262,7 @@ BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
             ("format", {"format": {"type": "audio/opus"}}, "format.type"),
             ("threshold", {"turn_detection": {"type": "server_vad", "threshold": 2}}, "turn_detection.threshold"),
             ("delay", {"transcription": {"delay": "low"}}, "transcription.delay"),
-            ("languages", {"transcription": {"languages": ["en", "de"]}}, "transcription.languages"),
+            ("languages", {"transcription": {"languages": ["en"] * 9}}, "transcription.languages"),
             ("timeout", {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 5000}}, "turn_detection.idle_timeout_ms"),
         ]
     },
