@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,10 @@ def doctor_command(_options: argparse.Namespace, settings: Settings) -> int:
     """Check this machine."""
     from server.doctor import run_checks
 
-    results = run_checks(settings, lambda: find_bundle(settings))
+    find_bundles = {
+        name or "the default bundle": partial(find_bundle, _with_bundle(settings, name)) for name in asked_models(settings)
+    }
+    results = run_checks(settings, find_bundles)
     for result in results:
         print(result.line())
     return 1 if any(result.advice for result in results) else 0
@@ -281,13 +285,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = _add_command(commands, "serve", "run the server", serve_command)
     _add_setting_flags(serve, *(name for name in SETTING_FLAGS if name != "bundle"))
-    serve.add_argument(
-        "--model",
-        "--bundle",
-        dest="models",
-        action="append",
-        help=f"{Settings.model_fields['bundle'].description} Given again: a further model; the first is the default.",
-    )
+    _add_models_flag(serve)
 
     transcribe = _add_command(commands, "transcribe", "run the models on audio files, without a server", transcribe_command)
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio file; - reads one from stdin")
@@ -329,7 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_setting_flags(remove, "cache_dir")
 
     doctor = _add_command(commands, "doctor", "check this machine; exit status 1 if something is wrong", doctor_command)
-    _add_setting_flags(doctor, "bundle", "cache_dir", "slots", "device", *GPU_SETTINGS)
+    _add_setting_flags(doctor, "cache_dir", "slots", "device", *GPU_SETTINGS)
+    _add_models_flag(doctor)
 
     _add_command(commands, "version", "print the version", version_command)
     return parser
@@ -353,6 +352,16 @@ def _add_command(commands: Any, name: str, help_text: str, command: Any) -> argp
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_models_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        "--bundle",
+        dest="models",
+        action="append",
+        help=f"{Settings.model_fields['bundle'].description} Given again: a further model; the first is the default.",
+    )
 
 
 def _add_setting_flags(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -107,6 +107,7 @@ def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.Abstract
         try:
             if wyoming is not None:
                 await wyoming.start()
+                context.listeners.append(wyoming)
             yield
         finally:
             if wyoming is not None:

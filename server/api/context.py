@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from server.api.access.keys import KeyRing
 from server.api.access.limits import KeyUsage
@@ -61,6 +62,19 @@ def build_decode_pool(sample_rate_hz: int, settings: Settings) -> DecoderPool:
     )
 
 
+class Listener(Protocol):
+    """Serves clients on a port of its own, beside the HTTP server."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work that a stop waits for."""
+        ...
+
+    def stop(self) -> None:
+        """Take no new work, and bring what there is to its end."""
+        ...
+
+
 @dataclass
 class ServerContext:
     """The parts of one server, put together by `create_app`.
@@ -78,6 +92,8 @@ class ServerContext:
     usage: KeyUsage
     stopping: bool = False
     """Whether the server takes no new work any more."""
+    listeners: list[Listener] = field(default_factory=list)
+    """What serves clients on ports of its own."""
     uploads: Door = field(init=False)
     new_sockets: Door = field(init=False)
 

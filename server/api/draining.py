@@ -31,14 +31,20 @@ class DrainingServer(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, WebSocketConnection):
                 connection.shutdown()
+        for listener in self._context.listeners:
+            listener.stop()
         await self._wait_for_work(self._context.settings.drain_timeout_s)
         # From here on the engines take nothing, and everything in them fails.
         await self._context.models.drain(0)
         await self._wait_for_work(FAREWELL_S)
         await super().shutdown(sockets)
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self.server_state.tasks) or any(listener.is_busy for listener in self._context.listeners)
+
     async def _wait_for_work(self, timeout_s: float) -> None:
         """Return once no request and no session is left, after the timeout, or at a second signal."""
         ends_s = time.monotonic() + timeout_s
-        while self.server_state.tasks and not self.force_exit and time.monotonic() < ends_s:
+        while self._has_work and not self.force_exit and time.monotonic() < ends_s:
             await asyncio.sleep(POLL_S)

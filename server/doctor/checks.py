@@ -6,17 +6,19 @@ import io
 import os
 import platform
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.bundle.io import Bundle, BundleError
+from models.protocols import BackendError
 from models.runtimes.onnx.machine import available_memory_bytes
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.audio.types import AudioLimits
 from server.child_process import ChildFailed
 from server.errors import ServeError
+from server.registry.room import check_room
 from server.settings import Settings
 
 MIN_MEMORY_BYTES = 1536 * 2**20
@@ -43,15 +45,14 @@ class CheckResult:
 Check = Callable[[], CheckResult | None]
 
 
-def machine_checks(settings: Settings, find_bundle: Callable[[], Path], bundle: Callable[[], Bundle]) -> dict[str, Check]:
-    """Return the checks of any machine, by name; `find_bundle` returns the bundle's folder, `bundle` opens it."""
+def machine_checks(settings: Settings) -> dict[str, Check]:
+    """Return the checks of any machine, by name."""
     return {
         "processor": lambda: check_processor(platform.machine(), _cpu_flags()),
         "memory": check_memory,
         "onnxruntime": check_onnxruntime,
         "audio codecs": check_codecs,
         "audio decoder": lambda: check_decoder(settings),
-        "bundle": lambda: check_bundle(find_bundle(), bundle),
     }
 
 
@@ -76,6 +77,16 @@ def check_memory() -> CheckResult:
     detail = f"{available / 2**30:.1f} GiB available"
     advice = f"free memory until {MIN_MEMORY_BYTES / 2**30:.1f} GiB are available" if available < MIN_MEMORY_BYTES else ""
     return CheckResult("memory", detail, advice)
+
+
+def check_room_for(settings: Settings, find_bundles: Mapping[str, Callable[[], Path]]) -> CheckResult | None:
+    """Check that the models fit into memory together; of models that do not exist yet nothing is known."""
+    folders = [folder for find in find_bundles.values() if (folder := find()).exists()]
+    try:
+        check_room(folders, settings)
+    except BackendError as error:
+        return CheckResult("memory for all models", str(error), "serve fewer models, or with fewer --slots")
+    return CheckResult("memory for all models", f"{len(folders)} of {len(find_bundles)} models are built, and fit")
 
 
 def check_onnxruntime() -> CheckResult:

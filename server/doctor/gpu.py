@@ -31,7 +31,7 @@ ONE_ONNXRUNTIME = (
 )
 
 
-def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Check]:
+def gpu_checks(settings: Settings) -> dict[str, Check]:
     """Return the checks for the settings' device, by name; a check returns None if it has nothing to say."""
     if settings.device == "cpu":
         return {"GPU": check_unused_gpu}
@@ -45,6 +45,13 @@ def gpu_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Ch
         checks[f"GPU {number}"] = partial(check_gpu, number)
         if settings.adapter_runtime == "triton":
             checks[f"kernels on GPU {number}"] = partial(check_kernels, number)
+    return checks
+
+
+def gpu_bundle_checks(settings: Settings, bundle: Callable[[], Bundle]) -> dict[str, Check]:
+    """Return the checks of a bundle for the settings' device, by name."""
+    checks: dict[str, Check] = {}
+    for number in settings.gpu_numbers if settings.device != "cpu" else ():
         checks[f"plans for GPU {number}"] = partial(check_plans, settings, number, bundle)
         checks[f"memory of GPU {number}"] = partial(check_gpu_memory, settings, number, bundle)
     return checks

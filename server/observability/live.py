@@ -18,40 +18,53 @@ MAX_ARRIVALS = 4096
 
 
 class LiveMetrics:
-    """The metrics of `/v1/stream`."""
+    """The metrics of live sessions, in every dialect. All but the open sockets have the label `model`."""
 
     def __init__(self, registry: CollectorRegistry, seconds_buckets: Sequence[float]) -> None:
         self.open_sockets = Gauge("thinbridge_stream_sockets", "WebSocket sessions that are open.", registry=registry)
         self.sessions = Counter(
-            "thinbridge_stream_sessions", "WebSocket sessions by how they ended.", ["outcome"], registry=registry
+            "thinbridge_stream_sessions", "WebSocket sessions by how they ended.", ["model", "outcome"], registry=registry
         )
-        for outcome in get_args(Outcome):
-            self.sessions.labels(outcome)
         self.audio_seconds = Counter(
-            "thinbridge_stream_audio_seconds", "Seconds of audio that WebSocket sessions brought.", registry=registry
+            "thinbridge_stream_audio_seconds", "Seconds of audio that WebSocket sessions brought.", ["model"], registry=registry
         )
-        self.partials = Counter("thinbridge_stream_partials", "Partial texts sent.", registry=registry)
+        self.partials = Counter("thinbridge_stream_partials", "Partial texts sent.", ["model"], registry=registry)
         self.revised_words = Counter(
-            "thinbridge_stream_revised_words", "Words of partial texts that a later one took back.", registry=registry
+            "thinbridge_stream_revised_words", "Words of partial texts that a later one took back.", ["model"], registry=registry
         )
         self.first_partial_seconds = Histogram(
             "thinbridge_first_partial_latency_seconds",
             "From noticing the start of an utterance to its first text.",
+            ["model"],
             buckets=seconds_buckets,
             registry=registry,
         )
         self.final_seconds = Histogram(
             "thinbridge_final_latency_seconds",
             "From the arrival of an utterance's last audio to its answer being sent.",
+            ["model"],
             buckets=seconds_buckets,
             registry=registry,
         )
 
+    def add_model(self, model: str) -> None:
+        """Serve the metrics of a model before there is any session, so that the first is seen to be one more."""
+        for outcome in get_args(Outcome):
+            self.sessions.labels(model, outcome)
+        for total in (self.audio_seconds, self.partials, self.revised_words):
+            total.labels(model)
+        for latency in (self.first_partial_seconds, self.final_seconds):
+            latency.labels(model)
+
 
 class SessionTimer:
-    """Measures one session. Times are by `time.perf_counter`, except those of the session's audio."""
+    """Measures one session with `model`, which may change between utterances.
 
-    def __init__(self, metrics: LiveMetrics) -> None:
+    Times are by `time.perf_counter`, except those of the session's audio.
+    """
+
+    def __init__(self, metrics: LiveMetrics, model: str) -> None:
+        self.model = model
         self._metrics = metrics
         # The end of each piece in the audio, and when the piece came; oldest first.
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=MAX_ARRIVALS)
@@ -60,7 +73,7 @@ class SessionTimer:
 
     def audio_came(self, seconds: float, end_s: float, now_s: float) -> None:
         """Note that `seconds` of audio were pushed, up to `end_s` of the session's audio."""
-        self._metrics.audio_seconds.inc(seconds)
+        self._metrics.audio_seconds.labels(self.model).inc(seconds)
         self._arrivals.append((end_s, now_s))
 
     def event_came(self, event: LiveEvent, now_s: float) -> None:
@@ -69,7 +82,7 @@ class SessionTimer:
             case SpeechStarted(utterance=number):
                 self._started_s = {number: now_s}
             case Partial(utterance=number) if number in self._started_s:
-                self._metrics.first_partial_seconds.observe(now_s - self._started_s.pop(number))
+                self._metrics.first_partial_seconds.labels(self.model).observe(now_s - self._started_s.pop(number))
 
     def event_sent(self, event: LiveEvent, now_s: float) -> None:
         """Note an event that the client was sent."""
@@ -77,11 +90,12 @@ class SessionTimer:
             case SpeechStarted():
                 self._partial_text = ""
             case Partial(stable=stable, tail=tail):
-                self._metrics.partials.inc()
-                self._metrics.revised_words.inc(words_taken_back(self._partial_text, stable + tail))
+                self._metrics.partials.labels(self.model).inc()
+                taken_back = words_taken_back(self._partial_text, stable + tail)
+                self._metrics.revised_words.labels(self.model).inc(taken_back)
                 self._partial_text = stable + tail
             case UtteranceDone(end_s=end_s) if (arrival_s := self._arrival_s(end_s)) is not None:
-                self._metrics.final_seconds.observe(now_s - arrival_s)
+                self._metrics.final_seconds.labels(self.model).observe(now_s - arrival_s)
 
     def _arrival_s(self, audio_s: float) -> float | None:
         """Return when the audio up to `audio_s` had come; None if that is too long ago."""

@@ -136,17 +136,18 @@ class Metrics:
         self.inter_token_seconds = histogram(
             "inter_token_latency_seconds", "Between two pieces of text of a streamed answer, as they leave the engine.", "model"
         )
-        self.streams = counter("streams", "Streamed replies by how they ended.", "outcome")
-        for outcome in get_args(StreamOutcome):
-            self.streams.labels(outcome)
+        self.streams = counter("streams", "Streamed replies by how they ended.", "model", "outcome")
         self.live = LiveMetrics(registry, SECONDS_BUCKETS)
 
     def add_model(self, model: str) -> None:
-        """Serve the metrics of a model's answers before there is any, so that the first is seen to be one more."""
+        """Serve the metrics of a model before it answers, so that the first answer is seen to be one more."""
         for metric in (self.time_to_first_token, self.answer_seconds, self.inter_token_seconds):
             metric.labels(model)
         for total in (self.audio_seconds, self.generated_tokens):
             total.labels(model)
+        for outcome in get_args(StreamOutcome):
+            self.streams.labels(model, outcome)
+        self.live.add_model(model)
 
     def count_answer(self, model: str, done: Done, audio_s: float, first_text_s: float | None) -> None:
         """Count an answered request, with all its stage times, and the time from its start to its first text."""
@@ -164,7 +165,7 @@ class Metrics:
 
     def count_stream(self, model: str, outcome: StreamOutcome, arrivals_s: Sequence[float]) -> None:
         """Count a streamed reply that has ended; `arrivals_s` are the times at which each piece of its text came."""
-        self.streams.labels(outcome).inc()
+        self.streams.labels(model, outcome).inc()
         for earlier_s, later_s in pairwise(arrivals_s):
             self.inter_token_seconds.labels(model).observe(later_s - earlier_s)
 

@@ -310,6 +310,15 @@ def test_the_clip_of_the_self_check_is_committed_and_short() -> None:
     assert 0 < CHECK_CLIP.stat().st_size < 200_000
 
 
+def test_the_doctor_looks_at_every_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert cli.main(["doctor", "--model", one, "--model", other]) == 1
+    text = capsys.readouterr().out
+    assert f"bundle of {one}: {one} does not exist" in text
+    assert f"bundle of {other}: {other} does not exist" in text
+    assert "0 of 2 models are built" in text
+
+
 def test_the_doctor_sees_a_machine_without_the_models_runtime() -> None:
     block = "import sys; sys.modules['onnxruntime'] = None"
     command = f"{block}; from server.doctor.checks import check_onnxruntime; print(check_onnxruntime().line())"

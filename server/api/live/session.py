@@ -98,7 +98,7 @@ class SocketSession:
         self._connection: Connection = socket.state.connection
         self._door = door
         self._loop = asyncio.get_running_loop()
-        self._timer = SessionTimer(context.metrics.live)
+        self._timer = SessionTimer(context.metrics.live, context.models.default.name)
         self._outbox = Outbox()
         self._dialect: Dialect | None = None
         self._request: LiveRequest | None = None
@@ -127,6 +127,7 @@ class SocketSession:
         if self._model is not None:
             self._model.detach(self._model_stops.set)
         self._model = model
+        self._timer.model = model.name
         model.attach(self._model_stops.set)
 
     @property
@@ -221,7 +222,7 @@ class SocketSession:
         """Serve the client until the end. Raises nothing but `CancelledError`."""
         self._dialect = dialect
         reason = await self._serve(dialect)
-        self.context.metrics.live.sessions.labels(reason.outcome).inc()
+        self.context.metrics.live.sessions.labels(self.model.name, reason.outcome).inc()
         words = reason.error.message if reason.error is not None else reason.outcome
         logger.info("request %s: %.2f s of live audio: %s", self.request_id, self.position.audio_s, words)
         await self._close(dialect, reason)

@@ -25,12 +25,25 @@ class WyomingListener:
         self._places = Shares(MAX_CONNECTIONS)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[WyomingConnection] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a client is connected."""
+        return len(self._connections) > 0
 
     async def start(self) -> None:
         """Listen on the settings' host. Raises `OSError`."""
         host = self._context.settings.host
         self._server = await asyncio.start_server(self._accept, host, self._port, limit=MAX_LINE_BYTES)
         logger.info("Wyoming clients are served at tcp://%s:%d.", host, self._port)
+
+    def stop(self) -> None:
+        """Take no more clients, and have those that are connected get the transcript of what they sent."""
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.stop()
 
     async def close(self) -> None:
         """Close the port and all connections."""
@@ -48,9 +61,12 @@ class WyomingListener:
         client = client_name(writer.get_extra_info("peername")[0])
         try:
             if self._places.take(client):
+                connection = WyomingConnection(self._context, reader, writer, client)
+                self._connections.add(connection)
                 try:
-                    await WyomingConnection(self._context, reader, writer, client).run()
+                    await connection.run()
                 finally:
+                    self._connections.discard(connection)
                     self._places.give_back(client)
         finally:
             writer.close()

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from server.api.context import ServerContext
 from server.api.live.closing import close_reason_of
@@ -18,7 +18,7 @@ from server.audio.types import Samples
 from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Failed, Listened, LiveEvent, Problem, UtteranceDone
 from server.engine.types.requests import LiveRequest
-from server.errors import InvalidRequest, ModelNotLoaded, ServeError, SessionIdle, SessionTooLong
+from server.errors import InvalidRequest, ModelNotLoaded, NotReady, ServeError, SessionIdle, SessionTooLong
 from server.observability.live import Outcome, SessionTimer
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Recording:
             engine = self._holds.enter_context(self._model.in_use())
             self._model.attach(self._stop)
             self._holds.callback(self._model.detach, self._stop)
-            timer = SessionTimer(self._context.metrics.live)
+            timer = SessionTimer(self._context.metrics.live, self._model.name)
             return EngineSession(engine, self._request, timer, START, self._take_event)
 
     async def _feed(self, blocks: AsyncIterator[Samples]) -> None:
@@ -128,6 +128,11 @@ class WyomingConnection:
         self._client = client
         self._options = Transcribe()
         self._recording: Recording | None = None
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Answer the audio that has come, take no more, and end."""
+        self._stopping.set()
 
     async def run(self) -> None:
         """Serve the client until it leaves, makes an error, or is idle. Raises nothing but `CancelledError`."""
@@ -149,8 +154,9 @@ class WyomingConnection:
 
     async def _answer_events(self) -> None:
         reading = asyncio.create_task(read_event(self._reader))
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            while (event := await self._wait_for(reading)) is not None:
+            while (event := await self._wait_for(reading, stopping)) is not None:
                 reading = asyncio.create_task(read_event(self._reader))
                 if event.type == "audio-stop":
                     await self._send_transcript(reading)
@@ -158,10 +164,18 @@ class WyomingConnection:
                     await self._take(event)
         finally:
             await _end(reading)
+            await _end(stopping)
 
-    async def _wait_for(self, reading: asyncio.Task[WyomingEvent | None]) -> WyomingEvent | None:
-        """Return the next event, or None behind the last. Raises `InvalidRequest` and `SessionIdle`."""
-        done, _ = await asyncio.wait((reading,), timeout=self._context.settings.live_idle_timeout_s)
+    async def _wait_for(
+        self, reading: asyncio.Task[WyomingEvent | None], stopping: asyncio.Task[Literal[True]]
+    ) -> WyomingEvent | None:
+        """Return the next event, or None behind the last. Raises `InvalidRequest`, `SessionIdle`, and `NotReady` at a stop."""
+        idle_timeout_s = self._context.settings.live_idle_timeout_s
+        done, _ = await asyncio.wait((reading, stopping), timeout=idle_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if stopping in done:
+            if self._recording is not None:
+                await self._send_transcript(reading)
+            raise NotReady("The server is stopping.")
         if not done:
             raise SessionIdle("Nothing came for too long.")
         return reading.result()

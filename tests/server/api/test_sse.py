@@ -193,7 +193,7 @@ def test_a_failure_after_some_text_is_an_event(server: LiveServer, engine: HeldE
     assert delta["delta"] == "Half"
     shape = {"message": "The engine failed.", "type": "server_error", "param": None, "code": "engine_failed"}
     assert error == {"type": "error", "error": shape, "request_id": response.headers["x-request-id"]}
-    assert 'thinbridge_streams_total{outcome="error"} 1.0' in server.client.get("/metrics").text
+    assert 'thinbridge_streams_total{model="held-model",outcome="error"} 1.0' in server.client.get("/metrics").text
     assert engine.aborted == []
 
 
@@ -244,7 +244,7 @@ def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: HeldEngi
     wait_until(lambda: engine.aborted == [engine.submitted[0].id])
     wait_until(lambda: not in_flight(server))
     metrics = server.client.get("/metrics").text
-    assert ('thinbridge_streams_total{outcome="broken_off"} 1.0' in metrics) is started
+    assert ('thinbridge_streams_total{model="held-model",outcome="broken_off"} 1.0' in metrics) is started
     assert ('route="/v1/instruct",status="499"} 1.0' in metrics) is not started
 
 
@@ -276,6 +276,6 @@ def test_streams_and_the_time_between_pieces_are_counted(server: LiveServer, eng
         response.read()
     metrics = server.client.get("/metrics").text
     assert 'thinbridge_inter_token_latency_seconds_count{model="held-model"} 2.0' in metrics
-    assert 'thinbridge_streams_total{outcome="done"} 1.0' in metrics
+    assert 'thinbridge_streams_total{model="held-model",outcome="done"} 1.0' in metrics
     assert 'thinbridge_time_to_first_token_seconds_count{model="held-model"} 1.0' in metrics
     assert 'thinbridge_request_success_total{finished_reason="stop",model="held-model"} 1.0' in metrics

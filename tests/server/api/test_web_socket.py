@@ -112,7 +112,7 @@ def test_who_neither_talks_nor_answers_pings_is_gone(server: LiveServer, engine:
         peer.sendall(START)
         assert close_code(peer) == 1011
         wait_until(lambda: len(engine.aborted) == 1)
-        assert metric(server, 'stream_sessions_total{outcome="client_left"}') == 1
+        assert metric(server, 'stream_sessions_total{model="fake-model",outcome="client_left"}') == 1
 
 
 def test_answers_to_pings_do_not_pile_up(engine: FakeEngine) -> None:

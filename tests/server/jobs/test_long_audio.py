@@ -126,7 +126,7 @@ def test_a_stream_has_a_delta_for_every_utterance(server: LiveServer, engine: Fa
     whole = instruct(server, MINUTE).json()
     assert {*whole, "type"} == set(done)
     assert engine.aborted == []
-    assert 'thinbridge_streams_total{outcome="done"} 1.0' in server.client.get("/metrics").text
+    assert 'thinbridge_streams_total{model="fake-model",outcome="done"} 1.0' in server.client.get("/metrics").text
 
 
 def test_utterances_are_streamed_while_the_rest_is_listened_to(engine: FakeEngine) -> None:

@@ -15,11 +15,11 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def timer(registry: CollectorRegistry) -> SessionTimer:
-    return SessionTimer(LiveMetrics(registry, (1.0, 10.0)))
+    return SessionTimer(LiveMetrics(registry, (1.0, 10.0)), "one")
 
 
-def value(registry: CollectorRegistry, name: str) -> float | None:
-    return registry.get_sample_value(f"thinbridge_{name}")
+def value(registry: CollectorRegistry, name: str, model: str = "one") -> float | None:
+    return registry.get_sample_value(f"thinbridge_{name}", {"model": model})
 
 
 def done(utterance: int, end_s: float) -> UtteranceDone:
@@ -47,7 +47,7 @@ def test_what_is_too_long_ago_is_not_timed(registry: CollectorRegistry, timer: S
     for index in range(1, MAX_ARRIVALS + 11):
         timer.audio_came(1.0, index, now_s=index)
     timer.event_sent(done(0, end_s=10.0), now_s=10_000.0)
-    assert value(registry, "final_latency_seconds_count") == 0
+    assert value(registry, "final_latency_seconds_count") is None
     timer.event_sent(done(1, end_s=12.0), now_s=12.5)
     assert value(registry, "final_latency_seconds_sum") == 0.5
 
@@ -70,6 +70,13 @@ def test_revisions_are_counted_within_an_utterance(registry: CollectorRegistry, 
         timer.event_sent(event, now_s=1.0)
     assert value(registry, "stream_partials_total") == 5
     assert value(registry, "stream_revised_words_total") == 2
+
+
+def test_each_model_has_its_own_numbers(registry: CollectorRegistry, timer: SessionTimer) -> None:
+    timer.audio_came(1.0, 1.0, now_s=1)
+    timer.model = "other"
+    timer.audio_came(2.0, 3.0, now_s=3)
+    assert (value(registry, "stream_audio_seconds_total"), value(registry, "stream_audio_seconds_total", "other")) == (1, 2)
 
 
 @pytest.mark.parametrize(

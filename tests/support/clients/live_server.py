@@ -24,11 +24,12 @@ from server.settings import Settings
 
 @dataclass
 class LiveServer:
-    """The address of a running server, and a client for it."""
+    """The address of a running server, a client for it, and what makes the server stop."""
 
     url: str
     port: int
     client: httpx.Client
+    stop: Callable[[], None] = lambda: None
 
 
 def fixed_source(engine: Engine) -> ModelSource:
@@ -51,11 +52,15 @@ def live_server(
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
     url = f"http://127.0.0.1:{port}"
+
+    def stop() -> None:
+        server.should_exit = True
+
     with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as client:
         try:
-            yield LiveServer(url, port, client)
+            yield LiveServer(url, port, client, stop)
         finally:
-            server.should_exit = True
+            stop()
             thread.join(20)
     if thread.is_alive():
         raise RuntimeError("the server did not stop")

@@ -246,9 +246,10 @@ def test_sessions_are_counted(server: LiveServer) -> None:
             client.event()
         say_all(client)
     wait_until(lambda: metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 0)
-    assert metric(server, 'stream_sessions_total{outcome="ended"}') == 1
-    assert metric(server, "stream_audio_seconds_total") == 1.5
-    assert metric(server, "first_partial_latency_seconds_count") == metric(server, "final_latency_seconds_count") == 2
+    assert metric(server, 'stream_sessions_total{model="fake-model",outcome="ended"}') == 1
+    assert metric(server, 'stream_audio_seconds_total{model="fake-model"}') == 1.5
+    for latency in ("first_partial", "final"):
+        assert metric(server, f'{latency}_latency_seconds_count{{model="fake-model"}}') == 2
     assert metric(server, 'http_requests_total{route="/v1/stream",status="101"}') == 1
 
 

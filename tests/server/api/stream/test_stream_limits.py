@@ -43,7 +43,7 @@ def is_longer(items: list[LiveInput], count: int) -> bool:
 
 
 def outcomes(server: LiveServer, outcome: str) -> float:
-    return metric(server, f'stream_sessions_total{{outcome="{outcome}"}}')
+    return metric(server, f'stream_sessions_total{{model="fake-model",outcome="{outcome}"}}')
 
 
 def types(events: list[dict[str, Any]]) -> list[str]:

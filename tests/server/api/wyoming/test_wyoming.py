@@ -158,6 +158,24 @@ def test_a_failure_is_told(engine: FakeEngine, client: Client) -> None:
     assert client.receive() == ("error", {"text": "Full.", "code": "overloaded"})
 
 
+def test_a_stopping_server_answers_what_was_said() -> None:
+    port, own = free_port(), FakeEngine()
+    with live_server(own, wyoming_port=port, drain_timeout_s=20) as server:
+        wait_until(lambda: own.stats().ready)
+        speaking, idle = Client(port), Client(port)
+        idle.send("ping")
+        assert idle.receive() is not None
+        speaking.send("audio-start", FORMAT)
+        speaking.send("audio-chunk", FORMAT, SECOND)
+        wait_until(lambda: any(session.audio_s for session in own.sessions.values()))
+        server.stop()
+        assert speaking.receive() == ("transcript", {"text": f"{SPOKEN} 0"})
+        for client in (speaking, idle):
+            assert client.receive() == ("error", {"text": "The server is stopping.", "code": "not_ready"})
+            assert client.receive() is None
+            client.close()
+
+
 def test_the_port_is_closed_by_default_and_needs_consent_on_a_public_host() -> None:
     assert Settings().wyoming_port is None
     with pytest.raises(ValidationError, match="Wyoming"):
