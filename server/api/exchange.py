@@ -20,14 +20,15 @@ from server.api.disconnect import TimeLimit, while_client_stays
 from server.api.formats import answer_segments
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
 from server.audio.raw import RawFormat
+from server.audio.stream import Channel
 from server.engine.types.events import Basis, Done, Failed, Segment, TokenLogprob
 from server.engine.types.options import Scope as AnswerScope
 from server.engine.types.options import VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
-from server.errors import ServeError
+from server.errors import AudioTooLong, ServeError
 from server.jobs.events import EventQueue, ResultFuture
-from server.jobs.job import Job, build_job
+from server.jobs.job import Job, build_job, find_channels
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
 from server.registry.model import ServedModel
@@ -95,13 +96,22 @@ class ReplyWriter(Protocol):
         ...
 
 
+class ChannelsWriter(Protocol):
+    """Writes the answers to one request whose channels are answered one by one."""
+
+    def reply_channels(self, answers: Sequence[Answer]) -> Response:
+        """Return the whole reply; the answers are in the order of the channels."""
+        ...
+
+
 @dataclass(frozen=True)
 class Call:
     """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
 
     `request.deadline_s` counts from the request's start. Without a `model` the default answers. With `cut_at_pauses` audio of any
     length is cut as long audio is, by `voice`, and answered by `scope`. `raw` is the format of a file without a header. `params`
-    are the dialect's names for our fields, for errors.
+    are the dialect's names for our fields, for errors. With a `channels_writer` each channel has an answer of its own, which that
+    writes; there are no streams of these.
     """
 
     audio: bytes
@@ -114,6 +124,7 @@ class Call:
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     scope: AnswerScope | None = None
     params: Mapping[str, str] = field(default_factory=dict)
+    channels_writer: ChannelsWriter | None = None
 
 
 @dataclass(frozen=True)
@@ -170,13 +181,19 @@ async def answer_request(
                 model = call.model or context.models.default
                 await context.models.awaken(model)
                 engine = held.enter_context(model.in_use())
-                job = await _build_job(context, engine, request, call, limit, started_s)
-                held.callback(job.close)
-                exchange = _Exchange(context, request_id_of(request), model.name, call.writer, job, limit, started_s)
-                streams = call.stream
+                channels = await _find_channels(context, engine, request, call)
+                exchanges = []
+                for channel in channels:
+                    job = await _build_job(context, engine, request, call, limit, started_s, channel)
+                    held.callback(job.close)
+                    exchanges.append(_Exchange(context, request_id_of(request), model.name, call.writer, job, limit, started_s))
+                exchange, *_ = exchanges
+                streams, channels_writer = call.stream, call.channels_writer
                 # An uploaded file may be large, and the answer take long.
                 del body, call
                 place.close()
+                if channels_writer is not None:
+                    return await _answer_channels(exchanges, channels_writer)
                 if not streams:
                     return await _answer(exchange)
                 stream = EventStream(exchange)
@@ -201,27 +218,49 @@ def _renamed_params(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+async def _find_channels(context: ServerContext, engine: Engine, request: Request, call: Call) -> Sequence[Channel | None]:
+    """Return the channels that are answered one by one; None stands for all in one."""
+    if call.channels_writer is None:
+        return (None,)
+    return await find_channels(context.decode_pool, call.audio, client_of(request), call.raw, engine.max_audio_s)
+
+
 async def _build_job(
-    context: ServerContext, engine: Engine, request: Request, call: Call, limit: TimeLimit, started_s: float
+    context: ServerContext,
+    engine: Engine,
+    request: Request,
+    call: Call,
+    limit: TimeLimit,
+    started_s: float,
+    channel: Channel | None,
 ) -> Job:
-    """Return the work of a call. Raises the error of its constraint or of its audio."""
+    """Return the work of a call, or of one channel. Raises the error of its constraint or of its audio."""
     engine_request = call.request
+    if channel is not None:
+        engine_request = dataclasses.replace(engine_request, id=f"{engine_request.id}-{channel.number}")
     if (constraint := engine_request.sampling.constraint) is not None:
         await context.grammar_sandbox.check(constraint, client_of(request))
     if engine_request.deadline_s is not None:
         passed_s = time.perf_counter() - started_s
         engine_request = dataclasses.replace(engine_request, deadline_s=engine_request.deadline_s - passed_s)
-    job = await build_job(
-        engine,
-        context.decode_pool,
-        call.audio,
-        engine_request,
-        cut_at_pauses=call.cut_at_pauses,
-        voice=call.voice,
-        scope=call.scope,
-        on_progress=limit.extend,
-        raw=call.raw,
-    )
+    try:
+        job = await build_job(
+            engine,
+            context.decode_pool,
+            call.audio,
+            engine_request,
+            cut_at_pauses=call.cut_at_pauses,
+            voice=call.voice,
+            scope=call.scope,
+            on_progress=limit.extend,
+            raw=call.raw,
+            channel=channel,
+        )
+    except AudioTooLong as error:
+        if channel is None:
+            raise
+        message = f"{error.message.removesuffix('.')}, the most for {channel.count} channels that are answered one by one."
+        raise AudioTooLong(message, param=error.param) from None
     # The engine knows no deadline of a live session.
     if isinstance(job, LongAudioJob) and job.deadline_s is not None:
         limit.set_deadline(job.deadline_s)
@@ -230,6 +269,27 @@ async def _build_job(
 
 async def _answer(exchange: _Exchange) -> Response:
     """Return the whole reply at once."""
+    answer = await _wait_for_answer(exchange)
+    response = exchange.writer.reply(answer)
+    response.headers["server-timing"] = answer.server_timing
+    return response
+
+
+async def _answer_channels(exchanges: Sequence[_Exchange], writer: ChannelsWriter) -> Response:
+    """Return the reply with the answers about all channels, which the engine works on together. One failure fails all."""
+    tasks = [asyncio.create_task(_wait_for_answer(exchange)) for exchange in exchanges]
+    try:
+        answers = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    response = writer.reply_channels(answers)
+    response.headers["server-timing"] = max(answers, key=lambda answer: answer.done.times.total_s).server_timing
+    return response
+
+
+async def _wait_for_answer(exchange: _Exchange) -> Answer:
     result, job = ResultFuture(), exchange.job
     job.start(result.put)
     try:
@@ -237,10 +297,7 @@ async def _answer(exchange: _Exchange) -> Response:
     except asyncio.CancelledError:
         job.abort()
         raise
-    answer = exchange.finish(done, result.first_text_s)
-    response = exchange.writer.reply(answer)
-    response.headers["server-timing"] = answer.server_timing
-    return response
+    return exchange.finish(done, result.first_text_s)
 
 
 class EventStream(Response):

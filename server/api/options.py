@@ -28,6 +28,7 @@ NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?", re.ASCII)
 AUDIO_SCHEMA = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG Vorbis, OGG Opus or MP3."}
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingOptions) if field.name != "constraint")
 
+Channels = Literal["mixed", "separate"]
 Chunking = Literal["auto", "voice"]
 Timestamps = Literal["none", "segments", "words"]
 
@@ -182,8 +183,14 @@ class InstructOptions(RequestOptions):
         "always at its pauses, as live speech is.",
     )
 
+    channels: Channels = Field(
+        "mixed", description="`separate` answers each channel of the audio by itself; `mixed` all of them as one."
+    )
+
     @model_validator(mode="after")
     def _check_format(self) -> Self:
+        if self.channels == "separate" and (self.stream or self.format != "json"):
+            raise InvalidRequest("Separate channels are answered in json, and not in a stream.", param="channels")
         if self.stream and self.format != "json":
             raise InvalidRequest("A stream is written as json only.", param="format")
         if self.format == "text" and self.timestamps != "none":

@@ -35,11 +35,17 @@ def decode_audio(data: bytes, limits: AudioLimits) -> Samples:
 
 
 class FileDecoder:
-    """One file on its way to samples. After the last block `warnings` says in sentences what of the audio was missing."""
+    """One file on its way to samples: all its channels in one, or one of them.
 
-    def __init__(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None) -> None:
-        """Take a file; `raw` says how to read bytes that have no header."""
+    `channels` is how many it has at its beginning, once there is a block. After the last block `warnings` says in sentences what
+    of the audio was missing.
+    """
+
+    def __init__(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None, channel: int | None = None) -> None:
+        """Take a file; `raw` says how to read bytes that have no header. Channels count from 0; None means all in one."""
         self.warnings: tuple[str, ...] = ()
+        self.channels = 0
+        self._channel = channel
         self._data = data
         self._limits = limits
         self._raw = raw
@@ -59,9 +65,16 @@ class FileDecoder:
         declared_s = reader.declared_s
         if declared_s is not None and declared_s > limits.max_audio_s + SLACK_S:
             raise _too_long(limits)
-        source = mono_at_rate(_long_enough(reader.read(), limits), limits, block_s=BLOCK_S, warnings=reader.warnings)
-        yield from source
+        sounds = self._count_channels(_long_enough(reader.read(), limits))
+        if self._channel is not None:
+            sounds = _only_channel(sounds, self._channel)
+        yield from mono_at_rate(sounds, limits, block_s=BLOCK_S, warnings=reader.warnings)
         self.warnings = tuple(reader.warnings)
+
+    def _count_channels(self, sounds: Iterable[Sound]) -> Iterator[Sound]:
+        for sound in sounds:
+            self.channels = self.channels or len(sound.channels)
+            yield sound
 
     def _open(self) -> AudioReader:
         data, raw = self._data, self._raw
@@ -98,6 +111,14 @@ def check_shape(sample_rate_hz: int, channels: int) -> None:
         )
     if not 1 <= channels <= MAX_CHANNELS:
         raise UndecodableAudio(f"The audio has {channels} channels; 1 to {MAX_CHANNELS} are read.", param="audio")
+
+
+def _only_channel(sounds: Iterable[Sound], channel: int) -> Iterator[Sound]:
+    """Yield one channel. Raises `InvalidAudio` where the file has fewer, be it midway."""
+    for sound in sounds:
+        if channel >= len(sound.channels):
+            raise InvalidAudio(f"The audio has no channel {channel} from its beginning to its end.", param="audio")
+        yield Sound(sound.sample_rate_hz, (sound.channels[channel],), sound.frames[:, channel : channel + 1])
 
 
 def _within_bounds(sounds: Iterable[Sound], limits: AudioLimits) -> Iterator[Sound]:

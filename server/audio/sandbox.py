@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from server.audio.messages import (
+    CHANNELS,
     CLOSE,
     END,
     ERROR,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 RESTART_PAUSE_S = 1.0
 MAX_MESSAGE_BYTES = 1024
 MAX_WARNINGS = 8
+MAX_DIGITS = 9
 ERRORS: dict[str, type[ServeError]] = {kind.code: kind for kind in (AudioTooShort, AudioTooLong, InvalidAudio, UndecodableAudio)}
 
 Result = TypeVar("Result")
@@ -52,11 +54,15 @@ class DecoderLost(Exception):
 
 
 class Decoder:
-    """A child process that decodes, and the file or stream that is open in it. `warnings` are about a file that has ended."""
+    """A child process that decodes, and the file or stream that is open in it.
+
+    `channels` is how many a file has, once it was read; `warnings` are about a file that has ended.
+    """
 
     def __init__(self, process: ChildProcess, timeout_s: float) -> None:
         self.process = process
         self.warnings: tuple[str, ...] = ()
+        self.channels = 0
         self.missing_protection = ""
         self._timeout_s = timeout_s
 
@@ -75,12 +81,12 @@ class Decoder:
         decoder.missing_protection = missing.decode("utf-8", "replace")
         return decoder
 
-    def open_file(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None) -> None:
-        """Open a file; `raw` says how to read bytes that have no header."""
-        self._open(FILE, data, limits, raw)
+    def open_file(self, data: bytes, limits: AudioLimits, raw: RawFormat | None = None, channel: int | None = None) -> None:
+        """Open a file, or one channel of it; `raw` says how to read bytes that have no header."""
+        self._open(FILE, data, pack_opening(limits, raw, channel))
 
     def open_stream(self, limits: AudioLimits) -> None:
-        self._open(STREAM, b"", limits, None)
+        self._open(STREAM, b"", pack_opening(limits, None))
 
     def write(self, data: bytes) -> None:
         """Add bytes to the stream that is open; none end it."""
@@ -98,9 +104,11 @@ class Decoder:
         self.process.write(REQUEST.pack(READ, count))
         while True:
             status, payload = await self._reply(4 * count)
-            if status != WARNING:
+            if status == CHANNELS:
+                self.channels = _read_number(payload)
+            elif status != WARNING:
                 break
-            if len(self.warnings) < MAX_WARNINGS:
+            elif len(self.warnings) < MAX_WARNINGS:
                 self.warnings += (payload.decode("utf-8", "replace"),)
         if status == ERROR:
             code, _, message = payload.decode("utf-8", "replace").partition("\n")
@@ -113,10 +121,16 @@ class Decoder:
             raise ChildFailed("it announced an answer that it may not give")
         return status, await self.process.read(size, self._timeout_s)
 
-    def _open(self, kind: int, body: bytes, limits: AudioLimits, raw: RawFormat | None) -> None:
-        self.warnings = ()
-        packed = pack_opening(limits, raw)
-        self.process.write(REQUEST.pack(kind, len(packed) + len(body)), packed, body)
+    def _open(self, kind: int, body: bytes, opening: bytes) -> None:
+        self.warnings, self.channels = (), 0
+        self.process.write(REQUEST.pack(kind, len(opening) + len(body)), opening, body)
+
+
+def _read_number(payload: bytes) -> int:
+    """Return the number that a child sent. Raises `ChildFailed`."""
+    if not payload.isdigit() or len(payload) > MAX_DIGITS:
+        raise ChildFailed("it announced an answer that it may not give")
+    return int(payload)
 
 
 class DecoderPool:
@@ -284,12 +298,13 @@ class DecoderPool:
 class DecoderLease:
     """A decoder, to open one file or stream in. It goes back after the last `read` or `close`; then the lease is `over`.
 
-    `warnings` are those of a file that was read to its end.
+    `channels` is how many a file has, once it was read, and `warnings` are those of one that was read to its end.
     """
 
     def __init__(self, pool: DecoderPool, decoder: Decoder, client: str) -> None:
         self.decoder = decoder
         self.over = False
+        self.channels = 0
         self.warnings: tuple[str, ...] = ()
         self._pool = pool
         self._client = client
@@ -369,6 +384,7 @@ class DecoderLease:
                 message = "The audio could not be decoded: it takes too long for what it holds."
                 raise UndecodableAudio(message, param="audio") from None
             raise DecoderLost(self.decoder.process.crashed) from None
+        self.channels = self.decoder.channels
         if status == END:
             self.warnings = self.decoder.warnings
             self._release()

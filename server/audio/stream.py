@@ -1,6 +1,7 @@
 """Audio that is decoded piece by piece in a decoder of the pool: files as they are read, live streams as they arrive."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -30,28 +31,47 @@ class _Stream:
         self.close()
 
 
+@dataclass(frozen=True)
+class Channel:
+    """One of `count` channels that are decoded one by one, and may last as long together as audio may; `number` counts from 0."""
+
+    number: int
+    count: int
+
+
 class AudioStream(_Stream):
     """A file, decoded no further than it is read. A file that is not read at once has a decoder to itself.
 
     A decoder that is lost is no fault of the client: once in every `read` the file is opened again in a fresh one.
     """
 
-    def __init__(self, lease: DecoderLease, data: bytes, limits: AudioLimits, raw: RawFormat | None) -> None:
+    def __init__(self, lease: DecoderLease, data: bytes, limits: AudioLimits, raw: RawFormat | None, channel: int | None) -> None:
         super().__init__(lease)
         self.ended = False
         self._data = data
         self._limits = limits
         self._raw = raw
+        self._channel = channel
         self._samples_read = 0
-        self._lease.decoder.open_file(data, limits, raw)
+        self._lease.decoder.open_file(data, limits, raw, channel)
 
     @classmethod
-    async def open(cls, pool: DecoderPool, data: bytes, client: str = "", raw: RawFormat | None = None) -> Self:
+    async def open(
+        cls, pool: DecoderPool, data: bytes, client: str = "", raw: RawFormat | None = None, channel: Channel | None = None
+    ) -> Self:
         """Open a file in a decoder, for which clients wait in turn; `raw` says how to read bytes that have no header.
 
-        Raises `Overloaded`, or `NotReady` without decoders.
+        All channels are mixed to one, unless one is asked for. Raises `Overloaded`, or `NotReady` without decoders.
         """
-        return cls(await pool.lease(client), data, pool.limits, raw)
+        limits, number = pool.limits, None
+        if channel is not None:
+            limits, number = replace(limits, max_audio_s=limits.max_audio_s / channel.count), channel.number
+        return cls(await pool.lease(client), data, limits, raw, number)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the file has at its beginning, once something was read."""
+        return self._lease.channels
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -78,7 +98,7 @@ class AudioStream(_Stream):
         """Read with a fresh decoder, which begins with what was read before."""
         try:
             await self._lease.restart()
-            self._lease.decoder.open_file(self._data, self._limits, self._raw)
+            self._lease.decoder.open_file(self._data, self._limits, self._raw, self._channel)
             skipped = 0
             while skipped < self._samples_read:
                 skipped += len(await self._read(min(count, self._samples_read - skipped)))

@@ -15,6 +15,7 @@ import numpy as np
 from server.audio.confinement import confine_decoder
 from server.audio.decode import FileDecoder
 from server.audio.messages import (
+    CHANNELS,
     CLOSE,
     DRY,
     END,
@@ -60,9 +61,11 @@ def main(memory_bytes: int, step_cpu_s: float) -> None:
     while (request := _next_request(requests)) is not None:
         kind, size = request
         if kind in (FILE, STREAM):
-            limits, raw = unpack_opening(requests.read(OPENING.size))
+            limits, raw, channel = unpack_opening(requests.read(OPENING.size))
             body = requests.read(size - OPENING.size)
-            _Decode(requests, replies, _CpuBudget(step_cpu_s), limits).run(kind, body, raw)
+            file = FileDecoder(body, limits, raw, channel) if kind == FILE else None
+            _Decode(requests, replies, _CpuBudget(step_cpu_s), limits).run(file, size)
+            del file, body
             limit_cpu(None)
 
 
@@ -119,14 +122,15 @@ class _Decode:
         # Written and not decoded.
         self._written = b""
         self._stream_ended = False
+        self._file: FileDecoder | None = None
 
-    def run(self, kind: int, body: bytes, raw: RawFormat | None) -> None:
-        """Decode and reply until the end, an error or a CLOSE."""
-        self._budget.extend(size=len(body))
+    def run(self, file: FileDecoder | None, size: int) -> None:
+        """Decode a file of this size, or else a stream, and reply until the end, an error or a CLOSE."""
+        self._budget.extend(size=size)
         self._wait_for_read()
         try:
-            if kind == FILE:
-                file = FileDecoder(body, self._limits, raw)
+            if file is not None:
+                self._file = file
                 self._send_all(file.blocks())
                 self._end(file.warnings)
             else:
@@ -180,6 +184,9 @@ class _Decode:
         self._closed = True
 
     def _send(self, status: int) -> None:
+        if (file := self._file) is not None:
+            self._reply(CHANNELS, str(file.channels).encode())
+            self._file = None
         samples = np.concatenate([np.zeros(0, np.float32), *self._blocks])
         self._reply(status, np.ascontiguousarray(samples[: self._wanted_samples], dtype="<f4").data.cast("B"))
         self._blocks = [samples[self._wanted_samples :]]

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderPool
-from server.audio.stream import AudioStream
+from server.audio.stream import AudioStream, Channel
 from server.engine.types.events import Basis, Event, Segment
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
@@ -102,8 +102,10 @@ async def build_job(
     voice: VoiceOptions = VOICE,
     raw: RawFormat | None = None,
     scope: Scope | None = None,
+    channel: Channel | None = None,
 ) -> ShortAudioJob | LongAudioJob:
     """Decode the audio of `request` from `file`, and return its work, ready to be started. `raw` is for files without a header.
+    Of several channels all are mixed, unless one is asked for.
 
     `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
     only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice` and answered by
@@ -111,7 +113,7 @@ async def build_job(
     `AudioStream`, and `InvalidRequest` for a request that long audio cannot have.
     """
     started_s = time.perf_counter()
-    audio = await AudioStream.open(decode_pool, file, request.client, raw)
+    audio = await AudioStream.open(decode_pool, file, request.client, raw, channel)
     try:
         head_s = BLOCK_S if cut_at_pauses else engine.max_audio_s
         # One sample more, so that audio of exactly this length is known to be all.
@@ -126,3 +128,13 @@ async def build_job(
     except BaseException:
         audio.close()
         raise
+
+
+async def find_channels(
+    decode_pool: DecoderPool, file: bytes, client: str, raw: RawFormat | None, head_s: float
+) -> tuple[Channel, ...]:
+    """Return the channels that a file has at its beginning, of which `head_s` is decoded. Raises the errors of `AudioStream`."""
+    # A file that is read to its end gives its decoder back at once.
+    with await AudioStream.open(decode_pool, file, client, raw) as audio:
+        await audio.read(int(head_s * decode_pool.limits.sample_rate_hz) + 1)
+        return tuple(Channel(number, audio.channels) for number in range(audio.channels))

@@ -19,6 +19,7 @@ QUERY: dict[str, tuple[dict[str, Any], str]] = {
     "keyterm": (TEXTS, "Names and terms that may be spoken."),
     "keywords": (TEXTS, "Likewise; a weight behind a colon is ignored."),
     "utterances": (FLAG, "The transcript also in segments."),
+    "multichannel": (FLAG, "A transcript of each channel."),
 }
 
 

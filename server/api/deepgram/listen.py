@@ -1,10 +1,7 @@
 """Deepgram's `/v1/listen`: `POST` for files, a WebSocket for live audio."""
 
-import asyncio
 import hashlib
-import io
 import uuid
-import wave
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +22,6 @@ from server.api.exchange import Answer, Call, answer_request
 from server.api.live.accepting import serve_socket
 from server.api.middleware import client_of, request_id_of
 from server.api.options import DEFAULT_INSTRUCTION
-from server.audio.wave_header import PcmFormat
 from server.engine.types.events import TokenLogprob
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
@@ -54,6 +50,8 @@ def listen_router(context: ServerContext) -> APIRouter:
     async def listen(socket: WebSocket) -> None:
         """Live audio as in Deepgram's API."""
         options = read_options(socket.query_params, context.models.default.name)
+        if options.multichannel:
+            raise InvalidRequest("The channels of live audio are mixed; multichannel is for files.", param="multichannel")
         await serve_socket(
             context,
             socket,
@@ -75,9 +73,14 @@ async def _transcribe(request: Request, context: ServerContext) -> Response:
     async def understand(body: bytearray) -> Call:
         audio = bytes(body)
         writer = ListenWriter(Origin.of(request_id_of(request), options), hashlib.sha256(audio).hexdigest())
-        if options.encoding is not None and not audio.startswith(b"RIFF"):
-            audio = await asyncio.to_thread(with_header, audio, options.encoding)
-        return Call(audio, _engine_request(options, client_of(request)), writer, model=_model(context, options))
+        return Call(
+            audio,
+            _engine_request(options, client_of(request)),
+            writer,
+            model=_model(context, options),
+            raw=options.raw,
+            channels_writer=writer if options.multichannel else None,
+        )
 
     return await answer_request(request, context, partial(read_whole_body, request, context.settings.max_body_bytes), understand)
 
@@ -105,28 +108,18 @@ def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
     )
 
 
-def with_header(data: bytes, format: PcmFormat) -> bytes:
-    """Return samples without a header as a WAV file of 16 bits."""
-    whole = data[: len(data) - len(data) % format.frame_bytes]
-    samples = np.clip(np.rint(format.decode(whole) * 2**15), -(2**15), 2**15 - 1).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(format.sample_rate_hz)
-        writer.writeframes(samples.tobytes())
-    return file.getvalue()
-
-
 @dataclass(frozen=True)
 class ListenWriter:
-    """`ReplyWriter` of Deepgram's API for files, which has no streams."""
+    """`ReplyWriter` and `ChannelsWriter` of Deepgram's API for files, which has no streams."""
 
     origin: Origin
     sha256: str
 
     def reply(self, answer: Answer) -> Response:
-        return JSONResponse(file_reply(self.origin, answer, self.sha256))
+        return self.reply_channels([answer])
+
+    def reply_channels(self, answers: Sequence[Answer]) -> Response:
+        return JSONResponse(file_reply(self.origin, answers, self.sha256))
 
     def first_events(self) -> Iterable[str]:
         return ()

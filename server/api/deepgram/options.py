@@ -10,6 +10,7 @@ from typing import Literal
 from starlette.datastructures import QueryParams
 
 from server.api.options import ANY_LANGUAGE, DEFAULT_INSTRUCTION, SpokenLanguages
+from server.audio.raw import Encoding, RawFormat
 from server.audio.wave_header import ALAW, FLOAT, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, MULAW, PCM, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest
@@ -19,6 +20,7 @@ Container = Literal["unknown", "ogg_opus"]
 
 # Code and bits of encodings without a header, as in WAV files.
 ENCODINGS = {"linear16": (PCM, 16), "linear32": (FLOAT, 32), "mulaw": (MULAW, 8), "alaw": (ALAW, 8)}
+RAW_ENCODINGS: dict[int, Encoding] = {PCM: "s16le", FLOAT: "f32le", MULAW: "mulaw", ALAW: "alaw"}
 OPUS_ENCODINGS = ("opus", "ogg-opus")
 TELEPHONY_RATE_HZ = 8000
 # A shorter silence cuts sentences into pieces that the models understand less well.
@@ -26,7 +28,7 @@ LEAST_SILENCE_S = 0.3
 LONGEST_SILENCE_S = 5.0
 UNSUPPORTED = (
     *("callback", "custom_intent", "custom_topic", "detect_entities", "diarize", "diarize_model", "dictation", "intents"),
-    *("measurements", "multichannel", "numerals", "paragraphs", "profanity_filter", "redact", "replace", "search", "sentiment"),
+    *("measurements", "numerals", "paragraphs", "profanity_filter", "redact", "replace", "search", "sentiment"),
     *("summarize", "topics", "translate"),
 )
 MAX_NAME_CHARACTERS = 64
@@ -54,6 +56,13 @@ class ListenOptions:
     utterance_end_s: float | None = None
     vad_events: bool = False
     utterances: bool = False
+    multichannel: bool = False
+
+    @property
+    def raw(self) -> RawFormat | None:
+        """The format of a file without a header."""
+        format = self.encoding
+        return None if format is None else RawFormat(RAW_ENCODINGS[format.code], format.sample_rate_hz, format.channels)
 
     @property
     def channels(self) -> int:
@@ -96,6 +105,7 @@ def read_options(query: QueryParams, default_model: str) -> ListenOptions:
         utterance_end_s=None if utterance_end_ms in FALSE else _read_number(query, "utterance_end_ms", 1000, 5000) / 1000,
         vad_events=_read_flag(query, "vad_events"),
         utterances=_read_flag(query, "utterances"),
+        multichannel=_read_flag(query, "multichannel"),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
+from operator import itemgetter
+from typing import Any
 
 from server.api.deepgram.options import ListenOptions
 from server.api.exchange import Answer
@@ -88,18 +90,15 @@ def word_replies(words: Sequence[Word], confidences: Sequence[float]) -> list[di
     ]
 
 
-def file_reply(origin: Origin, answer: Answer, sha256: str) -> dict[str, object]:
-    """Return the body for a file."""
-    done = answer.done
-    channel: dict[str, object] = {"alternatives": [alternative(done)]}
-    if done.language is not None:
-        channel["detected_language"] = done.language
-    results: dict[str, object] = {"channels": [channel]}
+def file_reply(origin: Origin, answers: Sequence[Answer], sha256: str) -> dict[str, object]:
+    """Return the body for a file, with an answer for each of its channels, or one for all."""
+    results: dict[str, object] = {"channels": [_channel(answer.done) for answer in answers]}
     if origin.options.utterances:
-        results["utterances"] = list(_utterances(answer))
+        found = [each for number, answer in enumerate(answers) for each in _utterances(answer, number)]
+        results["utterances"] = sorted(found, key=itemgetter("start"))
     metadata = {
-        **_metadata(origin, answer.audio_s, sha256),
-        "channels": 1,
+        **_metadata(origin, max(answer.audio_s for answer in answers), sha256),
+        "channels": len(answers),
         "models": [origin.model_uuid],
         "model_info": {origin.model_uuid: origin.model_info},
     }
@@ -168,7 +167,12 @@ def _results(origin: Origin, start_s: float, end_s: float, heard: dict[str, obje
     return json.dumps(message, ensure_ascii=False)
 
 
-def _utterances(answer: Answer) -> Iterator[dict[str, object]]:
+def _channel(done: Done) -> dict[str, object]:
+    content: dict[str, object] = {"alternatives": [alternative(done)]}
+    return content if done.language is None else {**content, "detected_language": done.language}
+
+
+def _utterances(answer: Answer, channel: int) -> Iterator[dict[str, Any]]:
     """Yield the segments of an answer; their words are those of the answer, in order, where their times are known."""
     words = list(answer.done.words or ())
     confidences = word_confidences(words, answer.done.logprobs or ())
@@ -181,7 +185,7 @@ def _utterances(answer: Answer) -> Iterator[dict[str, object]]:
             "start": round(segment.start_s, 3),
             "end": round(segment.end_s, 3),
             "confidence": sum(likely) / max(1, len(likely)),
-            "channel": 0,
+            "channel": channel,
             "transcript": segment.text,
             "words": word_replies(part, likely),
             "id": str(uuid.uuid4()),

@@ -17,9 +17,11 @@ from server.api.formats import MEDIA_TYPES
 from server.api.middleware import client_of, request_id_of
 from server.api.multipart import Form, FormFields, read_form
 from server.api.native.schema import (
+    ChannelsReply,
     DeltaEvent,
     ErrorReply,
     InstructReply,
+    channels_reply,
     chosen_tokens,
     done_event,
     error_event,
@@ -61,7 +63,7 @@ def instruct_router(context: ServerContext) -> APIRouter:
     @router.post(
         "/v1/instruct",
         summary="Follow an instruction about a piece of audio",
-        response_model=InstructReply,
+        response_model=InstructReply | ChannelsReply,
         responses={
             200: {"description": "The answer.", "content": {"text/event-stream": EVENTS_DESCRIPTION, **TEXTS_DESCRIPTION}},
             **{status: {"model": ErrorReply, "description": text} for status, text in ERROR_STATUSES.items()},
@@ -99,7 +101,7 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
         prompt=options.prompt,
         keywords=tuple(options.keywords),
     )
-    writer = InstructWriter(options, request_id_of(request))
+    writer = InstructWriter(options, request_id_of(request), engine_request.id)
     return Call(
         form.audio,
         engine_request,
@@ -108,19 +110,25 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
         context.models.find(options.model),
         raw=parse_raw_type(form.audio_type),
         cut_at_pauses=options.chunking == "voice",
+        channels_writer=writer if options.channels == "separate" else None,
     )
 
 
 @dataclass(frozen=True)
 class InstructWriter:
-    """`ReplyWriter` of the native API."""
+    """`ReplyWriter` and `ChannelsWriter` of the native API; `id` is that of the answer."""
 
     options: InstructOptions
     request_id: str
+    id: str
 
     def reply(self, answer: Answer) -> Response:
         format = self.options.format
         return Response(reply_body(self._reply(answer), answer.segments, format), media_type=MEDIA_TYPES[format])
+
+    def reply_channels(self, answers: Sequence[Answer]) -> Response:
+        reply = channels_reply(self.id, [self._reply(answer) for answer in answers])
+        return Response(reply.model_dump_json(exclude_none=True), media_type=MEDIA_TYPES["json"])
 
     def first_events(self) -> Iterable[str]:
         return ()

@@ -69,6 +69,15 @@ class InstructReply(BaseModel):
     warnings: list[str] | None = Field(None, description="What of the audio was missing or left out, if anything.")
 
 
+class ChannelsReply(BaseModel):
+    """The answers about the channels of one piece of audio."""
+
+    id: str
+    audio_s: float = Field(description="Seconds of audio of the longest channel.")
+    usage: UsageReply = Field(description="The sums over the channels.")
+    channels: list[InstructReply] = Field(description="One reply for each channel, in their order.")
+
+
 class DeltaEvent(BaseModel):
     """More text of a streamed answer."""
 
@@ -143,6 +152,13 @@ def instruct_reply(
         sections=sections,
         warnings=list(warnings) or None,
     )
+
+
+def channels_reply(id: str, replies: Sequence[InstructReply]) -> ChannelsReply:
+    """Return the reply that holds those about each channel."""
+    sums = {name: sum(getattr(reply.usage, name) for reply in replies) for name in UsageReply.model_fields}
+    longest_s = max(reply.audio_s for reply in replies)
+    return ChannelsReply(id=id, audio_s=longest_s, usage=UsageReply(**sums), channels=list(replies))
 
 
 def reply_body(reply: InstructReply, segments: Sequence[Segment], format: ReplyFormat) -> str:

@@ -239,7 +239,7 @@ def test_the_openapi_page_documents_the_form_and_every_error(server: LiveServer)
     assert set(schema["properties"]) == {
         *("audio", "instruction", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty"),
         *("seed", "stop", "json_schema", "regex", "choice", "logprobs", "stream", "priority", "deadline_ms", "draft"),
-        *("chunking", "timestamps", "format", "language", "languages", "prompt", "keywords", "model"),
+        *("channels", "chunking", "timestamps", "format", "language", "languages", "prompt", "keywords", "model"),
     }
     assert all("description" in field for name, field in schema["properties"].items() if name != "instruction")
     media = {"application/json", "text/event-stream", "text/plain", "application/x-subrip", "text/vtt"}

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 import pytest
 from deepgram.types.listen_v1response import ListenV1Response
 
-from server.api.deepgram.listen import with_header
 from server.api.deepgram.replies import word_confidences
-from server.audio.wave_header import MULAW, PcmFormat
 from server.engine.types.events import TokenLogprob, Word
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
@@ -82,11 +80,6 @@ def test_samples_without_a_header(server: LiveServer, query: str, audio: bytes) 
     response = server.client.post(f"/v1/listen?{query}", content=audio)
     assert response.status_code == 200, response.text
     assert response.json()["metadata"]["duration"] == 1.0
-
-
-def test_a_header_for_samples() -> None:
-    file = with_header(b"\x80\x00\xff", PcmFormat(8000, MULAW, 8))
-    assert file[-6:] == b"\x7c\x7d\x84\x82\x00\x00"
 
 
 @pytest.mark.parametrize(
