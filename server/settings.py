@@ -237,6 +237,10 @@ class Settings(BaseSettings):
     )
     decode_memory_bytes: int = Field(default=768 * 2**20, ge=384 * 2**20, description="Address space of one decode process.")
 
+    traces: bool = Field(
+        default=False,
+        description="Send traces by OpenTelemetry (OTLP over HTTP) to where its own variables say; needs the extra `otel`.",
+    )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."
     )

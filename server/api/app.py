@@ -33,7 +33,8 @@ from server.api.wyoming.listener import WyomingListener
 from server.constraints.sandbox import GrammarSandbox
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
-from server.registry.model import RETRY_AFTER_S, ModelSource, ModelState
+from server.observability.traces import NoTracing, Tracing, open_tracing
+from server.registry.model import RETRY_AFTER_S, ModelSource, ModelState, beside_loop
 from server.registry.registry import Catalogue, ModelRegistry, no_catalogue
 from server.settings import Settings
 
@@ -53,7 +54,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     """Return the application, which starts the models in the background and drains them at shutdown.
 
     The first of the `sources` is the default, and the `catalogue` has further models, which operators may load. The app's
-    `ServerContext` is at `app.state.context`. Raises `ValueError` if the models cannot be served together.
+    `ServerContext` is at `app.state.context`. Raises `ValueError` if the models cannot be served together, or traces not be made.
     """
     usage = KeyUsage()
     models = ModelRegistry(
@@ -66,6 +67,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
         idle_timeout_s=settings.model_idle_timeout_s,
     )
     decode_pool = build_decode_pool(models.default.sample_rate_hz, settings)
+    tracing: Tracing = open_tracing() if settings.traces else NoTracing()
     metrics = Metrics(models.stats, lambda: decode_pool.restarts)
     for model in models.models:
         metrics.add_model(model.name)
@@ -74,7 +76,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
         version="1",
-        lifespan=_lifespan(context),
+        lifespan=_lifespan(context, tracing),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -82,7 +84,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     app.state.context = context
     # The last that is added is the outermost.
     app.add_middleware(AccessGuard, context=context)
-    app.add_middleware(RequestContext, metrics=context.metrics)
+    app.add_middleware(RequestContext, metrics=context.metrics, tracing=tracing)
     app.add_middleware(ProxyHeaders, proxies=TrustedProxies(settings.trusted_networks))
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -97,7 +99,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     return app
 
 
-def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(context: ServerContext, tracing: Tracing) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         await context.decode_pool.start()
@@ -115,6 +117,7 @@ def _lifespan(context: ServerContext) -> Callable[[FastAPI], contextlib.Abstract
             await context.models.close(context.settings.drain_timeout_s)
             await context.decode_pool.close()
             await context.grammar_sandbox.close()
+            await beside_loop(tracing.close)
 
     return run
 

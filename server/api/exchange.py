@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.context import ServerContext
 from server.api.disconnect import TimeLimit, while_client_stays
 from server.api.formats import answer_segments
-from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of
+from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of, span_of
 from server.audio.raw import RawFormat
 from server.audio.stream import Channel
 from server.engine.types.events import Basis, Done, Failed, Segment, TokenLogprob
@@ -31,6 +31,7 @@ from server.jobs.events import EventQueue, ResultFuture
 from server.jobs.job import Job, build_job, find_channels
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
+from server.observability.traces import RequestSpan
 from server.registry.model import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class _Exchange:
 
     context: ServerContext
     request_id: str
+    span: RequestSpan
     model: str
     writer: ReplyWriter
     job: Job
@@ -148,6 +150,7 @@ class _Exchange:
         )
         waited_s = None if first_text_s is None else first_text_s - self.started_s
         self.context.metrics.count_answer(self.model, answer.done, job.audio_s, waited_s)
+        self.span.add_answer(self.model, answer.done, job.audio_s)
         tokens, timing = done.usage.output_tokens, answer.server_timing
         logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, job.audio_s, tokens, timing)
         return answer
@@ -186,7 +189,12 @@ async def answer_request(
                 for channel in channels:
                     job = await _build_job(context, engine, request, call, limit, started_s, channel)
                     held.callback(job.close)
-                    exchanges.append(_Exchange(context, request_id_of(request), model.name, call.writer, job, limit, started_s))
+                    exchanges.append(
+                        _Exchange(
+                            *(context, request_id_of(request), span_of(request), model.name),
+                            *(call.writer, job, limit, started_s),
+                        )
+                    )
                 exchange, *_ = exchanges
                 streams, channels_writer = call.stream, call.channels_writer
                 # An uploaded file may be large, and the answer take long.

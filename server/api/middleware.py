@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.error_replies import error_response
 from server.errors import NotReady, ServeError
 from server.observability.metrics import Metrics
+from server.observability.traces import RequestSpan, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -21,18 +22,21 @@ SWITCHING_STATUS = 101
 
 
 class RequestContext:
-    """ASGI layer that sets `request.state.request_id`, adds `x-request-id` to the reply, and turns bugs into one 500."""
+    """ASGI layer that gives a request an id and a span, adds `x-request-id` to the reply, and turns bugs into one 500."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        span = self._tracing.begin(scope.get("method", "GET"), scope["path"], headers)
+        scope.setdefault("state", {}).update(request_id=request_id, span=span)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -40,7 +44,7 @@ class RequestContext:
             # A WebSocket is either accepted, or refused like any request.
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
                 status = message.get("status", SWITCHING_STATUS)
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message).update({"x-request-id": request_id, **span.headers})
             await send(message)
 
         try:
@@ -56,12 +60,19 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.http_requests.labels(route, str(status or CLIENT_LEFT_STATUS)).inc()
+            span.end(route, status or CLIENT_LEFT_STATUS)
 
 
 def request_id_of(request: HTTPConnection) -> str:
     """Return the id that `RequestContext` gave this request."""
     request_id: str = request.state.request_id
     return request_id
+
+
+def span_of(request: HTTPConnection) -> RequestSpan:
+    """Return the span that `RequestContext` gave this request."""
+    span: RequestSpan = request.state.span
+    return span
 
 
 def client_of(request: HTTPConnection) -> str:
