@@ -4,30 +4,27 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, scripted_engine_server, wait_until
 from tests.support.clients.stream_client import metric
 from tests.support.fakes.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[LiveServer, FakeEngine]]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live, engine
+def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
+    with scripted_engine_server() as running:
+        yield running
 
 
 @pytest.fixture
-def engine(shared: tuple[LiveServer, FakeEngine]) -> Iterator[FakeEngine]:
-    """The engine of the server; no session may be left behind."""
-    server, engine = shared
+def engine(running: tuple[FakeEngine, LiveServer]) -> Iterator[FakeEngine]:
+    """The engine of the server, as at the beginning; no session may be left behind."""
+    engine, server = running
+    engine.reset()
     yield engine
-    wait_until(lambda: metric(server, "stream_sockets") == 0)
+    wait_until(lambda: metric(server, "stream_sockets") == engine.pending == 0)
     assert engine.sessions == {}
-    engine.past_sessions.clear()
-    engine.problems.clear()
 
 
 @pytest.fixture
-def server(shared: tuple[LiveServer, FakeEngine], engine: FakeEngine) -> LiveServer:  # noqa: ARG001
-    return shared[0]
+def server(running: tuple[FakeEngine, LiveServer], engine: FakeEngine) -> LiveServer:  # noqa: ARG001
+    return running[1]

@@ -11,7 +11,15 @@ from websockets.exceptions import InvalidStatus
 
 from server.errors import EngineFailed
 from tests.support.clients.listen_client import LINEAR16, listening
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    error_code,
+    instruct,
+    scripted_engine_server,
+    tone,
+    wait_until,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 
 RATE_HZ = 16_000
@@ -22,25 +30,8 @@ SEPARATE = {"channels": "separate"}
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
-    engine = FakeEngine()
-    with live_server(engine, max_audio_s=80.0) as server:
-        wait_until(lambda: engine.stats().ready)
-        yield engine, server
-
-
-@pytest.fixture
-def engine(running: tuple[FakeEngine, LiveServer]) -> FakeEngine:
-    engine = running[0]
-    wait_until(lambda: engine.pending == 0)
-    engine.failure, engine.answers = None, True
-    engine.submitted.clear()
-    engine.past_sessions.clear()
-    return engine
-
-
-@pytest.fixture
-def server(running: tuple[FakeEngine, LiveServer], engine: FakeEngine) -> LiveServer:  # noqa: ARG001
-    return running[1]
+    with scripted_engine_server(max_audio_s=80.0) as running:
+        yield running
 
 
 def test_each_channel_has_a_reply_of_its_own(server: LiveServer, engine: FakeEngine) -> None:

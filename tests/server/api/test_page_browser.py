@@ -48,27 +48,15 @@ def scripted() -> Iterator[ScriptedServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
-    engine = FakeEngine()
-    with live_server(engine) as server:
-        wait_until(lambda: engine.stats().ready)
-        yield engine, server
-
-
 @pytest.fixture
-def engine(running: tuple[FakeEngine, LiveServer]) -> FakeEngine:
-    engine = running[0]
-    engine.text, engine.failure = "Well, hello. World!", None
-    engine.submitted.clear()
+def engine(engine: FakeEngine) -> FakeEngine:
+    engine.text = "Well, hello. World!"
     return engine
 
 
 @pytest.fixture
-def url(running: tuple[FakeEngine, LiveServer], engine: FakeEngine) -> str:
-    """Return the address of the server, whose `engine` is as at the beginning."""
-    wait_until(lambda: engine.pending == 0)
-    return running[1].url
+def url(server: LiveServer) -> str:
+    return server.url
 
 
 @pytest.fixture

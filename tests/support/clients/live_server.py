@@ -20,6 +20,7 @@ from server.engine.types.protocol import Engine
 from server.registry.model import ModelSource
 from server.registry.registry import Catalogue, no_catalogue
 from server.settings import Settings
+from tests.support.fakes.fake_engine import FakeEngine
 
 
 @dataclass
@@ -64,6 +65,15 @@ def live_server(
             thread.join(20)
     if thread.is_alive():
         raise RuntimeError("the server did not stop")
+
+
+@contextlib.contextmanager
+def scripted_engine_server(**settings: Any) -> Iterator[tuple[FakeEngine, LiveServer]]:
+    """Serve a scripted engine, and yield it and its server once it is ready."""
+    engine = FakeEngine()
+    with live_server(engine, **settings) as server:
+        wait_until(lambda: engine.stats().ready)
+        yield engine, server
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from tests.support.fakes.fake_live import FakeLive, even_words
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
 # Not slept, only reported.
 ENCODE_S = 0.01
+TEXT = "hello world"
 GATE_POLL_S = 0.002
 
 
@@ -39,7 +40,7 @@ class FakeEngine(FakeLive):
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_s = max_audio_s
         self.model_name = "fake-model"
-        self.text = "hello world"
+        self.text = TEXT
         self.delay_s = 0.0
         self.pause_s = 0.0
         self.answers = True
@@ -68,6 +69,14 @@ class FakeEngine(FakeLive):
         """Requests that were neither answered nor aborted."""
         with self._changed:
             return len(self._pending)
+
+    def reset(self, text: str = TEXT) -> None:
+        """Take up the script of the beginning, and forget what was asked."""
+        self.text, self.delay_s, self.pause_s = text, 0.0, 0.0
+        self.answers, self.failure, self.refusal = True, None, None
+        self.submitted.clear()
+        self.aborted.clear()
+        self.reset_sessions()
 
     def start(self) -> None:
         self.may_start.wait()

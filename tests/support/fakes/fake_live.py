@@ -62,6 +62,12 @@ class FakeLive:
         self.past_sessions: list[FakeSession] = []
         self._live_lock = threading.RLock()
 
+    def reset_sessions(self) -> None:
+        """Take up the script of the beginning, and forget sessions that have ended."""
+        self.tells_word_times, self.live_refusal = True, None
+        self.past_sessions.clear()
+        self.problems.clear()
+
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         with self._live_lock:
             if not self.takes_sessions():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, scripted_engine_server
 from tests.support.clients.openai_client import openai_client
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -14,28 +14,14 @@ TEXT = "Well, hello. World!"
 
 @pytest.fixture(scope="package")
 def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
-    engine = FakeEngine()
-    with live_server(engine) as server:
-        wait_until(lambda: engine.stats().ready)
-        yield engine, server
+    with scripted_engine_server() as running:
+        yield running
 
 
 @pytest.fixture
-def engine(running: tuple[FakeEngine, LiveServer]) -> FakeEngine:
-    engine = running[0]
-    engine.text, engine.failure, engine.refusal, engine.answers = TEXT, None, None, True
-    engine.tells_word_times = True
-    engine.submitted.clear()
-    engine.past_sessions.clear()
+def engine(engine: FakeEngine) -> FakeEngine:
+    engine.text = TEXT
     return engine
-
-
-@pytest.fixture
-def server(running: tuple[FakeEngine, LiveServer], engine: FakeEngine) -> LiveServer:
-    """Return the server, whose `engine` is as at the beginning."""
-    live = running[1]
-    wait_until(lambda: engine.pending == 0)
-    return live
 
 
 @pytest.fixture(scope="package")

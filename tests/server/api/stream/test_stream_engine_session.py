@@ -19,7 +19,7 @@ def events_of(start: Position, *, flushes_late: bool) -> tuple[list[LiveEvent], 
         engine = FakeEngine()
         engine.start()
         events: list[LiveEvent] = []
-        timer = SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]))
+        timer = SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model")
         session = EngineSession(engine, LiveRequest("s", "Transcribe.", partials=False), timer, start, events.append)
         session.add_audio(np.zeros(24_000, np.float32))
         session.push_end()

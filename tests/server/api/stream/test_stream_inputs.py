@@ -28,7 +28,7 @@ def pushed(steps: list[int | Flush | ChangeInstruction]) -> list[LiveInput]:
     engine.start()
     engine.open_live(LiveRequest("s", "Transcribe."), lambda _event: None)
     session = engine.sessions["s"]
-    inputs = InputBuffer(engine, "s", SessionTimer(LiveMetrics(CollectorRegistry(), [1.0])))
+    inputs = InputBuffer(engine, "s", SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model"))
     samples = 0
     for step in steps:
         match step:
