@@ -93,7 +93,7 @@ class ServerContext:
     stopping: bool = False
     """Whether the server takes no new work any more."""
     listeners: list[Listener] = field(default_factory=list)
-    """What serves clients on ports of its own."""
+    """The servers of clients on other ports."""
     uploads: Door = field(init=False)
     new_sockets: Door = field(init=False)
 

@@ -47,7 +47,7 @@ class RequestSpan(Protocol):
 
 
 class Tracing(Protocol):
-    """Where spans come from. `begin` and the methods of spans never raise, and wait for nothing."""
+    """The source of spans. `begin` and the methods of spans never raise, and wait for nothing."""
 
     def begin(self, method: str, path: str, headers: Mapping[str, str]) -> RequestSpan:
         """Return the span of a request that begins now; a `traceparent` (W3C) in its headers is the parent."""
