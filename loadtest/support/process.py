@@ -1,5 +1,6 @@
 """Processes that the benchmark starts, and what Linux has counted for each with its descendants."""
 
+import contextlib
 import json
 import os
 import re
@@ -26,12 +27,20 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of the tree, descendants that were waited for included; in steps of 10 ms per process."""
     ticks = 0
     for each in process_tree(pid):
-        try:
-            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        ticks += sum(map(int, fields[11:15]))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            ticks += sum(_read_ticks(each))
     return ticks / TICKS_PER_S
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """CPU time of one process without its descendants, in steps of 10 ms. Raises `FileNotFoundError` where it has ended."""
+    return sum(_read_ticks(pid)[:2]) / TICKS_PER_S
+
+
+def _read_ticks(pid: int) -> list[int]:
+    """Return the ticks of a process in its own code and in the system's, and those of its descendants that were waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return [int(field) for field in fields[11:15]]
 
 
 def peak_memory_mib(pid: int) -> float:
