@@ -50,7 +50,7 @@ from tests.support.tiny.tiny_speech_llms import WRITERS
 STAGES = ("features", "encoder", "projector", "LLM", "whole chain")
 HEADING = ("Family", *STAGES, "Reference's tokens", "Different answers", "Batch, cuts, preemption", "TensorRT plans")
 BODIES = ("LlamaModel", "Qwen2Model", "Qwen3Model", "GraniteModel")
-TIME_FIRST = ("GraniteSpeechCTCEncoder", "ParakeetEncoder")
+TIME_FIRST = ("GraniteSpeechCTCEncoder", "GraniteSpeechPlusCTCEncoder", "ParakeetEncoder")
 """Encoders that take features [frames, bins]."""
 GPU = "sm_80"
 PROFILES: dict[str, Profile] = {"encoder": {"frames": (8, 500, 3000)}, "projector": {"states": (16, 200, 1500)}}

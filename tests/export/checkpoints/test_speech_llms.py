@@ -38,7 +38,7 @@ PROMPTS = {
     ),
 }
 """The published prompt of each; a model that only transcribes has a context in place of an instruction."""
-AUDIOS = {"canary-qwen": 8, "qwen3-asr": 20, "granite-speech-head": 20}
+AUDIOS = {"qwen3-asr": 20, "granite-speech-head": 20}
 """How many audios are compared where it is not 4: the references of the others take a second each."""
 
 
