@@ -11,13 +11,19 @@ from export.precisions import PRECISIONS
 from models.bundle.schema import SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
+from models.graph.linear import Float32
 from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.llms.t5 import EMBEDDING as T5_EMBEDDING
+from models.llms.t5 import T5, ExactT5Attention, T5Section, build_t5_decoder, build_t5_memory
+from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter
 from models.speech_decoders import whisper
 from models.speech_decoders.whisper import WhisperDecoderSection
 
 MAX_AUDIO_S = 30.0
 STATES_PER_S = 50.0
 VOICE_WINDOW_SAMPLES = 512
+MAX_PROMPT_POSITIONS, MAX_ANSWER_POSITIONS = 1024, 512
+"""Positions that an encoder-decoder LLM reads, and tokens that it writes at most, the start token among them."""
 MASKED_FRAMES = 4
 """Frames of silence that the convolutions hear behind the audio where the attention is masked: further than they reach."""
 TRANSCRIPTION_INSTRUCTIONS = (
@@ -128,6 +134,50 @@ def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int) ->
         embedding_size=config.embedding_size,
         vocabulary_size=config.vocabulary_size,
         max_positions=max_positions,
+    )
+
+
+def write_t5(model: T5, precision: str, folder: Path, start_token: int) -> T5Section:
+    """Write the graphs and the embeddings of a T5; its tokeniser is `tokenizer.json`, which the caller writes."""
+    how, config = PRECISIONS[precision], model.config
+    table = model.weights[T5_EMBEDDING]
+    np.save(folder / "embedding.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
+    build_t5_memory(model, max_states=MAX_PROMPT_POSITIONS, linear=how.body).save(folder / "llm_memory.onnx")
+    decoder = build_t5_decoder(
+        model, max_positions=MAX_ANSWER_POSITIONS, attention=ExactT5Attention, linear=how.body, head=how.head
+    )
+    decoder.save(folder / "llm.onnx")
+    return T5Section(
+        architecture="t5",
+        precision=precision,
+        graph="llm.onnx",
+        memory_graph="llm_memory.onnx",
+        embedding="embedding.npy",
+        tokeniser="tokenizer.json",
+        layers=config.layers,
+        key_value_heads=config.heads,
+        head_size=config.head_size,
+        embedding_size=config.embedding_size,
+        vocabulary_size=config.vocabulary_size,
+        max_positions=MAX_ANSWER_POSITIONS,
+        max_states=MAX_PROMPT_POSITIONS,
+        start_token=start_token,
+    )
+
+
+def write_adapter(trained: TrainedAdapter, embeddings: Float32, precision: str, folder: Path) -> SubsampleCtcSection:
+    """Write the graph of our adapter, whose draft is scored against an LLM's embeddings; the trained file is there already."""
+    how = PRECISIONS[precision]
+    build_adapter(trained, embeddings, how.speech, how.head).save(folder / "adapter.onnx")
+    return SubsampleCtcSection(
+        architecture="subsample_ctc",
+        precision=speech_precision(precision),
+        graph="adapter.onnx",
+        weights="adapter.safetensors",
+        encoder_width=trained.config["encoder_width"],
+        subsampling=trained.config["reduction"],
+        boundary_instructions=tuple(trained.config["boundary_instructions"]),
+        embedding_size=trained.config["embedding_size"],
     )
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
 from models.bundle.schema import LlmSection, SpeechDecoderSection, dimension
 from models.projectors.no_projector import NoProjector
@@ -18,6 +19,7 @@ from models.protocols import (
     LLM,
     Decoder,
     Encoder,
+    EncoderDecoder,
     EncoderStates,
     Features,
     Float32,
@@ -32,7 +34,7 @@ from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.frame_projector import OnnxFrameProjector
 from models.runtimes.onnx.llm import OnnxLLM
 from models.runtimes.onnx.projector import OnnxProjector
-from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
+from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder, OnnxSpeechDecoder
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import Grammars
 from models.text.tokeniser import PromptTemplate, Tokeniser, is_transcription
@@ -172,6 +174,23 @@ class Models:
             raise ValueError("the models have no LLM")
         return self.llm
 
+    @cached_property
+    def encoder_decoder(self) -> EncoderDecoder | None:
+        """The LLM, if an encoder of its own reads the prompt."""
+        return self.llm if isinstance(self.llm, EncoderDecoder) else None
+
+    def prompt_room(self, answer_tokens: int) -> int:
+        """Return how many positions a prompt of the LLM may have before an answer of so many tokens."""
+        if self.encoder_decoder is not None:
+            return self.encoder_decoder.max_states
+        return self.require_llm().max_positions - answer_tokens
+
+    def answer_room(self, prompt_positions: int) -> int:
+        """Return how many tokens an answer of the LLM may have after a prompt of so many positions, less than 1 for none."""
+        if (reader := self.encoder_decoder) is not None:
+            return reader.max_positions - 1 if prompt_positions <= reader.max_states else 0
+        return self.require_llm().max_positions - prompt_positions
+
     @property
     def draft_tokeniser(self) -> Tokeniser:
         """The tokeniser of the draft's tokens."""
@@ -219,8 +238,23 @@ def _load_llm(bundle: Bundle, slots: int, threads: int) -> LLM | None:
     section = bundle.manifest.llm
     if section is None:
         return None
+    if isinstance(section, EncoderDecoderSection):
+        return _load_encoder_decoder(bundle, section, slots, threads)
     llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=slots, threads=threads)
     bundle.require_values(section, "llm", section.graph, section.graph_values(llm.shapes))
+    return llm
+
+
+def _load_encoder_decoder(bundle: Bundle, section: EncoderDecoderSection, slots: int, threads: int) -> LLM:
+    llm = OnnxEncoderDecoder(
+        *(bundle.path(name) for name in (section.graph, section.memory_graph, section.embedding)),
+        max_states=section.max_states,
+        start_token=section.start_token,
+        slots=slots,
+        threads=threads,
+    )
+    bundle.require_values(section, "llm", section.graph, section.graph_values(llm.shapes))
+    bundle.require_values(section, "llm", section.memory_graph, section.memory_values(llm.memory_shapes))
     return llm
 
 

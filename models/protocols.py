@@ -7,7 +7,7 @@ utterances in longer audio. All arrays are numpy except `EncoderStates`, which o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -197,19 +197,33 @@ class Decoder(Protocol):
 
 
 class LLM(Decoder, Protocol):
-    """The frozen LLM, which reads instruction and speech."""
+    """The frozen LLM, which reads instruction and speech: as the first positions of a slot, or as an `EncoderDecoder`."""
 
 
-class SpeechDecoder(Decoder, Protocol):
-    """The decoder of the speech foundation model: besides its own tokens it attends to the encoder's states, its memory.
-
-    `embed` gives the embeddings of tokens alone; positions are added by `prefill` and `decode`. Every position sees the whole
-    memory.
-    """
+class MemoryDecoder(Decoder, Protocol):
+    """A decoder that attends to states beside its own tokens: its memory, the whole of which every position sees."""
 
     def write_memory(self, slot: int, states: EncoderStates) -> None:
-        """Write the keys and values of an utterance's states [states, width] to a slot; `cache.move` takes them along.
+        """Write the keys and values of states [states, width] to a slot; `cache.move` takes them along.
 
         Call it before the slot's first `prefill`. It forgets the memories of later slots: write several in the order of slots.
         """
         ...
+
+
+class SpeechDecoder(MemoryDecoder, Protocol):
+    """The decoder of the speech foundation model, whose memory is the encoder's states of an utterance.
+
+    `embed` gives the embeddings of tokens alone; positions are added by `prefill` and `decode`.
+    """
+
+
+@runtime_checkable
+class EncoderDecoder(MemoryDecoder, Protocol):
+    """A frozen LLM of T5's kind: an encoder of its own reads the prompt, whose embeddings [positions, width] are its memory.
+
+    The prompt has at most `max_states` positions. An answer begins behind `start_token`, at position 0 of its slot.
+    """
+
+    max_states: int
+    start_token: int

@@ -23,7 +23,7 @@ PROJECTORS = {
     "two_layers": "models.projectors.two_layers:TwoLayersSection",
 }
 SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
-LLMS = {"llama": "models.llms.llama:LlamaSection"}
+LLMS = {"llama": "models.llms.llama:LlamaSection", "t5": "models.llms.t5:T5Section"}
 """The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
 FEATURES = {
     "log_mel": "models.features.log_mel:LogMel",

@@ -27,7 +27,7 @@ def pull_command(options: argparse.Namespace, settings: Settings) -> int:
     from export.pull import pull_model
 
     hub = Hub(settings.cache_dir / "checkpoints", options.hub)
-    wanted = PullOptions(precision=options.precision, floor_s=options.floor_s, name=options.name)
+    wanted = PullOptions(precision=options.precision, floor_s=options.floor_s, name=options.name, adapter=options.adapter)
     bundle = pull_model(
         options.model, wanted, hub, model_store(settings), lambda path: _write_voice(settings, path), llm=options.llm
     )
@@ -72,6 +72,12 @@ def add_pull_flags(parser: argparse.ArgumentParser, precisions: list[str], defau
     """Add the arguments of `pull`."""
     parser.add_argument("model", metavar="NAME", help="hub id such as openai/whisper-small, or a local folder")
     parser.add_argument("--llm", metavar="NAME", help="an LLM that answers about the transcripts of a Whisper")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FILE",
+        help="adapter.safetensors: the LLM hears the speech through this, not a transcript",
+    )
     parser.add_argument("--name", help="name in the store (default: after the checkpoint)")
     parser.add_argument("--precision", choices=precisions, default=default, help="of the weights (default: %(default)s)")
     parser.add_argument(

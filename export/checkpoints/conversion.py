@@ -18,12 +18,14 @@ VOICE_LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
 class PullOptions:
     """How a model is pulled. Whisper hears at least `floor_s` of audio, silence behind the speech included.
 
-    `name` is its name in the store, by default after the checkpoint.
+    `name` is its name in the store, by default after the checkpoint. Through an `adapter`, a trained file, an LLM hears the
+    speech; without one it reads the transcript.
     """
 
     precision: str
     floor_s: float = MAX_AUDIO_S
     name: str | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)

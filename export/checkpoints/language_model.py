@@ -12,7 +12,8 @@ from export.checkpoints.llama import largest_position, read_llama
 from export.checkpoints.safetensors_file import CheckpointError
 from export.importers import gguf
 from models.bundle.schema import LlmSection, PromptSection
-from models.llms.llama import SPAN_STEP, Llama
+from models.graph.linear import Float32
+from models.llms.llama import EMBEDDING, SPAN_STEP, Llama
 from models.text.tokeniser import Tokeniser
 
 MAX_POSITIONS = 1024
@@ -42,9 +43,18 @@ class LanguageModel:
             raise CheckpointError(f"{self.name} was made for {self.positions} positions, and {SPAN_STEP} are needed at least")
         return write_llm(self.llama, precision, folder, positions)
 
-    def transcript_prompt(self, folder: Path) -> PromptSection:
+    @property
+    def embeddings(self) -> Float32:
+        """The embeddings [vocabulary, embedding_size] of the tokens."""
+        return self.llama.weights[EMBEDDING]
+
+    def speech_prompt(self) -> PromptSection:
+        """Return the prompt in which the LLM hears the speech."""
+        return lay_out(self.template, self.ends, Tokeniser.from_json(self.tokeniser_json), f"{INSTRUCTION}\n{SPEECH}")
+
+    def transcript_prompt(self) -> PromptSection:
         """Return the prompt in which the LLM is asked about a transcript."""
-        return lay_out(self.template, self.ends, Tokeniser.from_file(folder / "tokenizer.json"), f'{INSTRUCTION}{QUOTE}{SPEECH}"')
+        return lay_out(self.template, self.ends, Tokeniser.from_json(self.tokeniser_json), f'{INSTRUCTION}{QUOTE}{SPEECH}"')
 
 
 def lay_out(template: ChatTemplate, ends: tuple[int, ...], tokeniser: Tokeniser, turn: str) -> PromptSection:

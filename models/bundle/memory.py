@@ -1,5 +1,6 @@
 """The memory that a bundle's models take on a CPU, reckoned from its manifest."""
 
+from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.schema import Manifest
 
 FLOAT32_BYTES = 4
@@ -11,7 +12,8 @@ def slot_bytes(manifest: Manifest) -> int:
     """Return the memory of one request's keys and values, in every decoder, on a CPU."""
     total = 0
     if llm := manifest.llm:
-        total += 2 * llm.layers * llm.key_value_heads * llm.head_size * llm.max_positions * FLOAT32_BYTES
+        positions = llm.max_positions + (llm.max_states if isinstance(llm, EncoderDecoderSection) else 0)
+        total += 2 * llm.layers * llm.key_value_heads * llm.head_size * positions * FLOAT32_BYTES
     if speech := manifest.speech_decoder:
         total += 2 * speech.layers * speech.embedding_size * (speech.max_positions + speech.max_states) * FLOAT32_BYTES
     return total

@@ -185,6 +185,10 @@ class LlmSection(ModelSection):
     vocabulary_size: PositiveInt
     max_positions: PositiveInt
 
+    def named_files(self) -> set[str]:
+        """Return the files that the section names."""
+        return {self.graph, self.embedding, self.tokeniser}
+
 
 class PromptSection(Section):
     """The token ids of a prompt, as `models.text.tokeniser.PromptTemplate` has them, and those that end an answer."""
@@ -383,8 +387,8 @@ class BundleDescription(Section):
         named = {self.encoder.graph, self.voice.graph}
         if projector := self.projector:
             named |= {each for each in (projector.graph, projector.weights, projector.table) if each}
-        if llm := self.llm:
-            named |= {llm.graph, llm.embedding, llm.tokeniser}
+        if self.llm:
+            named |= self.llm.named_files()
         if speech := self.speech_decoder:
             named |= {speech.graph, speech.memory_graph, speech.embedding, speech.tokeniser}
         return named | {plan.file for plan in self.plans}

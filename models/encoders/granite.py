@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.graph.cross_attention import MASKED
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
-from models.llms.llama import MASKED
 
 LAYER_NORM_EPSILON = 1e-5
 BATCH_NORM_EPSILON = 1e-5

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle.schema import GraphValues, LlmSection, Shapes, dimension
+from models.graph.cross_attention import MASKED
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import Rotation, spreading_rotation
 from models.graph.writer import GraphBuilder, Shape
@@ -177,10 +178,6 @@ def _turn_heads(rows: Float32, rotation: Rotation) -> Float32:
     return _by_rows(rows.reshape(-1, rotation.size), rotation.turn).reshape(rows.shape)
 
 
-MASKED = np.float32(-1e30)
-"""Added to the scores of positions that are not seen: their weight is exactly 0, and no infinity can make a NaN."""
-
-
 @dataclass(frozen=True)
 class SlotPair:
     """The names of one layer's keys and values."""
@@ -289,7 +286,7 @@ class PackedAttention:
         self.copies = 2 if self.sharing == 1 else 1
         graph.input("places", np.int64, ["rows", "tokens"])
         graph.input("kept", np.int64, ["positions"])
-        self.mask = self._mask(graph.input("span", np.int64, [1]))
+        self.mask = self.write_mask(graph.input("span", np.int64, [1]))
 
     def order_heads(self, weight: Float32) -> Float32:
         """From key head by key head to the first query head of each key head, then the second, and so on."""
@@ -328,16 +325,23 @@ class PackedAttention:
         """Return queries and keys [B, S, (heads + key_value_heads) * h] turned by their positions: here, as they are."""
         return projected
 
-    def _mask(self, span: str) -> str:
+    def write_mask(self, span: str) -> str:
         """[B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""
         graph = self.graph
-        first, step = (graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1))
-        seen = graph.node("Range", first, graph.node("Squeeze", span), step)
-        each = graph.node("Unsqueeze", "positions", self._sizes(2))
-        repeated = graph.node("Expand", each, self._sizes(1, 1, self.sharing * self.copies))
-        positions = graph.node("Reshape", repeated, self._sizes(0, 1, -1, 1))
+        seen = self.slot_positions(span)
+        positions = graph.node("Reshape", self.row_positions(), self._sizes(0, 1, -1, 1))
         values = (graph.weight(f"mask.{name}", np.array(value)) for name, value in (("out", MASKED), ("in", np.float32(0))))
         return graph.node("Where", graph.node("Greater", seen, positions), *values)
+
+    def slot_positions(self, span: str) -> str:
+        """The positions [span] of the keys."""
+        first, step = (self.graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1))
+        return self.graph.node("Range", first, self.graph.node("Squeeze", span), step)
+
+    def row_positions(self) -> str:
+        """The position of each query row [B, S, rows per position]."""
+        each = self.graph.node("Unsqueeze", "positions", self._sizes(2))
+        return self.graph.node("Expand", each, self._sizes(1, 1, self.sharing * self.copies))
 
     def _sizes(self, *sizes: int) -> str:
         """A constant list of integers."""

@@ -1,12 +1,20 @@
-"""Write T5 encoder-decoders (T5 1.1, mT5, mT0: gated feed-forward, no biases) as two ONNX graphs straight from their weights.
+"""Write T5 encoder-decoders (T5, mT5, mT0; no biases) as ONNX graphs straight from their weights.
 
-The encoder, which a prefill runs once over R rows of T positions, instruction and speech together:
+The memory, which is run once for a prompt of F positions, instruction and speech together:
+
+    states                        [F, D] float32     in   the embeddings of the prompt
+    cross_key_i, cross_value_i    [F, H * h]         out  what decoder layer i attends to
+
+The decoder, with slots and packed rows as in `models.llms.llama` and memory as in `models.graph.cross_attention`; an answer
+begins with the decoder's start token at position 0. A position's logits are the same bits whatever else runs.
+
+For TensorRT there is an encoder over R rows of T positions:
 
     embeddings   [R, T, D] float32    in
     length       [R] int64            in   how many positions of each row are true; the rest is padding
-    cross_key_i, cross_value_i        out  [R, H, T, h], what decoder layer i attends to
+    cross_key_i, cross_value_i        out  [R, H, T, h]
 
-The decoder, with slots as in `models.llms.llama`; a text begins with the decoder's start token at position 0:
+and the same decoder with `StandardT5Attention`:
 
     embeddings, positions, write_index, wanted, key_i, value_i, logits, key_out_i, value_out_i   as there, slots [R, H, P, h]
     cross_key_i, cross_value_i        in   [R, H, "encoded", h] as the encoder gave them
@@ -16,14 +24,43 @@ Positions come in as a bias per distance, which holds the mask too: it is comput
 not scale scores.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from models.bundle.encoder_decoder import EncoderDecoderSection
+from models.bundle.schema import GraphValues, Shapes, dimension
+from models.graph.cross_attention import MASKED, CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder, Shape
-from models.llms.llama import MASKED
+from models.llms.llama import PackedAttention, SlotPair
+
+EMBEDDING = "shared.weight"
+
+
+class T5Section(EncoderDecoderSection):
+    """A T5 in `bundle.json`."""
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        width = dimension(shapes, "key_0", -1)
+        return {
+            "layers": sum(name.startswith("key_") and "_out_" not in name for name in shapes),
+            "key_value_heads": width // self.head_size if isinstance(width, int) else width,
+            "head_size": width // self.key_value_heads if isinstance(width, int) else width,
+            "max_positions": dimension(shapes, "key_0", 1),
+            "embedding_size": dimension(shapes, "embeddings", -1),
+            "vocabulary_size": dimension(shapes, "logits", 1),
+        }
+
+    def memory_values(self, shapes: Shapes) -> GraphValues:
+        return {
+            "layers": sum(name.startswith("cross_key_") for name in shapes),
+            "embedding_size": dimension(shapes, "states", 1),
+        }
 
 
 @dataclass(frozen=True)
@@ -40,13 +77,17 @@ class T5Config:
     largest_distance: int
     norm_epsilon: float
 
+    @property
+    def key_value_heads(self) -> int:
+        return self.heads
+
 
 @dataclass(frozen=True)
 class T5:
-    """A model: `weights` by Hugging Face names, with `lm_head.weight`."""
+    """A model: `weights` by Hugging Face names, with `lm_head.weight`. Feed-forward layers without a `wi_0` are not gated."""
 
     config: T5Config
-    weights: dict[str, Float32]
+    weights: Mapping[str, Float32]
 
 
 def distance_bucket(distance: npt.NDArray[np.int64], config: T5Config, *, both_ways: bool) -> npt.NDArray[np.int64]:
@@ -66,11 +107,12 @@ def distance_bucket(distance: npt.NDArray[np.int64], config: T5Config, *, both_w
 
 
 class T5Writer:
-    """The parts that encoder and decoder share; `linear` writes the layers' products."""
+    """The parts that encoder and decoder share; `linear` writes the layers' products. Queries are multiplied by `query_scale`."""
 
     def __init__(self, name: str, model: T5, stack: str, linear: Linear, float_type: npt.DTypeLike) -> None:
         self.graph = GraphBuilder(name, float_type)
         self.config, self.weights, self.stack, self.write_linear = model.config, model.weights, stack, linear
+        self.query_scale = 1.0
 
     def constant(self, *numbers: int) -> str:
         """Return a constant list of integers."""
@@ -82,7 +124,8 @@ class T5Writer:
 
     def product(self, value: str, prefix: str, *names: str) -> str:
         """Write `value` times several weights as one product."""
-        weight = np.concatenate([self.weights[f"{prefix}.{name}.weight"] for name in names])
+        scales = {"q": np.float32(self.query_scale)}
+        weight = np.concatenate([self.weights[f"{prefix}.{name}.weight"] * scales.get(name, np.float32(1)) for name in names])
         return self.write_linear(self.graph, value, f"{prefix}.{'_'.join(names)}.weight", weight)
 
     def by_head(self, value: str, parts: int) -> list[str]:
@@ -108,10 +151,116 @@ class T5Writer:
 
     def feed_forward(self, hidden: str, layer: str) -> str:
         normed = self.norm(hidden, f"{layer}.layer_norm")
+        if f"{layer}.DenseReluDense.wi_0.weight" not in self.weights:
+            inner = self.graph.node("Relu", self.product(normed, f"{layer}.DenseReluDense", "wi"))
+            return self.graph.node("Add", hidden, self.product(inner, f"{layer}.DenseReluDense", "wo"))
         both = self.product(normed, f"{layer}.DenseReluDense", "wi_0", "wi_1")
         gate, up = self.graph.nodes("Split", both, outputs=2, axis=-1, num_outputs=2)
         gated = self.graph.node("Mul", self.graph.node("Gelu", gate, approximate="tanh"), up)
         return self.graph.node("Add", hidden, self.product(gated, f"{layer}.DenseReluDense", "wo"))
+
+
+class DecoderAttention(Protocol):
+    """Writes both attentions of all layers of one decoder; made once per graph, where it declares the inputs that it needs."""
+
+    layout: Shape
+    """The dimensions of the new positions outside the attention: [R, S], or [T] where rows are packed."""
+    slot_shape: Shape
+
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        """Return the attended values [*layout, H * h] of query, key and value in one, and the slots as written."""
+        ...
+
+    def cross(self, query: str, layer: int) -> str:
+        """Return the attention [*layout, H * h] of queries to the memory."""
+        ...
+
+
+DecoderAttentionWriter = Callable[[T5Writer, int], DecoderAttention]
+"""Starts the attention of a graph with slots of so many positions; `positions` and `write_index` are declared already."""
+
+
+class StandardT5Attention:
+    """ONNX's `Attention` over slots [R, H, P, h] and memory by heads, as TensorRT runs it."""
+
+    layout: Shape = ("rows", "tokens")
+
+    def __init__(self, writer: T5Writer, max_positions: int) -> None:
+        graph, config = writer.graph, writer.config
+        self._writer = writer
+        self.slot_shape: Shape = ["rows", config.heads, max_positions, config.head_size]
+        graph.input("cross_length", np.int64, ["rows"])
+        shape: Shape = ["rows", config.heads, "encoded", config.head_size]
+        self._memory = [
+            [graph.input(f"cross_{name}_{layer}", graph.float_type, shape) for name in ("key", "value")]
+            for layer in range(config.layers)
+        ]
+        places = graph.weight("places", np.arange(max_positions, dtype=np.int64))
+        self._bias = decoder_bias(writer, "positions", places, max_positions)
+
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        graph = self._writer.graph
+        query, *new = self._writer.by_head(projected, 3)
+        written = SlotPair(
+            *(
+                graph.node("TensorScatter", slot, each, "write_index", axis=2)
+                for slot, each in zip((slots.key, slots.value), new, strict=True)
+            )
+        )
+        attended = graph.node("Attention", query, written.key, written.value, self._bias, scale=1.0)
+        return self._writer.joined(attended), written
+
+    def cross(self, query: str, layer: int) -> str:
+        (by_head,) = self._writer.by_head(query, 1)
+        node = self._writer.graph.node("Attention", by_head, *self._memory[layer], "", "", "", "cross_length", scale=1.0)
+        return self._writer.joined(node)
+
+
+class BiasedAttention(PackedAttention):
+    """`PackedAttention` with T5's bias of each distance in its mask."""
+
+    def __init__(self, writer: T5Writer, max_positions: int) -> None:
+        self._writer = writer
+        super().__init__(writer.graph, writer.config, max_positions)
+
+    def write_mask(self, span: str) -> str:
+        """[B, H, S * rows per position, span]"""
+        rows = self.graph.node("Reshape", self.row_positions(), self._writer.constant(0, -1))
+        return decoder_bias(self._writer, rows, self.slot_positions(span), self.max_positions)
+
+
+class ExactT5Attention:
+    """Packed rows, whose results are the same bits however a sequence is cut and whatever runs beside it.
+
+    Scores are scaled by the operators, which the queries' weights undo.
+    """
+
+    def __init__(self, writer: T5Writer, max_positions: int) -> None:
+        config = writer.config
+        writer.query_scale = math.sqrt(config.head_size)
+        self._own = BiasedAttention(writer, max_positions)
+        self._crossing = CrossAttention(writer.graph, config.layers, config.heads, config.heads * config.head_size)
+        self.layout, self.slot_shape = self._own.layout, self._own.slot_shape
+
+    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
+        return self._own.attend(projected, slots)
+
+    def cross(self, query: str, layer: int) -> str:
+        return self._crossing.attend(query, layer)
+
+
+def build_t5_memory(model: T5, *, max_states: int, linear: Linear = float32_linear) -> GraphBuilder:
+    """Return the graph of the memory, described above, for prompts of at most `max_states` positions."""
+    writer = T5Writer("t5_memory", model, "encoder", linear, np.float32)
+    graph, config = writer.graph, model.config
+    given = graph.input("states", np.float32, ["states", config.embedding_size])
+    hidden = graph.node("Unsqueeze", given, writer.constant(0))
+    states = graph.node("Squeeze", _encode(writer, hidden, _distance_bias(writer, hidden, max_states)), writer.constant(0))
+    for layer in range(config.layers):
+        packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
+        for name, value in zip(("key", "value"), graph.nodes("Split", packed, outputs=2, axis=-1, num_outputs=2), strict=True):
+            graph.output(value, f"cross_{name}_{layer}", np.float32, ["states", config.heads * config.head_size])
+    return graph
 
 
 def build_t5_encoder(
@@ -122,16 +271,9 @@ def build_t5_encoder(
     graph, config = writer.graph, model.config
     hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
     length = graph.input("length", np.int64, ["rows"])
-    bias = _encoder_bias(writer, hidden, length, max_tokens)
-    for layer in range(config.layers):
-        block = f"encoder.block.{layer}"
-        attention = f"{block}.layer.0.SelfAttention"
-        normed = writer.norm(hidden, f"{block}.layer.0.layer_norm")
-        parts = writer.by_head(writer.product(normed, attention, "q", "k", "v"), 3)
-        attended = writer.joined(graph.node("Attention", *parts, bias, scale=1.0))
-        hidden = graph.node("Add", hidden, writer.product(attended, attention, "o"))
-        hidden = writer.feed_forward(hidden, f"{block}.layer.1")
-    states = writer.norm(hidden, "encoder.final_layer_norm")
+    tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
+    true = graph.node("Less", _places(writer, tokens), graph.node("Unsqueeze", length, writer.constant(1, 2, 3)))
+    states = _encode(writer, hidden, writer.masked(true, _distance_bias(writer, hidden, max_tokens)))
     for layer in range(config.layers):
         packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
         for name, value in zip(("key", "value"), writer.by_head(packed, 2), strict=True):
@@ -141,64 +283,80 @@ def build_t5_encoder(
 
 
 def build_t5_decoder(
-    model: T5, *, max_positions: int, linear: Linear = float32_linear, float_type: npt.DTypeLike = np.float32
+    model: T5,
+    *,
+    max_positions: int,
+    attention: DecoderAttentionWriter = StandardT5Attention,
+    linear: Linear = float32_linear,
+    head: Linear = float32_linear,
+    float_type: npt.DTypeLike = np.float32,
 ) -> GraphBuilder:
-    """Return the decoder described above with slots of `max_positions`."""
+    """Return the decoder described above with slots of `max_positions`; `head` writes the product that gives the logits."""
     writer = T5Writer("t5_decoder", model, "decoder", linear, float_type)
     graph, config = writer.graph, model.config
-    hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
-    positions = graph.input("positions", np.int64, ["rows", "tokens"])
+    graph.input("positions", np.int64, ["rows", "tokens"])
     graph.input("write_index", np.int64, ["rows"])
-    wanted = graph.input("wanted", np.int64, ["wanted", 2])
-    graph.input("cross_length", np.int64, ["rows"])
-    bias = _decoder_bias(writer, positions, max_positions)
-    slot_shape: Shape = ["rows", config.heads, max_positions, config.head_size]
-    cross_shape: Shape = ["rows", config.heads, "encoded", config.head_size]
+    attending = attention(writer, max_positions)
+    hidden = graph.input("embeddings", np.float32, [*attending.layout, config.embedding_size])
+    wanted = graph.input("wanted", np.int64, ["wanted", len(attending.layout)])
     all_written = []
     for layer in range(config.layers):
         block = f"decoder.block.{layer}"
-        attention = f"{block}.layer.0.SelfAttention"
-        slots = [graph.input(f"{name}_{layer}", graph.float_type, slot_shape) for name in ("key", "value")]
-        crossed = [graph.input(f"cross_{name}_{layer}", graph.float_type, cross_shape) for name in ("key", "value")]
-        normed = writer.norm(hidden, f"{block}.layer.0.layer_norm")
-        query, *new = writer.by_head(writer.product(normed, attention, "q", "k", "v"), 3)
-        written = [graph.node("TensorScatter", slot, each, "write_index", axis=2) for slot, each in zip(slots, new, strict=True)]
+        part = f"{block}.layer.0.SelfAttention"
+        slots = SlotPair(*(graph.input(f"{name}_{layer}", graph.float_type, attending.slot_shape) for name in ("key", "value")))
+        projected = writer.product(writer.norm(hidden, f"{block}.layer.0.layer_norm"), part, "q", "k", "v")
+        attended, written = attending.attend(projected, slots)
         all_written.append(written)
-        attended = writer.joined(graph.node("Attention", query, *written, bias, scale=1.0))
-        hidden = graph.node("Add", hidden, writer.product(attended, attention, "o"))
-
-        attention = f"{block}.layer.1.EncDecAttention"
-        normed = writer.norm(hidden, f"{block}.layer.1.layer_norm")
-        (query,) = writer.by_head(writer.product(normed, attention, "q"), 1)
-        attended = writer.joined(graph.node("Attention", query, *crossed, "", "", "", "cross_length", scale=1.0))
-        hidden = graph.node("Add", hidden, writer.product(attended, attention, "o"))
+        hidden = graph.node("Add", hidden, writer.product(attended, part, "o"))
+        part = f"{block}.layer.1.EncDecAttention"
+        query = writer.product(writer.norm(hidden, f"{block}.layer.1.layer_norm"), part, "q")
+        hidden = graph.node("Add", hidden, writer.product(attending.cross(query, layer), part, "o"))
         hidden = writer.feed_forward(hidden, f"{block}.layer.2")
     last = graph.node("GatherND", writer.norm(hidden, "decoder.final_layer_norm"), wanted)
-    logits = float32_linear(graph, last, "lm_head.weight", model.weights["lm_head.weight"])
+    logits = head(graph, last, "lm_head.weight", model.weights["lm_head.weight"])
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
-        for name, value in zip(("key", "value"), written, strict=True):
-            graph.output(value, f"{name}_out_{layer}", graph.float_type, slot_shape)
+        graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
+        graph.output(written.value, f"value_out_{layer}", graph.float_type, attending.slot_shape)
     return graph
 
 
-def _encoder_bias(writer: T5Writer, hidden: str, length: str, max_tokens: int) -> str:
-    """[R, H, T, T]: the bias of each distance, masked where the key is padding."""
+def _encode(writer: T5Writer, hidden: str, bias: str) -> str:
+    """Return the encoder's states [R, T, D] of embeddings [R, T, D]."""
     graph = writer.graph
-    tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
-    zero, one = (graph.weight(f"number.{number}", np.array(number, np.int64)) for number in (0, 1))
-    places = graph.node("Range", zero, tokens, one)
+    for layer in range(writer.config.layers):
+        block = f"encoder.block.{layer}"
+        attention = f"{block}.layer.0.SelfAttention"
+        normed = writer.norm(hidden, f"{block}.layer.0.layer_norm")
+        parts = writer.by_head(writer.product(normed, attention, "q", "k", "v"), 3)
+        attended = writer.joined(graph.node("Attention", *parts, bias, scale=1.0))
+        hidden = graph.node("Add", hidden, writer.product(attended, attention, "o"))
+        hidden = writer.feed_forward(hidden, f"{block}.layer.1")
+    return writer.norm(hidden, "encoder.final_layer_norm")
+
+
+def _places(writer: T5Writer, tokens: str) -> str:
+    """[T]: the numbers from 0 on."""
+    zero, one = (writer.graph.weight(f"number.{number}", np.array(number, np.int64)) for number in (0, 1))
+    return writer.graph.node("Range", zero, tokens, one)
+
+
+def _distance_bias(writer: T5Writer, hidden: str, max_tokens: int) -> str:
+    """[1, H, T, T]: the bias of each distance between the positions of hidden [R, T, D]."""
+    graph = writer.graph
+    places = _places(writer, graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2)))
     distance = graph.node("Sub", places, graph.node("Unsqueeze", places, writer.constant(1)))
     table = writer.distance_table(np.arange(1 - max_tokens, max_tokens), both_ways=True)
     biases = graph.node("Gather", table, graph.node("Add", distance, writer.constant(max_tokens - 1)))
-    bias = graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), writer.constant(0))
-    return writer.masked(graph.node("Less", places, graph.node("Unsqueeze", length, writer.constant(1, 2, 3))), bias)
+    return graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), writer.constant(0))
 
 
-def _decoder_bias(writer: T5Writer, positions: str, max_positions: int) -> str:
-    """[R, H, S, P]: the bias of each distance, masked where the key is later than the query."""
+def decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: int) -> str:
+    """[R, H, S, P]: the bias of each distance between queries at `positions` [R, S] and keys at `places` [P].
+
+    Keys that are later than the query are masked.
+    """
     graph = writer.graph
-    places = graph.weight("places", np.arange(max_positions, dtype=np.int64))
     back = graph.node("Sub", graph.node("Unsqueeze", positions, writer.constant(2)), places)
     zero = writer.constant(0)
     table = writer.distance_table(-np.arange(max_positions), both_ways=False)

@@ -10,8 +10,7 @@ states, a multiple of `SPAN_STEP`:
 
     embeddings     [T, D] float32       in   of the tokens alone; the graph adds their positions
     positions, write_index, wanted, span, places, kept, key_i, value_i, logits, key_out_i, value_out_i   as there
-    cross_key_i, cross_value_i          in   [B, C, D]
-    memory_length  [B] int64            in   how many states of each row are true
+    cross_key_i, cross_value_i, memory_length   as `models.graph.cross_attention` describes them
 
 A position's results are the same bits whatever else runs, however the tokens are cut, and however long the padding is.
 """
@@ -25,13 +24,12 @@ import numpy.typing as npt
 
 from models.bundle.schema import GraphValues, Shapes, SpeechDecoderSection, dimension
 from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
+from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
-from models.llms.llama import MASKED, PackedAttention, SlotPair
+from models.llms.llama import PackedAttention, SlotPair
 
 PREFIX = "decoder/"
-COPIES = 2
-"""Times that each query row is computed: a product of one row takes another path, with other last bits."""
 
 
 class WhisperDecoderSection(SpeechDecoderSection):
@@ -124,19 +122,12 @@ def build_decoder(
     own = PackedAttention(graph, config, max_positions)
     hidden = graph.input("embeddings", np.float32, [*own.layout, writer.width])
     wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
-    graph.input("memory_length", np.int64, ["rows"])
-    crossed = [
-        SlotPair(
-            *(graph.input(f"cross_{name}_{layer}", np.float32, ["rows", "memory", writer.width]) for name in ("key", "value"))
-        )
-        for layer in range(config.layers)
-    ]
-    mask = _memory_mask(writer, crossed[0].key)
+    crossing = CrossAttention(graph, config.layers, config.heads, writer.width)
     packed = graph.node("Gather", graph.node("Reshape", positions, writer.sizes(-1)), "kept", axis=0)
     table = graph.weight("position_encodings/encodings", writer.weights["position_encodings/encodings"][:max_positions])
     hidden = graph.node("Add", hidden, graph.node("Gather", table, packed, axis=0))
     all_written = []
-    for layer, memory in enumerate(crossed):
+    for layer in range(config.layers):
         part = f"layer_{layer}/self_attention"
         slots = SlotPair(*(graph.input(f"{name}_{layer}", np.float32, own.slot_shape) for name in ("key", "value")))
         attended, written = own.attend(writer.linear(writer.norm(hidden, f"{part}/layer_norm"), f"{part}/linear_0"), slots)
@@ -144,7 +135,7 @@ def build_decoder(
         hidden = graph.node("Add", hidden, writer.linear(attended, f"{part}/linear_1"))
         part = f"layer_{layer}/attention"
         query = writer.linear(writer.norm(hidden, f"{part}/layer_norm"), f"{part}/linear_0")
-        hidden = graph.node("Add", hidden, writer.linear(_cross(writer, query, memory, mask), f"{part}/linear_2"))
+        hidden = graph.node("Add", hidden, writer.linear(crossing.attend(query, layer), f"{part}/linear_2"))
         part = f"layer_{layer}/ffn"
         inner = graph.node("Gelu", writer.linear(writer.norm(hidden, f"{part}/layer_norm"), f"{part}/linear_0"))
         hidden = graph.node("Add", hidden, writer.linear(inner, f"{part}/linear_1"))
@@ -157,31 +148,6 @@ def build_decoder(
         graph.output(written.key, f"key_out_{layer}", np.float32, own.slot_shape)
         graph.output(written.value, f"value_out_{layer}", np.float32, own.slot_shape)
     return graph
-
-
-def _memory_mask(writer: WhisperDecoderWriter, memory: str) -> str:
-    """[B, 1, S * COPIES, C]: every position sees all true states of its row."""
-    graph = writer.graph
-    zero, one = (graph.weight(f"memory.{number}", np.array(number, np.int64)) for number in (0, 1))
-    states = graph.node("Squeeze", graph.node("Shape", memory, start=1, end=2))
-    true = graph.node(
-        "Less", graph.node("Range", zero, states, one), graph.node("Unsqueeze", "memory_length", writer.sizes(1, 2, 3))
-    )
-    values = (graph.weight(f"memory.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
-    mask = graph.node("Where", true, *values)
-    tokens = graph.node("Mul", graph.node("Shape", "positions", start=1, end=2), writer.sizes(COPIES))
-    return graph.node("Expand", mask, graph.node("Concat", writer.sizes(1, 1), tokens, writer.sizes(1), axis=0))
-
-
-def _cross(writer: WhisperDecoderWriter, query: str, memory: SlotPair, mask: str) -> str:
-    """Return [T, D]: the attention of packed queries to the memory of their rows."""
-    graph, heads = writer.graph, writer.config.heads
-    padded = graph.node("Gather", query, "places", axis=0)
-    doubled = graph.node("Reshape", graph.node("Concat", *[padded] * COPIES, axis=-1), writer.sizes(0, -1, writer.width))
-    attended = graph.node("Attention", doubled, memory.key, memory.value, mask, q_num_heads=heads, kv_num_heads=heads)
-    by_place = graph.node("Reshape", attended, writer.sizes(-1, COPIES * writer.width))
-    packed = graph.node("Gather", by_place, "kept", axis=0)
-    return graph.nodes("Split", packed, outputs=COPIES, axis=-1, num_outputs=COPIES)[0]
 
 
 def embedding_table(arrays: Arrays, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:

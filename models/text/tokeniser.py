@@ -108,6 +108,7 @@ class Tokeniser:
         return self.token_bytes(id).startswith(b" ")
 
     def _spellable(self, text: str) -> str:
+        """Return a text with U+FFFD for the characters that the vocabulary cannot spell."""
         whole = "".join(REPLACEMENT_CHARACTER if "\ud800" <= character <= "\udfff" else character for character in text)
         if self._missing_bytes.isdisjoint(whole.encode()):
             return whole

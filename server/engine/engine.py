@@ -162,7 +162,7 @@ class LocalEngine:
         audio_s = max(self._encode_budget_audio_s, self.max_audio_s)
         return max(
             (times.features_s + times.encode_s + times.adapter_s) * audio_s / self._requests.audio_s(warm_up),
-            times.prefill_s * max(1.0, self._step_tokens / max(1, len(warm_up.prompt) - warm_up.cached_tokens)),
+            times.prefill_s * max(1.0, self._step_tokens / max(1, warm_up.read_positions - warm_up.cached_tokens)),
             times.decode_s * self._models.slots,
         )
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from models.assemble import Models, chain_models, draft_table_path, load_speech_decoder, read_trained
+from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
@@ -71,6 +72,8 @@ def load_models_on(
         raise BackendError(
             f"Bundle {manifest.name} has a projector of the kind {manifest.projector.architecture}: serve it on a CPU."
         )
+    if isinstance(manifest.llm, EncoderDecoderSection):
+        raise BackendError(f"Bundle {manifest.name} has an LLM of the kind {manifest.llm.architecture}: serve it on a CPU.")
     # The plan that takes longest to build is asked for first.
     llm = _load_plan(device, bundle, "llm", positions or manifest.require_llm().max_positions)
     stream = device.stream()

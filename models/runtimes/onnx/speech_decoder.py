@@ -1,4 +1,4 @@
-"""The speech decoder on ONNX Runtime: K/V slots as the LLM's, and the memory of each slot beside them."""
+"""Decoders with a memory on ONNX Runtime: K/V slots as the LLM's, and the memory of each slot beside them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +81,8 @@ class CrossAttendingCache(NumpyKVCache):
         self.cross.move(source, target)
 
 
-class OnnxSpeechDecoder(OnnxLLM):
-    """Implements `models.protocols.SpeechDecoder` for the graphs of `models.speech_decoders.whisper`. Not thread-safe.
+class OnnxMemoryDecoder(OnnxLLM):
+    """Implements `models.protocols.MemoryDecoder` for decoders with `models.graph.cross_attention`. Not thread-safe.
 
     `memory` is the graph that turns states into keys and values; everything else is as for `OnnxLLM`.
     """
@@ -98,7 +98,7 @@ class OnnxSpeechDecoder(OnnxLLM):
         self._bindings.clear()
 
     def write_memory(self, slot: int, states: Float32) -> None:
-        """Write the keys and values of an utterance's states [states, width] to a slot."""
+        """Write the keys and values of states [states, width] to a slot."""
         states = np.ascontiguousarray(states, np.float32)
         places = self._cross.claim(slot, len(states))
         binding = self._memory_session.io_binding()
@@ -108,7 +108,7 @@ class OnnxSpeechDecoder(OnnxLLM):
         try:
             self._memory_session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
-            raise BackendError(f"the speech decoder's memory failed on {len(states)} states: {error}") from error
+            raise BackendError(f"the decoder's memory failed on {len(states)} states: {error}") from error
 
     def _extra_inputs(self, rows: Sequence[PrefillRow]) -> dict[str, npt.NDArray[np.generic]]:
         first, count = rows[0].slot, len(rows)
@@ -117,3 +117,25 @@ class OnnxSpeechDecoder(OnnxLLM):
             raise ValueError(f"slots {first} to {first + count - 1} have no memory to attend to")
         cross = {name: self._cross.rows(number, first, count) for number, name in enumerate(self._cross_names)}
         return {"memory_length": lengths, **cross}
+
+
+class OnnxSpeechDecoder(OnnxMemoryDecoder):
+    """Implements `models.protocols.SpeechDecoder` for the graphs of `models.speech_decoders.whisper`."""
+
+
+class OnnxEncoderDecoder(OnnxMemoryDecoder):
+    """Implements `models.protocols.EncoderDecoder` for the graphs of `models.llms.t5`."""
+
+    def __init__(
+        self,
+        graph: Path,
+        memory: Path,
+        embeddings: Path,
+        *,
+        max_states: int,
+        start_token: int,
+        slots: int = 8,
+        threads: int = 2,
+    ) -> None:
+        super().__init__(graph, memory, embeddings, max_states=max_states, slots=slots, threads=threads)
+        self.max_states, self.start_token = max_states, start_token

@@ -44,7 +44,7 @@ class RecordingAnswer:
         self._sections: list[str | None] = []
         self._section_count = 1
         empty = self._sequence(self._speech([]), lambda _event: None)
-        self._room = models.require_llm().max_positions - len(empty.prompt_ids) - request.sampling.max_tokens
+        self._room = models.prompt_room(request.sampling.max_tokens) - len(empty.prompt_ids)
         if self._room < 1:
             raise EngineFailed("The instruction and its answer leave no room for speech.")
 

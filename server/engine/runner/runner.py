@@ -18,7 +18,7 @@ from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sampling import Sampler
-from server.engine.runner.sequence import SPEECH_DECODER, SequenceState, answer_detokeniser, compile_constraint
+from server.engine.runner.sequence import SPEECH_DECODER, Memory, SequenceState, answer_detokeniser, compile_constraint
 from server.engine.runner.speculation import Draft, TokenDraft
 from server.engine.runner.transcript_stage import TranscriptStage
 from server.engine.runner.verification import RunnerCounters, Verifier
@@ -238,17 +238,22 @@ class Runner:
         start, end = self.models.boundaries(sequence.request.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
         prompt = np.concatenate([before, start, frames, end, after])
-        sequence.max_tokens = min(sequence.max_tokens, llm.max_positions - len(prompt))
+        sequence.max_tokens = min(sequence.max_tokens, self.models.answer_room(len(prompt)))
         if sequence.max_tokens < 1:
             sequence.fail(PromptTooLong("The instruction and the speech together are too long for the model."))
             return
-        sequence.prompt = prompt
         sequence.audio_frames = len(frames)
+        sequence.draft = draft
+        if (reader := self.models.encoder_decoder) is not None:
+            # The encoder reads a prompt as a whole: no part of that can be kept for another one.
+            sequence.memory, sequence.prompt = Memory(reader, prompt), reader.embed([reader.start_token])
+            self._plan_prefill(sequence)
+            return
+        sequence.memory, sequence.prompt = None, prompt
         sequence.prefix_length = len(before) + len(start)
         sequence.prefix_key = ids.before_speech, len(start) > 0
         sequence.prefix_state = self.prefix_cache.find(sequence.prefix_key)
         sequence.cached_tokens = sequence.prefix_state.length if sequence.prefix_state is not None else 0
-        sequence.draft = draft
         self._plan_prefill(sequence)
 
     def _plan_prefill(self, sequence: SequenceState) -> None:
@@ -262,8 +267,8 @@ class Runner:
         started_s = time.perf_counter()
         rows = []
         for sequence, tokens in work:
-            if sequence.position == 0 and sequence.transcribing:
-                self.models.require_speech().decoder.write_memory(sequence.slot, sequence.require_encoded().states)
+            if sequence.position == 0 and sequence.memory is not None:
+                sequence.memory.write(sequence.slot)
             elif sequence.position == 0 and sequence.prefix_state is not None:
                 self.models.require_llm().cache.write(sequence.slot, sequence.prefix_state)
             rows.append(self._prefill_row(sequence, tokens))
@@ -297,7 +302,7 @@ class Runner:
         sequence.proposal = sequence.proposal[: end - known]
         sequence.entry.to_prefill = 0
         sequence.position = known
-        keeps_prefix = not sequence.transcribing and sequence.prefix_state is None
+        keeps_prefix = sequence.memory is None and sequence.prefix_state is None
         self._take_logits(sequence, logits)
         if keeps_prefix and sequence.error is None:
             self._keep_prefix(sequence)

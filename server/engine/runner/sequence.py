@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.assemble import Models
-from models.protocols import BackendError, Float32, ProjectorOutput, SlotState
+from models.protocols import BackendError, EncoderStates, Float32, MemoryDecoder, ProjectorOutput, SlotState
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
@@ -39,16 +39,28 @@ SPEECH_DECODER = 0
 """The number of the speech decoder in a model that has one; the LLM has the last."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The states that a decoder attends to beside its own tokens: those of the speech, or of an LLM's prompt."""
+
+    decoder: MemoryDecoder
+    states: EncoderStates
+
+    def write(self, slot: int) -> None:
+        """Write the memory of a slot, before its first position."""
+        self.decoder.write_memory(slot, self.states)
+
+
 @dataclass(eq=False)
 class SequenceState:
     """A request and its answer so far.
 
-    `prompt` [positions, embedding_size] is laid out once the speech is encoded. `slot` is where its K/V lies, `position` how many
-    positions that holds, which is where the next token's goes. The scheduler's `entry` says how many positions are still to be
-    run before the answer goes on. The `proposal` is the last of them, and `forced` if it comes from the constraint rather than
-    the draft. A stage that ends the request sets `finish_reason` or `error`; `ended` is set with its terminal event, or when the
-    client left. `encoded` may be given; it is cached under `audio_key`. A sequence that `gives_way` fails where
-    its encoding would delay others.
+    `prompt` [positions, embedding_size] is laid out once the speech is encoded, and so is the `memory` of a decoder that has one.
+    `slot` is where its K/V lies, `position` how many positions that holds, which is where the next token's goes. The scheduler's
+    `entry` says how many positions are still to be run before the answer goes on. The `proposal` is the last of them, and
+    `forced` if it comes from the constraint rather than the draft. A stage that ends the request sets `finish_reason` or
+    `error`; `ended` is set with its terminal event, or when the client left. `encoded` may be given; it is cached under
+    `audio_key`. A sequence that `gives_way` fails where its encoding would delay others.
 
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
@@ -82,6 +94,7 @@ class SequenceState:
     encoded: ProjectorOutput | None = None
     audio_key: AudioKey | None = None
     prompt: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    memory: Memory | None = None
     audio_frames: int = 0
     prefix_key: PrefixKey = ((), False)
     prefix_length: int = 0
@@ -115,6 +128,11 @@ class SequenceState:
         if self.encoded is None:
             raise BackendError("The adapter returned nothing.")
         return self.encoded
+
+    @property
+    def read_positions(self) -> int:
+        """How many positions a decoder reads before the answer, in its slot or as an LLM's memory."""
+        return len(self.prompt) if self.memory is None or self.transcribing else len(self.memory.states)
 
     @property
     def answers_transcript(self) -> bool:
@@ -247,8 +265,8 @@ def new_sequence(
     if prompt_ids is None:
         prompt_ids = lay_out_request(models, request)
     before, after = models.boundaries(request.instruction)
-    speech_and_answer = 2
-    if models.llm and len(prompt_ids) + len(before) + len(after) + speech_and_answer > models.llm.max_positions:
+    speech = 1
+    if models.llm and len(prompt_ids) + len(before) + len(after) + speech > models.prompt_room(answer_tokens=1):
         place = "instruction" if models.label is None else "prompt" if request.prompt else "keywords"
         raise PromptTooLong(f"The {place} {'are' if place == 'keywords' else 'is'} too long for the model.", param=place)
     sampling = request.sampling

@@ -14,7 +14,7 @@ from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PR
 from server.engine.runner.detokenise import Detokeniser
 from server.engine.runner.heard_words import continue_words, read_words
 from server.engine.runner.sampling import Sampler
-from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence import Memory, SequenceState
 from server.engine.runner.transcript import (
     DEFAULT_LANGUAGE,
     DOUBTFUL_WORDS,
@@ -64,6 +64,7 @@ class TranscriptStage:
         )
         context = lay_out_context(speech, request.prompt, request.keywords)
         sequence.prompt = speech.decoder.embed([*context, tokens.start])
+        sequence.memory = Memory(speech.decoder, encoded.states)
         sequence.audio_frames = len(encoded.embeddings)
         guess = self._language if not languages or self._language in languages else languages[0]
         control = (
