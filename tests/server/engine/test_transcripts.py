@@ -131,21 +131,6 @@ def test_a_language_that_the_model_does_not_know_is_refused(engine: LocalEngine)
 
 
 @pytest.mark.usefixtures("once")
-def test_the_language_is_found_among_those_that_may_be_spoken(engine: LocalEngine) -> None:
-    """The tiny model knows two."""
-
-    def heard(number: int, **options: Any) -> tuple[str, str | None]:
-        done = Call(engine, number, noise(number), TRANSCRIBE, **options).done
-        return done.text, done.language
-
-    for number in range(3):
-        assert heard(number, languages=("de",)) == heard(number, language="de")
-        assert heard(number, languages=("de", "en")) == heard(number)
-    with pytest.raises(InvalidRequest, match="'xx'") as caught:
-        Call(engine, 0, noise(0), TRANSCRIBE, languages=("de", "xx"))
-    assert caught.value.param == "languages"
-
-
 def test_what_comes_before_and_keywords_change_the_text_and_drafts_still_do_not(engine: LocalEngine) -> None:
     audio = noise(5, 2.0)
     options: list[dict[str, Any]] = [{}, {"prompt": "and then"}, {"keywords": ("Qwen", "Thinbridge")}]
@@ -231,7 +216,7 @@ def test_english_text_goes_on_while_it_leaves_out_what_the_draft_heard(models: M
 def test_a_number_counts_as_the_words_of_its_digits(models: Models) -> None:
     speech = models.require_speech()
     constraint = TranscriptConstraint(
-        speech, "en", KeywordBoost([]), fewest_words("five five five one two three four"), translates=False
+        speech, ("en",), KeywordBoost([]), fewest_words("five five five one two three four"), translates=False
     )
     tokens = speech.tokeniser.encode(" 55")
     for token in (speech.tokens.languages["en"], speech.tokens.transcribe, speech.tokens.no_timestamps, *tokens):
@@ -321,3 +306,18 @@ def test_a_decoder_that_fails_fails_its_request_alone(
 def test_the_speech_decoder_comes_before_the_llm(models: Models) -> None:
     assert models.decoders == (models.require_speech().decoder, models.llm)
     assert replace(models, speech=None).decoders == (models.llm,)
+
+
+def test_the_language_is_found_among_those_that_may_be_spoken(engine: LocalEngine) -> None:
+    """The tiny model knows two."""
+
+    def heard(number: int, **options: Any) -> tuple[str, str | None]:
+        done = Call(engine, number, noise(number), TRANSCRIBE, **options).done
+        return done.text, done.language
+
+    for number in range(3):
+        assert heard(number, languages=("de",)) == heard(number, language="de")
+        assert heard(number, languages=("de", "en")) == heard(number)
+    with pytest.raises(InvalidRequest, match="'xx'") as caught:
+        Call(engine, 0, noise(0), TRANSCRIBE, languages=("de", "xx"))
+    assert caught.value.param == "languages"
