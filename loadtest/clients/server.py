@@ -105,15 +105,6 @@ class BenchServer:
         reply: dict[str, Any] = response.json()
         return reply
 
-    def offers_drafts(self, audio: bytes) -> bool:
-        """Whether this server knows the field `draft`."""
-        response = self.post(make_body(audio, draft="exact"))
-        if response.status_code == 400 and response.json()["error"]["code"] == "unknown_field":
-            return False
-        if response.status_code != 200:
-            raise ServerError(f"status {response.status_code}: {response.text[:500]}")
-        return True
-
     def _stop(self) -> None:
         self._process.terminate()
         try:

@@ -9,12 +9,11 @@ from loadtest.support.words import word_error_rate
 
 SUMMARY_KEYS = (
     "latency_ratio_vs_faster_whisper_5s",
-    "latency_ratio_vs_transformers_5s",
     "draft_speedup_5s",
     "decode_ratio_vs_llamacpp",
     "throughput_c16_over_c1",
     "server_overhead_p50_ms",
-    "floor_multiple_5s",
+    "first_token_p50_ms",
 )
 
 

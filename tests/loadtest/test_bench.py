@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: percentiles, floors, ratios, clips, and what the report says of them."""
+"""The benchmark's arithmetic: percentiles, rates, ratios, clips, and what the report says of them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,44 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.bench.analysis import (
-    EXACT,
-    OFF,
-    TRANSFORMERS,
-    WHISPER_BEAM_1,
-    compare_answers,
-    latency_table,
-    stage_table,
-    summarise,
-)
-from loadtest.bench.decode import answer_rates, plain_rate
-from loadtest.bench.floor import Rates, Shapes, Work, better_rates, decode_passes, encoder_work, floor_ms, llm_work, read_rates
+from loadtest.bench.analysis import EXACT, OFF, WHISPER, compare_answers, latency_table, stage_table, summarise
+from loadtest.bench.decode import plain_rate, transcript_rates
 from loadtest.bench.latency import Sample
 from loadtest.bench.report import markdown
 from loadtest.clients.load import LoadResult
 from loadtest.support.recordings import RATE_HZ, BenchClip, Recording, cut_to_length
 from loadtest.support.statistics import SUMMARY_KEYS, complete_summary, find_void, percentile, ratio, words_differ
 
-RATES = Rates(int8_flops=1e12, fp32_flops=1e11, read_bytes=1e10)
-SHAPES = Shapes(
-    encoder_width=512,
-    mel_bins=80,
-    adapter_width=512,
-    adapter_layers=3,
-    adapter_feed_forward=2048,
-    adapter_input=2048,
-    reduction=4,
-    boundary_vectors=16,
-    layers=30,
-    key_value_heads=3,
-    head_size=64,
-    width=576,
-    vocabulary=49152,
-    encoder_bytes=28_000_000,
-    adapter_bytes=44_000_000,
-    llm_bytes=150_000_000,
-    eight_bit=True,
-)
 TIMES = {
     "audio_decode_ms": 1.0,
     "features_ms": 2.0,
@@ -63,6 +33,7 @@ REPLY: dict[str, Any] = {
     "audio_s": 5.0,
     "usage": {"audio_frames": 14, "text_tokens": 39, "output_tokens": 10},
     "times_ms": TIMES,
+    "speculation": {"drafted": 12, "accepted": 9, "llm_passes": 2},
 }
 
 
@@ -100,73 +71,44 @@ def test_a_check_that_fails_or_cannot_be_made_voids_the_run() -> None:
     assert find_void({"a": lambda: False, "b": lambda: measured["b"]}) == ["a", "b (not measured)"]
 
 
-def test_floor_is_set_by_the_slower_of_computing_and_reading() -> None:
-    assert Work(1e9, 0, 1e6).floor_s(RATES, eight_bit=True) == pytest.approx(1e-3)
-    assert Work(1e9, 0, 1e6).floor_s(RATES, eight_bit=False) == pytest.approx(1e-2)
-    assert Work(1e9, 1e9, 1e6).floor_s(RATES, eight_bit=True) == pytest.approx(1.1e-2)
-    assert Work(1e9, 0, 1e8).floor_s(RATES, eight_bit=True) == pytest.approx(1e-2)
+def reply_of(tokens: int, decode_ms: float) -> dict[str, Any]:
+    return {**REPLY, "usage": {"output_tokens": tokens}, "times_ms": {**TIMES, "decode_ms": decode_ms}}
 
 
-def test_rates_are_the_best_that_were_measured() -> None:
-    first = {"gemm": [{"kind": "int8", "gflops": 500.0}, {"kind": "fp32", "gflops": 90.0}], "read_gb_per_s": 20.0}
-    second = {"gemm": [{"kind": "int8", "gflops": 400.0}, {"kind": "fp32", "gflops": 100.0}], "read_gb_per_s": 25.0}
-    assert read_rates(better_rates(first, second)) == Rates(500e9, 100e9, 25e9)
-
-
-def test_known_sizes() -> None:
-    """Two operations a weight: 106 million in SmolLM2's layers and 28 million in its head; 19 million in Whisper base's."""
-    assert llm_work(SHAPES, 1, 0, 0).product_flops == pytest.approx(2 * 106.2e6, rel=0.01)
-    assert llm_work(SHAPES, 0, 0, 1).product_flops == pytest.approx(2 * 28.3e6, rel=0.01)
-    assert encoder_work(SHAPES, 1.0).product_flops == pytest.approx(50 * 2 * 18.9e6, rel=0.01)
-
-
-def test_passes_of_the_llm() -> None:
-    assert decode_passes(REPLY) == 10
-    assert decode_passes(REPLY | {"finish_reason": "length"}) == 9
-    assert decode_passes(REPLY | {"speculation": {"drafted": 10, "accepted": 8, "llm_passes": 3}}) == 2
-    assert plain_rate(REPLY) == pytest.approx(100)
-
-
-def test_cached_and_drafted_positions_count() -> None:
-    plain = floor_ms(SHAPES, RATES, REPLY)
-    assert plain["decode_ms"] == pytest.approx(10 * 15, rel=0.05)
-    drafted = floor_ms(SHAPES, RATES, REPLY | {"speculation": {"drafted": 10, "accepted": 10, "llm_passes": 1}})
-    assert drafted["decode_ms"] == 0
-    assert drafted["prefill_ms"] > plain["prefill_ms"]
-    cached = floor_ms(SHAPES, RATES, REPLY | {"usage": {**REPLY["usage"], "cached_tokens": 30}})
-    assert cached["prefill_ms"] < plain["prefill_ms"]
+def test_the_rate_of_the_llm_leaves_out_what_both_answers_took() -> None:
+    assert plain_rate(reply_of(20, 700.0), reply_of(100, 1500.0)) == pytest.approx(100)
+    assert plain_rate(reply_of(20, 700.0), reply_of(21, 710.0)) is None
 
 
 def test_rates_of_drafted_answers() -> None:
-    reply = REPLY | {"speculation": {"drafted": 12, "accepted": 9, "llm_passes": 2}}
-    rates = answer_rates([reply])
-    assert rates == {"output_tokens_per_s": 76.9, "accepted_share": 0.75, "tokens_per_llm_pass": 5.0}
+    assert transcript_rates([REPLY]) == {"output_tokens_per_s": 76.9, "accepted_share": 0.75, "passes": 2.0}
 
 
 def test_overhead_is_what_no_stage_accounts_for() -> None:
-    row = stage_table([sample(EXACT, 0.190)], EXACT, SHAPES, RATES)[0]
+    row = stage_table([sample(EXACT, 0.190)], EXACT)[0]
     assert (row["overhead_in_server_ms"], row["overhead_of_http_ms"], row["overhead_ms"]) == (4.0, 2.0, 6.0)
-    assert row["floor_multiple"] == pytest.approx(190 / row["floor_ms"], abs=0.01)
 
 
 def result() -> dict[str, Any]:
     """A whole result from made-up samples."""
-    seconds = {EXACT: 0.2, OFF: 0.4, TRANSFORMERS: 1.6, WHISPER_BEAM_1: 0.8}
+    seconds = {EXACT: 0.2, OFF: 0.4, WHISPER: 0.8}
     samples = [sample(system, each) for system, each in seconds.items()]
-    stages = stage_table(samples, EXACT, SHAPES, RATES)
+    stages = stage_table(samples, EXACT)
     levels = [
         LoadResult(clients, 10.0, [0.2] * (20 * clients), 100.0 * clients, lags_s=[0.001], generator_cpu_share=0.02).report()
+        | {"cpu_ms_per_answer": 150}
         for clients in (1, 16)
     ]
     whole = [BenchClip("whole", Path("whole.wav"), b"", 2.0, "hello world")]
     decode = {
         "thinbridge_tokens_per_s": 150.0,
-        "thinbridge_output_tokens": [100],
+        "thinbridge_first_token_ms": 900.0,
+        "answers": 1,
         "llamacpp_tokens_per_s": 100.0,
         "llamacpp_prompt_tokens_per_s": 500.0,
         "ratio": 1.5,
         "runs": 1,
-        "transcripts_5s": {EXACT: answer_rates([REPLY])},
+        "transcripts_5s": {EXACT: transcript_rates([REPLY])},
     }
     return {
         "date": "2026-01-01T00:00:00Z",
@@ -194,18 +136,18 @@ def test_summary() -> None:
     summary = result()["summary"]
     assert tuple(summary) == SUMMARY_KEYS
     assert summary["latency_ratio_vs_faster_whisper_5s"] == 0.25
-    assert summary["latency_ratio_vs_transformers_5s"] == 0.125
     assert summary["draft_speedup_5s"] == 2.0
     assert summary["decode_ratio_vs_llamacpp"] == 1.5
     assert summary["throughput_c16_over_c1"] == 16.0
     assert summary["server_overhead_p50_ms"] == 16.0
+    assert summary["first_token_p50_ms"] == 900.0
 
 
 def test_answers_are_compared() -> None:
     answers = result()["answers"]
     assert answers["word_error_rate"][EXACT] == 0.5
-    assert answers["against_exact"][TRANSFORMERS] == {"equal_share": 1.0, "wer": 0.0, "n": 2}
-    assert answers["whole_against_exact"][TRANSFORMERS]["wer"] == 0.0
+    assert answers["against_exact"][WHISPER] == {"equal_share": 1.0, "wer": 0.0, "n": 2}
+    assert answers["whole_against_exact"][WHISPER]["wer"] == 0.0
     samples = [sample(EXACT, 0.2), sample(EXACT, 0.2, "hello there")]
     assert compare_answers(samples, [BenchClip("w", Path(), b"", 1.0, "a")], {EXACT: ["a"]}, [EXACT])["changed"] == {EXACT: 1}
 
