@@ -1,6 +1,7 @@
 """Decoders that die, hang or run out of memory are replaced, and no client is blamed for it."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -28,7 +29,9 @@ BOMB = OPUS[:47] + b"OggS" * 2_000_000
 
 def kill(process_ids: set[int], fate: signal.Signals = signal.SIGKILL) -> None:
     for process_id in process_ids:
-        os.kill(process_id, fate)
+        # One that was killed before may be reaped already.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process_id, fate)
 
 
 def kill_when_asked(monkeypatch: pytest.MonkeyPatch, fates: list[signal.Signals]) -> list[Decoder]:

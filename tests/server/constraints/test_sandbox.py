@@ -1,6 +1,7 @@
 """Hostile constraints are refused within a moment, and a child process that is lost is no verdict on a constraint."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -90,8 +91,10 @@ def fates(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
             fate = planned.pop(0)
             os.kill(child.process_id, signal.SIGSTOP)
             os.kill(child.process_id, fate)
-            if fate != signal.SIGSTOP:
-                os.kill(child.process_id, signal.SIGCONT)
+            # One that was killed may be reaped already.
+            with contextlib.suppress(ProcessLookupError):
+                if fate != signal.SIGSTOP:
+                    os.kill(child.process_id, signal.SIGCONT)
         write(child, *parts)
 
     monkeypatch.setattr(ChildProcess, "write", stop_and_write)
