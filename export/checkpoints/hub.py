@@ -15,7 +15,7 @@ WANTED = (*DESCRIPTIONS, "*.safetensors", "model.bin")
 UNWANTED = "consolidated*"
 """Mistral's repositories have the weights a second time, in a layout of their own."""
 LOCAL = (".", "/", "~")
-"""What the names of folders and files may begin with, and no hub id does."""
+"""The beginnings that tell a folder or a file from a hub id."""
 SPACE_FACTOR = 2.2
 """Free disk space that a pull needs, in sizes of its download: the download and the bundle."""
 

@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.graph.conformer import ConformerWriter
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 
-NORM_EPSILON = 1e-5
 SLOWEST_PERIOD = 10_000.0
 SUBSAMPLING = 8
 CONVOLUTIONS = (("0",), ("2", "3"), ("5", "6"))
@@ -57,15 +57,15 @@ def relative_positions(longest: int, width: int) -> Float32:
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(len(distances), width).astype(np.float32)
 
 
-class FastConformerWriter:
+class FastConformerWriter(ConformerWriter):
     """Adds the encoder's parts to a graph. `weights` have NeMo's names without `encoder.`; biases may be missing."""
 
     def __init__(self, config: FastConformerConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
-        self.config, self.weights, self.write_linear = config, weights, linear
+        super().__init__(GraphBuilder("fast_conformer"), weights)
+        self.config, self.write_linear = config, linear
         self.width = len(weights["pre_encode.out.weight"])
         self.head_size = self.width // config.heads
         self.positions = relative_positions(config.longest, self.width)
-        self.graph = GraphBuilder("fast_conformer")
 
     def build(self, mel_bins: int) -> GraphBuilder:
         graph = self.graph
@@ -120,32 +120,10 @@ class FastConformerWriter:
         return self.linear(self.silu(self.linear(states, f"{name}.linear1")), f"{name}.linear2")
 
     def convolve(self, states: str, name: str) -> str:
-        """Write the convolution module; the batch normalisation is in the depthwise convolution's weights."""
-        graph = self.graph
-        value, gate = graph.nodes("Split", self.linear(states, f"{name}.pointwise_conv1"), outputs=2, axis=-1, num_outputs=2)
-        gated = graph.node("Mul", value, graph.node("Sigmoid", gate))
-        by_channel = graph.node("Unsqueeze", graph.node("Transpose", gated, perm=[1, 0]), self.numbers(0))
-        weight, bias = self.folded_convolution(name)
-        channels, _, size = weight.shape
-        mixed = graph.node(
-            "Conv",
-            by_channel,
-            graph.weight(f"{name}.depthwise", weight),
-            graph.weight(f"{name}.depthwise_bias", bias),
-            kernel_shape=[size],
-            pads=[size // 2, size // 2],
-            group=channels,
-        )
-        rows = graph.node("Transpose", graph.node("Squeeze", mixed, self.numbers(0)), perm=[1, 0])
-        return self.linear(self.silu(rows), f"{name}.pointwise_conv2")
-
-    def folded_convolution(self, name: str) -> tuple[Float32, Float32]:
-        """Return the depthwise convolution's weight [channels, 1, size] and bias [channels], normalised."""
-        norm = {part: self.weights[f"{name}.batch_norm.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
-        gain = norm["weight"] / np.sqrt(norm["running_var"] + np.float32(NORM_EPSILON))
-        weight = self.weights[f"{name}.depthwise_conv.weight"] * gain[:, None, None]
-        bias = (self.bias(f"{name}.depthwise_conv", len(gain)) - norm["running_mean"]) * gain + norm["bias"]
-        return weight.astype(np.float32), bias.astype(np.float32)
+        weight = self.weights[f"{name}.depthwise_conv.weight"]
+        doubled = self.linear(states, f"{name}.pointwise_conv1")
+        mixed = self.mix_frames(doubled, name, weight, self.bias(f"{name}.depthwise_conv", len(weight)))
+        return self.linear(mixed, f"{name}.pointwise_conv2")
 
     def attend(self, states: str, name: str) -> str:
         """Write the attention; the scaling of scores is in the queries' weights."""
@@ -191,17 +169,6 @@ class FastConformerWriter:
         if f"{name}.bias" not in self.weights:
             return product
         return self.graph.node("Add", product, self.graph.weight(f"{name}.bias", self.weights[f"{name}.bias"]))
-
-    def norm(self, x: str, name: str) -> str:
-        parts = (self.graph.weight(f"{name}.{part}", self.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
-        return self.graph.node("LayerNormalization", x, *parts, epsilon=NORM_EPSILON)
-
-    def silu(self, x: str) -> str:
-        return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
-
-    def numbers(self, *numbers: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
 
 
 def build_encoder(

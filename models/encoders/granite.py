@@ -16,13 +16,11 @@ import numpy as np
 from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.graph.conformer import ConformerWriter
 from models.graph.cross_attention import MASKED
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
-
-LAYER_NORM_EPSILON = 1e-5
-BATCH_NORM_EPSILON = 1e-5
 
 
 class GraniteSection(EncoderSection):
@@ -52,12 +50,12 @@ class GraniteConfig:
     tells_letters: bool = False
 
 
-class GraniteEncoderWriter:
+class GraniteEncoderWriter(ConformerWriter):
     """Adds the encoder's parts to a graph. `weights` have the checkpoint's names without `encoder.`."""
 
     def __init__(self, config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
-        self.config, self.weights, self.write_linear = config, weights, linear
-        self.graph = GraphBuilder("granite_encoder")
+        super().__init__(GraphBuilder("granite_encoder"), weights)
+        self.config, self.write_linear = config, linear
 
     def build(self) -> GraphBuilder:
         graph, config = self.graph, self.config
@@ -103,31 +101,10 @@ class GraniteEncoderWriter:
         return self.linear(inner, f"{name}.down_proj")
 
     def convolve(self, states: str, name: str) -> str:
-        """Write the convolution module; the batch normalisation is in the depthwise convolution's weights."""
-        graph = self.graph
-        value, gate = graph.nodes("Split", self.linear(states, f"{name}.up_conv"), outputs=2, axis=-1, num_outputs=2)
-        gated = graph.node("Mul", value, graph.node("Sigmoid", gate))
-        by_channel = graph.node("Unsqueeze", graph.node("Transpose", gated, perm=[1, 0]), self.numbers(0))
-        weight, bias = self.folded_convolution(name)
-        channels, _, size = weight.shape
-        mixed = graph.node(
-            "Conv",
-            by_channel,
-            graph.weight(f"{name}.depth_conv", weight),
-            graph.weight(f"{name}.depth_bias", bias),
-            kernel_shape=[size],
-            pads=[size // 2, size // 2 - (size + 1) % 2],
-            group=channels,
-        )
-        rows = graph.node("Transpose", graph.node("Squeeze", mixed, self.numbers(0)), perm=[1, 0])
-        return self.linear(self.silu(rows), f"{name}.down_conv")
-
-    def folded_convolution(self, name: str) -> tuple[Float32, Float32]:
-        """Return the depthwise convolution's weight [channels, 1, size] and bias [channels], normalised."""
-        norm = {part: self.weights[f"{name}.batch_norm.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
-        gain = norm["weight"] / np.sqrt(norm["running_var"] + np.float32(BATCH_NORM_EPSILON))
-        weight = self.weights[f"{name}.depth_conv.conv.weight"] * gain[:, None, None]
-        return weight.astype(np.float32), (norm["bias"] - norm["running_mean"] * gain).astype(np.float32)
+        weight = self.weights[f"{name}.depth_conv.conv.weight"]
+        doubled = self.linear(states, f"{name}.up_conv")
+        mixed = self.mix_frames(doubled, name, weight, np.zeros(len(weight), np.float32))
+        return self.linear(mixed, f"{name}.down_conv")
 
     def attend(self, states: str, name: str) -> str:
         graph, config = self.graph, self.config
@@ -182,17 +159,6 @@ class GraniteEncoderWriter:
         weight = self.weights[f"{name}.weight"]
         product = self.write_linear(self.graph, x, f"{name}.weight", weight.reshape(weight.shape[:2]))
         return self.graph.node("Add", product, self.weight(f"{name}.bias"))
-
-    def norm(self, x: str, name: str) -> str:
-        parts = (self.weight(f"{name}.weight"), self.weight(f"{name}.bias"))
-        return self.graph.node("LayerNormalization", x, *parts, epsilon=LAYER_NORM_EPSILON)
-
-    def silu(self, x: str) -> str:
-        return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
-
-    def numbers(self, *numbers: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
 
 
 def build_encoder(config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear = float32_linear) -> GraphBuilder:

@@ -1,7 +1,6 @@
 """The overload trial: what it counts on a scripted engine, and which targets it takes as met."""
 
 import asyncio
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -9,24 +8,12 @@ import pytest
 from loadtest.hostile.target import read_target
 from loadtest.overload import Phase, Report, measure
 from server.errors import Overloaded
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
-from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.clients.live_server import scripted_engine_server
 
 
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
-
-
-def test_all_phases_are_counted(server: LiveServer) -> None:
-    report = asyncio.run(measure(read_target(server.url), 0.2, period_s=0.05))
+def test_all_phases_are_counted() -> None:
+    with scripted_engine_server() as (_, server):
+        report = asyncio.run(measure(read_target(server.url), 0.2, period_s=0.05))
     for counted in (report.normal, report.overload, report.batch, report.interactive):
         assert set(counted.outcomes) <= {"200", "429"}
         assert counted.without_retry_after == 0
@@ -35,10 +22,11 @@ def test_all_phases_are_counted(server: LiveServer) -> None:
     assert f"Capacity: {report.capacity:.2f} requests" in report.markdown()
 
 
-def test_a_server_that_answers_nothing_has_no_capacity(server: LiveServer, engine: FakeEngine) -> None:
-    engine.refusal = Overloaded("The fake engine is full.", retry_after_s=1)
-    with pytest.raises(RuntimeError, match="The server answered nothing"):
-        asyncio.run(measure(read_target(server.url), 0.05))
+def test_a_server_that_answers_nothing_has_no_capacity() -> None:
+    with scripted_engine_server() as (engine, server):
+        engine.refusal = Overloaded("The fake engine is full.", retry_after_s=1)
+        with pytest.raises(RuntimeError, match="The server answered nothing"):
+            asyncio.run(measure(read_target(server.url), 0.05))
 
 
 def phase(answered: int, refused_s: float = 0.01, others: int = 0, retry_after: str = "1") -> Phase:

@@ -1,10 +1,13 @@
 """Checkpoints that are damaged in one way, and what is said of them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from export.checkpoints.safetensors_file import CheckpointError
 
@@ -19,3 +22,19 @@ def check_refusal(
         pull(copy)
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the `config.json` of a checkpoint."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a checkpoint that has them in one file."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub
 from export.checkpoints.safetensors_file import CheckpointError, read_folder
 from export.pull import pull_model
 from export.store import Store
-from tests.support.broken_checkpoints import check_refusal
+from tests.support.broken_checkpoints import check_refusal, edit_tensors
 from tests.support.tiny.tiny_checkpoints import write_whisper
 from tests.support.tiny.tiny_llms import write_llm
 
@@ -34,12 +34,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def edit_tensors(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 def edit_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

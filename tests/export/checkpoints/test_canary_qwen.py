@@ -1,6 +1,5 @@
 """Canary-Qwen besides its tokens: its adapter, the tokeniser of another repository, and what it refuses."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub
@@ -20,7 +18,7 @@ from server.engine.runner.sequence import lay_out_request
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from tests.export.checkpoints.conftest import Pull
-from tests.support.broken_checkpoints import check_refusal
+from tests.support.broken_checkpoints import check_refusal, edit_config, edit_tensors
 from tests.support.clients.runner_client import run
 from tests.support.hub.local_hub import local_hub
 from tests.support.tiny.tiny_speech_llms import write_canary_qwen
@@ -44,18 +42,6 @@ def models(folder: Path, pull: Pull) -> Models:
 
 def ask(instruction: str = "Transcribe.") -> InstructRequest:
     return InstructRequest("1", AUDIO, instruction, SamplingOptions(max_tokens=8))
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 def set_encoder(**values: Any) -> Callable[[Path], object]:

@@ -19,7 +19,7 @@ from server.engine.runner.sequence import lay_out_request
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from tests.export.checkpoints.conftest import Pull
-from tests.support.broken_checkpoints import check_refusal
+from tests.support.broken_checkpoints import check_refusal, edit_config
 from tests.support.clients.runner_client import run
 from tests.support.tiny.tiny_speech_llms import write_granite_speech
 
@@ -41,11 +41,6 @@ def models(folder: Path, pull: Pull) -> Models:
     return pull(folder, "granite-head")
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-
 def ask(instruction: str, **options: Any) -> InstructRequest:
     return InstructRequest("1", AUDIO, instruction, SamplingOptions(max_tokens=12), **options)
 
@@ -64,7 +59,7 @@ def write_adapter(folder: Path) -> None:
     save_file(tensors, folder / ADAPTER)
     (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "bias": "none"}))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, WEIGHTS)}))
-    edit_config(folder, has_lora_adapter=True)
+    edit_config(folder, lambda config: config.update(has_lora_adapter=True))
 
 
 def test_the_adapter_is_merged(folder: Path, models: Models, tmp_path: Path, pull: Pull) -> None:
@@ -124,7 +119,10 @@ def test_whatever_asks_for_a_transcript_becomes_its_own_instruction(models: Mode
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "an adapter that is missing": (lambda folder: edit_config(folder, has_lora_adapter=True), f"and lacks {ADAPTER}"),
+    "an adapter that is missing": (
+        lambda folder: edit_config(folder, lambda config: config.update(has_lora_adapter=True)),
+        f"and lacks {ADAPTER}",
+    ),
     "a head for another model": (
         lambda folder: save_file(
             {"weight": np.zeros((9, 7), np.float32), "bias": np.zeros(9, np.float32)}, folder / "out_llm.safetensors"
@@ -132,10 +130,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "has a head in out_llm.safetensors of [9, 7]",
     ),
     "another LLM": (
-        lambda folder: edit_config(folder, text_config={"model_type": "gemma"}),
+        lambda folder: edit_config(folder, lambda config: config.update(text_config={"model_type": "gemma"})),
         "has an LLM of the kind 'gemma'; known behind Granite-speech is granite",
     ),
-    "windows of another size": (lambda folder: edit_config(folder, window_size=30), "says in its config.json that query is"),
+    "windows of another size": (
+        lambda folder: edit_config(folder, lambda config: config.update(window_size=30)),
+        "says in its config.json that query is",
+    ),
 }
 
 

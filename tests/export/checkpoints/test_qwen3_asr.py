@@ -20,7 +20,7 @@ from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest, PromptTooLong
 from tests.export.checkpoints.conftest import Pull
-from tests.support.broken_checkpoints import check_refusal
+from tests.support.broken_checkpoints import check_refusal, edit_config
 from tests.support.clients.runner_client import run
 from tests.support.tiny.tiny_speech_llms import write_qwen3_asr
 
@@ -38,12 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(folder: Path, pull: Pull) -> Models:
     return pull(folder, "qwen3-asr-twin")
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_hub_layout(folder: Path) -> None:

@@ -33,7 +33,7 @@ from server.errors import PromptTooLong
 from tests.export.checkpoints.conftest import Pull
 from tests.export.checkpoints.test_speech_llms import run_together
 from tests.models.test_voice_onnx import write_graph
-from tests.support.broken_checkpoints import check_refusal
+from tests.support.broken_checkpoints import check_refusal, edit_config
 from tests.support.clients.runner_client import run
 from tests.support.fakes.random_transcripts import take_any_transcript
 from tests.support.tiny.tiny_checkpoints import write_whisper
@@ -183,28 +183,26 @@ def test_an_original_t5_is_read_with_its_scale(tmp_path: Path) -> None:
             np.testing.assert_array_equal(weight, theirs.state_dict()[name].numpy())
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-
 def drop_tensor(folder: Path, name: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({each: tensor for each, tensor in tensors.items() if each != name}, folder / "model.safetensors")
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another width": (lambda folder: edit_config(folder, d_model=64), "says in its config.json that shared.weight is"),
+    "another width": (
+        lambda folder: edit_config(folder, lambda config: config.update(d_model=64)),
+        "says in its config.json that shared.weight is",
+    ),
     "another activation": (
-        lambda folder: edit_config(folder, feed_forward_proj="gated-silu"),
+        lambda folder: edit_config(folder, lambda config: config.update(feed_forward_proj="gated-silu")),
         "has feed-forward layers of the kind 'gated-silu'; known are gated-gelu, relu",
     ),
     "a deeper decoder": (
-        lambda folder: edit_config(folder, num_decoder_layers=3),
+        lambda folder: edit_config(folder, lambda config: config.update(num_decoder_layers=3)),
         "has 2 encoder layers and 3 of the decoder",
     ),
     "no start token": (
-        lambda folder: edit_config(folder, decoder_start_token_id=None),
+        lambda folder: edit_config(folder, lambda config: config.update(decoder_start_token_id=None)),
         "has no decoder_start_token_id in its config.json",
     ),
     "a tensor that is missing": (
@@ -212,7 +210,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "lacks the tensor decoder.block.1.layer.1.EncDecAttention.k.weight",
     ),
     "no tokeniser": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
-    "several decoders": (lambda folder: edit_config(folder, model_type="umt5"), "has an LLM of the kind 'umt5'; known are"),
+    "several decoders": (
+        lambda folder: edit_config(folder, lambda config: config.update(model_type="umt5")),
+        "has an LLM of the kind 'umt5'; known are",
+    ),
 }
 
 
