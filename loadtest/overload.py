@@ -19,16 +19,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 
-from loadtest.clients.server import BenchServer, add_server_flags, make_body, server_options
-from loadtest.hostile.target import Target, check_loopback, read_target
+from loadtest.clients.server import make_body
+from loadtest.hostile.target import Target, add_target_flags, open_target
 from loadtest.support.markdown import table
 from loadtest.support.statistics import percentile
 
-ROOT = Path(__file__).parents[1]
 ADDRESSES = [f"127.0.1.{number}" for number in range(1, 9)]
 INTERACTIVE_ADDRESS = "127.0.2.1"
 OVERLOAD = 3.0
@@ -238,19 +236,11 @@ async def measure(target: Target, seconds: float, period_s: float = 1.0) -> Repo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="a server at a loopback address; default: one is started")
+    add_target_flags(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each phase")
-    add_server_flags(parser)
     arguments = parser.parse_args()
-    if arguments.url is None:
-        with BenchServer(ROOT, server_options(arguments)) as server:
-            report = asyncio.run(measure(read_target(server.url), arguments.seconds))
-    else:
-        try:
-            check_loopback(arguments.url)
-        except ValueError as error:
-            parser.error(str(error))
-        report = asyncio.run(measure(read_target(arguments.url), arguments.seconds))
+    with open_target(parser, arguments) as target:
+        report = asyncio.run(measure(target, arguments.seconds))
     print(report.markdown())
     return 0 if all(met for _, met in report.checks().values()) else 1
 

@@ -21,20 +21,18 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
 
-from loadtest.clients.server import BenchServer, add_server_flags, make_body, server_options
+from loadtest.clients.server import make_body
 from loadtest.clients.stream import Refused, Script, run_stream
 from loadtest.hostile.raw import masked_frame, request_head, websocket_head
-from loadtest.hostile.target import RATE_HZ, Target, check_loopback, read_target
+from loadtest.hostile.target import RATE_HZ, Target, add_target_flags, open_target
 from loadtest.support.markdown import table
 from loadtest.support.statistics import percentile
 
-ROOT = Path(__file__).parents[2]
 Kind = Literal["json", "sse", "websocket"]
 KINDS: tuple[Kind, ...] = ("json", "sse", "websocket")
 UPLOAD_SHARE = 0.3
@@ -213,19 +211,11 @@ def try_aborts(target: Target, seeds: Sequence[int]) -> Report:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="a server at a loopback address; default: one is started")
+    add_target_flags(parser)
     parser.add_argument("--aborts", type=int, default=300)
-    add_server_flags(parser)
     arguments = parser.parse_args()
-    if arguments.url is None:
-        with BenchServer(ROOT, server_options(arguments)) as server:
-            report = try_aborts(read_target(server.url), range(arguments.aborts))
-    else:
-        try:
-            check_loopback(arguments.url)
-        except ValueError as error:
-            parser.error(str(error))
-        report = try_aborts(read_target(arguments.url), range(arguments.aborts))
+    with open_target(parser, arguments) as target:
+        report = try_aborts(target, range(arguments.aborts))
     print(report.markdown())
     return 0 if not report.disturbed and report.p99_s is not None and report.p99_s <= MAX_FREE_S else 1
 

@@ -1,7 +1,10 @@
 """The server under attack, which has to be this machine's, and the clip that everybody sends to it."""
 
+import argparse
 import io
 import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-CLIP = Path(__file__).parents[2] / "server" / "assets" / "selfcheck.flac"
+from loadtest.clients.server import BenchServer, add_server_flags, server_options
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "server" / "assets" / "selfcheck.flac"
 RATE_HZ = 16_000
 
 Int16 = npt.NDArray[np.int16]
@@ -47,3 +53,23 @@ def read_target(url: str) -> Target:
     if rate_hz != RATE_HZ:
         raise ValueError(f"{CLIP} is not at {RATE_HZ} Hz")
     return Target(url, samples)
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a tool that attacks a running server, or starts one; `open_target` reads them."""
+    parser.add_argument("--url", help="a server at a loopback address; default: one is started")
+    add_server_flags(parser)
+
+
+@contextmanager
+def open_target(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Iterator[Target]:
+    """Yield the server of `--url`, or one that runs for the block. Ends the program where `--url` is no loopback address."""
+    if arguments.url is None:
+        with BenchServer(ROOT, server_options(arguments)) as server:
+            yield read_target(server.url)
+        return
+    try:
+        check_loopback(arguments.url)
+    except ValueError as error:
+        parser.error(str(error))
+    yield read_target(arguments.url)
