@@ -131,7 +131,7 @@ class SimulatedEngine:
             self.admission.check_request(backlog, entry.audio_s, None, now_s)
         except (Overloaded, DeadlineUnmeetable) as refusal:
             raise RefusedError(float(refusal.retry_after_s or 1)) from None
-        if not self.scheduler.full:
+        if self.scheduler.has_place(entry.client, entry.priority):
             return
         retry_after_s = max(1.0, math.ceil(self.admission.predict_wait_s(backlog)))
         displaced = self.scheduler.find_displaced(entry.client, entry.priority)

@@ -59,7 +59,8 @@ class RequestTable:
             backlog = self.scheduler.measure_backlog(request.client, request.priority, audio_s)
             self.admission.check_request(backlog, audio_s, request.deadline_s, time.perf_counter())
             busy = overloaded(self.admission.predict_wait_s(backlog))
-            displaced = self._make_room(request, busy) if self.scheduler.full else None
+            has_place = self.scheduler.has_place(request.client, request.priority)
+            displaced = None if has_place else self._make_room(request, busy)
             self._add_sequence(sequence)
             if displaced is not None:
                 self.deliver_event(displaced, Failed(displaced.request.id, busy))

@@ -104,7 +104,12 @@ class Scheduler:
     @property
     def full(self) -> bool:
         """True where every slot is spoken for and `queue_limit` more requests wait; work of sessions aside."""
-        return sum(not entry.of_session for entry in self._entries.values()) >= self.slots + self.queue_limit
+        return self._free_places <= 0
+
+    @property
+    def _free_places(self) -> int:
+        """The places in slots and queue without a request; negative where requests have places beyond the queue."""
+        return self.slots + self.queue_limit - sum(not entry.of_session for entry in self._entries.values())
 
     @property
     def running(self) -> list[str]:
@@ -128,26 +133,42 @@ class Scheduler:
         return any(other.level < entry.level for other in self._queued.values())
 
     def add_request(self, entry: SchedulerEntry) -> None:
-        """Queue a new request. Raises `ValueError` when the queue is full or the id is here already."""
-        if (self.full and not entry.of_session) or entry.id in self._entries:
+        """Queue a new request. Raises `ValueError` without a place for it, or when the id is here already."""
+        if entry.id in self._entries or not (entry.of_session or self.has_place(entry.client, entry.priority)):
             raise ValueError(f"request {entry.id} cannot be queued")
         entry.number = next(self._numbers)
         self._entries[entry.id] = self._queued[entry.id] = entry
         self._queues[entry.level].add_entry(entry)
 
-    def find_displaced(self, client: str, priority: Priority) -> str | None:
-        """Return the request that should give up its place in a full queue to a new one.
+    def has_place(self, client: str, priority: Priority) -> bool:
+        """Return whether a new request may be queued as it is.
 
-        This is the latest of a lower priority, or else of the client that has most requests, if it has more than `client` would
-        have with the new one. None where there is no such request.
+        Beyond a full queue there are as many places as slots, for clients that have a claim to the place of another. Clients
+        with equal loads thus seldom take places from each other, and what is refused has seldom waited.
         """
-        queued = [entry for entry in self._queued.values() if not (entry.of_session or entry.promoted)]
-        if lower := [entry for entry in queued if entry.priority > priority]:
+        return not self.full or (self._free_places + self.slots > 0 and self._find_claimed(client, priority) is not None)
+
+    def find_displaced(self, client: str, priority: Priority) -> str | None:
+        """Return the request that should give up its place to a new one, which has none.
+
+        This is the latest of a lower priority, or else of the client that has most requests, if it has more than twice what
+        `client` would have with the new one. None where there is no such request.
+        """
+        if lower := [entry for entry in self._displaceable() if entry.priority > priority]:
             return max(lower, key=lambda entry: (entry.priority, entry.number)).id
+        return self._find_claimed(client, priority)
+
+    def _find_claimed(self, client: str, priority: Priority) -> str | None:
+        """Return the latest request of the client that has too many beside `client`, of the same priority."""
         counts = Counter(entry.client for entry in self._entries.values() if not entry.of_session)
-        equals = [entry for entry in queued if entry.priority == priority and counts[entry.client] > counts[client] + 1]
+        most = 2 * (counts[client] + 1)
+        equals = [entry for entry in self._displaceable() if entry.priority == priority and counts[entry.client] > most]
         latest = max(equals, key=lambda entry: (counts[entry.client], entry.number), default=None)
         return latest.id if latest else None
+
+    def _displaceable(self) -> list[SchedulerEntry]:
+        """Return the requests that still wait to be encoded, without work of sessions and without promoted ones."""
+        return [entry for entry in self._queued.values() if not (entry.of_session or entry.promoted)]
 
     def list_expired(self, now_s: float) -> list[str]:
         """Return the requests whose deadline has passed; the caller finishes them."""

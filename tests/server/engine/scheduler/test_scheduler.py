@@ -43,11 +43,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         player, scheduler = self.player, self.player.scheduler
         deadline_s = math.inf if wait_s is None else player.now_s + wait_s
         assert scheduler.full == (len(player.live) >= scheduler.slots + scheduler.queue_limit)
-        if scheduler.full:
+        assert scheduler.full or scheduler.has_place(client, priority)
+        if not scheduler.has_place(client, priority):
             self._make_room(client, priority)
-        if scheduler.full:
+        if not scheduler.has_place(client, priority):
             with pytest.raises(ValueError, match="cannot be queued"):
-                scheduler.add_request(SchedulerEntry("one too many", client))
+                scheduler.add_request(SchedulerEntry("one too many", client, priority))
             self.refused += 1
         else:
             player.add(audio_s, positions, client, priority, deadline_s)
