@@ -159,6 +159,7 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
             raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
         return {"status": "ready", **_states(context)}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
     async def metrics() -> Response:
         return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)

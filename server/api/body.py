@@ -4,15 +4,19 @@ from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.errors import BodyTooLarge
+from server.errors import BodyTooLarge, InvalidRequest
+
+IDENTITY = "identity"
 
 
 async def read_body(request: Request, max_body_bytes: int, take_chunk: Callable[[bytes], object]) -> None:
     """Hand the body over chunk by chunk.
 
-    Raises `BodyTooLarge`, before the first chunk where the declared length says so; `ClientDisconnect`; and the error of
-    `take_chunk`. A refused body is not read to its end.
+    Raises `BodyTooLarge`, before the first chunk where the declared length says so; `InvalidRequest` for a compressed body;
+    `ClientDisconnect`; and the error of `take_chunk`. A refused body is not read to its end.
     """
+    if request.headers.get("content-encoding", IDENTITY).strip().lower() != IDENTITY:
+        raise InvalidRequest("The body has to come without a Content-Encoding.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_body_bytes:
         raise _too_large(max_body_bytes)

@@ -2,7 +2,7 @@
 
 Parts stay bytes until they are whole, so text is decoded once, as strict UTF-8, and no part touches the disk. Clients differ in
 how they send the same form, so the audio may be named `audio` or `file`, any part may have a file name, and a list is sent as
-repeated parts `x` or `x[]`.
+repeated parts `x`, `x[]` or `x[0]`.
 """
 
 import io
@@ -22,13 +22,14 @@ AUDIO_FIELDS = (FILE_FIELD, "file")
 MAX_PARTS = 256
 MAX_TEXT_BYTES = 65_536
 MAX_BOUNDARY_BYTES = 70
+LIST_ITEM = re.compile(r"(.{1,64})\[[0-9]{0,3}\]", re.ASCII)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
 @dataclass(frozen=True)
 class FormFields:
-    """The names of a form's text fields. Those of `lists` may be repeated, as `x` or `x[]`; those of `objects` may come in parts
-    `x[key]`, which keep that name.
+    """The names of a form's text fields. Those of `lists` may be repeated, as `x`, `x[]` or `x[0]`; those of `objects` may come
+    in parts `x[key]`, which keep that name.
 
     Errors call the audio by the name of `audio`. Unknown fields are refused, or, with `skips_unknown`, dropped and named in
     `Form.unknown`.
@@ -43,7 +44,15 @@ class FormFields:
     def has(self, name: str) -> bool:
         """Return whether a part with this name is one of these fields, or of them a part."""
         plain, _, key = name.partition("[")
-        return name in self.texts or (key == "]" and plain in self.lists) or (len(key) > 1 and plain in self.objects)
+        return name in self.texts or self._is_item(name) or (len(key) > 1 and plain in self.objects)
+
+    def plain_name(self, name: str) -> str:
+        """Return the name of a part, `x[]` where it is an item of a list."""
+        return f"{name.partition('[')[0]}[]" if self._is_item(name) else name
+
+    def _is_item(self, name: str) -> bool:
+        item = LIST_ITEM.fullmatch(name)
+        return item is not None and item[1] in self.lists
 
 
 @dataclass
@@ -168,10 +177,11 @@ class _Parts:
             self._content = self._audio = io.BytesIO()
             self._audio_type = self._content_type.decode("latin-1")
         elif self._fields.has(name):
-            if name in (earlier for earlier, _ in self._texts) and name.removesuffix("[]") not in self._fields.lists:
+            plain = self._fields.plain_name(name)
+            if plain in (earlier for earlier, _ in self._texts) and plain.removesuffix("[]") not in self._fields.lists:
                 raise InvalidRequest(f"The field {name} is given more than once.", param=name)
             self._content = io.BytesIO()
-            self._texts.append((name, self._content))
+            self._texts.append((plain, self._content))
         else:
             self._skip_unknown(name)
 

@@ -66,8 +66,11 @@ def listen_router(context: ServerContext) -> APIRouter:
 
 
 async def _transcribe(request: Request, context: ServerContext) -> Response:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
         raise InvalidRequest("This server fetches nothing from a url; send the audio as the body.", param="url")
+    if content_type == "multipart/form-data":
+        raise InvalidRequest("A form is not read here; send the audio itself as the body.")
     options = read_options(request.query_params, context.models.default.name)
 
     async def understand(body: bytearray) -> Call:

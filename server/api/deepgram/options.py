@@ -94,7 +94,7 @@ def read_options(query: QueryParams, default_model: str) -> ListenOptions:
     endpointing = query.get("endpointing", "true").lower()
     utterance_end_ms = query.get("utterance_end_ms", "false").lower()
     return ListenOptions(
-        model=query.get("model", default_model)[:MAX_NAME_CHARACTERS],
+        model=(query.get("model") or default_model)[:MAX_NAME_CHARACTERS],
         spoken=_read_languages(query),
         keywords=(*query.getlist("keyterm"), *(word.partition(":")[0] for word in query.getlist("keywords"))),
         encoding=encoding,

@@ -17,7 +17,7 @@ from server.api.middleware import client_of, request_id_of
 from server.api.multipart import Form
 from server.api.native.schema import ErrorReply
 from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
-from server.api.openai.transcription_options import SpeechOptions, TranscriptionOptions, TranslationOptions
+from server.api.openai.transcription_options import MAX_PROMPT_CHARACTERS, SpeechOptions, TranscriptionOptions, TranslationOptions
 from server.api.openai.transcription_replies import ChunkWriter, TranscriptWriter
 from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
 from server.audio.raw import parse_raw_type
@@ -88,6 +88,8 @@ def _call(
     limit = context.settings.max_tokens_limit
     if (options.max_completion_tokens or 0) > limit:
         warnings = (*warnings, f"The text has at most {limit} tokens.")
+    if len(options.prompt) > MAX_PROMPT_CHARACTERS:
+        warnings = (*warnings, f"Of the prompt only the last {MAX_PROMPT_CHARACTERS} characters count.")
     spoken = options.spoken()
     id = f"transcription-{uuid.uuid4().hex}"
     engine_request = InstructRequest(
@@ -99,7 +101,7 @@ def _call(
         word_times=options.word_times,
         language=spoken.language,
         languages=spoken.languages,
-        prompt=options.prompt,
+        prompt=options.end_of_prompt,
         keywords=options.all_keywords(),
     )
     transcript = TranscriptWriter(

@@ -26,7 +26,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 # Fields for OpenAI's own accounts and caches. They ask for nothing that the answer shows.

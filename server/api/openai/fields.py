@@ -20,6 +20,8 @@ from server.errors import AudioTooShort, InvalidRequest
 
 JSON_TYPE = "application/json"
 MAX_WARNINGS = 16
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})", re.ASCII)
 DATA_URL = re.compile(r"data:[^,]{0,256},")
 
 
@@ -63,7 +65,7 @@ def parse_upload(body: Form | bytearray, model: type[ClientMessage]) -> Upload:
 def parse_json(body: bytearray) -> dict[str, Any]:
     """Return the object that a JSON body holds. Raises `InvalidRequest`."""
     try:
-        content: object = from_json(bytes(body), allow_inf_nan=False)
+        content: object = from_json(bytes(body).removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except ValueError:
         raise InvalidRequest("The body is not valid JSON.") from None
     if not isinstance(content, dict):
@@ -143,6 +145,8 @@ def _value_of(schema: Mapping[str, Any], text: str) -> object:
     match schema.get("type"):
         case "boolean":
             return {"true": True, "false": False, "1": True, "0": False}.get(text.strip().lower(), text)
+        case "number" if NUMBER.fullmatch(text.strip()):
+            return float(text)
         case "integer" | "number":
             return _json_or_text(text)
         case "array":

@@ -15,7 +15,11 @@ my=myanmar bo=tibetan tl=tagalog mg=malagasy as=assamese tt=tatar haw=hawaiian l
 jw=javanese su=sundanese yue=cantonese
 """
 NAMES: dict[str, str] = dict(entry.split("=") for entry in TABLE.split())
-CODES = {name: code for code, name in NAMES.items()}
+OTHER_NAMES = """
+my=burmese ca=valencian nl=flemish ht=haitian lb=letzeburgesch ps=pushto pa=panjabi ro=moldavian ro=moldovan si=sinhalese
+es=castilian zh=mandarin
+"""
+CODES = {name: code for code, name in (entry.split("=") for entry in (TABLE + OTHER_NAMES).split())}
 
 
 def language_name(code: str | None) -> str:

@@ -16,10 +16,12 @@ def openai_router(context: ServerContext) -> APIRouter:
     router.include_router(audio_router(context))
     router.include_router(chat_router(context))
 
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models", summary="The names of the models, with the default first")
     async def list_models() -> ModelList:
         return list_cards(models)
 
+    @router.head("/v1/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}", summary="One model", responses={404: {"model": ErrorReply}})
     async def show_model(name: str) -> ModelCard:
         return card_of(name, models.find(name))

@@ -15,6 +15,7 @@ from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
 
 VOICE = VoiceOptions()
+MAX_PROMPT_CHARACTERS = 4000
 LIKELIEST = 0
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
@@ -63,7 +64,11 @@ class SpeechOptions(ClientMessage):
         None, description="The language that is spoken: a code or an English name."
     )
     languages: list[str] = Field([], max_length=8, description="Languages that may be spoken, among which the model finds out.")
-    prompt: str = Field("", max_length=4000, description="Text that comes before what is spoken, to show spelling and style.")
+    prompt: str = Field(
+        "",
+        max_length=65_536,
+        description="Text that comes before what is spoken, to show spelling and style; of a long one the end counts.",
+    )
     keywords: list[ShortText] = Field([], max_length=64, description="Names and terms that may be spoken.")
     hotwords: str = Field("", max_length=4000, description="The same, separated by commas, as vLLM has it.")
     response_format: Format = Field("json", description="How the reply is written.")
@@ -109,6 +114,11 @@ class SpeechOptions(ClientMessage):
     def needs_logprobs(self) -> bool:
         """Whether the reply needs the tokens: their likelihood, or their number so far."""
         return self.response_format == "verbose_json" or bool(self.stream and self.stream_continuous_usage_stats)
+
+    @property
+    def end_of_prompt(self) -> str:
+        """The part of the prompt that is read, as no model reads more."""
+        return self.prompt[-MAX_PROMPT_CHARACTERS:]
 
     def spoken(self) -> SpokenLanguages:
         """Return the languages that may be spoken. Raises `InvalidRequest`."""

@@ -1,5 +1,6 @@
 """Forms as different clients send them: names of the audio, file names, lists, and truth values."""
 
+import gzip
 from collections.abc import Iterator
 
 import pytest
@@ -43,7 +44,13 @@ def test_the_parts_are_taken_by_their_names(server: LiveServer, engine: FakeEngi
 
 @pytest.mark.parametrize(
     ("names", "stop"),
-    [(["stop[]"], ("a",)), (["stop[]", "stop[]"], ("a", "b")), (["stop", "stop"], ("a", "b")), (["stop", "stop[]"], ("a", "b"))],
+    [
+        (["stop[]"], ("a",)),
+        (["stop[]", "stop[]"], ("a", "b")),
+        (["stop", "stop"], ("a", "b")),
+        (["stop", "stop[]"], ("a", "b")),
+        (["stop[0]", "stop[1]"], ("a", "b")),
+    ],
 )
 def test_a_list_may_come_as_several_parts(
     server: LiveServer, engine: FakeEngine, names: list[str], stop: tuple[str, ...]
@@ -64,3 +71,22 @@ def test_truth_values_have_any_case(server: LiveServer, text: str) -> None:
 def test_an_unknown_field_is_still_refused(server: LiveServer) -> None:
     files, fields = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe.", "modle": "x"}
     assert error_code(server.client.post("/v1/instruct", files=files, data=fields)) == "unknown_field"
+
+
+def test_a_number_is_no_key_of_a_field_that_is_no_list(server: LiveServer) -> None:
+    body = form(AUDIO, INSTRUCTION, part("seed[0]", b"1"))
+    response = server.client.post("/v1/instruct", content=body, headers={"content-type": FORM_TYPE})
+    assert (response.status_code, error_code(response)) == (400, "unknown_field")
+
+
+def test_a_compressed_body_is_refused_by_its_cause(server: LiveServer, engine: FakeEngine) -> None:
+    asked = len(engine.submitted)
+    headers = {"content-type": FORM_TYPE, "content-encoding": "gzip"}
+    response = server.client.post("/v1/instruct", content=gzip.compress(form(AUDIO, INSTRUCTION)), headers=headers)
+    assert (response.status_code, error_code(response)) == (400, "invalid_request")
+    assert "Content-Encoding" in response.json()["error"]["message"]
+    assert len(engine.submitted) == asked
+    response = server.client.post(
+        "/v1/instruct", content=form(AUDIO, INSTRUCTION), headers={**headers, "content-encoding": "Identity"}
+    )
+    assert response.status_code == 200

@@ -100,3 +100,14 @@ def test_the_description_names_its_options_and_its_errors(server: LiveServer) ->
     assert {"encoding", "sample_rate", "keyterm"} <= {each["name"] for each in described["parameters"]}
     assert set(described["requestBody"]["content"]) == {"audio/*", "application/octet-stream"}
     assert described["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("ListenError")
+
+
+def test_an_empty_model_is_the_default(server: LiveServer) -> None:
+    body = server.client.post("/v1/listen?model=&language=", content=CLIP).json()
+    assert [each["name"] for each in body["metadata"]["model_info"].values()] == ["fake-model"]
+
+
+def test_a_form_is_refused_by_its_cause(server: LiveServer) -> None:
+    response = server.client.post("/v1/listen", files={"file": ("speech.wav", CLIP)})
+    assert (response.status_code, response.json()["err_code"]) == (400, "INVALID_REQUEST")
+    assert "form" in response.json()["err_msg"]

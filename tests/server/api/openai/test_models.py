@@ -27,3 +27,9 @@ def test_the_aliases_are_a_setting() -> None:
         assert [each["id"] for each in server.client.get("/v1/models").json()["data"]] == ["fake-model"]
     with live_server(FakeEngine(), model_aliases="org/speech,b") as server:
         assert server.client.get("/v1/models/org/speech").json()["root"] == "fake-model"
+
+
+def test_head_tells_whether_there_is_a_model(client: OpenAI) -> None:
+    paths = ["/models", "/models/whisper-1", "/models/org/other"]
+    answers = [client._client.head(f"{client.base_url}{path.removeprefix('/')}") for path in paths]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(200, b""), (200, b""), (404, b"")]

@@ -1,5 +1,6 @@
 """Every field of a transcription: its effect on the request, or the error that names it."""
 
+import base64
 import json
 from typing import Any
 
@@ -64,6 +65,11 @@ def test_the_strategy_cuts_the_audio(client: OpenAI, server: LiveServer, engine:
         ({"top_p": "0.5"}, "sampling.top_p", 0.5),
         ({"top_k": "-1"}, "sampling.top_k", 0),
         ({"temperature": "1e-05"}, "sampling.temperature", 1e-5),
+        ({"temperature": ".5"}, "sampling.temperature", 0.5),
+        ({"temperature": " 1. "}, "sampling.temperature", 1.0),
+        ({"language": "Mandarin"}, "language", "zh"),
+        ({"language": "castilian"}, "language", "es"),
+        ({"keywords[0]": "a", "keywords[1]": "b"}, "keywords", ("a", "b")),
         ({"repetition_penalty": "1.5"}, "sampling.repetition_penalty", 1.5),
         ({"presence_penalty": "1"}, "sampling.presence_penalty", 1),
         ({"chunking_strategy": "auto"}, "word_times", "none"),
@@ -108,7 +114,7 @@ def test_a_field_has_its_effect(server: LiveServer, engine: FakeEngine, fields: 
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 2}'}, "chunking_strategy", "invalid_request"),
         ({"keywords[]": ["a" * 65]}, "keywords", "invalid_request"),
         ({"keywords[]": ["a"] * 65}, "keywords", "invalid_request"),
-        ({"prompt": "a" * 4001}, "prompt", "invalid_request"),
+        ({"prompt": "a" * 65_537}, "prompt", "invalid_request"),
         ({"prompt": ["a", "b"]}, "prompt", "invalid_request"),
         ({"model": "nope"}, "model", "model_not_found"),
         ({"model": "a\nb"}, "model", "model_not_found"),
@@ -155,3 +161,24 @@ def test_languages_have_names_and_codes() -> None:
     assert (language_name("de"), language_name(None), language_name("xx")) == ("german", "unknown", "xx")
     assert language_name("ht") == "haitian creole"
     assert [language_code(text) for text in ("DE", " pt_BR ", "Haitian Creole", "klingon")] == ["de", "pt", "ht", "klingon"]
+
+
+@pytest.mark.parametrize("granularity", ["timestamp_granularities[]", "timestamp_granularities[0]", "timestamp_granularities"])
+def test_words_have_times_however_the_list_is_sent(server: LiveServer, granularity: str) -> None:
+    data = {"response_format": "verbose_json", granularity: "word"}
+    reply = server.client.post("/v1/audio/transcriptions", files=FILE, data=data).json()
+    assert (len(reply["words"]), "segments" in reply, "warnings" in reply) == (3, False, False)
+
+
+def test_the_end_of_a_long_prompt_counts(server: LiveServer, engine: FakeEngine) -> None:
+    prompt = "a" * 3000 + "b" * 4000
+    reply = server.client.post("/v1/audio/transcriptions", files=FILE, data={"prompt": prompt}).json()
+    assert engine.submitted[-1].prompt == "b" * 4000
+    assert reply["warnings"] == ["Of the prompt only the last 4000 characters count."]
+
+
+def test_json_may_begin_with_a_byte_order_mark(server: LiveServer) -> None:
+    body = json.dumps({"input_audio": {"data": base64.b64encode(CLIP).decode(), "format": "wav"}}).encode("utf-8-sig")
+    headers = {"content-type": "Application/JSON; charset=UTF-8"}
+    response = server.client.post("/v1/audio/transcriptions", content=body, headers=headers)
+    assert (response.status_code, response.json()["text"]) == (200, "Well, hello. World!")
