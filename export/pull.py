@@ -53,7 +53,9 @@ def pull_model(
             manifest = write_bundle(folder, convert(conversion, *sources)).manifest
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"There is no space left on the disk of {store.root}") from None
+            raise CheckpointError(
+                f"There is no space left on the disk of {store.root}: free some, or name another folder with THINBRIDGE_CACHE_DIR"
+            ) from None
         raise
     for source in sources:
         hub.forget(source)

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
-from models.bundle.schema import LlmSection, SpeechDecoderSection, dimension
+from models.bundle.schema import EncoderSection, LlmSection, SpeechDecoderSection, dimension
+from models.encoders.windows import KeptWindows, SpeechWindow
 from models.projectors.no_projector import NoProjector
 from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
 from models.protocols import (
@@ -116,6 +117,7 @@ class Models:
     draft_vocabulary: Literal["llm", "speech_decoder"] = "llm"
     bridge: Literal["frames", "transcript"] = "frames"
     hearing: Hearing | None = None
+    window: SpeechWindow | None = None
     encodes_beside: bool = False
     interrupt_encoder: Callable[[], None] = _nothing
     check: Callable[[], None] = _nothing
@@ -150,7 +152,12 @@ class Models:
         """The codes of the languages that a request may name as the one that is spoken; empty where it can name none."""
         if self.speech is not None:
             return self.speech.tokens.languages
-        return () if self.label is None else self.label.languages
+        return self.template.languages if self.label is None else self.label.languages
+
+    @property
+    def takes_keywords(self) -> bool:
+        """Whether a request for a transcript may name words that may be spoken."""
+        return self.speech is not None or self.label is not None or self.template.before_keywords is not None
 
     @property
     def decoders(self) -> tuple[Decoder, ...]:
@@ -205,6 +212,12 @@ class Models:
     def pad_audio(self, audio: Float32) -> Float32:
         """Return audio as the encoder hears it, with silence behind it."""
         return audio if self.hearing is None else self.hearing.pad_audio(audio)
+
+    def encode(self, features: Sequence[Float32], kept: Sequence[KeptWindows]) -> list[EncoderStates]:
+        """Return the states of utterances; of each, whole windows are found in `kept`, where the encoder has windows."""
+        if self.window is None:
+            return self.encoder.encode(features)
+        return [self.window.encode(self.encoder, each, windows) for each, windows in zip(features, kept, strict=True)]
 
     def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
         """Project the states of utterances of so many samples each, before padding."""
@@ -366,7 +379,14 @@ def chain_models(
         )
         if pads
         else None,
+        window=_window(manifest.encoder, features, frame_s),
     )
+
+
+def _window(encoder: EncoderSection, features: Features, frame_s: float) -> SpeechWindow | None:
+    if encoder.window_s is None:
+        return None
+    return SpeechWindow(round(encoder.window_s * features.frames_per_s), round(encoder.window_s / frame_s))
 
 
 def _open_text(bundle: Bundle, speech: SpeechModel | None) -> tuple[Tokeniser, PromptTemplate]:

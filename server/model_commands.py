@@ -115,6 +115,7 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     else:
         lines.append("  llm       none: it transcribes" + (" and translates into English" if _translates(manifest) else ""))
     lines.append(f"  exact     {exactness(manifest)}")
+    lines.append(f"  live      {live_cost(manifest)}")
     lines += [f"  licence   {part}: {licence}" for part, licence in sorted(manifest.licences.items())]
     lines += [f"  file      {name}, {entry.bytes / 1e6:.1f} MB" for name, entry in sorted(manifest.files.items())]
     return lines
@@ -126,6 +127,16 @@ def exactness(manifest: Manifest) -> str:
     if decoder is not None and decoder.precision == "fp32":
         return "the checkpoint's own numbers; beside other requests the last bits differ, so a tie may be decided otherwise"
     return "load, batching, drafts and preemption change no bit of an answer; rounded weights may change the checkpoint's words"
+
+
+def live_cost(manifest: Manifest) -> str:
+    """Say how a live session's partial text is made, and what that computes again."""
+    if manifest.projector is not None and manifest.projector.drafts:
+        return "partials come from the CTC scores of an utterance's last 8 s, and the answer encodes all of it"
+    again = "the whole utterance again"
+    if manifest.encoder.window_s is not None:
+        again = f"an utterance again but for what is finished, in windows of {manifest.encoder.window_s:g} s"
+    return f"each partial encodes and reads {again}, and verifies the one before it; at most a third of the time"
 
 
 def prompt_text(bundle: Bundle) -> str:

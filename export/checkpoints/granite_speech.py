@@ -23,6 +23,7 @@ from models.projectors.qformer import CtcHead, QformerConfig, QformerCtcSection,
 from models.text.tokeniser import Tokeniser
 
 PUBLISHED_INSTRUCTION = "can you transcribe the speech into a written format?"
+BEFORE_KEYWORDS = " Keywords: "
 HEAD_FILE, ADAPTER_FILE = "out_llm.safetensors", "adapter_model.safetensors"
 STATES_PER_S = 50.0
 DRAFT_SUBSAMPLING = 4
@@ -39,13 +40,13 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
         )
     llm = language_model_of(checkpoint, text_tensors(tensors), text, read_chat_template(checkpoint), place)
     llm = replace(llm, llama=merge_adapter(checkpoint, llm.llama, float(text.get("residual_multiplier", 1)), text))
-    head = read_head(checkpoint)
 
     audio = read_value(config, "encoder_config", place)
     encoder_tensors = part_of(tensors, "encoder.")
-    shape = read_shape(audio, config, place, tells_letters=head is not None)
     width, features = read_value(audio, "hidden_dim", place), read_value(audio, "input_dim", place)
     require_shape(encoder_tensors, "input_linear.weight", (width, features), place)
+    head = read_head(checkpoint)
+    shape = read_shape(audio, config, place, tells_letters=head is not None)
     build_encoder(shape, encoder_tensors, _encoder_linear(conversion.options.precision)).save(folder / "encoder.onnx")
     read_width = width * (1 + len(shape.concatenated))
 
@@ -141,4 +142,5 @@ def merge_adapter(checkpoint: Checkpoint, llama: Llama, residual: float, config:
 def _prompt(llm: LanguageModel) -> Any:
     tokeniser = Tokeniser.from_json(llm.tokeniser_json)
     prompt = lay_out(llm.template, llm.ends, tokeniser, f"{SPEECH}{INSTRUCTION}")
-    return prompt.model_copy(update={"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION))})
+    own = {"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION)), "before_keywords": BEFORE_KEYWORDS}
+    return prompt.model_copy(update=own)

@@ -72,6 +72,7 @@ def convert_qwen3_asr(conversion: Conversion, checkpoint: Checkpoint) -> BundleD
             mel_bins=read_value(audio, "num_mel_bins", place),
             width=width,
             states_per_s=states_of(chunk) * HOPS_PER_S / chunk,
+            window_s=window / HOPS_PER_S,
         ),
         projector=two_layers.TwoLayersSection(**values),
         llm=llm.write(conversion.options.precision, conversion.folder),

@@ -6,7 +6,7 @@ The format: uint64 length of a JSON header, the header (per tensor its dtype, sh
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ MAX_HEADER_BYTES = 100 * 2**20
 COUNTER = ".num_batches_tracked"
 """The end of the names of counters of training steps, which normalisations over batches keep and no model computes with."""
 INDEX = "model.safetensors.index.json"
+BESIDE = ("adapter_model.safetensors", "out_llm.safetensors")
+"""Files of further parts beside the weights: a LoRA adapter, Granite-speech's CTC head. Each is read by its name."""
 
 
 class CheckpointError(ValueError):
@@ -51,11 +53,21 @@ class Tensor:
 class Tensors(Mapping[str, Float32]):
     """Tensors by name, each read when it is asked for. Raises `CheckpointError` for one that is missing."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, renames: Mapping[str, str] | None = None) -> None:
-        """`name` is what messages call the checkpoint; `renames` are the beginnings by which tensors were renamed."""
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        name: str,
+        renames: Mapping[str, str] | None = None,
+        in_files: Collection[str] | None = None,
+    ) -> None:
+        """`name` is what messages call the checkpoint; `renames` are the beginnings by which tensors were renamed.
+
+        `in_files` are the names of all tensors of the checkpoint, of which these may be a part.
+        """
         self._tensors = dict(tensors)
         self._name = name
         self._renames = dict(renames or {})
+        self._in_files = self._tensors.keys() if in_files is None else in_files
 
     def __getitem__(self, name: str) -> Float32:
         return self.place(name).read()
@@ -73,7 +85,9 @@ class Tensors(Mapping[str, Float32]):
         """Return the place of a tensor, which has its shape."""
         if name not in self._tensors:
             wanted = self._name_in_file(name)
-            raise CheckpointError(f"{self._name} lacks the tensor {wanted}, and holds {len(self)} others{self._example()}")
+            raise CheckpointError(
+                f"{self._name} lacks the tensor {wanted}, and holds {len(self._in_files)} others{self._example()}"
+            )
         return self._tensors[name]
 
     def renamed(self, renames: Mapping[str, str]) -> "Tensors":
@@ -83,18 +97,19 @@ class Tensors(Mapping[str, Float32]):
             old = next((old for old in renames if name.startswith(old)), None)
             if old is not None:
                 found[renames[old] + name.removeprefix(old)] = tensor
-        return Tensors(found, self._name, renames)
+        return Tensors(found, self._name, renames, self._in_files)
 
     def without(self, part: str) -> "Tensors":
         """Return the tensors with a part left out of their names."""
-        return Tensors({name.replace(part, ""): tensor for name, tensor in self._tensors.items()}, self._name, self._renames)
+        found = {name.replace(part, ""): tensor for name, tensor in self._tensors.items()}
+        return Tensors(found, self._name, self._renames, self._in_files)
 
     def _name_in_file(self, name: str) -> str:
         old, new = next(((old, new) for old, new in self._renames.items() if name.startswith(new)), ("", ""))
         return old + name.removeprefix(new)
 
     def _example(self) -> str:
-        return f", one is {self._name_in_file(min(self._tensors))}" if self._tensors else ""
+        return f", one is {min(self._in_files)}" if self._in_files else ""
 
 
 def read_folder(folder: Path) -> Tensors:
@@ -109,7 +124,7 @@ def _files_of(folder: Path) -> list[Path]:
     """Return the files that the index names, or all that there are."""
     index = folder / INDEX
     if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
+        return sorted(file for file in folder.glob("*.safetensors") if file.name not in BESIDE)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -123,29 +138,30 @@ def _files_of(folder: Path) -> list[Path]:
 
 def read_file(file: Path) -> dict[str, Tensor]:
     """Return the places of a file's tensors. Raises `CheckpointError` where it is cut short, broken, or of an unknown dtype."""
-    size = file.stat().st_size
+    size, place = file.stat().st_size, f"{file.parent.name}/{file.name}"
     with file.open("rb") as opened:
         start = opened.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file.name} is no safetensors file: its header has {length} bytes, the file {size}")
+            raise CheckpointError(f"{place} is no safetensors file: its header has {length} bytes, the file {size}")
         header = opened.read(length)
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         numbers = {name: entry for name, entry in entries.items() if not name.endswith(COUNTER)}
         found = {name: _tensor(file, name, entry, 8 + length, size) for name, entry in numbers.items()}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{file.name} is no safetensors file: its header is not valid") from None
+        raise CheckpointError(f"{place} is no safetensors file: its header is not valid") from None
     return found
 
 
 def _tensor(file: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> Tensor:
+    place = f"{file.parent.name}/{file.name}"
     if entry["dtype"] not in DTYPES:
-        raise CheckpointError(f"{file.name} has {name} as {entry['dtype']}, known are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{place} has {name} as {entry['dtype']}, known are {', '.join(DTYPES)}")
     dtype, shape = DTYPES[entry["dtype"]], tuple(int(each) for each in entry["shape"])
     begin, end = entry["data_offsets"]
     if min((0, *shape)) < 0 or begin < 0 or end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise CheckpointError(f"{file.name} is broken: {name} has the shape {list(shape)} and {end - begin} bytes")
+        raise CheckpointError(f"{place} is broken: {name} has the shape {list(shape)} and {end - begin} bytes")
     if data + end > size:
-        raise CheckpointError(f"{file.name} is cut short: {name} ends at byte {data + end}, the file at {size}")
+        raise CheckpointError(f"{place} is cut short: {name} ends at byte {data + end}, the file at {size}")
     return Tensor(file, dtype, shape, data + begin)

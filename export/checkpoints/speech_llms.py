@@ -12,7 +12,7 @@ from export.checkpoints.llama import largest_position, read_text_model
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.checkpoints.whisper import read_encoder
 from export.precisions import PRECISIONS
-from models.bundle.schema import BundleDescription, ProjectorSection
+from models.bundle.schema import BundleDescription, ProjectorSection, PromptSection
 from models.encoders.whisper import Arrays
 from models.projectors import linear, two_layers, ultravox, voxtral
 from models.text.tokeniser import Tokeniser
@@ -24,6 +24,9 @@ CHATML = (
 MISTRAL = "{% for message in messages %}{{ '<s>[INST]' + message['content'] + '[/INST]' }}{% endfor %}"
 UNTIED = {"tie_word_embeddings": False}
 """The head stands in the checkpoint by itself, whatever the LLM's own configuration says; one that is missing is tied."""
+VOXTRAL_LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "nl", "pt")
+"""Those that Voxtral's card names for transcripts."""
+TRANSCRIBE = "[TRANSCRIBE]"
 ULTRAVOX_PROJECTOR = "multi_modal_projector."
 
 
@@ -65,6 +68,8 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
     stacked = int(read_value(config, "stack_factor", checkpoint.name))
     audio_config = config.get("audio_config") or {}
     audio = tensors.renamed({"audio_tower.": "", "model.audio_tower.": ""})
+    if not audio and not config.get("audio_model_id"):
+        tensors.place("audio_tower.conv1.weight")
     if not audio or "d_model" not in audio_config:
         whisper = conversion.hub.get(read_value(config, "audio_model_id", checkpoint.name)).checkpoint
         audio = audio or whisper.tensors.renamed({"model.encoder.": "", "encoder.": ""})
@@ -117,7 +122,25 @@ def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDes
     template = new_chat_template(MISTRAL, {}, checkpoint.name)
     llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
-    return SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
+    description = SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
+    prompt = transcribe_without_words(description.require_prompt(), Tokeniser.from_json(llm.tokeniser_json), checkpoint.name)
+    return description.model_copy(update={"prompt": prompt})
+
+
+def transcribe_without_words(prompt: PromptSection, tokeniser: Tokeniser, place: str) -> PromptSection:
+    """Return Voxtral's prompt with its mode for transcripts: a token behind the turn in place of an instruction.
+
+    The language, if it is named, stands before that token (`encode_transcription` of mistral-common). Raises `CheckpointError`.
+    """
+    if TRANSCRIBE not in tokeniser.special_tokens:
+        raise CheckpointError(f"{place} has a tokeniser without {TRANSCRIBE}, which Voxtral needs")
+    languages = {code: tuple(tokeniser.encode_after(prompt.suffix, f"lang:{code}")) for code in VOXTRAL_LANGUAGES}
+    mode = {
+        "transcription": (),
+        "languages": {code: ids[len(prompt.suffix) :] for code, ids in languages.items()},
+        "transcription_end": (tokeniser.special_tokens[TRANSCRIBE],),
+    }
+    return prompt.model_copy(update=mode)
 
 
 def projector_values(

@@ -76,7 +76,8 @@ class EncoderSection(ModelSection):
     """A frozen speech encoder: features in, `states_per_s` states of `width` out.
 
     `features` names the front end in `models.registry.FEATURES`. Audio is heard with silence behind it: at least
-    `silence_behind_s`, and at least `floor_s` in all.
+    `silence_behind_s`, and at least `floor_s` in all. One with `window_s` hears the audio in windows of that length, which do not
+    see each other.
     """
 
     features: ClassVar[str]
@@ -84,6 +85,7 @@ class EncoderSection(ModelSection):
     states_per_s: PositiveFloat
     floor_s: NonNegativeFloat = 0.0
     silence_behind_s: NonNegativeFloat = 0.0
+    window_s: PositiveFloat | None = None
 
     def feature_options(self) -> dict[str, Any]:
         """Return the keyword arguments of the front end."""
@@ -199,6 +201,9 @@ class PromptSection(Section):
     end_tokens: TokenIds = Field(min_length=1)
     after_speech: TokenIds | None = None
     transcription: TokenIds | None = None
+    before_keywords: str | None = None
+    languages: dict[str, TokenIds] = Field(default_factory=dict)
+    transcription_end: TokenIds = ()
 
 
 class TranscriptsSection(Section):
@@ -349,7 +354,8 @@ class BundleDescription(Section):
     @staticmethod
     def _check_prompt(llm: LlmSection, prompt: PromptSection) -> None:
         fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
-        fixed = (*fixed, *(prompt.transcription or ()))
+        fixed = (*fixed, *(prompt.transcription or ()), *prompt.transcription_end)
+        fixed = (*fixed, *(token for tokens in prompt.languages.values() for token in tokens))
         if max(fixed) >= llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")
 

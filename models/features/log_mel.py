@@ -60,13 +60,23 @@ def log_mel(audio: Float32, mel_bins: int = MEL_BINS, hop_multiple: int = HOPS_O
     return whole_frames(np.pad(audio, (0, padding)), mel_bins)
 
 
-def whole_frames(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
-    """Return features [mel_bins, whole hops of the audio], with no silence behind the audio, which is mirrored at its ends."""
+def whole_frames(audio: Float32, mel_bins: int = MEL_BINS, block: int | None = None) -> Float32:
+    """Return features [mel_bins, whole hops of the audio], with no silence behind the audio, which is mirrored at its ends.
+
+    They are computed in blocks of so many frames, or all at once. The last bits of a product depend on its size: in blocks, a
+    frame's values but for the floor are the same however much audio follows.
+    """
     samples = np.pad(audio, WINDOW_SAMPLES // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES)[::HOP_SAMPLES][: len(audio) // HOP_SAMPLES]
-    power = np.abs(np.fft.rfft(frames * window(), axis=-1)).astype(np.float32) ** 2
-    log_power = np.log10(np.maximum(mel_filters(mel_bins) @ power.T, 1e-10))
+    starts = range(0, len(frames), block or max(1, len(frames)))
+    parts = [_log_power(frames[start : start + (block or len(frames))], mel_bins) for start in starts]
+    log_power = np.concatenate(parts, axis=1)
     return np.asarray((np.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0, np.float32)
+
+
+def _log_power(frames: Float32, mel_bins: int) -> Float32:
+    power = np.abs(np.fft.rfft(frames * window(), axis=-1)).astype(np.float32) ** 2
+    return np.asarray(np.log10(np.maximum(mel_filters(mel_bins) @ power.T, 1e-10)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,11 @@ class WholeFrames:
     """
 
     LEAST_SAMPLES: ClassVar[int] = 8_000
+    BLOCK_FRAMES: ClassVar[int] = 100
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES
     mel_bins: int
 
     def __call__(self, audio: Float32) -> Float32:
-        return whole_frames(np.pad(audio, (0, max(0, self.LEAST_SAMPLES - len(audio)))), self.mel_bins)
+        return whole_frames(np.pad(audio, (0, max(0, self.LEAST_SAMPLES - len(audio)))), self.mel_bins, self.BLOCK_FRAMES)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,7 +152,9 @@ class PromptTemplate:
 
     The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, or, where `after_speech` is given,
     `[prefix] speech [after_speech][instruction][after_instruction][suffix]`. A published model may know one instruction for a
-    transcript: `transcription` stands in the place of all that ask for one.
+    transcript: `transcription` stands in the place of all that ask for one. Behind that go the keywords of the request, where
+    `before_keywords` says what stands before them; behind the suffix, the tokens of the language that is named, where
+    `languages` has them by code, and `transcription_end`.
     """
 
     prefix: tuple[int, ...]
@@ -161,15 +163,17 @@ class PromptTemplate:
     end_tokens: tuple[int, ...]
     after_speech: tuple[int, ...] | None = None
     transcription: tuple[int, ...] | None = None
+    before_keywords: str | None = None
+    languages: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    transcription_end: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Raises `TypeError` where a field is missing or unknown."""
-        ids: dict[str, Any] = {name: None if value is None else tuple(value) for name, value in fields.items()}
-        return cls(**ids)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
-    def to_json(self) -> dict[str, list[int] | None]:
-        return {name: None if ids is None else list(ids) for name, ids in asdict(self).items()}
+    def to_json(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -183,14 +187,27 @@ class PromptIds:
         return len(self.before_speech) + len(self.after_speech)
 
 
-def lay_out_prompt(template: PromptTemplate, tokeniser: Tokeniser, instruction: str, *, transcribes: bool = False) -> PromptIds:
+def lay_out_prompt(
+    template: PromptTemplate,
+    tokeniser: Tokeniser,
+    instruction: str,
+    *,
+    transcribes: bool = False,
+    language: str | None = None,
+    keywords: Sequence[str] = (),
+) -> PromptIds:
     """Fill the template with an instruction, whose text is never parsed for special tokens.
 
-    One that `transcribes` gives way to the template's own, if that has one.
+    One that `transcribes` gives way to the template's own, if that has one, and the language and the keywords of a request are
+    those of a transcript only. Raises `KeyError` for a language that the template does not have.
     """
     own = template.transcription if transcribes else None
     lead = template.prefix if template.after_speech is None else template.after_speech
     asked = tokeniser.encode_after(lead, instruction) if own is None else [*lead, *own]
+    if transcribes and keywords and template.before_keywords is not None:
+        asked = tokeniser.encode_after(asked, template.before_keywords + ", ".join(keywords))
+    spoken = template.languages[language] if transcribes and language is not None else ()
+    suffix = (*template.suffix, *spoken, *(template.transcription_end if transcribes else ()))
     if template.after_speech is None:
-        return PromptIds((*asked, *template.after_instruction), template.suffix)
-    return PromptIds(template.prefix, (*asked, *template.after_instruction, *template.suffix))
+        return PromptIds((*asked, *template.after_instruction), suffix)
+    return PromptIds(template.prefix, (*asked, *template.after_instruction, *suffix))

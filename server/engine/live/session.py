@@ -11,6 +11,7 @@ import numpy as np
 from models.assemble import Models
 from models.protocols import Float32
 from models.text.tokeniser import PromptIds
+from server.engine.live.agreed_text import AgreedText
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.listener import HeardAudio, HeardInput, VoiceInputs
 from server.engine.live.recent_audio import RecentAudio
@@ -19,6 +20,7 @@ from server.engine.live.stable_text import StableText
 from server.engine.live.utterance import Utterance
 from server.engine.runner.heard_words import read_words, shift_words
 from server.engine.runner.sequence import SequenceState, new_sequence
+from server.engine.runner.transcript import longest_transcript
 from server.engine.types.events import (
     Delta,
     Done,
@@ -51,6 +53,8 @@ PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
 DRAFT_ONLY = SamplingOptions(max_tokens=0)
 # The first hypothesis waits for as long as one takes, but no longer than this: the first words come with it.
 LONGEST_FIRST_WAIT_S = 0.4
+# A hypothesis that a decoder writes alone is first made of so much speech.
+FIRST_WRITTEN_S = 0.8
 # After a hypothesis that took longer the next one is a draft alone, which takes half as long.
 LONGEST_WRITING_S = 0.6
 
@@ -120,7 +124,8 @@ class LiveSession:
         self._sampling = SamplingOptions() if self._recording else request.sampling
         self._next_instruction: str | None = None
         self._prompt_ids = self._lay_out(self._instruction)
-        # Hypotheses are the speech decoder's where there is one, and else the projector's draft.
+        # Hypotheses are the speech decoder's where there is one, and else the projector's draft. Without drafts each is a
+        # transcript of the whole utterance so far.
         self._can_write = models.speech is not None and models.word_timer is not None
         self._hypothesis_took_s = self._draft_took_s = 0.0
 
@@ -210,8 +215,9 @@ class LiveSession:
     def _begin_utterance(self, start: int) -> None:
         self._use_next_instruction()
         start_s = start / self._rate_hz
-        text = StableText(start_s)
+        text = StableText(start_s) if self._models.drafts else AgreedText(start_s)
         wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
+        wait_s = wait_s if self._models.drafts else FIRST_WRITTEN_S
         partial_due = start + round((self.request.voice.prefix_padding_s + wait_s) * self._rate_hz)
         self._current = Utterance(self._utterances, start, self._instruction, self._prompt_ids, text, partial_due)
         self._utterances += 1
@@ -236,6 +242,9 @@ class LiveSession:
         take_event = partial(self._take_answer, utterance)
         utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
         utterance.answer.known_words = self._known_words(utterance, utterance.start)
+        utterance.answer.kept = utterance.kept
+        if self._models.transcribes(utterance.instruction):
+            utterance.answer.known_tokens = utterance.hypothesis
         self._hooks.start_sequence(utterance.answer)
 
     def _withdraw_answer(self, utterance: Utterance) -> None:
@@ -284,8 +293,7 @@ class LiveSession:
         """Have a new hypothesis made of the utterance that is going on, if one is due."""
         utterance = self._current
         if (
-            not self._models.drafts
-            or not self.request.partials
+            not self.request.partials
             or utterance is None
             or utterance.partial is not None
             or utterance.answer is not None
@@ -295,11 +303,19 @@ class LiveSession:
         end = self._detected
         if end < utterance.partial_due or (self._is_ahead and time.monotonic() < utterance.partial_due_at_s):
             return
-        settled_s = utterance.text.stable_end_s - PARTIAL_CONTEXT_S
+        text = utterance.text
+        hypothesis = self._hear_on(utterance, text, end) if isinstance(text, StableText) else self._hear_again(utterance, end)
+        utterance.partial = hypothesis
+        hypothesis.gives_way = True
+        self._hooks.start_sequence(hypothesis)
+
+    def _hear_on(self, utterance: Utterance, text: StableText, end: int) -> SequenceState:
+        """Return a hypothesis of the words that are not stable, with some that are, by the times of words."""
+        settled_s = text.stable_end_s - PARTIAL_CONTEXT_S
         start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
         # The first words come sooner from the draft.
         is_fast = self._hypothesis_took_s <= LONGEST_WRITING_S
-        is_written = self._can_write and is_fast and len(utterance.text.words) > 0
+        is_written = self._can_write and is_fast and len(text.words) > 0
         request = replace(
             self._new_request(self._audio.between(start, end), self._models.transcription_instruction),
             sampling=SamplingOptions() if is_written else DRAFT_ONLY,
@@ -308,15 +324,31 @@ class LiveSession:
             word_times="required" if is_written else "none",
         )
         take_event = partial(self._take_partial, utterance, start, end)
-        utterance.partial = new_sequence(self._models, request, take_event, utterance.prompt_ids)
-        utterance.partial.gives_way = True
-        utterance.partial.known_words = self._known_words(utterance, start)
-        self._hooks.start_sequence(utterance.partial)
+        hypothesis = new_sequence(self._models, request, take_event, utterance.prompt_ids)
+        hypothesis.known_words = self._known_words(utterance, start)
+        return hypothesis
+
+    def _hear_again(self, utterance: Utterance, end: int) -> SequenceState:
+        """Return a hypothesis of the whole utterance so far, for which the one before it is the draft."""
+        audio = self._audio.between(utterance.start, end)
+        request = replace(
+            self._new_request(audio, self._models.transcription_instruction),
+            sampling=SamplingOptions(max_tokens=longest_transcript(len(audio) / self._rate_hz)),
+            priority=max(Priority.PARTIAL, self._priority),
+            draft="exact",
+            word_times="none",
+        )
+        prompt_ids = utterance.prompt_ids if self._models.transcribes(utterance.instruction) else None
+        take_event = partial(self._take_partial, utterance, utterance.start, end)
+        hypothesis = new_sequence(self._models, request, take_event, prompt_ids)
+        hypothesis.known_tokens, hypothesis.kept = utterance.hypothesis, utterance.kept
+        return hypothesis
 
     def _known_words(self, utterance: Utterance, start: int) -> tuple[Word, ...]:
         """Return the words of the last hypothesis behind sample `start`, in seconds from there."""
-        start_s = start / self._rate_hz
-        return shift_words([word for word in utterance.text.words if word.start_s >= start_s], -start_s)
+        start_s, text = start / self._rate_hz, utterance.text
+        words = text.words if isinstance(text, StableText) else []
+        return shift_words([word for word in words if word.start_s >= start_s], -start_s)
 
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
         if isinstance(event, Delta):
@@ -326,11 +358,11 @@ class LiveSession:
             return
         self._counters.partials += 1
         start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        words: Sequence[Word] = event.words or ()
-        if sequence.drafts_only:
-            path = sequence.encoded.require_draft().best_token
-            words = read_words(path, self._models.frame_s, self._models.draft_tokeniser)
-        changed = utterance.text.update(shift_words(words, start_s), end_s)
+        if isinstance(utterance.text, AgreedText):
+            changed = utterance.text.update(event.text, end_s)
+            utterance.hypothesis = sequence.text_tokens
+        else:
+            changed = utterance.text.update(shift_words(self._read_hypothesis(sequence, event), start_s), end_s)
         interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
         pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
         if sequence.drafts_only:
@@ -340,6 +372,13 @@ class LiveSession:
         utterance.partial_due_at_s = time.monotonic() + pause_s
         if changed:
             self._hooks.emit_event(utterance.partial_event(self.request.id, self._rate_hz, end_s))
+
+    def _read_hypothesis(self, sequence: SequenceState, done: Done) -> Sequence[Word]:
+        """Return the words of a hypothesis with their times."""
+        if not sequence.drafts_only:
+            return done.words or ()
+        path = sequence.require_encoded().require_draft().best_token
+        return read_words(path, self._models.frame_s, self._models.draft_tokeniser)
 
     def _change_instruction(self, instruction: str) -> None:
         """Note the instruction of utterances to come. To lay it out takes time, so that waits until one of them begins."""

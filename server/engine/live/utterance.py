@@ -1,10 +1,12 @@
 """One utterance of a live session: where it lies, what is made of it, and the events about it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from models.text.tokeniser import PromptIds
+from server.engine.live.agreed_text import AgreedText
 from server.engine.live.stable_text import StableText
 from server.engine.runner.heard_words import shift_words
+from server.engine.runner.kept_speech import KeptSpeech
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone
 
@@ -15,20 +17,23 @@ class Utterance:
 
     `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
     `partial` is the hypothesis being made. The next one is due when the audio has got to `partial_due`, but, if audio comes
-    faster than it is spoken, not before the clock shows `partial_due_at_s`.
+    faster than it is spoken, not before the clock shows `partial_due_at_s`. Where the projector drafts nothing, `hypothesis` are
+    the tokens of the last one. `kept` is what was computed for hypotheses that later ones, and the answer, need too.
     """
 
     number: int
     start: int
     instruction: str
     prompt_ids: PromptIds
-    text: StableText
+    text: StableText | AgreedText
     partial_due: int
     partial_due_at_s: float = 0.0
     end: int = 0
     answer: SequenceState | None = None
     outcome: Done | Failed | None = None
     partial: SequenceState | None = None
+    hypothesis: tuple[int, ...] = ()
+    kept: KeptSpeech = field(default_factory=KeptSpeech)
 
     def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
         """Return the event that ends the utterance, which has an outcome."""

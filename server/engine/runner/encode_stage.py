@@ -86,7 +86,7 @@ class EncodeStage:
         featured_s = time.perf_counter()
         if self._interrupted.is_set():
             raise EncodingInterrupted("The encoder was interrupted.")
-        states = self._models.encoder.encode(features)
+        states = self._models.encode(features, [sequence.kept.windows if sequence.kept else {} for sequence in batch])
         self._counters.progress += 1
         encoded_s = time.perf_counter()
         outputs = self._models.project(states, [len(sequence.request.audio) for sequence in batch])

@@ -224,13 +224,17 @@ class Runner:
         self._lay_out(sequence, models.require_llm().embed(tokens), TokenDraft(tokens if drafts else ()))
 
     def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
-        """Return the draft that the request asks for, empty if drafts do not pay. The relaxed policy always needs it."""
+        """Return the draft that the request asks for, empty if drafts do not pay. The relaxed policy always needs it.
+
+        Under that policy an earlier hypothesis is no draft: nothing but the LLM vouches for its words.
+        """
         request = sequence.request
         if request.draft == "exact":
             wanted = self._verifier.gate.allows(plain_words(request.instruction))
         else:
-            wanted = request.draft == "relaxed"
-        return TokenDraft(collapse(output.draft.best_token) if wanted and output.draft is not None else ())
+            wanted = request.draft == "relaxed" and output.draft is not None
+        known = sequence.known_tokens if output.draft is None else collapse(output.draft.best_token)
+        return TokenDraft(known if wanted else ())
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
         """Build the prompt, and cut `max_tokens` to the positions that are left."""
@@ -252,7 +256,8 @@ class Runner:
         sequence.memory, sequence.prompt = None, prompt
         sequence.prefix_length = len(before) + len(start)
         sequence.prefix_key = ids.before_speech, len(start) > 0
-        sequence.prefix_state = self.prefix_cache.find(sequence.prefix_key)
+        kept = None if sequence.kept is None else sequence.kept.find(prompt)
+        sequence.prefix_state = self.prefix_cache.find(sequence.prefix_key) if kept is None else kept
         sequence.cached_tokens = sequence.prefix_state.length if sequence.prefix_state is not None else 0
         self._plan_prefill(sequence)
 
@@ -304,17 +309,29 @@ class Runner:
         sequence.position = known
         keeps_prefix = sequence.memory is None and sequence.prefix_state is None
         self._take_logits(sequence, logits)
-        if keeps_prefix and sequence.error is None:
-            self._keep_prefix(sequence)
+        if sequence.error is not None or sequence.memory is not None:
+            return
+        if keeps_prefix and (state := self._read_slot(sequence, sequence.prefix_length)):
+            self.prefix_cache.store(sequence.prefix_key, state)
+        finished = self._finished_windows(sequence)
+        if sequence.kept and finished > sequence.cached_tokens and (state := self._read_slot(sequence, finished)):
+            sequence.kept.store(sequence.prompt, state)
 
-    def _keep_prefix(self, sequence: SequenceState) -> None:
+    def _finished_windows(self, sequence: SequenceState) -> int:
+        """Return the positions of the prompt up to the end of the last whole window, 0 if there is none to keep."""
+        window = self.models.window
+        if sequence.kept is None or window is None or sequence.audio_frames < window.frames:
+            return 0
+        return sequence.prefix_length + sequence.audio_frames // window.frames * window.frames
+
+    def _read_slot(self, sequence: SequenceState, positions: int) -> SlotState | None:
+        """Return a copy of a slot's first positions, or None where that fails: it is kept for the next request only."""
         try:
-            state = self.models.require_llm().cache.read(sequence.slot, sequence.prefix_length)
+            return self.models.require_llm().cache.read(sequence.slot, positions)
         except Exception:
             logger.exception("the prefix of request %s could not be kept", sequence.request.id)
             self.models.check()
-        else:
-            self.prefix_cache.store(sequence.prefix_key, state)
+            return None
 
     def _decode_logits(self, sequences: Sequence[SequenceState]) -> list[Float32]:
         """Return logits of the sequences, or of as many of the first ones as could be run.

@@ -15,6 +15,7 @@ from models.text.tokeniser import PromptIds, lay_out_prompt
 from models.text.transcript_label import lay_out_context
 from server.engine.runner.caches import AudioKey, PrefixKey
 from server.engine.runner.detokenise import Detokeniser, LabelledDetokeniser
+from server.engine.runner.kept_speech import KeptSpeech
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
 from server.engine.runner.transcript import lay_out_context as lay_out_speech_context
@@ -65,7 +66,9 @@ class SequenceState:
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
     which no client sees before it is whole; `heard` is the text of the draft of that.
-    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`.
+    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`. Where the
+    projector drafts nothing, `known_tokens` are the draft: those of an earlier hypothesis by the same decoder. `kept` is what was
+    computed of this utterance before.
     """
 
     request: InstructRequest
@@ -89,6 +92,8 @@ class SequenceState:
     language: str | None = None
     heard: str = ""
     known_words: tuple[Word, ...] = ()
+    known_tokens: tuple[int, ...] = ()
+    kept: KeptSpeech | None = None
     entry: SchedulerEntry = field(default_factory=lambda: SchedulerEntry(""))
     features: Float32 | None = None
     encoded: ProjectorOutput | None = None
@@ -143,6 +148,11 @@ class SequenceState:
     def control_tokens(self) -> int:
         """How many of the first tokens are no text."""
         return self.transcript_control_tokens if self.transcribing else 0
+
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """The tokens of the answer so far that are text, and a label before it."""
+        return tuple(self.tokens[self.control_tokens :])
 
     @property
     def elapsed_s(self) -> float:
@@ -285,7 +295,14 @@ def lay_out_request(models: Models, request: InstructRequest) -> PromptIds:
     """Return the LLM's prompt: with the instruction, or, where it only transcribes, with a context and a language's label."""
     if models.label is None:
         transcribes = models.transcribes(request.instruction)
-        return lay_out_prompt(models.template, models.tokeniser, request.instruction, transcribes=transcribes)
+        return lay_out_prompt(
+            models.template,
+            models.tokeniser,
+            request.instruction,
+            transcribes=transcribes,
+            language=None if models.speech else request.language,
+            keywords=request.keywords,
+        )
     ids = lay_out_prompt(models.template, models.tokeniser, lay_out_context(request.prompt, request.keywords))
     forced = () if request.language is None else models.label.force(models.tokeniser, request.language)
     return PromptIds(ids.before_speech, (*ids.after_speech, *forced))
@@ -339,9 +356,14 @@ def check_request(models: Models, request: InstructRequest) -> None:
         raise InvalidRequest(message, param="timestamps")
     if request.language is not None and not models.languages:
         raise InvalidRequest("This model does not take a language.", param="language")
-    if (request.prompt or request.keywords) and models.speech is None and models.label is None:
-        given = "prompt" if request.prompt else "keywords"
-        raise InvalidRequest(f"This model does not take {'a prompt' if request.prompt else 'keywords'}.", param=given)
+    if request.prompt and models.speech is None and models.label is None:
+        raise InvalidRequest("This model does not take a prompt.", param="prompt")
+    if request.keywords and not models.takes_keywords:
+        raise InvalidRequest("This model does not take keywords.", param="keywords")
+    if models.speech is None and not transcribes and request.language is not None:
+        raise InvalidRequest("This model takes a language for transcripts only.", param="language")
+    if models.speech is None and not transcribes and request.keywords:
+        raise InvalidRequest("This model takes keywords for transcripts only.", param="keywords")
     if models.speech is not None:
         lay_out_speech_context(models.speech, request.prompt, request.keywords)
     if request.language not in (None, *models.languages):

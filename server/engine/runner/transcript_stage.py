@@ -115,7 +115,9 @@ class TranscriptStage:
     def _draft_text(self, sequence: SequenceState) -> str:
         """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them."""
         draft = sequence.require_encoded().draft
-        if not sequence.known_words or draft is None:
+        if draft is None:
+            return self._models.require_speech().tokeniser.decode(sequence.known_tokens)
+        if not sequence.known_words:
             return sequence.heard
         heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser)
         return " ".join(word.text for word in continue_words(sequence.known_words, heard))

@@ -1,7 +1,6 @@
 """Checkpoints that are wrong, partial or unknown get one sentence that says what is there, and leave nothing in the store."""
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -16,11 +15,10 @@ from export.checkpoints.hub import Hub
 from export.checkpoints.safetensors_file import CheckpointError, read_folder
 from export.pull import pull_model
 from export.store import Store
-from tests.support.broken_checkpoints import check_refusal, edit_tensors
+from tests.support.broken_checkpoints import DAMAGES, WEIGHTS, check_refusal, edit_tensors
 from tests.support.tiny.tiny_checkpoints import write_whisper
 from tests.support.tiny.tiny_llms import write_llm
 
-WEIGHTS = "model.safetensors"
 FIRST = "model.encoder.layers.0.fc1.weight"
 
 
@@ -36,30 +34,8 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def edit_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    data = (folder / WEIGHTS).read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    change(header)
-    text = json.dumps(header).encode()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-
-
-def hide_shard(folder: Path) -> None:
-    names = {FIRST: "model-00002-of-00002.safetensors", "model.encoder.conv1.weight": WEIGHTS}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-
 def point_outside(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {FIRST: "../secret.safetensors"}}))
-
-
-def cut(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
-
-
-def only_pickle(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
 
 def rename_tensors(folder: Path) -> None:
@@ -67,13 +43,8 @@ def rename_tensors(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing shard": (hide_shard, "lacks 1 of its 2 files of weights, one is model-00002-of-00002.safetensors"),
+    **{name: DAMAGES[name] for name in ("a missing shard", "an unknown number format", "a file cut short", "a pickle alone")},
     "an index that leaves the folder": (point_outside, "names a file outside the folder"),
-    "an unknown dtype": (
-        lambda folder: edit_header(folder, lambda header: header[FIRST].update(dtype="F8_E4M3")),
-        "as F8_E4M3, known are F64, F32, F16, BF16",
-    ),
-    "a file cut short": (cut, "is cut short"),
     "renamed tensors": (rename_tensors, f"lacks the tensor {FIRST}"),
     "another architecture": (
         lambda folder: edit_json(folder / "config.json", model_type="bert"),
@@ -84,7 +55,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_json(folder / "tokenizer.json", model={"type": "Unigram"}),
         "Only byte-level BPE and SentencePiece tokenisers are supported, not Unigram",
     ),
-    "a pickle alone": (only_pickle, "only pytorch_model.bin, which may hold code and is not read"),
     "a config that lies": (lambda folder: edit_json(folder / "config.json", num_mel_bins=128), "says in its config.json that"),
     "a config that lacks a value": (lambda folder: edit_json(folder / "config.json", d_model=None), "has no d_model"),
     "a config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),

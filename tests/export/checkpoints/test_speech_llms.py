@@ -1,13 +1,16 @@
 """Pulled speech LLMs answer with the tokens of their reference: tiny random twins. A family joins with a line in `PROMPTS`."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.assemble import Models
 from models.protocols import Float32
+from server.engine.live import session
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, lay_out_request, new_sequence
 from server.engine.types.events import Done
@@ -15,6 +18,8 @@ from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
+from tests.support.broken_checkpoints import DAMAGES, check_refusal
+from tests.support.clients.live_utterance import speak
 from tests.support.clients.runner_client import Answer, run
 from tests.support.tiny.tiny_speech_llms import WRITERS, Greedy
 
@@ -40,6 +45,19 @@ PROMPTS = {
 """The published prompt of each; a model that only transcribes has a context in place of an instruction."""
 AUDIOS = {"qwen3-asr": 20, "granite-speech-head": 20}
 """How many audios are compared where it is not 4: the references of the others take a second each."""
+TRANSCRIPTS: dict[str, tuple[dict[str, Any], str]] = {
+    "voxtral": ({"language": "en"}, "<s>[INST][BEGIN_AUDIO]{speech}[/INST]lang:en[TRANSCRIBE]"),
+    **dict.fromkeys(
+        ("granite-speech", "granite-speech-head", "granite-speech-plus"),
+        (
+            {"keywords": ("Kisumu", "<|audio|>")},
+            "<|start_of_role|>user<|end_of_role|>{speech}can you transcribe the speech into a written format? "
+            "Keywords: Kisumu, <|audio|><|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        ),
+    ),
+    "canary-qwen": ({}, "<|im_start|>user\nTranscribe the following: {speech}<|im_end|>\n<|im_start|>assistant\n"),
+}
+"""The options of a request for a transcript, and the published prompt that it becomes, where that is one of its own."""
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))
@@ -94,13 +112,69 @@ def test_a_speech_llm_answers_with_the_tokens_of_its_reference(pulled: tuple[str
 
 def test_the_prompt_is_the_published_one(pulled: tuple[str, Greedy, Models]) -> None:
     kind, _, models = pulled
+    filled = PROMPTS[kind].replace("{instruction}", TEXTS[2]).replace("{context}", TEXTS[2])
+    assert prompt_text(models, ask(models, 2)) == filled
+
+
+def prompt_text(models: Models, request: InstructRequest) -> str:
+    """Return a prompt as text. The names of special tokens in what users write are no such tokens, which look the same here."""
     names = {id: name for name, id in models.tokeniser.special_tokens.items()}
-    ids = lay_out_request(models, ask(models, 2))
+    ids = lay_out_request(models, request)
     before, after = (
         "".join(names.get(id) or models.tokeniser.decode([id]) for id in part) for part in (ids.before_speech, ids.after_speech)
     )
-    filled = PROMPTS[kind].replace("{instruction}", TEXTS[2]).replace("{context}", TEXTS[2])
-    assert f"{before}{{speech}}{after}" == filled
+    return f"{before}{{speech}}{after}"
+
+
+def test_a_transcript_is_asked_for_as_published(pulled: tuple[str, Greedy, Models]) -> None:
+    kind, _, models = pulled
+    if kind not in TRANSCRIPTS:
+        assert models.template.transcription is None
+        return
+    options, expected = TRANSCRIPTS[kind]
+    request = InstructRequest("1", noise(1), models.transcription_instruction, **options)
+    assert prompt_text(models, request) == expected
+    placeholder = models.tokeniser.special_tokens.get("<|audio|>")
+    assert placeholder not in lay_out_request(models, request).after_speech
+
+
+def test_an_option_that_a_family_does_not_have_is_refused(pulled: tuple[str, Greedy, Models]) -> None:
+    kind, _, models = pulled
+    given, asked = TRANSCRIPTS.get(kind, ({}, ""))[0], models.transcription_instruction
+    wrong: dict[str, Any] = {"language": "tlh"}
+    if kind != "qwen3-asr":
+        wrong |= {"prompt": "Kisumu"} | ({} if "keywords" in given else {"keywords": ("Kisumu",)})
+    for name, value in wrong.items():
+        with pytest.raises(InvalidRequest) as raised:
+            new_sequence(models, InstructRequest("1", noise(1), asked, **{name: value}), lambda _event: None)
+        assert raised.value.param == name
+    for name, value in given.items():
+        with pytest.raises(InvalidRequest, match="for transcripts only") as raised:
+            new_sequence(models, InstructRequest("1", noise(1), "Who speaks?", **{name: value}), lambda _event: None)
+        assert raised.value.param == name
+
+
+def test_a_live_answer_is_that_of_the_file_whatever_was_heard_before(rounded: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "PARTIAL_SHARE", math.inf)
+    audio = np.random.default_rng(3).normal(0, 0.1, 52_800).astype(np.float32)
+    spoken = speak(rounded, audio, max_tokens=TOKENS)
+    done = spoken.live.done
+    assert (done.text, done.finish_reason) == (spoken.file.text, spoken.file.finish_reason)
+    assert spoken.hypotheses > 1
+    assert spoken.partials
+    assert spoken.drafted > 0
+    if rounded.window is not None:
+        # What a finished window has in the prompt is not read again.
+        assert done.usage.cached_tokens > rounded.window.frames
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_broken_checkpoint_is_refused_in_one_sentence(
+    twin: tuple[str, Greedy, Path], damage: str, tmp_path: Path, pull: Pull
+) -> None:
+    kind, _, folder = twin
+    break_checkpoint, expected = DAMAGES[damage]
+    check_refusal(folder, tmp_path / kind, break_checkpoint, expected, lambda broken: pull(broken, "broken"))
 
 
 def test_neither_neighbours_nor_cuts_nor_preemption_change_a_bit(rounded: Models) -> None:
