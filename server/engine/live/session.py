@@ -230,6 +230,8 @@ class LiveSession:
             self._request_answer(utterance, end)
         self._unanswered.append(utterance)
         self._current = None
+        if utterance.outcome is not None:
+            utterance.forget_kept()
 
     def _request_answer(self, utterance: Utterance, end: int) -> None:
         """Have the utterance answered as if it were over at `end`; a hypothesis of it would come too late."""
@@ -242,7 +244,8 @@ class LiveSession:
         take_event = partial(self._take_answer, utterance)
         utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
         utterance.answer.known_words = self._known_words(utterance, utterance.start)
-        utterance.answer.kept = utterance.kept
+        # A recording has no hypotheses, and many utterances that wait.
+        utterance.answer.kept = None if self.request.is_recording else utterance.kept
         if self._models.transcribes(utterance.instruction):
             utterance.answer.known_tokens = utterance.hypothesis
         self._hooks.start_sequence(utterance.answer)
@@ -255,6 +258,8 @@ class LiveSession:
     def _take_answer(self, utterance: Utterance, event: Event) -> None:
         if not isinstance(event, Delta):
             utterance.outcome = event
+            if utterance is not self._current:
+                utterance.forget_kept()
             self._release()
 
     def _release(self) -> None:

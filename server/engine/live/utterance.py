@@ -35,6 +35,12 @@ class Utterance:
     hypothesis: tuple[int, ...] = ()
     kept: KeptSpeech = field(default_factory=KeptSpeech)
 
+    def forget_kept(self) -> None:
+        """Let go of what was kept, once nothing more is made of the utterance."""
+        self.kept = KeptSpeech()
+        if self.answer is not None:
+            self.answer.kept = None
+
     def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
         """Return the event that ends the utterance, which has an outcome."""
         start_s, end_s = self.start / sample_rate_hz, self.end / sample_rate_hz

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from models.features.log_mel import PAD_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from models.features.log_mel import PAD_SAMPLES, SAMPLE_RATE_HZ, WholeFrames, log_mel
 from tests.support.inputs.clip_files import CLIPS, ClipFile, clip_path
 
 
@@ -36,3 +36,13 @@ def test_features_of_noise_equal_those_of_transformers(length: int, gain: float,
 
 def test_features_of_silence_are_finite() -> None:
     assert np.isfinite(log_mel(np.zeros(16_000, np.float32))).all()
+
+
+def test_whole_blocks_have_the_same_bits_however_much_audio_follows() -> None:
+    audio = np.random.default_rng(5).normal(0, 0.1, 80_000).astype(np.float32)
+    audio[3_000:6_000] *= 10
+    whole = WholeFrames(mel_bins=128)(audio)
+    for samples in (33_000, 48_500, 71_200):
+        blocks = samples // 160 // WholeFrames.BLOCK_FRAMES * WholeFrames.BLOCK_FRAMES
+        begun = WholeFrames(mel_bins=128)(audio[:samples])
+        np.testing.assert_array_equal(begun[:, :blocks], whole[:, :blocks])
