@@ -11,7 +11,7 @@ a JSON object of answers by request id, which `loadtest.answers` puts beside the
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,10 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     section = bundle.manifest.require_llm()
     llm = OnnxLLM(bundle.path(section.graph), bundle.path(section.embedding), slots=parsed.slots, threads=parsed.threads)
     tokeniser = Tokeniser.from_file(bundle.path(section.tokeniser))
-    template = PromptTemplate.from_json(bundle.manifest.require_prompt().model_dump())
-    for name in ("prefix", "after_instruction", "suffix", "after_speech"):
-        if (text := getattr(parsed, name)) is not None:
-            template = replace(template, **{name: tuple(tokeniser.encode_template(text))})
+    texts_of = {name: getattr(parsed, name) for name in ("prefix", "after_instruction", "suffix", "after_speech")}
+    given = {name: tokeniser.encode_template(text) for name, text in texts_of.items() if text is not None}
+    template = PromptTemplate.from_json({**bundle.manifest.require_prompt().model_dump(), **given})
     kinds = parsed.kinds.split(",") if parsed.kinds else None
     requests = [each for each in read_requests(parsed.requests) if each.half == parsed.half and (not kinds or each.kind in kinds)]
     texts = {request.id: request.text for request in requests}

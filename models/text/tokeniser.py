@@ -170,7 +170,8 @@ class PromptTemplate:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Raises `TypeError` where a field is missing or unknown."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -141,13 +141,13 @@ def lie_about_the_encoder(folder: Path) -> None:
 def own_llm(folder: Path) -> Path:
     """Return a copy of the LLM's folder that the checkpoint names, which then names the copy; its own folder if there is none."""
     config = json.loads((folder / "config.json").read_text())
-    for key in OWNERS:
-        if config.get(key):
-            copy = folder.parent / f"{folder.name}-llm"
-            copytree(config[key], copy)
-            edit_config(folder, lambda config, key=key, copy=copy: config.update({key: str(copy)}))
-            return copy
-    return folder
+    key = next((key for key in OWNERS if config.get(key)), None)
+    if key is None:
+        return folder
+    copy = folder.parent / f"{folder.name}-llm"
+    copytree(config[key], copy)
+    (folder / "config.json").write_text(json.dumps({**config, key: str(copy)}))
+    return copy
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
