@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, speech_precision
+from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS, speech_precision
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
@@ -20,9 +20,11 @@ from models.encoders.granite import GraniteConfig, GraniteSection, build_encoder
 from models.graph.linear import INT8, Float32, Linear, block_linear, float32_linear
 from models.llms.llama import Llama
 from models.projectors.qformer import CtcHead, QformerConfig, QformerCtcSection, QformerSection, build_projector
-from models.text.tokeniser import Tokeniser
+from models.text.tokeniser import Tokeniser, plain_words
 
 PUBLISHED_INSTRUCTION = "can you transcribe the speech into a written format?"
+TRANSLATED_INTO = ("English", "French", "German", "Spanish", "Portuguese", "Japanese", "Italian", "Mandarin")
+"""Languages that the cards name for translations from English or into it."""
 BEFORE_KEYWORDS = " Keywords: "
 HEAD_FILE, ADAPTER_FILE = "out_llm.safetensors", "adapter_model.safetensors"
 STATES_PER_S = 50.0
@@ -142,5 +144,10 @@ def merge_adapter(checkpoint: Checkpoint, llama: Llama, residual: float, config:
 def _prompt(llm: LanguageModel) -> Any:
     tokeniser = Tokeniser.from_json(llm.tokeniser_json)
     prompt = lay_out(llm.template, llm.ends, tokeniser, f"{SPEECH}{INSTRUCTION}")
+    translations = {
+        plain_words(asked.replace("English", language)): tuple(tokeniser.encode(f"translate the speech to {language}"))
+        for language in TRANSLATED_INTO
+        for asked in TRANSLATION_INSTRUCTIONS
+    }
     own = {"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION)), "before_keywords": BEFORE_KEYWORDS}
-    return prompt.model_copy(update=own)
+    return prompt.model_copy(update={**own, "published": translations})

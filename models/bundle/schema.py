@@ -204,6 +204,7 @@ class PromptSection(Section):
     before_keywords: str | None = None
     languages: dict[str, TokenIds] = Field(default_factory=dict)
     transcription_end: TokenIds = ()
+    published: dict[str, TokenIds] = Field(default_factory=dict)
 
 
 class TranscriptsSection(Section):
@@ -355,7 +356,8 @@ class BundleDescription(Section):
     def _check_prompt(llm: LlmSection, prompt: PromptSection) -> None:
         fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
         fixed = (*fixed, *(prompt.transcription or ()), *prompt.transcription_end)
-        fixed = (*fixed, *(token for tokens in prompt.languages.values() for token in tokens))
+        named = (*prompt.languages.values(), *prompt.published.values())
+        fixed = (*fixed, *(token for tokens in named for token in tokens))
         if max(fixed) >= llm.vocabulary_size:
             raise ValueError("prompt holds a token id outside the vocabulary")
 

@@ -151,10 +151,12 @@ class PromptTemplate:
     """The fixed token ids of a prompt, and those that end an answer.
 
     The prompt is `[prefix][instruction][after_instruction] speech [suffix]`, or, where `after_speech` is given,
-    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`. A published model may know one instruction for a
-    transcript: `transcription` stands in the place of all that ask for one. Behind that go the keywords of the request, where
-    `before_keywords` says what stands before them; behind the suffix, the tokens of the language that is named, where
-    `languages` has them by code, and `transcription_end`.
+    `[prefix] speech [after_speech][instruction][after_instruction][suffix]`.
+
+    A published model may know its own instructions: `transcription` stands in the place of all that ask for a transcript,
+    and `published` has others by their plain words. To a transcript belong the keywords of a request, behind the instruction and
+    `before_keywords`, where that is given; and behind the suffix the tokens of the language that is named, of `languages` by
+    their codes, and `transcription_end`.
     """
 
     prefix: tuple[int, ...]
@@ -166,6 +168,7 @@ class PromptTemplate:
     before_keywords: str | None = None
     languages: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     transcription_end: tuple[int, ...] = ()
+    published: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
@@ -199,10 +202,10 @@ def lay_out_prompt(
 ) -> PromptIds:
     """Fill the template with an instruction, whose text is never parsed for special tokens.
 
-    One that `transcribes` gives way to the template's own, if that has one, and the language and the keywords of a request are
-    those of a transcript only. Raises `KeyError` for a language that the template does not have.
+    One that `transcribes`, or that is published in other words, gives way to the template's own, if that has one. Language and
+    keywords are those of a transcript. Raises `KeyError` for a language that the template does not have.
     """
-    own = template.transcription if transcribes else None
+    own = template.transcription if transcribes else template.published.get(plain_words(instruction))
     lead = template.prefix if template.after_speech is None else template.after_speech
     asked = tokeniser.encode_after(lead, instruction) if own is None else [*lead, *own]
     if transcribes and keywords and template.before_keywords is not None:

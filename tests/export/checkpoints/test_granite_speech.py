@@ -118,6 +118,18 @@ def test_whatever_asks_for_a_transcript_becomes_its_own_instruction(models: Mode
     assert "translate the speech to French" in models.tokeniser.decode(other.after_speech)
 
 
+@pytest.mark.parametrize(
+    ("asked", "published"),
+    [
+        ("Translate the speech into English.", "translate the speech to English"),
+        ("translate this to French", "translate the speech to French"),
+        ("Translate the speech into Klingon.", "Translate the speech into Klingon."),
+    ],
+)
+def test_a_translation_is_asked_for_as_published(models: Models, asked: str, published: str) -> None:
+    assert models.tokeniser.decode(lay_out_request(models, ask(asked)).after_speech).startswith(f"{published}\n")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an adapter that is missing": (
         lambda folder: edit_config(folder, lambda config: config.update(has_lora_adapter=True)),
