@@ -156,9 +156,9 @@ class LiveSession:
             if self._taken >= limit or not self.has_heard:
                 break
             self._take_input(self._heard.popleft())
+        self._begin_partial()
         if self._taken > before:
             self._hooks.emit_event(Listened(self.request.id, self._taken / self._rate_hz))
-        self._begin_partial()
         self._release()
 
     @property

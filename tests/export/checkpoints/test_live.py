@@ -3,7 +3,6 @@
 The speech LLMs have their rows in `test_speech_llms.py`. A kind of model joins with a line in `KINDS`.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,8 @@ from export.checkpoints.hub import Hub
 from export.pull import pull_model
 from export.store import Store
 from models.assemble import Models, load_models
-from server.engine.live import session
 from tests.models.test_voice_onnx import write_graph
-from tests.support.clients.live_utterance import speak
+from tests.support.clients.live_utterance import make_all_hypotheses, speak
 from tests.support.fakes.random_transcripts import take_any_transcript
 from tests.support.tiny.tiny_checkpoints import write_whisper
 from tests.support.tiny.tiny_llms import write_llm
@@ -58,7 +56,7 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> Models:
 
 
 def test_a_live_answer_is_that_of_the_file_whatever_was_heard_before(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PARTIAL_SHARE", math.inf)
+    make_all_hypotheses(monkeypatch)
     take_any_transcript(monkeypatch)
     audio = np.random.default_rng(3).normal(0, 0.1, 36_000).astype(np.float32)
     spoken = speak(models, audio, max_tokens=10)

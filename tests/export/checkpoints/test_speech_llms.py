@@ -1,6 +1,5 @@
 """Pulled speech LLMs answer with the tokens of their reference: tiny random twins. A family joins with a line in `PROMPTS`."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 
 from models.assemble import Models
 from models.protocols import Float32
-from server.engine.live import session
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, lay_out_request, new_sequence
 from server.engine.types.events import Done
@@ -19,7 +17,7 @@ from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import DAMAGES, check_refusal
-from tests.support.clients.live_utterance import speak
+from tests.support.clients.live_utterance import make_all_hypotheses, speak
 from tests.support.clients.runner_client import Answer, run
 from tests.support.tiny.tiny_speech_llms import WRITERS, Greedy
 
@@ -155,7 +153,7 @@ def test_an_option_that_a_family_does_not_have_is_refused(pulled: tuple[str, Gre
 
 
 def test_a_live_answer_is_that_of_the_file_whatever_was_heard_before(rounded: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PARTIAL_SHARE", math.inf)
+    make_all_hypotheses(monkeypatch)
     audio = np.random.default_rng(3).normal(0, 0.1, 52_800).astype(np.float32)
     spoken = speak(rounded, audio, max_tokens=TOKENS)
     done = spoken.live.done

@@ -1,13 +1,16 @@
 """One utterance that is spoken bit by bit to a model, and the same audio as a file."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import pytest
 
 from models.assemble import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
+from server.engine.live import session
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
@@ -39,6 +42,12 @@ class SpokenUtterance:
     drafted: int
     live: UtteranceDone
     file: Answer
+
+
+def make_all_hypotheses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a hypothesis made of each piece, however long one takes and however fast the pieces come."""
+    monkeypatch.setattr(session, "PARTIAL_SHARE", math.inf)
+    monkeypatch.setattr(session, "LIVE_LEAD_S", math.inf)
 
 
 def speak(models: Models, audio: Float32, *, max_tokens: int, partials: bool = True) -> SpokenUtterance:
