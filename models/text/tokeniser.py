@@ -146,6 +146,13 @@ def is_transcription(instruction: str, known: Collection[str] | None) -> bool:
     return known is None or plain_words(instruction) in map(plain_words, known)
 
 
+def _with_tuples(value: Any) -> Any:
+    """Return a value of JSON with its lists as tuples, also those in an object."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(each) for name, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """The fixed token ids of a prompt, and those that end an answer.
@@ -173,7 +180,7 @@ class PromptTemplate:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Raises `TypeError` where a field is missing or unknown."""
-        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        given: dict[str, Any] = {name: _with_tuples(value) for name, value in fields.items()}
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:

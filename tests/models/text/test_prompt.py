@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -109,7 +110,13 @@ def test_the_speech_may_come_first() -> None:
 
 @pytest.mark.parametrize("after_speech", [None, (), (6,)])
 def test_a_template_survives_json(after_speech: tuple[int, ...] | None) -> None:
-    template = PromptTemplate((1, 2), (3,), (4, 5), (2, 0), after_speech)
+    own: dict[str, Any] = {
+        "before_keywords": " Keywords: ",
+        "languages": {"en": (6, 7)},
+        "transcription_end": (8,),
+        "published": {"translate": (9,)},
+    }
+    template = PromptTemplate((1, 2), (3,), (4, 5), (2, 0), after_speech, **own)
     assert PromptTemplate.from_json(json.loads(json.dumps(template.to_json()))) == template
 
 
