@@ -1,4 +1,4 @@
-"""What was computed of an utterance that goes on, for encoders whose windows do not see each other (Qwen3-ASR)."""
+"""Keep what was computed of an utterance that goes on, for encoders whose windows do not see each other (Qwen3-ASR)."""
 
 from models.encoders.windows import KeptWindows
 from models.protocols import Float32, SlotState

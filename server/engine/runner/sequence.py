@@ -66,9 +66,9 @@ class SequenceState:
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
     which no client sees before it is whole; `heard` is the text of the draft of that.
-    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`. Where the
-    projector drafts nothing, `known_tokens` are the draft: those of an earlier hypothesis by the same decoder. `kept` is what was
-    computed of this utterance before.
+    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`. `known_tokens`
+    are an earlier hypothesis by the same decoder, which is the draft where the projector gives none. `kept` is what was computed
+    of this utterance before.
     """
 
     request: InstructRequest

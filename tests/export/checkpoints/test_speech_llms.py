@@ -162,7 +162,7 @@ def test_a_live_answer_is_that_of_the_file_whatever_was_heard_before(rounded: Mo
     assert spoken.partials
     assert spoken.drafted > 0
     if rounded.window is not None:
-        # What a finished window has in the prompt is not read again.
+        # The prompt is not read again up to the end of the finished window.
         assert done.usage.cached_tokens > rounded.window.frames
 
 

@@ -33,8 +33,8 @@ class AnySoundIsVoice(FakeVoiceDetector):
 
 @dataclass(frozen=True)
 class SpokenUtterance:
-    """What came of an utterance: its partials, its answer, and the answer to it as a file; how many hypotheses there were, and
-    how many tokens were drafted for all.
+    """The partials of an utterance, its answer, and the answer to it as a file; how many hypotheses there were, and how many
+    tokens were drafted for all of these.
     """
 
     partials: list[Partial]
