@@ -17,7 +17,7 @@ class Utterance:
 
     `answer` runs from the first moment at which the utterance may be over, so that its `outcome` is near when it is over.
     `partial` is the hypothesis being made. The next one is due when the audio has got to `partial_due`, but, if audio comes
-    faster than it is spoken, not before the clock shows `partial_due_at_s`. `hypothesis` are the tokens of the last one, where the
+    faster than it is spoken, not before the clock shows `partial_due_at_s`. `hypothesis` are the tokens of the last one, if the
     projector drafts nothing. `kept` is what was computed for hypotheses that later ones, and the answer, need too.
     """
 
