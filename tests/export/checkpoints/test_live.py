@@ -51,7 +51,7 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> Models:
     speech, llm = write(tmp_path)
     store = Store(tmp_path / "store")
     voice = partial(write_graph, window_samples=VOICE_WINDOW_SAMPLES)
-    bundle = pull_model(str(speech), options, Hub(store.root / "downloads"), store, voice, llm and str(llm))
+    bundle = pull_model(str(speech), options, Hub(store.root / "downloads"), store, voice, None if llm is None else str(llm))
     return load_models(bundle, slots=2, threads=1)
 
 
