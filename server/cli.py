@@ -319,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_setting_flags(models, "cache_dir")
 
     show = _add_command(commands, "show", "describe a model: licences, sizes, prompt, memory", show_command)
-    show.add_argument("bundle", nargs="?", metavar="NAME", help="a pulled model, `small`, `base`, `large`, or a folder")
+    show.add_argument("bundle", nargs="?", metavar="NAME", help="a pulled model, `small`, `base`, `large`, `slm`, or a folder")
     _add_setting_flags(show, "cache_dir")
 
     remove = _add_command(commands, "remove", "delete pulled models", remove_command)

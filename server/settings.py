@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 
     bundle: Path | None = Field(
         default=None,
-        description="A pulled model, or `small`, `base` or `large`, which is built, or a bundle's folder; unset means `base`.",
+        description="A pulled model, or `small`, `base`, `large` or `slm`, which are built, or a folder; unset means `base`.",
     )
     other_models: str = Field(
         default="",

@@ -41,14 +41,19 @@ class WhisperEncoder:
     @torch.inference_mode()
     def __call__(self, features: Tensor) -> Tensor:
         """Log-mel [80, frames] -> states [ceil(frames / 2), width] float32."""
+        return self.norm(self.lower_states(features, 0), "layer_norm")
+
+    @torch.inference_mode()
+    def lower_states(self, features: Tensor, left_out: int) -> Tensor:
+        """Return the states [ceil(frames / 2), width] before the last `left_out` layers and the last norm."""
         x = features[None].to(self.dtype)
         x = functional.gelu(functional.conv1d(x, self.cast["conv1/weight"], self.cast["conv1/bias"], padding=1))
         x = functional.gelu(functional.conv1d(x, self.cast["conv2/weight"], self.cast["conv2/bias"], stride=2, padding=1))
         states = x[0].T.float()
         states = states + self.weights["position_encodings/encodings"][: len(states)]
-        for layer in range(self.layers):
+        for layer in range(self.layers - left_out):
             attention, ffn = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
             states = states + self.attend(self.norm(states, f"{attention}/layer_norm"), attention)
             inner = functional.gelu(self.linear(self.norm(states, f"{ffn}/layer_norm"), f"{ffn}/linear_0"))
             states = states + self.linear(inner, f"{ffn}/linear_1").float()
-        return self.norm(states, "layer_norm")
+        return states

@@ -265,7 +265,7 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_recipes_pin_every_wheel() -> None:
-    assert [len(recipe.wheels) for recipe in RECIPES.values()] == [4, 3, 3]
+    assert [len(recipe.wheels) for recipe in RECIPES.values()] == [4, 3, 3, 4]
     assert len({recipe.name for recipe in RECIPES.values()}) == len(RECIPES)
     files = [file for recipe in RECIPES.values() for file in recipe.files]
     parts = [wheel for file in files for source in file.sources if isinstance(source, WheelParts) for wheel in source.wheels]

@@ -166,10 +166,12 @@ def test_the_default_bundle_for_a_gpu_is_one_that_plans_are_built_from(tmp_path:
 
 
 def test_a_bundle_is_the_name_of_a_recipe_or_a_folder(tmp_path: Path) -> None:
-    found = [cli.find_bundle(load_settings(cache_dir=tmp_path, bundle=name)) for name in ("small", "base", "large", "elsewhere")]
+    found = [
+        cli.find_bundle(load_settings(cache_dir=tmp_path, bundle=name)) for name in ("small", "base", "large", "slm", "elsewhere")
+    ]
     assert found[1] == cli.find_bundle(load_settings(cache_dir=tmp_path))
-    assert [folder.parent for folder in found] == [tmp_path] * 3 + [Path()]
-    assert len(set(found)) == 4
+    assert [folder.parent for folder in found] == [tmp_path] * 4 + [Path()]
+    assert len(set(found)) == 5
 
 
 def test_a_model_that_is_given_again_is_a_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
