@@ -25,7 +25,8 @@ from tests.support.tiny.tiny_mt5 import INSTRUCTIONS, write_random_adapter
 from tests.support.tiny.tiny_whisper import WIDTH, arrays_of, random_encoder, write_ctranslate2
 
 EMBEDDING_SIZE, LAYERS, HEADS = 64, 2, 4
-TOKENS = [*CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+MERGES = ["h e", "l l"]
+TOKENS = [*CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
 
 
 def write_gguf(path: Path) -> None:
@@ -43,7 +44,7 @@ def write_gguf(path: Path) -> None:
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
     writer.add_token_types([TokenType.CONTROL] * len(CONTROLS) + [TokenType.NORMAL] * (len(TOKENS) - len(CONTROLS)))
-    writer.add_token_merges(["h e", "l l"])
+    writer.add_token_merges(MERGES)
     shapes = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in LAYER_SHAPES.items()}
     shapes |= {"token_embd.weight": (len(TOKENS), EMBEDDING_SIZE), "output_norm.weight": (EMBEDDING_SIZE,)}
     for name, shape in shapes.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from training.experiments.corpus import SpokenCorpus
+from training.experiments.curves import draw_curves
 from training.experiments.encoder_top import cache_lower_states, known_texts
 from training.experiments.plan import FAMILIES, plan_runs
 from training.experiments.report import read_runs, write_report
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=Schedule.steps)
-    parser.add_argument("--encoder-minutes", type=float, default=20.0, help="audio for the family `encoder`")
+    parser.add_argument("--encoder-minutes", type=float, default=12.0, help="audio for the family `encoder`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="only write tables and plots of the runs that are there")
     arguments = parser.parse_args()
@@ -53,8 +54,9 @@ def main() -> None:
             corpora[lower] = SpokenCorpus(caches, schedule.held_out)
         result = run_setting(setting, schedule, corpora[lower], encoder, arguments.work / f"{setting.name}.pt")
         (arguments.out / f"{setting.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_report(read_runs(arguments.out), arguments.out)
-    print(write_report(read_runs(arguments.out), arguments.out).read_text(encoding="utf-8"))
+    runs = read_runs(arguments.out)
+    draw_curves(runs, arguments.out / "experiments.png")
+    print(write_report(runs, arguments.out).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

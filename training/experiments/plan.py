@@ -32,7 +32,7 @@ class Setting:
 
 
 COMMON = Setting()
-FROZEN_ENCODER = replace(COMMON, encoder_layers=2)
+FROZEN_ENCODER = replace(COMMON, encoder_layers=1)
 TUNED_ENCODER = replace(FROZEN_ENCODER, tunes_encoder=True)
 
 FAMILIES: dict[str, tuple[Setting, ...]] = {

@@ -1,12 +1,9 @@
-"""Tables and curves of the runs that are there."""
+"""Tables of the runs that are there."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from export.markdown import table
 from training.experiments.plan import COMMON, FAMILIES, Setting
@@ -18,7 +15,7 @@ TITLES = {
     "depth": "Depth of the adapter",
     "stacking": "Subsampling by stacking",
     "uniform": "Subsampling by keeping every n-th state",
-    "encoder": "The encoder's last layers, frozen and tuned",
+    "encoder": "The encoder's last layer of six, frozen and tuned",
 }
 HEAD = ["run", "trained numbers", "loss per letter", "wrong letters", "wrong words", "processor"]
 
@@ -36,12 +33,12 @@ def describe_setting(family: str, setting: Setting) -> str:
     if family == "depth":
         return f"{setting.layers} layer{'' if setting.layers == 1 else 's'}"
     if family == "encoder":
-        return f"last {setting.encoder_layers} layers {'tuned' if setting.tunes_encoder else 'frozen'}"
+        return "tuned" if setting.tunes_encoder else "frozen"
     return f"{setting.subsampling}, {setting.reduction}x"
 
 
 def write_report(runs: Runs, folder: Path) -> Path:
-    """Write `experiments.md` and `experiments.png` and return the first."""
+    """Write `experiments.md` and return it."""
     lines = []
     for family, title in TITLES.items():
         rows = [_row(family, setting, runs[setting]) for setting in FAMILIES[family] if setting in runs]
@@ -49,7 +46,6 @@ def write_report(runs: Runs, folder: Path) -> Path:
             lines += [f"**{title}**", "", table(HEAD, rows), ""]
     path = folder / "experiments.md"
     path.write_text("\n".join(lines), encoding="utf-8")
-    _plot(runs, folder / "experiments.png")
     return path
 
 
@@ -64,26 +60,3 @@ def _row(family: str, setting: Setting, result: dict[str, Any]) -> list[str]:
         f"{final['word_error_rate']:.1f} %",
         f"{result['history'][-1]['processor_s']:.0f} s",
     ]
-
-
-def _plot(runs: Runs, path: Path) -> None:
-    families = {"depth": ["depth"], "subsampling": ["stacking", "uniform"], "encoder": ["encoder"], "seeds": ["seeds"]}
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    panels = figure.subplots(1, len(families), sharey=True)
-    for axes, (name, parts) in zip(panels, families.items(), strict=True):
-        _plot_family(axes, runs, parts)
-        axes.set(title=name, xlabel="step")
-    panels[0].set(ylabel="held-out loss per letter", ylim=(0, None))
-    figure.savefig(path, dpi=90)
-
-
-def _plot_family(axes: Axes, runs: Runs, families: list[str]) -> None:
-    for family in families:
-        for setting in FAMILIES[family]:
-            if setting in runs:
-                history = runs[setting]["history"]
-                steps, losses = [row["step"] for row in history], [row["loss"] for row in history]
-                style = "--" if family == "uniform" or setting.tunes_encoder else "-"
-                axes.plot(steps, losses, style, marker=".", label=describe_setting(family, setting))
-    if axes.lines:
-        axes.legend(fontsize=7)

@@ -21,7 +21,7 @@ from training.whisper_encoder import WhisperEncoder
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all runs have in common. Rates are peaks, after a warm-up and before a cosine down to a fiftieth.
+    """The plan that all runs have in common. Rates are peaks, after a warm-up and before a cosine down to a fiftieth.
 
     `held_out` recordings are spelt at the end, and the first of them at every evaluation.
     """
