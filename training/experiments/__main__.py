@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=Schedule.steps)
-    parser.add_argument("--encoder-minutes", type=float, default=12.0, help="audio for the family `encoder`")
+    parser.add_argument("--encoder-minutes", type=float, default=8.0, help="audio for the family `encoder`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="only write tables and plots of the runs that are there")
     arguments = parser.parse_args()

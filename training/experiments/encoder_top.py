@@ -13,7 +13,7 @@ from training.cache_states import CachedUtterance, open_cache, read_index
 from training.recordings import held_out_rank, read_audio, read_rows
 from training.whisper_encoder import WhisperEncoder
 
-HELD_OUT = 40
+HELD_OUT = 30
 MAX_RECORDING_S = 12.0
 
 

@@ -46,6 +46,6 @@ FAMILIES: dict[str, tuple[Setting, ...]] = {
 
 
 def plan_runs(families: tuple[str, ...]) -> list[Setting]:
-    """Return the settings of these families, each once, those with the cheapest adapter first."""
+    """Return the settings of these families, each once, the cheapest first."""
     unique = dict.fromkeys(setting for family in families for setting in FAMILIES[family])
-    return sorted(unique, key=lambda each: (each.layers + 1) / each.reduction)
+    return sorted(unique, key=lambda each: (each.encoder_layers, (each.layers + 1) / each.reduction))

@@ -26,16 +26,16 @@ class Schedule:
     `held_out` recordings are spelt at the end, and the first of them at every evaluation.
     """
 
-    steps: int = 200
+    steps: int = 120
     states_per_batch: int = 600
-    evaluate_every: int = 40
-    held_out_meanwhile: int = 30
-    held_out: int = 120
+    evaluate_every: int = 30
+    held_out_meanwhile: int = 20
+    held_out: int = 60
     width: int = 256
     heads: int = 4
     rate: float = 2e-3
     encoder_rate: float = 1e-4
-    warm_up: int = 20
+    warm_up: int = 12
 
 
 def rate_share(step: int, schedule: Schedule) -> float:
@@ -165,7 +165,7 @@ def _take_step(speller: Speller, batch: SpokenBatch, optimizer: torch.optim.Opti
         group["lr"] = group["peak"] * share
     loss = speller.loss(batch)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in speller.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     return float(loss.detach())
