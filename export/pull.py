@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from export.bundle_parts import write_adapter, write_encoder, write_speech_decoder
+from export.bundle_parts import CONDENSED_WINDOW, NO_SILENCE, WHOLE_WINDOW, write_adapter, write_encoder, write_speech_decoder
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.conversion import Conversion, PullOptions, read_licence
 from export.checkpoints.hub import Hub, Source
@@ -91,8 +91,9 @@ def convert_whisper(conversion: Conversion, checkpoint: Checkpoint, llm: Source 
     """Write a Whisper, whose decoder writes transcripts by itself, and the LLM that answers about them."""
     options, folder = conversion.options, conversion.folder
     weights = read_whisper(checkpoint)
-    encoder = write_encoder(weights.encoder, options.precision, folder, options.floor_s, 0.0)
-    decoder = write_speech_decoder(weights.decoder, weights.tokens, checkpoint.tokeniser_file, options.precision, folder)
+    silence = CONDENSED_WINDOW if options.condenses_silence else WHOLE_WINDOW
+    encoder = write_encoder(weights.encoder, options.precision, folder, silence)
+    decoder = write_speech_decoder(weights.decoder, weights.tokens, checkpoint.tokeniser_file, options.precision, folder, encoder)
     licences = {checkpoint.name: read_licence(checkpoint)}
     if llm is None:
         return conversion.describe(encoder=encoder, speech_decoder=decoder, licences=licences)
@@ -117,7 +118,7 @@ def convert_adapted(conversion: Conversion, checkpoint: Checkpoint, llm: Source,
     except (OSError, BackendError) as error:
         raise CheckpointError(f"{adapter} cannot be used as an adapter ({error})") from None
     weights, model = read_whisper(checkpoint), _read_llm(llm)
-    encoder = write_encoder(weights.encoder, options.precision, folder, 0.0, 0.0)
+    encoder = write_encoder(weights.encoder, options.precision, folder, NO_SILENCE)
     widths = {"encoder_width": (encoder.width, checkpoint.name), "embedding_size": (model.embeddings.shape[1], model.name)}
     for value, (width, place) in widths.items():
         if trained.config.get(value) != width:

@@ -18,6 +18,7 @@ from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
 from models.assemble import draft_table_path
 from models.bundle.io import Bundle
+from models.encoders.whisper import WhisperSection
 from models.graph.linear import transposed_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import Llama, build_decoder
@@ -47,14 +48,19 @@ class Weights:
     gguf: Path
 
 
-def encoder_part(weights: Weights, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
-    """The speech encoder in bfloat16 or float32."""
+def encoder_part(weights: Weights, bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
+    """The bundle's speech encoder, a Whisper's, in bfloat16 or float32."""
+    section = bundle.manifest.encoder
+    if not isinstance(section, WhisperSection):
+        raise TensorRTError(f"the encoder of bundle {bundle.manifest.name} is not a Whisper's")
     return Part(
         name="encoder",
         precision=FLOAT_TYPE_NAMES[np.dtype(float_type)],
         max_positions=0,
-        profiles=speech_encoder_profiles(limits),
-        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), float_type),
+        profiles=speech_encoder_profiles(limits, section.silent_frames),
+        write=lambda: build_by_head_encoder(
+            read_ctranslate2(weights.whisper), float_type, dropped=section.dropped, rest=section.rest
+        ),
     )
 
 

@@ -95,7 +95,7 @@ def _chosen_parts(bundle: Bundle, weights: Weights, options: argparse.Namespace)
     limits = Limits(options.decode_rows, options.prefill_rows, options.prefill_tokens)
     float_type = float_type_of(options.precision)
     if "encoder" in options.part:
-        yield encoder_part(weights, limits, float_type)
+        yield encoder_part(weights, bundle, limits, float_type)
     if "adapter" in options.part:
         yield adapter_part(bundle, limits, float_type)
     if "llm" in options.part:

@@ -46,9 +46,10 @@ def text_encoder_profiles(limits: Limits) -> list[Profile]:
     ]
 
 
-def speech_encoder_profiles(limits: Limits) -> list[Profile]:
-    """Of `models.encoders.whisper`: one utterance, at its own length."""
-    return [{"frames": (2, min(500, limits.audio_frames), limits.audio_frames)}]
+def speech_encoder_profiles(limits: Limits, silent_frames: int = 0) -> list[Profile]:
+    """Of `models.encoders.whisper`: one utterance, at its own length, and `silent_frames` behind it."""
+    frames = (2, min(500, limits.audio_frames), limits.audio_frames)
+    return [{"frames": tuple(each + silent_frames for each in frames)}]
 
 
 def adapter_profiles(limits: Limits, subsampling: int) -> Sequence[Profile]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from models.encoders.whisper import Arrays, WhisperEncoderWriter
 from models.graph.linear import Float32, float32_linear
+from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
 from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter, TrainedAdapter
 
@@ -19,7 +20,7 @@ class ByHeadEncoderWriter(WhisperEncoderWriter):
     def attend(self, x: str, name: str) -> str:
         parts = _split_heads(self.graph, self.linear(x, f"{name}/linear_0"), 3 * self.heads, self.width // self.heads)
         query_key_value = self.graph.nodes("Split", parts, outputs=3, axis=1, num_outputs=3)
-        attended = self.graph.node("Attention", *query_key_value)
+        attended = self.graph.node("Attention", *query_key_value, *self.attention_bias)
         return self.linear(_join_heads(self.graph, attended, self.width), f"{name}/linear_1")
 
 
@@ -48,9 +49,11 @@ class DenseAdapterWriter(AdapterWriter):
         return self.linear(_join_heads(graph, attended, width), f"{name}.attention_out")
 
 
-def build_by_head_encoder(arrays: Arrays, float_type: npt.DTypeLike) -> GraphBuilder:
-    """The encoder for TensorRT, computing in `float_type`; inputs and outputs are those of `models.encoders.whisper`."""
-    return ByHeadEncoderWriter(arrays, float32_linear, float_type).build()
+def build_by_head_encoder(
+    arrays: Arrays, float_type: npt.DTypeLike, *, dropped: int = 0, rest: SilentRest | None = None
+) -> GraphBuilder:
+    """The encoder for TensorRT, computing in `float_type`; all else is as for `models.encoders.whisper.build_encoder`."""
+    return ByHeadEncoderWriter(arrays, float32_linear, float_type, dropped=dropped, rest=rest).build()
 
 
 def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type: npt.DTypeLike) -> GraphBuilder:

@@ -1,6 +1,5 @@
 """Load all models of a bundle, for an engine or an evaluation."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -71,8 +70,8 @@ class Hearing:
     projects_padding: bool = False
 
     def pad_audio(self, audio: Float32) -> Float32:
-        """Return audio with silence behind it, in whole seconds, of which the encoder takes `longest_s`."""
-        wanted_s = math.ceil(max(self.floor_s, len(audio) / self.sample_rate_hz + self.silence_behind_s))
+        """Return audio with silence behind it, of which the encoder takes `longest_s`."""
+        wanted_s = max(self.floor_s, len(audio) / self.sample_rate_hz + self.silence_behind_s)
         samples = round(min(wanted_s, self.longest_s) * self.sample_rate_hz)
         return np.pad(audio, (0, max(0, samples - len(audio))))
 
@@ -423,7 +422,7 @@ def _require_rates(bundle: Bundle, models: Models) -> None:
     features = look_up(FEATURES, manifest.encoder.features)(**manifest.encoder.feature_options())
     silence = features(np.zeros(RATED_S * features.sample_rate_hz, np.float32))
     (states,) = models.encoder.encode([silence])
-    rate = {"states_per_s": len(states) / RATED_S}
+    rate = {"states_per_s": (len(states) - manifest.encoder.added_states) / RATED_S}
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
     if (section := manifest.projector) and section.drafts:
         (output,) = models.projector.project([states])

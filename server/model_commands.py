@@ -27,7 +27,12 @@ def pull_command(options: argparse.Namespace, settings: Settings) -> int:
     from export.pull import pull_model
 
     hub = Hub(settings.cache_dir / "checkpoints", options.hub)
-    wanted = PullOptions(precision=options.precision, floor_s=options.floor_s, name=options.name, adapter=options.adapter)
+    wanted = PullOptions(
+        precision=options.precision,
+        condenses_silence=options.condense_silence,
+        name=options.name,
+        adapter=options.adapter,
+    )
     bundle = pull_model(
         options.model, wanted, hub, model_store(settings), lambda path: _write_voice(settings, path), llm=options.llm
     )
@@ -81,11 +86,9 @@ def add_pull_flags(parser: argparse.ArgumentParser, precisions: list[str], defau
     parser.add_argument("--name", help="name in the store (default: after the checkpoint)")
     parser.add_argument("--precision", choices=precisions, default=default, help="of the weights (default: %(default)s)")
     parser.add_argument(
-        "--floor-s",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="least audio that Whisper hears, silence added: 30 as it was trained, 10 takes a third of the time (default: 30)",
+        "--condense-silence",
+        action="store_true",
+        help="Whisper hears the silence behind short audio for a part of the time; a few transcripts differ",
     )
     parser.add_argument("--hub", metavar="URL", help="address of the hub (default: HF_ENDPOINT, or the public one)")
 

@@ -25,15 +25,16 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from export.bundle_parts import STATES_PER_S
-from export.conversion import FLOOR_S, SILENCE_BEHIND_S, SUBSAMPLING
+from export.conversion import SUBSAMPLING
 from models.assemble import Hearing
+from models.encoders.whisper import STATES_PER_S
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from training.cache_states import CachedUtterance, open_cache, read_index
 from training.data import JOINED, is_held_out
 
-HEARING = Hearing(FLOOR_S, SILENCE_BEHIND_S, math.inf, SAMPLE_RATE_HZ, SUBSAMPLING, SUBSAMPLING / STATES_PER_S)
-"""As the bundle is served, but for audio of any length."""
+HEARING = Hearing(10.0, 3.0, math.inf, SAMPLE_RATE_HZ, SUBSAMPLING, SUBSAMPLING / STATES_PER_S)
+"""At least 10 s in all and 3 s of silence: the served encoder hears a condensed window of 30 s (`SilentRest`), which is nearer to
+Whisper's own and gives the adapter much the same states."""
 
 JOINED_SETS = ("nonnative", "kathleen")
 JOINED_MAX_S = 12.0
@@ -59,7 +60,7 @@ class Recording:
 
 
 def pad_for_whisper(audio: Float32) -> Float32:
-    """The recording with at least 3 s of zeros behind it, at least 10 s in all, rounded up to whole seconds."""
+    """The recording with at least 3 s of zeros behind it, at least 10 s in all."""
     return HEARING.pad_audio(audio)
 
 

@@ -16,14 +16,15 @@ VOICE_LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
 
 @dataclass(frozen=True)
 class PullOptions:
-    """How a model is pulled. Whisper hears at least `floor_s` of audio, silence behind the speech included.
+    """How a model is pulled.
 
-    `name` is its name in the store, by default after the checkpoint. Through an `adapter`, a trained file, an LLM hears the
-    speech; without one it reads the transcript.
+    Whisper hears the silence of a whole window behind the speech; with `condenses_silence` it does so for a part of the time, and
+    its states are nearly the same (`models.graph.silent_rest.SilentRest`). `name` is its name in the store, by default after the
+    checkpoint. Through an `adapter`, a trained file, an LLM hears the speech; without one it reads the transcript.
     """
 
     precision: str
-    floor_s: float = MAX_AUDIO_S
+    condenses_silence: bool = False
     name: str | None = None
     adapter: Path | None = None
 

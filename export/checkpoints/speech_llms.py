@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from export.bundle_parts import MAX_AUDIO_S, TRANSCRIPTION_INSTRUCTIONS, speech_precision, write_encoder
+from export.bundle_parts import (
+    MASKED_SILENCE,
+    NO_SILENCE,
+    TRANSCRIPTION_INSTRUCTIONS,
+    WHOLE_WINDOW,
+    HeardSilence,
+    speech_precision,
+    write_encoder,
+)
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, ChatTemplate, new_chat_template, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_value
 from export.checkpoints.conversion import Conversion, read_licence
@@ -14,6 +22,7 @@ from export.checkpoints.whisper import read_encoder
 from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription, ProjectorSection, PromptSection
 from models.encoders.whisper import Arrays
+from models.features.log_mel import HOPS_OF_A_FRAME
 from models.projectors import linear, two_layers, ultravox, voxtral
 from models.text.tokeniser import Tokeniser
 
@@ -38,13 +47,14 @@ class SpeechLlm:
     encoder: Arrays
     llm: LanguageModel
     turn: str
-    floor_s: float = 0.0
-    masks_padding: bool = False
+    silence: HeardSilence = NO_SILENCE
+    pooled: int = 1
+    hop_multiple: int = HOPS_OF_A_FRAME
 
     def write(self, conversion: Conversion, projector: ProjectorSection) -> BundleDescription:
         """Write encoder and LLM; the projector's graph is written already."""
         folder, precision = conversion.folder, conversion.options.precision
-        encoder = write_encoder(self.encoder, precision, folder, self.floor_s, 0.0, masks_padding=self.masks_padding)
+        encoder = write_encoder(self.encoder, precision, folder, self.silence, pooled=self.pooled, hop_multiple=self.hop_multiple)
         llm = self.llm.write(precision, folder)
         tokeniser = Tokeniser.from_json(self.llm.tokeniser_json)
         return conversion.describe(
@@ -105,7 +115,7 @@ def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
     template = new_chat_template(CHATML, {}, checkpoint.name)
     llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"Audio 1: <|audio_bos|>{SPEECH}<|audio_eos|>\n{INSTRUCTION}"
-    return SpeechLlm(checkpoint, encoder, llm, turn, masks_padding=True).write(conversion, section)
+    return SpeechLlm(checkpoint, encoder, llm, turn, silence=MASKED_SILENCE, pooled=2, hop_multiple=1).write(conversion, section)
 
 
 def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
@@ -122,7 +132,7 @@ def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDes
     template = new_chat_template(MISTRAL, {}, checkpoint.name)
     llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
-    description = SpeechLlm(checkpoint, encoder, llm, turn, floor_s=MAX_AUDIO_S).write(conversion, section)
+    description = SpeechLlm(checkpoint, encoder, llm, turn, silence=WHOLE_WINDOW).write(conversion, section)
     prompt = transcribe_without_words(description.require_prompt(), Tokeniser.from_json(llm.tokeniser_json), checkpoint.name)
     return description.model_copy(update={"prompt": prompt})
 

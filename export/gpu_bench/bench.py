@@ -101,7 +101,7 @@ def prepare_bundle(device: Device) -> Bundle:
     positions = bundle.manifest.require_llm().max_positions
     with default_weights(cache_dir) as weights:
         for part in (
-            encoder_part(weights, limits),
+            encoder_part(weights, bundle, limits),
             adapter_part(bundle, limits),
             llm_part(partial(read_fitting_llama, weights.gguf, bundle), "bf16", positions, limits),
         ):

@@ -87,6 +87,11 @@ class EncoderSection(ModelSection):
     silence_behind_s: NonNegativeFloat = 0.0
     window_s: PositiveFloat | None = None
 
+    @property
+    def added_states(self) -> int:
+        """The states of silence that the graph itself adds behind those of the audio."""
+        return 0
+
     def feature_options(self) -> dict[str, Any]:
         """Return the keyword arguments of the front end."""
         return {}

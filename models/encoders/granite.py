@@ -17,10 +17,9 @@ from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
 from models.graph.conformer import ConformerWriter
-from models.graph.cross_attention import MASKED
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.writer import GraphBuilder
+from models.graph.writer import MASKED, GraphBuilder
 
 
 class GraniteSection(EncoderSection):

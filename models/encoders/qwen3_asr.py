@@ -16,9 +16,8 @@ from pydantic import PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
 from models.encoders.whisper import INTO_STREAM, Arrays, WhisperEncoderWriter
-from models.graph.cross_attention import MASKED
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.writer import GraphBuilder
+from models.graph.writer import MASKED, GraphBuilder
 
 CONVOLUTIONS = ("conv2d1", "conv2d2", "conv2d3")
 SLOWEST_PERIOD = 10_000.0

@@ -1,22 +1,26 @@
 """Write Whisper's encoder as an ONNX graph straight from CTranslate2 weights.
 
     features [80, frames] float32             in    log-mel features of one utterance
-    states   [ceil(frames / 2), width] float32 out
+    states   [ceil(frames / 2), width] float32 out   and those of the rest of the window behind them, where there is one
 
 One utterance a run, at its own length: the position table is sliced where Whisper pads the audio to 30 s. With neither
 padding nor a batch, an utterance's states cannot depend on what else is being served.
+
+Whisper was trained on windows of 30 s, and writes worse and in loops where it hears less. So the graph can add the rest of the
+window itself (`models.graph.silent_rest`), at a small part of its price.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
 from models.features.log_mel import HOPS_OF_A_FRAME
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import random_rotation
+from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -24,15 +28,34 @@ Float64 = npt.NDArray[np.float64]
 
 
 class WhisperSection(EncoderSection):
-    """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`."""
+    """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`.
+
+    With `window_s`, states are computed as in a window of so many seconds whose rest is silence (`SilentRest`). The graph
+    drops the states of `silent_frames`, which only the convolutions hear.
+    """
 
     features = "log_mel"
     mel_bins: PositiveInt
+    window_s: NonNegativeFloat = 0.0
     hop_multiple: PositiveInt = HOPS_OF_A_FRAME
     silent_frames: NonNegativeInt = 0
 
     def feature_options(self) -> dict[str, Any]:
         return {"mel_bins": self.mel_bins, "hop_multiple": self.hop_multiple, "silent_frames": self.silent_frames}
+
+    @property
+    def dropped(self) -> int:
+        """The states that the graph drops."""
+        return self.silent_frames // 2
+
+    @property
+    def rest(self) -> SilentRest | None:
+        """The silence that the graph adds."""
+        return SilentRest(round(self.window_s * STATES_PER_S)) if self.window_s else None
+
+    @property
+    def added_states(self) -> int:
+        return 0 if self.rest is None else len(self.rest.groups())
 
     def graph_values(self, shapes: Shapes) -> GraphValues:
         return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
@@ -41,6 +64,8 @@ class WhisperSection(EncoderSection):
 # The names of CTranslate2 in its Whisper models.
 PREFIX = "encoder/"
 LAYER_NORM_EPSILON = 1e-5
+STATES_PER_S = 50.0
+"""Before states are pooled."""
 INTO_STREAM = "encoder/into_stream/weight"
 """[width, width]: rotates what the convolutions give, before positions are added."""
 OUT_OF_STREAM = "encoder/out_of_stream/weight"
@@ -51,10 +76,18 @@ class WhisperEncoderWriter:
     """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
 
     def __init__(
-        self, arrays: Arrays, linear: Linear, float_type: npt.DTypeLike = np.float32, *, dropped: int = 0, pooled: int = 1
+        self,
+        arrays: Arrays,
+        linear: Linear,
+        float_type: npt.DTypeLike = np.float32,
+        *,
+        dropped: int = 0,
+        pooled: int = 1,
+        rest: SilentRest | None = None,
     ) -> None:
         """Behind the convolutions the last `dropped` states are dropped; `pooled` states at a time are averaged at the end."""
-        self.dropped, self.pooled = dropped, pooled
+        self.dropped, self.pooled, self.rest = dropped, pooled, rest
+        self.attention_bias: tuple[str, ...] = ()
         self.weights: dict[str, Float32] = {
             name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
         }
@@ -87,7 +120,9 @@ class WhisperEncoderWriter:
         features = graph.input("features", np.float32, [mel_bins, "frames"])
         x = graph.node("Unsqueeze", features, self.axis_of_batch)
         x = self.convolve(self.convolve(x, "conv1", stride=1), "conv2", stride=2)
-        return self.add_positions(self.rotate(self.drop(graph.node("Transpose", x, perm=[0, 2, 1])), INTO_STREAM))
+        states = self.rotate(self.drop(graph.node("Transpose", x, perm=[0, 2, 1])), INTO_STREAM)
+        self.length = graph.node("Shape", states, start=1, end=2)
+        return self.add_positions(states) if self.rest is None else self.add_rest(states, self.rest)
 
     def weight(self, name: str) -> str:
         return self.graph.weight(name, self.weights[name])
@@ -115,12 +150,25 @@ class WhisperEncoderWriter:
         pooled = graph.node("AveragePool", by_channel, kernel_shape=[self.pooled], strides=[self.pooled])
         return graph.node("Transpose", pooled, perm=[0, 2, 1])
 
+    def number(self, value: int) -> str:
+        """Return a constant [1]."""
+        return self.graph.weight(f"number.{value}", np.array([value], np.int64))
+
     def add_positions(self, states: str) -> str:
-        graph = self.graph
-        length = graph.node("Shape", states, start=1, end=2)
-        zero = graph.weight("position.start", np.array([0], np.int64))
-        table = graph.node("Slice", self.weight("position_encodings/encodings"), zero, length, zero)
-        return graph.node("Add", states, table)
+        table = self.graph.node("Slice", self.weight("position_encodings/encodings"), self.number(0), self.length, self.number(0))
+        return self.graph.node("Add", states, table)
+
+    def add_rest(self, states: str, rest: SilentRest) -> str:
+        """Return the states with their positions, and those of the rest of the window behind them; set the attention's bias."""
+        graph, zero = self.graph, self.graph.weight("rest.zero", np.zeros(1, self.graph.float_type))
+        positions, silent_bias = rest.write(graph, self.length)
+        # The last of the audio's own states hears silence already.
+        silence = graph.node("Slice", states, self.number(-1), self.number(np.iinfo(np.int64).max), self.number(1))
+        table = graph.node("Gather", self.weight("position_encodings/encodings"), positions, axis=0)
+        bias = graph.node("Concat", graph.node("Expand", zero, self.length), silent_bias, axis=0)
+        both = graph.node("Concat", *[graph.node("Shape", bias)] * 2, axis=0)
+        self.attention_bias = (graph.node("Expand", bias, both),)
+        return graph.node("Concat", self.add_positions(states), graph.node("Add", silence, table), axis=1)
 
     def norm(self, x: str, name: str) -> str:
         return self.graph.node(
@@ -152,12 +200,16 @@ class WhisperEncoderWriter:
 
     def mix(self, query: str, key: str, value: str) -> str:
         """Return the attention [1, states, width] of all states to all."""
-        return self.graph.node("Attention", query, key, value, q_num_heads=self.heads, kv_num_heads=self.heads)
+        return self.graph.node(
+            "Attention", query, key, value, *self.attention_bias, q_num_heads=self.heads, kv_num_heads=self.heads
+        )
 
 
-def build_encoder(arrays: Arrays, linear: Linear = float32_linear, *, dropped: int = 0, pooled: int = 1) -> GraphBuilder:
-    """Return the graph described above; `dropped` and `pooled` are those of the writer."""
-    return WhisperEncoderWriter(arrays, linear, dropped=dropped, pooled=pooled).build()
+def build_encoder(
+    arrays: Arrays, linear: Linear = float32_linear, *, dropped: int = 0, pooled: int = 1, rest: SilentRest | None = None
+) -> GraphBuilder:
+    """Return the graph described above; `dropped`, `pooled` and `rest` are those of the writer."""
+    return WhisperEncoderWriter(arrays, linear, dropped=dropped, pooled=pooled, rest=rest).build()
 
 
 def mean_preserving_rotation(size: int) -> Float64:

@@ -10,19 +10,21 @@ A position's results are the same bits whatever else runs, however the tokens ar
 
 import numpy as np
 
-from models.graph.writer import GraphBuilder
+from models.graph.silent_rest import SilentRest
+from models.graph.writer import MASKED, GraphBuilder
 
-MASKED = np.float32(-1e30)
-"""Added to the scores of what is not seen: its weight is exactly 0, and no infinity can make a NaN."""
 COPIES = 2
 """Times that each query row is computed: a product of one row takes another path, with other last bits."""
 
 
 class CrossAttention:
-    """The cross-attention of all layers of one graph, which declares its inputs."""
+    """The cross-attention of all layers of one graph, which declares its inputs.
 
-    def __init__(self, graph: GraphBuilder, layers: int, heads: int, width: int) -> None:
-        self._graph, self._heads, self._width = graph, heads, width
+    With `rest` the last true states are those of the silence behind the audio.
+    """
+
+    def __init__(self, graph: GraphBuilder, layers: int, heads: int, width: int, rest: SilentRest | None = None) -> None:
+        self._graph, self._heads, self._width, self._rest = graph, heads, width, rest
         graph.input("memory_length", np.int64, ["rows"])
         self._memory = [
             [graph.input(f"cross_{name}_{layer}", np.float32, ["rows", "memory", width]) for name in ("key", "value")]
@@ -41,14 +43,17 @@ class CrossAttention:
         return graph.nodes("Split", packed, outputs=COPIES, axis=-1, num_outputs=COPIES)[0]
 
     def _write_mask(self, memory: str) -> str:
-        """[B, 1, S * COPIES, C]: every position sees all true states of its row."""
+        """[B, 1, S * COPIES, C]: every position sees all true states of its row, those of silence as often as they count."""
         graph = self._graph
         zero, one = (graph.weight(f"memory.{number}", np.array(number, np.int64)) for number in (0, 1))
         states = graph.node("Squeeze", graph.node("Shape", memory, start=1, end=2))
         length = graph.node("Unsqueeze", "memory_length", self._sizes(1, 2, 3))
-        true = graph.node("Less", graph.node("Range", zero, states, one), length)
-        values = (graph.weight(f"memory.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
-        mask = graph.node("Where", true, *values)
+        numbers = graph.node("Range", zero, states, one)
+        if self._rest is None:
+            values = (graph.weight(f"memory.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
+            mask = graph.node("Where", graph.node("Less", numbers, length), *values)
+        else:
+            mask = self._rest.write_bias(graph, length, numbers)
         tokens = graph.node("Mul", graph.node("Shape", "positions", start=1, end=2), self._sizes(COPIES))
         return graph.node("Expand", mask, graph.node("Concat", self._sizes(1, 1), tokens, self._sizes(1), axis=0))
 

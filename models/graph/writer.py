@@ -32,6 +32,9 @@ INT4 = np.dtype(int4)
 Array = npt.NDArray[Any]
 Shape = Sequence[int | str]
 
+MASKED = np.float32(-1e30)
+"""Added to the scores of what is not seen: its weight is exactly 0, and no infinity can make a NaN."""
+
 
 @dataclass(frozen=True)
 class Value:

@@ -29,10 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle.schema import GraphValues, LlmSection, Shapes, dimension
-from models.graph.cross_attention import MASKED
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import Rotation, spreading_rotation
-from models.graph.writer import GraphBuilder, Shape
+from models.graph.writer import MASKED, GraphBuilder, Shape
 
 DEFAULT_MAX_POSITIONS = 1024
 SPAN_STEP = 64

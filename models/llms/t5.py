@@ -34,9 +34,9 @@ import numpy.typing as npt
 
 from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.schema import GraphValues, Shapes, dimension
-from models.graph.cross_attention import MASKED, CrossAttention
+from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.writer import GraphBuilder, Shape
+from models.graph.writer import MASKED, GraphBuilder, Shape
 from models.llms.llama import PackedAttention, SlotPair
 
 EMBEDDING = "shared.weight"

@@ -26,6 +26,7 @@ from models.bundle.schema import GraphValues, Shapes, SpeechDecoderSection, dime
 from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
 from models.llms.llama import PackedAttention, SlotPair
 
@@ -112,9 +113,17 @@ def build_memory(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilde
 
 
 def build_decoder(
-    arrays: Arrays, *, max_positions: int, linear: Linear = float32_linear, head: Linear = float32_linear
+    arrays: Arrays,
+    *,
+    max_positions: int,
+    linear: Linear = float32_linear,
+    head: Linear = float32_linear,
+    rest: SilentRest | None = None,
 ) -> GraphBuilder:
-    """Return the graph of the decoder, described above; `head` writes the product that gives the logits."""
+    """Return the graph of the decoder, described above; `head` writes the product that gives the logits.
+
+    With `rest` the encoder's states end with those of the silence behind the audio.
+    """
     writer = WhisperDecoderWriter("whisper_decoder", arrays, linear)
     graph, config = writer.graph, writer.config
     positions = graph.input("positions", np.int64, ["rows", "tokens"])
@@ -122,7 +131,7 @@ def build_decoder(
     own = PackedAttention(graph, config, max_positions)
     hidden = graph.input("embeddings", np.float32, [*own.layout, writer.width])
     wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
-    crossing = CrossAttention(graph, config.layers, config.heads, writer.width)
+    crossing = CrossAttention(graph, config.layers, config.heads, writer.width, rest)
     packed = graph.node("Gather", graph.node("Reshape", positions, writer.sizes(-1)), "kept", axis=0)
     table = graph.weight("position_encodings/encodings", writer.weights["position_encodings/encodings"][:max_positions])
     hidden = graph.node("Add", hidden, graph.node("Gather", table, packed, axis=0))

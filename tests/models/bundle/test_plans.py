@@ -143,7 +143,7 @@ def test_a_plan_for_the_simulated_gpu_is_found_by_its_key_and_by_no_other(folder
 def test_what_encoder_and_adapter_compute_in_is_in_their_plans_names(folder: Path) -> None:
     bundle, weights = open_bundle(folder), Weights(folder, folder)
     for float_type, name in ((BFLOAT16, "bf16"), (np.float32, "fp32")):
-        assert encoder_part(weights, Limits(), float_type).precision == name
+        assert encoder_part(weights, bundle, Limits(), float_type).precision == name
         assert adapter_part(bundle, Limits(), float_type).precision == name
 
 
