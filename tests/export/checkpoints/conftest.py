@@ -33,9 +33,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def pull(store: Store) -> Pull:
     """Pull a checkpoint from a folder, in float32, and load it."""
 
-    def pull_folder(folder: Path, name: str, llm: Path | None = None, precision: str = "fp32") -> Models:
+    def pull_folder(
+        folder: Path, name: str, llm: Path | None = None, precision: str = "fp32", condenses_silence: bool = False
+    ) -> Models:
         hub = Hub(store.root / "downloads")
-        options = PullOptions(precision, name=name)
+        options = PullOptions(precision, name=name, condenses_silence=condenses_silence)
         bundle = pull_model(
             str(folder),
             options,

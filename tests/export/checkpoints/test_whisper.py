@@ -81,6 +81,21 @@ def test_a_pulled_whisper_writes_the_tokens_of_transformers(
     assert len(written) >= 1
 
 
+def test_one_with_condensed_silence_hears_long_audio_as_transformers_and_short_audio_nearly(
+    whisper: tuple[WhisperForConditionalGeneration, Models, Path], pull: Pull
+) -> None:
+    theirs, exact, folder = whisper
+    condensed = pull(folder, f"{folder.name}-condensed", condenses_silence=True)
+    language = "en" if condensed.require_speech().tokens.multilingual else None
+    long = np.random.default_rng(5).normal(0, 0.1, 30 * 16_000).astype(np.float32)
+    written = ours(condensed, long, language, TRANSCRIBE)
+    assert written[-TOKENS:] == reference(theirs, long, language, "transcribe")[-len(written) :]
+    short = noise(3)
+    own = -(-len(short) // 320)
+    states, whole = (models.encoder.encode([models.features(models.pad_audio(short))])[0][:own] for models in (condensed, exact))
+    assert np.abs(states - whole).mean() < 0.1 * np.abs(whole).mean()
+
+
 def test_english_only_models_refuse_other_languages_and_translation(
     whisper: tuple[WhisperForConditionalGeneration, Models, Path],
 ) -> None:

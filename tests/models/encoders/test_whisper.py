@@ -1,5 +1,7 @@
 """The encoder's graph equals transformers' encoder, at any length; CTranslate2 files are read exactly or refused."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
 from export.tensorrt_speech import build_by_head_encoder
 from models.encoders.whisper import build_encoder
+from models.graph.silent_rest import SilentRest
+from models.graph.writer import GraphBuilder
 from models.runtimes.onnx.encoder import OnnxEncoder
 from tests.support.tiny.tiny_whisper import MEL_BINS, Array, arrays_of, random_encoder, reference_states, write_ctranslate2
 from training.whisper_encoder import WhisperEncoder
@@ -45,6 +49,37 @@ def test_torch_twin_equals_the_graph(onnx_encoder: OnnxEncoder, tmp_path: Path) 
     mel = features(48, seed=1)
     twin = WhisperEncoder(tmp_path / "model.bin")(torch.from_numpy(mel)).numpy()
     assert np.abs(twin - onnx_encoder.encode([mel])[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("build", [build_encoder, partial(build_by_head_encoder, float_type=np.float32)])
+@pytest.mark.parametrize("own", [4, 16, 24, 27])
+def test_with_groups_of_one_the_rest_of_the_window_is_heard_exactly(
+    tmp_path: Path, build: Callable[..., GraphBuilder], own: int
+) -> None:
+    rest = SilentRest(28)
+    build(arrays_of(random_encoder(0)), dropped=1, rest=rest).save(tmp_path / "encoder.onnx")
+    mel, silence = features(2 * own - 6, seed=own), np.full((MEL_BINS, 64), -1.5, np.float32)
+    whole = np.concatenate([mel, silence], axis=1)
+    (states,) = OnnxEncoder(tmp_path / "encoder.onnx", threads=1).encode([whole[:, : 2 * own + 2]])
+    assert len(states) == own + len(rest.groups())
+    # The plain graph hears one state more than the window, whose last one meets the edge of the features.
+    (plain,) = OnnxEncoder(_write_plain(tmp_path), threads=1).encode([whole[:, : 2 * rest.window + 2]])
+    np.testing.assert_allclose(states[: rest.window], plain, atol=1e-4)
+
+
+def _write_plain(folder: Path) -> Path:
+    build_encoder(arrays_of(random_encoder(0)), dropped=1).save(folder / "plain.onnx")
+    return folder / "plain.onnx"
+
+
+def test_a_condensed_window_is_nearer_to_the_whole_one_than_no_silence(onnx_encoder: OnnxEncoder, tmp_path: Path) -> None:
+    build_encoder(arrays_of(random_encoder(0)), dropped=1, rest=SilentRest(60)).save(tmp_path / "encoder.onnx")
+    whole = np.concatenate([features(20, seed=3), np.full((MEL_BINS, 102), -1.5, np.float32)], axis=1)
+    (condensed,) = OnnxEncoder(tmp_path / "encoder.onnx", threads=1).encode([whole[:, :28]])
+    (plain,) = OnnxEncoder(_write_plain(tmp_path), threads=1).encode([whole])
+    (short,) = onnx_encoder.encode([whole[:, :26]])
+    errors = [np.abs(states[:10] - plain[:10]).mean() for states in (condensed, short)]
+    assert errors[0] < errors[1] / 3
 
 
 def test_an_utterance_in_a_batch_has_the_states_it_has_alone(onnx_encoder: OnnxEncoder) -> None:

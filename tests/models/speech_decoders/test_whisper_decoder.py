@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from export.precisions import PRECISIONS
+from models.graph.silent_rest import SilentRest
 from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
 from models.speech_decoders.whisper import build_decoder, build_memory, embedding_table, rotated_decoder
@@ -26,19 +27,23 @@ def oracle() -> WhisperForConditionalGeneration:
     return random_whisper(0, vocabulary=VOCABULARY)
 
 
-def open_decoder(oracle: WhisperForConditionalGeneration, folder: Path, precision: str) -> OnnxSpeechDecoder:
+def open_decoder(
+    oracle: WhisperForConditionalGeneration, folder: Path, precision: str, rest: SilentRest | None = None
+) -> OnnxSpeechDecoder:
     how = PRECISIONS[precision]
     arrays = how.prepare_speech_decoder(decoder_arrays(oracle))
-    build_decoder(arrays, max_positions=64, linear=how.speech, head=how.head).save(folder / "decoder.onnx")
+    build_decoder(arrays, max_positions=64, linear=how.speech, head=how.head, rest=rest).save(folder / "decoder.onnx")
     build_memory(decoder_arrays(oracle), how.speech).save(folder / "memory.onnx")
     np.save(folder / "embedding.npy", embedding_table(arrays, np.float32))
     files = folder / "decoder.onnx", folder / "memory.onnx", folder / "embedding.npy"
     return OnnxSpeechDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
 
 
-@pytest.fixture(scope="module")
-def int8(oracle: WhisperForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> OnnxSpeechDecoder:
-    return open_decoder(oracle, tmp_path_factory.mktemp("int8"), "int8")
+@pytest.fixture(scope="module", params=[None, SilentRest(200)], ids=["plain", "condensed"])
+def int8(
+    request: pytest.FixtureRequest, oracle: WhisperForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory
+) -> OnnxSpeechDecoder:
+    return open_decoder(oracle, tmp_path_factory.mktemp("int8"), "int8", request.param)
 
 
 def random_states(seed: int, count: int) -> Float32:
@@ -64,6 +69,25 @@ def test_the_logits_are_those_of_transformers(oracle: WhisperForConditionalGener
     np.testing.assert_allclose(read_all(decoder, 2, TOKENS), reference_logits(oracle, states, TOKENS), atol=2e-4)
 
 
+@pytest.mark.parametrize("own", [1, 20, 31])
+def test_groups_of_one_are_read_as_states_like_others(oracle: WhisperForConditionalGeneration, tmp_path: Path, own: int) -> None:
+    rest = SilentRest(32)
+    decoder, states = open_decoder(oracle, tmp_path, "fp32", rest), random_states(1, own + len(rest.groups()))
+    decoder.write_memory(2, states)
+    np.testing.assert_allclose(read_all(decoder, 2, TOKENS), reference_logits(oracle, states[: rest.window], TOKENS), atol=2e-4)
+
+
+def test_a_group_counts_as_often_as_it_has_members(oracle: WhisperForConditionalGeneration, tmp_path: Path) -> None:
+    rest = SilentRest(200)
+    decoder, states = open_decoder(oracle, tmp_path, "fp32", rest), random_states(1, 10 + len(rest.groups()))
+    decoder.write_memory(2, states)
+    inside = [
+        (state, len(group)) for state, group in zip(states[10:], rest.groups(), strict=True) if 10 + group[len(group) // 2] < 200
+    ]
+    repeated = np.concatenate([states[:10], *(np.repeat(state[None], count, axis=0) for state, count in inside)])
+    np.testing.assert_allclose(read_all(decoder, 2, TOKENS), reference_logits(oracle, repeated, TOKENS), atol=2e-4)
+
+
 def test_the_rotated_weights_give_the_same_logits(oracle: WhisperForConditionalGeneration, tmp_path: Path) -> None:
     arrays, states = rotated_decoder(decoder_arrays(oracle)), random_states(1, 40)
     build_decoder(arrays, max_positions=64).save(tmp_path / "decoder.onnx")
@@ -78,7 +102,7 @@ def test_the_rotated_weights_give_the_same_logits(oracle: WhisperForConditionalG
 @settings(deadline=None, max_examples=30)
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=3, max_size=10),
-    counts=st.lists(st.integers(1, MAX_STATES), min_size=SLOTS, max_size=SLOTS),
+    counts=st.lists(st.integers(80, MAX_STATES), min_size=SLOTS, max_size=SLOTS),
 )
 def test_a_row_has_the_same_bits_beside_others_and_in_pieces(int8: OnnxSpeechDecoder, cuts: list[int], counts: list[int]) -> None:
     alone = []
