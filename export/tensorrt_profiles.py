@@ -48,8 +48,8 @@ def text_encoder_profiles(limits: Limits) -> list[Profile]:
 
 def speech_encoder_profiles(limits: Limits, silent_frames: int = 0) -> list[Profile]:
     """Of `models.encoders.whisper`: one utterance, at its own length, and `silent_frames` behind it."""
-    frames = (2, min(500, limits.audio_frames), limits.audio_frames)
-    return [{"frames": tuple(each + silent_frames for each in frames)}]
+    least, most = 2 + silent_frames, limits.audio_frames + silent_frames
+    return [{"frames": (least, min(500, most), most)}]
 
 
 def adapter_profiles(limits: Limits, subsampling: int) -> Sequence[Profile]:
