@@ -59,9 +59,9 @@ class Decoding:
     """One utterance in a decoder: its memory, and the keys and values of the tokens so far."""
 
     @torch.inference_mode()
-    def __init__(self, decoder: WhisperDecoder, states: Tensor) -> None:
-        """`states` [states, width] float32, the encoder's."""
-        self.decoder = decoder
+    def __init__(self, decoder: WhisperDecoder, states: Tensor, bias: Tensor | None = None) -> None:
+        """`states` [states, width] float32, the encoder's; `bias` [states] is added to their scores."""
+        self.decoder, self.bias = decoder, bias
         names = [f"layer_{layer}/attention/linear_1" for layer in range(decoder.layers)]
         self.memory = [decoder.split(decoder.linear(states, name), 2) for name in names]
         self.past = [states.new_zeros(2, decoder.heads, 0, states.shape[1] // decoder.heads) for _ in range(decoder.layers)]
@@ -88,7 +88,8 @@ class Decoding:
             y = functional.scaled_dot_product_attention(query, self.past[layer][0], self.past[layer][1], attn_mask=mask)
             x = x + decoder.linear(y.transpose(0, 1).flatten(1), f"{own}/linear_1")
             (query,) = decoder.split(decoder.linear(decoder.norm(x, f"{cross}/layer_norm"), f"{cross}/linear_0"), 1)
-            y = functional.scaled_dot_product_attention(query, *self.memory[layer])
+            seen = None if self.bias is None else self.bias.expand(1, count, len(self.bias))
+            y = functional.scaled_dot_product_attention(query, *self.memory[layer], attn_mask=seen)
             x = x + decoder.linear(y.transpose(0, 1).flatten(1), f"{cross}/linear_2")
             inner = functional.gelu(decoder.linear(decoder.norm(x, f"{ffn}/layer_norm"), f"{ffn}/linear_0"))
             x = x + decoder.linear(inner, f"{ffn}/linear_1")
