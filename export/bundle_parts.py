@@ -85,7 +85,7 @@ def write_encoder(
         states_per_s=STATES_PER_S / pooled,
         floor_s=silence.floor_s,
         silence_behind_s=silence.behind_s,
-        window_s=silence.window_s,
+        silent_window_s=silence.window_s,
         hop_multiple=hop_multiple,
         silent_frames=silence.convolved_frames,
     )

@@ -89,7 +89,7 @@ class Decoding:
             x = x + decoder.linear(y.transpose(0, 1).flatten(1), f"{own}/linear_1")
             (query,) = decoder.split(decoder.linear(decoder.norm(x, f"{cross}/layer_norm"), f"{cross}/linear_0"), 1)
             seen = None if self.bias is None else self.bias.expand(1, count, len(self.bias))
-            y = functional.scaled_dot_product_attention(query, *self.memory[layer], attn_mask=seen)
+            y = functional.scaled_dot_product_attention(query, self.memory[layer][0], self.memory[layer][1], attn_mask=seen)
             x = x + decoder.linear(y.transpose(0, 1).flatten(1), f"{cross}/linear_2")
             inner = functional.gelu(decoder.linear(decoder.norm(x, f"{ffn}/layer_norm"), f"{ffn}/linear_0"))
             x = x + decoder.linear(inner, f"{ffn}/linear_1")

@@ -36,7 +36,7 @@ class WhisperEncoder:
     def attend(self, x: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
         qkv = self.linear(x, f"{name}/linear_0").unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)
         mask = None if bias is None else bias.to(qkv.dtype).expand(1, 1, len(x), len(x))
-        y = functional.scaled_dot_product_attention(*qkv.unsqueeze(1), attn_mask=mask)[0]
+        y = functional.scaled_dot_product_attention(qkv[:1], qkv[1:2], qkv[2:], attn_mask=mask)[0]
         return self.linear(y.transpose(0, 1).flatten(1), f"{name}/linear_1").float()
 
     @torch.inference_mode()

@@ -30,13 +30,13 @@ Float64 = npt.NDArray[np.float64]
 class WhisperSection(EncoderSection):
     """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`.
 
-    With `window_s`, states are computed as in a window of so many seconds whose rest is silence (`SilentRest`). The graph
+    With `silent_window_s`, states are computed as in a window of so many seconds whose rest is silence (`SilentRest`). The graph
     drops the states of `silent_frames`, which only the convolutions hear.
     """
 
     features = "log_mel"
     mel_bins: PositiveInt
-    window_s: NonNegativeFloat = 0.0
+    silent_window_s: NonNegativeFloat = 0.0
     hop_multiple: PositiveInt = HOPS_OF_A_FRAME
     silent_frames: NonNegativeInt = 0
 
@@ -51,7 +51,7 @@ class WhisperSection(EncoderSection):
     @property
     def rest(self) -> SilentRest | None:
         """The silence that the graph adds."""
-        return SilentRest(round(self.window_s * STATES_PER_S)) if self.window_s else None
+        return SilentRest(round(self.silent_window_s * STATES_PER_S)) if self.silent_window_s else None
 
     @property
     def added_states(self) -> int:

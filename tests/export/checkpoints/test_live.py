@@ -36,8 +36,8 @@ def write_whisper_alone(folder: Path) -> tuple[Path, None]:
 
 
 KINDS: dict[str, tuple[Callable[[Path], tuple[Path, Path | None]], PullOptions]] = {
-    "whisper": (write_whisper_alone, PullOptions("int8", floor_s=4.0)),
-    "whisper and an LLM": (write_whisper_and_llm, PullOptions("int8", floor_s=4.0)),
+    "whisper": (write_whisper_alone, PullOptions("int8", condenses_silence=True)),
+    "whisper and an LLM": (write_whisper_and_llm, PullOptions("int8", condenses_silence=True)),
     "the paper's chain": (
         lambda _folder: (FOLDER / "whisper", FOLDER / "mt5"),
         PullOptions("int8", adapter=FOLDER / "adapter.safetensors"),
