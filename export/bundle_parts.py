@@ -1,6 +1,7 @@
 """Write the parts of a bundle, each from its weights into a folder, and return the sections that describe them."""
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,16 @@ import numpy as np
 
 from export.importers.byte_level_bpe import restore_merges
 from export.precisions import PRECISIONS
-from models.bundle.schema import SpeechTokens, VoiceSection
+from models.bundle.schema import ProjectorSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
 from models.llms.t5 import EMBEDDING as T5_EMBEDDING
 from models.llms.t5 import T5, ExactT5Attention, T5Section, build_t5_decoder, build_t5_memory
-from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter
+from models.projectors import subsample
+from models.projectors.subsample import SubsampleSection, TrainedAdapter
+from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
 from models.speech_decoders import whisper
 from models.speech_decoders.whisper import WhisperDecoderSection
 
@@ -185,9 +188,21 @@ def write_t5(model: T5, precision: str, folder: Path, start_token: int) -> T5Sec
     )
 
 
-def write_adapter(trained: TrainedAdapter, embeddings: Float32, precision: str, folder: Path) -> SubsampleCtcSection:
-    """Write the graph of our adapter, whose draft is scored against an LLM's embeddings; the trained file is there already."""
+def write_adapter(file: Path, trained: TrainedAdapter, embeddings: Float32, precision: str, folder: Path) -> ProjectorSection:
+    """Write the graph of an adapter of ours. One with a CTC head is scored against an LLM's embeddings, and keeps its file."""
     how = PRECISIONS[precision]
+    if trained.config.get("head") == "frames":
+        subsample.build_projector(trained, how.speech).save(folder / "adapter.onnx")
+        return SubsampleSection(
+            architecture="subsample",
+            precision=speech_precision(precision),
+            graph="adapter.onnx",
+            encoder_width=trained.config["encoder_width"],
+            subsampling=trained.config["reduction"],
+            boundary_instructions=TRANSCRIPTION_INSTRUCTIONS,
+            embedding_size=trained.config["embedding_size"],
+        )
+    shutil.copyfile(file, folder / "adapter.safetensors")
     build_adapter(trained, embeddings, how.speech, how.head).save(folder / "adapter.onnx")
     return SubsampleCtcSection(
         architecture="subsample_ctc",

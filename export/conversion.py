@@ -35,7 +35,8 @@ from models.encoders.whisper import Arrays, WhisperSection
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.llms.llama import Llama, LlamaSection
-from models.projectors.subsample_ctc import SubsampleCtcSection, TrainedAdapter, build_adapter, read_adapter
+from models.projectors.subsample import TrainedAdapter, read_adapter
+from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
 from models.speech_decoders.whisper import WhisperDecoderSection, read_tokens
 from models.text.tokeniser import Tokeniser
 

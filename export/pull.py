@@ -4,11 +4,17 @@ A family of checkpoints is one module of `export.checkpoints` and one line of `F
 """
 
 import errno
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from export.bundle_parts import CONDENSED_WINDOW, NO_SILENCE, WHOLE_WINDOW, write_adapter, write_encoder, write_speech_decoder
+from export.bundle_parts import (
+    CONDENSED_WINDOW,
+    MAX_AUDIO_S,
+    WHOLE_WINDOW,
+    write_adapter,
+    write_encoder,
+    write_speech_decoder,
+)
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.conversion import Conversion, PullOptions, read_licence
 from export.checkpoints.hub import Hub, Source
@@ -20,8 +26,8 @@ from export.checkpoints.t5 import EncoderDecoderModel, read_encoder_decoder
 from export.checkpoints.whisper import read_whisper
 from export.store import Store, model_name
 from models.bundle.io import Bundle, write_bundle
-from models.bundle.schema import BundleDescription
-from models.projectors.subsample_ctc import read_adapter
+from models.bundle.schema import BundleDescription, EncoderSection
+from models.projectors.subsample import MAX_FRAMES, read_adapter
 from models.protocols import BackendError
 from models.registry import import_by_name
 
@@ -35,6 +41,16 @@ FAMILIES = {
     "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
 }
 """The speech LLMs by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""
+ENCODERS = {
+    "whisper": "export.checkpoints.whisper:convert_encoder",
+    "parakeet_encoder": "export.checkpoints.parakeet:convert_encoder",
+    "parakeet_ctc": "export.checkpoints.parakeet:convert_encoder",
+    "parakeet_rnnt": "export.checkpoints.parakeet:convert_encoder",
+    "parakeet_tdt": "export.checkpoints.parakeet:convert_encoder",
+}
+"""The encoders that an adapter of ours can stand behind, likewise; the function returns the encoder's section."""
+
+AnyLanguageModel = LanguageModel | EncoderDecoderModel
 
 
 def pull_model(
@@ -69,12 +85,17 @@ def convert(conversion: Conversion, source: Source, llm: Source | None = None) -
         raise CheckpointError(
             f"{checkpoint.name} is an LLM in a GGUF file: name the speech model too, as in {_combined(checkpoint)}"
         )
-    if checkpoint.is_ctranslate2 or checkpoint.model_type == "whisper":
-        if conversion.options.adapter is None:
-            return convert_whisper(conversion, checkpoint, llm)
+    if conversion.options.adapter is not None:
         if llm is None:
             raise CheckpointError("an adapter needs the LLM that it was trained for: name that by --llm")
         return convert_adapted(conversion, checkpoint, llm, conversion.options.adapter)
+    if encoder_kind(checkpoint) == "whisper":
+        return convert_whisper(conversion, checkpoint, llm)
+    if encoder_kind(checkpoint) in ENCODERS:
+        raise CheckpointError(
+            f"{checkpoint.name} is an encoder ({checkpoint.model_type}), and the text that its own head writes is not served: "
+            "train an adapter from it to an LLM, and name both by --adapter and --llm"
+        )
     if llm is not None:
         raise CheckpointError(f"{checkpoint.name} is no Whisper, and only a Whisper can be combined with an LLM")
     kind = checkpoint.model_type
@@ -97,7 +118,7 @@ def convert_whisper(conversion: Conversion, checkpoint: Checkpoint, llm: Source 
     licences = {checkpoint.name: read_licence(checkpoint)}
     if llm is None:
         return conversion.describe(encoder=encoder, speech_decoder=decoder, licences=licences)
-    model = _read_llm(llm)
+    model = read_llm(llm)
     licences[model.name] = read_licence(llm.checkpoint)
     return conversion.describe(
         encoder=encoder,
@@ -110,22 +131,22 @@ def convert_whisper(conversion: Conversion, checkpoint: Checkpoint, llm: Source 
 
 
 def convert_adapted(conversion: Conversion, checkpoint: Checkpoint, llm: Source, adapter: Path) -> BundleDescription:
-    """Write a Whisper encoder, an adapter of ours that was trained for both, and the LLM that hears the speech through it."""
+    """Write an encoder, an adapter of ours that was trained for both, and the LLM that hears the speech through it."""
     options, folder = conversion.options, conversion.folder
     try:
-        shutil.copyfile(adapter, folder / "adapter.safetensors")
-        trained = read_adapter(folder / "adapter.safetensors")
+        trained = read_adapter(adapter)
     except (OSError, BackendError) as error:
         raise CheckpointError(f"{adapter} cannot be used as an adapter ({error})") from None
-    weights, model = read_whisper(checkpoint), _read_llm(llm)
-    encoder = write_encoder(weights.encoder, options.precision, folder, NO_SILENCE)
+    encoder, model = convert_encoder(conversion, checkpoint), read_llm(llm)
     widths = {"encoder_width": (encoder.width, checkpoint.name), "embedding_size": (model.embeddings.shape[1], model.name)}
     for value, (width, place) in widths.items():
         if trained.config.get(value) != width:
             raise CheckpointError(f"{adapter} was trained for {value} {trained.config.get(value)}, and {place} has {width}")
+    if MAX_AUDIO_S * encoder.states_per_s > MAX_FRAMES * trained.config["reduction"]:
+        raise CheckpointError(f"{adapter} makes more than {MAX_FRAMES} frames of {MAX_AUDIO_S:g} s of audio")
     return conversion.describe(
         encoder=encoder,
-        projector=write_adapter(trained, model.embeddings, options.precision, folder),
+        projector=write_adapter(adapter, trained, model.embeddings, options.precision, folder),
         llm=model.write(options.precision, folder),
         prompt=model.speech_prompt(),
         licences={
@@ -136,7 +157,25 @@ def convert_adapted(conversion: Conversion, checkpoint: Checkpoint, llm: Source,
     )
 
 
-def _read_llm(source: Source) -> LanguageModel | EncoderDecoderModel:
+def encoder_kind(checkpoint: Checkpoint) -> str:
+    """Return the encoder's key in `ENCODERS`, if it is one of those."""
+    return "whisper" if checkpoint.is_ctranslate2 else checkpoint.model_type
+
+
+def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> EncoderSection:
+    """Write the encoder of a checkpoint into `encoder.onnx`. Raises `CheckpointError`."""
+    kind = encoder_kind(checkpoint)
+    if kind not in ENCODERS:
+        raise CheckpointError(
+            f"{checkpoint.name} is of the kind {kind or 'that names none'!r}; encoders that an adapter can stand behind are "
+            f"{', '.join(sorted(ENCODERS))}"
+        )
+    section: EncoderSection = import_by_name(ENCODERS[kind])(conversion, checkpoint)
+    return section
+
+
+def read_llm(source: Source) -> AnyLanguageModel:
+    """Read an LLM of any kind that is known. Raises `CheckpointError`."""
     if source.gguf is not None:
         return read_language_model(source)
     kind, known = source.checkpoint.model_type, (*LLM_FAMILIES, *ENCODER_DECODER_FAMILIES)

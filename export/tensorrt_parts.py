@@ -22,7 +22,7 @@ from models.encoders.whisper import WhisperSection
 from models.graph.linear import transposed_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import Llama, build_decoder
-from models.projectors.subsample_ctc import read_adapter
+from models.projectors.subsample import read_adapter
 from models.runtimes.cuda.tensorrt_library import TensorRTError
 
 PARTS = ("encoder", "adapter", "llm")

@@ -11,7 +11,8 @@ from models.encoders.whisper import Arrays, WhisperEncoderWriter
 from models.graph.linear import Float32, float32_linear
 from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
-from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter, TrainedAdapter
+from models.projectors.subsample import TrainedAdapter
+from models.projectors.subsample_ctc import TOP_TOKENS, AdapterWriter
 
 
 class ByHeadEncoderWriter(WhisperEncoderWriter):

@@ -14,7 +14,7 @@ from models.bundle.io import Bundle
 from models.bundle.schema import EncoderSection, LlmSection, SpeechDecoderSection, dimension
 from models.encoders.windows import KeptWindows, SpeechWindow
 from models.projectors.no_projector import NoProjector
-from models.projectors.subsample_ctc import TrainedAdapter, read_adapter
+from models.projectors.subsample import TrainedAdapter, read_adapter
 from models.protocols import (
     LLM,
     Decoder,

@@ -14,6 +14,7 @@ ENCODERS = {
     "fast_conformer": "models.encoders.fast_conformer:FastConformerSection",
 }
 PROJECTORS = {
+    "subsample": "models.projectors.subsample:SubsampleSection",
     "subsample_ctc": "models.projectors.subsample_ctc:SubsampleCtcSection",
     "ultravox": "models.projectors.ultravox:UltravoxSection",
     "voxtral": "models.projectors.voxtral:VoxtralSection",

@@ -1,7 +1,7 @@
 """The trained part of the model: 4x subsampling, a few transformer layers, a projection into the LLM's embedding space.
 
-Architecture of SLM (arXiv 2310.00230, section 3.2) with a CTC head added that needs no weights of its own but a blank:
-output frames are scored against the LLM's frozen embedding table. The blank is factorised as in HAT (arXiv 2003.07705):
+`FrameAdapter` is that of SLM (arXiv 2310.00230, section 3.2). `Adapter` has a CTC head that needs no weights of its own but a
+blank: output frames are scored against the LLM's frozen embedding table. The blank is factorised as in HAT (arXiv 2003.07705):
 P(blank) is one sigmoid, the tokens share the rest by a softmax, so a frame that is blank never needs the vocabulary.
 """
 
@@ -15,6 +15,8 @@ from torch.nn import functional
 @dataclass(frozen=True)
 class AdapterConfig:
     """`subsampling`: "uniform" keeps each 4th encoder state (the paper); "stack" concatenates 4 of them.
+
+    `head`: "frames" in a `FrameAdapter`, "ctc" in an `Adapter`.
 
     `targets`: what the draft is written in, a name of `training/targets.py`; `outputs_per_frame`: how many symbols of it a frame
     may write, each with a blank of its own.
@@ -33,12 +35,13 @@ class AdapterConfig:
     dropout: float = 0.1
     targets: str = "llm"
     outputs_per_frame: int = 1
+    head: str = "ctc"
 
 
-def rotary_tables(frames: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_tables(frames: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines [frames, head_size / 2] of rotary position embedding in the half-rotation form."""
-    frequencies = theta ** (-torch.arange(0, head_size, 2) / head_size)
-    angles = torch.arange(frames)[:, None] * frequencies
+    frequencies = theta ** (-torch.arange(0, head_size, 2, device=device) / head_size)
+    angles = torch.arange(frames, device=device)[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -72,7 +75,9 @@ class Layer(nn.Module):
         return x + functional.dropout(self.feed_forward_out(y), self.dropout, self.training)
 
 
-class Adapter(nn.Module):
+class SubsampledTransformer(nn.Module):
+    """The layers: 4x subsampling and a transformer."""
+
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
@@ -80,14 +85,6 @@ class Adapter(nn.Module):
         self.input = nn.Linear(stacked, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, config.outputs_per_frame * config.embedding_size)
-        self.blank = nn.Linear(config.width, config.outputs_per_frame)
-        self.logit_scale = nn.Parameter(torch.tensor(1.0))
-        self.residual = nn.Linear(config.width, config.embedding_size)
-        self.boundary_before = nn.Parameter(torch.zeros(config.boundary_vectors, config.embedding_size))
-        self.boundary_after = nn.Parameter(torch.zeros(config.boundary_vectors, config.embedding_size))
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
 
     def subsample(self, states: Tensor, phase: int = 0) -> Tensor:
         """[batch, states, width] -> [batch, states / reduction, width or reduction * width]; states divide by `reduction`."""
@@ -103,10 +100,44 @@ class Adapter(nn.Module):
         """
         x = self.input(self.subsample(states, phase))
         mask = torch.arange(x.shape[1], device=x.device) < frames[:, None]
-        rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, self.config.rope_theta)
+        rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, self.config.rope_theta, x.device)
         for layer in self.layers:
             x = layer(x, mask[:, None, None], rotary)
         return self.norm(x), mask
+
+
+class FrameAdapter(SubsampledTransformer):
+    """The paper's adapter: the LLM reads a vector of each frame."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__(config)
+        self.output = nn.Linear(config.width, config.embedding_size)
+
+    def match(self, table: Tensor) -> None:
+        """Make frames as large as the embeddings of `table` [vocabulary, embedding_size], before any training."""
+        nn.init.normal_(self.output.weight, std=float(table.float().std()) / self.config.width**0.5)
+        nn.init.zeros_(self.output.bias)
+
+    def frames(self, states: Tensor, frames: Tensor) -> Tensor:
+        """Return vectors [batch, frames, embedding_size] for what `forward` takes."""
+        hidden, _ = self(states, frames)
+        vectors: Tensor = self.output(hidden)
+        return vectors
+
+
+class Adapter(SubsampledTransformer):
+    """The adapter with a CTC head: the LLM reads a vector of each run of the draft."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__(config)
+        self.output = nn.Linear(config.width, config.outputs_per_frame * config.embedding_size)
+        self.blank = nn.Linear(config.width, config.outputs_per_frame)
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+        self.residual = nn.Linear(config.width, config.embedding_size)
+        self.boundary_before = nn.Parameter(torch.zeros(config.boundary_vectors, config.embedding_size))
+        self.boundary_after = nn.Parameter(torch.zeros(config.boundary_vectors, config.embedding_size))
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)
 
     def token_queries(self, hidden: Tensor) -> Tensor:
         """Return queries that are scored against the embedding table: logits = token_queries(hidden) @ E.T

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from export.checkpoints.hub import local_source
 from training.data import StateCorpus
 from training.instructions import ANSWER
-from training.llm import FrozenLlm
-from training.targets import LlmTokens
+from training.llm import open_llm
+from training.targets import open_targets
 
 MAX_TOKENS = 40
 BATCH = 16
@@ -32,11 +33,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    llm = FrozenLlm(arguments.llm)
+    llm = open_llm(local_source(arguments.llm), dtype=torch.bfloat16)
     texts = sorted(
         {
             example.text
-            for example in StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser)).train
+            for example in StateCorpus(arguments.cache, open_targets("llm", arguments.llm)).train
             if 4 <= len(example.tokens) <= 50
         }
     )
@@ -48,7 +49,7 @@ def main() -> None:
         while done < len(pairs):
             instruction = pairs[done][1]
             batch = [text for text, other in pairs[done : done + BATCH] if other == instruction]
-            answers = llm.generate(instruction, [llm.table[llm.ids(text)] for text in batch], MAX_TOKENS)
+            answers = llm.generate([instruction] * len(batch), [llm.table[llm.ids(text)] for text in batch], MAX_TOKENS)
             for text, answer in zip(batch, answers, strict=True):
                 row = {
                     "instruction": instruction,

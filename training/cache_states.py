@@ -11,7 +11,7 @@ import argparse
 import fcntl
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,16 +20,19 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import soxr
 import torch
 from tqdm import tqdm
 
-from models.features.log_mel import log_mel
+from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
+from models.protocols import Float32
 from training.augment import augment
 from training.manifest import Utterance, read_manifest
 from training.whisper_encoder import WhisperEncoder
 
 WIDTH = 512
-MAX_SECONDS = 29.5
+MIN_SECONDS, MAX_SECONDS = 0.1, 29.5
+"""Shorter and longer recordings are left out."""
 INDEX, STATES = "index.jsonl", "states.f16"
 
 
@@ -57,37 +60,37 @@ def read_index(folder: Path) -> list[CachedUtterance]:
     return [CachedUtterance(**json.loads(line)) for line in lines]
 
 
-def open_states(folder: Path, frames: int) -> npt.NDArray[np.float16]:
-    return np.memmap(folder / STATES, np.float16, "r", shape=(frames, WIDTH))
+def open_states(folder: Path, frames: int, width: int = WIDTH) -> npt.NDArray[np.float16]:
+    return np.memmap(folder / STATES, np.float16, "r", shape=(frames, width))
 
 
-def load_audio(path: Path) -> npt.NDArray[np.float32]:
+def load_audio(path: Path) -> Float32:
+    """Return a recording in mono at 16 kHz."""
     samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    if rate_hz != 16_000:
-        raise ValueError(f"{path}: training audio must be at 16 kHz, this is at {rate_hz} Hz")
-    return np.ascontiguousarray(samples.mean(axis=1))
+    mono = np.ascontiguousarray(samples.mean(axis=1))
+    return mono if rate_hz == SAMPLE_RATE_HZ else np.asarray(soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ), np.float32)
 
 
 def states_of(
-    utterances: list[Utterance], root: Path, encoder: WhisperEncoder, augment_seed: int | None
+    utterances: Sequence[Utterance], root: Path, encode: Callable[[Float32], Float32], augment_seed: int | None = None
 ) -> Iterator[tuple[Utterance, npt.NDArray[np.float16]]]:
     for utterance in tqdm(utterances, desc="encoder states"):
         audio = load_audio(root / utterance.audio)
         if augment_seed is not None:
             audio = augment(audio, np.random.default_rng([augment_seed, zlib.crc32(utterance.id.encode())]))
-        if len(audio) <= MAX_SECONDS * 16_000:
-            yield utterance, encoder(torch.from_numpy(log_mel(audio))).numpy().astype(np.float16)
+        if MIN_SECONDS <= len(audio) / SAMPLE_RATE_HZ <= MAX_SECONDS:
+            yield utterance, encode(audio).astype(np.float16)
 
 
 class CacheWriter:
     """Appends to a cache; `done` are the ids that it holds."""
 
-    def __init__(self, known: list[CachedUtterance], states_file: IO[bytes], index_file: IO[str]) -> None:
+    def __init__(self, known: list[CachedUtterance], states_file: IO[bytes], index_file: IO[str], width: int) -> None:
         self.done = {entry.id for entry in known}
         self.frames = sum(entry.frames for entry in known)
         self._states_file, self._index_file = states_file, index_file
         # States without an entry are of a process that was killed.
-        states_file.truncate(self.frames * WIDTH * 2)
+        states_file.truncate(self.frames * width * 2)
         states_file.seek(0, 2)
 
     def append(self, entry: CachedUtterance, states: npt.NDArray[np.float16]) -> None:
@@ -100,7 +103,7 @@ class CacheWriter:
 
 
 @contextmanager
-def open_cache(folder: Path) -> Iterator[CacheWriter]:
+def open_cache(folder: Path, width: int = WIDTH) -> Iterator[CacheWriter]:
     """Open a cache to append to, new or begun. Raises `BlockingIOError` where another process writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     index_path, states_path = folder / INDEX, folder / STATES
@@ -108,7 +111,7 @@ def open_cache(folder: Path) -> Iterator[CacheWriter]:
     states_path.touch()
     with (folder / "lock").open("w") as lock, states_path.open("r+b") as states_file, index_path.open("a") as index_file:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield CacheWriter(read_index(folder), states_file, index_file)
+        yield CacheWriter(read_index(folder), states_file, index_file, width)
 
 
 def main() -> None:
@@ -128,7 +131,12 @@ def main() -> None:
             if u.id not in cache.done and (not arguments.datasets or u.dataset in arguments.datasets)
         ]
         encoder = WhisperEncoder(arguments.encoder, torch.bfloat16)
-        for utterance, states in states_of(todo, arguments.manifest.parent, encoder, arguments.augment_seed):
+
+        def encode(audio: Float32) -> Float32:
+            states: Float32 = encoder(torch.from_numpy(log_mel(audio))).numpy()
+            return states
+
+        for utterance, states in states_of(todo, arguments.manifest.parent, encode, arguments.augment_seed):
             cache.append(CachedUtterance(utterance.id, utterance.text, utterance.dataset, 0, 0), states)
         print(f"{len(read_index(arguments.out))} utterances, {cache.frames / 50 / 3600:.2f} h")
 

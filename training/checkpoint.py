@@ -3,16 +3,19 @@
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from training.adapter import Adapter, AdapterConfig
+from training.adapter import Adapter, AdapterConfig, SubsampledTransformer
+
+Kind = TypeVar("Kind", bound=SubsampledTransformer)
 
 
 def save_checkpoint(
-    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]]
+    path: Path, adapter: SubsampledTransformer, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]]
 ) -> None:
     partial = path.with_suffix(".partial")
     content = {
@@ -34,18 +37,24 @@ def load_adapter(path: Path) -> Adapter:
     return adapter.eval()
 
 
-def load_exported(path: Path) -> Adapter:
+def export_adapter(path: Path, adapter: SubsampledTransformer, **values: Any) -> None:
+    """Write the file that serving and `pull --adapter` take: fp16 weights, the configuration, and further `values` for it."""
+    weights = {name: weight.detach().to("cpu", torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
+    save_file(weights, path, metadata={"config": json.dumps({**asdict(adapter.config), **values})})
+
+
+def load_exported(path: Path, kind: type[Kind] = Adapter) -> Kind:  # type: ignore[assignment]
     """The adapter of a file that `export_adapter` wrote, in evaluation mode and float32."""
     with safe_open(path, framework="pt") as stored:
         config = json.loads(stored.metadata()["config"])
         weights = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
     known = {field.name for field in fields(AdapterConfig)}
-    adapter = Adapter(AdapterConfig(**{name: value for name, value in config.items() if name in known}))
+    adapter = kind(AdapterConfig(**{name: value for name, value in config.items() if name in known}))
     adapter.load_state_dict(weights)
     return adapter.eval()
 
 
-def resume(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
+def resume(path: Path, adapter: SubsampledTransformer, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
     """Restore in place; returns the number of finished steps and the history. (0, []) where there is no checkpoint."""
     if not path.exists():
         return 0, []

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from export.checkpoints.hub import local_source
 from training.bridge import bridge, ctc_runs, with_boundaries
 from training.checkpoint import load_adapter
 from training.ctc import greedy_tokens
 from training.data import Example, StateCorpus
-from training.llm import FrozenLlm
-from training.targets import LlmTokens
+from training.llm import open_llm
+from training.targets import open_targets
 from training.word_errors import word_error_rate
 
 INSTRUCTION = "Transcribe the speech to text."
@@ -37,9 +38,9 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="print this many transcripts per dataset")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    llm = FrozenLlm(arguments.llm)
+    llm = open_llm(local_source(arguments.llm), dtype=torch.bfloat16)
     adapter = load_adapter(arguments.checkpoint)
-    corpus = StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser))
+    corpus = StateCorpus(arguments.cache, open_targets("llm", arguments.llm))
     by_dataset: dict[str, list[Example]] = defaultdict(list)
     for example in corpus.dev:
         if len(by_dataset[example.dataset]) < arguments.per_dataset:
@@ -58,8 +59,8 @@ def main() -> None:
                 speech.append(with_boundaries(adapter, bridge(adapter, hidden[0], runs, llm.table)))
             texts = [
                 llm.tokeniser.decode(answer)
-                for start in range(0, len(speech), 8)
-                for answer in llm.generate(arguments.instruction, speech[start : start + 8], max_tokens=100)
+                for batch in (speech[start : start + 8] for start in range(0, len(speech), 8))
+                for answer in llm.generate([arguments.instruction] * len(batch), batch, max_tokens=100)
             ]
             references = [example.text for example in examples]
             rates[dataset] = {"draft": word_error_rate(references, drafts), "llm": word_error_rate(references, texts)}

@@ -4,14 +4,9 @@ python -m training.export_adapter --checkpoint work/stage2/checkpoint.pt --out e
 """
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from training.checkpoint import load_adapter
+from training.checkpoint import export_adapter, load_adapter
 from training.instructions import TRANSCRIBE
 
 
@@ -22,16 +17,9 @@ def main() -> None:
     parser.add_argument("--blank-threshold", type=float, default=0.5, help="frames with a larger P(blank) are dropped")
     arguments = parser.parse_args()
     adapter = load_adapter(arguments.checkpoint)
-    config = {
-        **asdict(adapter.config),
-        "blank_threshold": arguments.blank_threshold,
-        "boundary_instructions": TRANSCRIBE,
-    }
-    weights = {name: weight.to(torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
-    save_file(weights, arguments.out, metadata={"config": json.dumps(config)})
-    print(
-        f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {sum(w.numel() for w in weights.values()):,} parameters"
-    )
+    export_adapter(arguments.out, adapter, blank_threshold=arguments.blank_threshold, boundary_instructions=TRANSCRIBE)
+    parameters = sum(weight.numel() for weight in adapter.state_dict().values())
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {parameters:,} parameters")
 
 
 if __name__ == "__main__":

@@ -1,115 +1,167 @@
-"""The frozen LLM in torch: next-token loss of answers behind embedded speech, and its own greedy answers."""
+"""The frozen LLM in torch: next-token loss of answers behind embedded speech, and its own greedy answers.
 
+Any LLM that `thinbridge pull` knows, in the prompt that `pull` gives it. Vectors of speech stand among the embeddings as they do
+in serving, where Granite's multiplier is in the table.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from export.default_recipe import SMOLLM
-from export.importers.gguf import read_llama, read_tokeniser
+from export.checkpoints.hub import Source
+from export.checkpoints.t5 import EncoderDecoderModel
+from export.pull import AnyLanguageModel, read_llm
+from models.llms.llama import Llama
+from models.text.tokeniser import PromptTemplate, Tokeniser, lay_out_prompt
 
-END = "<|im_end|>"
+HEAD = "lm_head.weight"
 
 
-class FrozenLlm:
-    """Weights in bfloat16 without gradients; gradients flow through it into the speech embeddings."""
+class FrozenLlm(ABC):
+    """An LLM without gradients of its own; they flow through it into the speech.
 
-    def __init__(self, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        llama = read_llama(path)
-        config = llama.config
-        self.tokeniser: Tokenizer = read_tokeniser(path)
-        self.model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=config.embedding_size,
-                intermediate_size=config.feed_forward_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.key_value_heads,
-                vocab_size=config.vocabulary_size,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                rms_norm_eps=config.norm_epsilon,
-                tie_word_embeddings=config.tied,
-                max_position_embeddings=8192,
-            )
-        )
-        self.model.load_state_dict({name: torch.from_numpy(w) for name, w in llama.weights.items()}, strict=False)
-        self.model.to(dtype=dtype)  # type: ignore[call-arg]
-        self.model.eval().requires_grad_(False)
-        self.dtype = dtype
-        self.table: Tensor = self.model.model.embed_tokens.weight
-        self.end_token = self.tokeniser.token_to_id(END)
+    `table` [vocabulary, embedding_size] has the embeddings. Speech is [frames, embedding_size] per utterance, boundary vectors
+    included.
+    """
+
+    def __init__(self, model: Any, read: AnyLanguageModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokeniser = Tokeniser.from_json(read.tokeniser_json)
+        self.template = PromptTemplate.from_json(read.speech_prompt().model_dump())
+        self.multiplier = float(getattr(model.config, "embedding_multiplier", 1.0))
+        self.table: Tensor = model.get_input_embeddings().weight * self.multiplier
+        # The checkpoint's own settings may sample, or punish repetition.
+        ends = list(self.template.end_tokens)
+        start = getattr(model.config, "decoder_start_token_id", None)
+        model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0], decoder_start_token_id=start)
 
     def ids(self, text: str) -> list[int]:
-        return self.tokeniser.encode(text, add_special_tokens=False).ids
+        """Return the tokens of a text that begins an answer."""
+        return self.tokeniser.encode_after((), text)
 
-    def head(self, instruction: str) -> tuple[DynamicCache, int]:
-        """K/V of `[prefix][instruction]`, batch of one, and its length."""
-        ids = torch.tensor([self.ids(SMOLLM.prefix) + self.ids(instruction) + self.ids(SMOLLM.after_instruction)])
-        with torch.no_grad():
-            cache = self.model.model(input_ids=ids, use_cache=True).past_key_values
-        return cache, ids.shape[1]
+    def prompt(self, instruction: str, speech: Tensor) -> Tensor:
+        """Return the embeddings [positions, embedding_size] of a whole prompt."""
+        ids = lay_out_prompt(self.template, self.tokeniser, instruction)
+        before, after = (self.table[torch.tensor(part, dtype=torch.long)] for part in (ids.before_speech, ids.after_speech))
+        return torch.cat([before, speech.to(self.table), after])
 
-    def answer_loss(self, instruction: str, speech: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Mean next-token loss over answer tokens (their end token among them), and the share predicted right.
-
-        `speech` holds [frames, embedding_size] per utterance, boundary vectors included.
-        """
-        cache, head_length = self.head(instruction)
-        cache.batch_repeat_interleave(len(speech))
-        suffix = self.table[self.ids(SMOLLM.suffix)]
-        rows, targets = [], []
-        for frames, answer in zip(speech, answers, strict=True):
-            answer_ids = torch.tensor([*answer, self.end_token])
-            rows.append(torch.cat([frames.to(self.dtype), suffix, self.table[answer_ids[:-1]]]))
-            targets.append(answer_ids)
-        longest = max(len(row) for row in rows)
-        embeddings = torch.stack([functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-        mask = torch.zeros(len(rows), head_length + longest, dtype=torch.long)
-        for index, row in enumerate(rows):
-            mask[index, : head_length + len(row)] = 1
-        hidden = self.model.model(
-            inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        picked = torch.cat(
-            [hidden[i, len(row) - len(t) : len(row)] for i, (row, t) in enumerate(zip(rows, targets, strict=True))]
-        )
-        logits = (picked @ self.table.T).float()
-        wanted = torch.cat(targets)
+    def answer_loss(
+        self, instructions: Sequence[str], speech: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean next-token loss over answer tokens, their end token among them, and the share predicted right."""
+        prompts = [self.prompt(*pair) for pair in zip(instructions, speech, strict=True)]
+        targets = [torch.tensor([*answer, self.template.end_tokens[0]], device=self.table.device) for answer in answers]
+        logits, wanted = self._logits(prompts, targets).float(), torch.cat(targets)
         return functional.cross_entropy(logits, wanted), (logits.argmax(-1) == wanted).float().mean()
 
     @torch.inference_mode()
-    def generate(self, instruction: str, speech: Sequence[Tensor], max_tokens: int) -> list[list[int]]:
-        """Greedy answers. Rows share a batch by padding on the left, which in bfloat16 may change a near tie."""
-        cache, head_length = self.head(instruction)
-        cache.batch_repeat_interleave(len(speech))
-        suffix = self.table[self.ids(SMOLLM.suffix)]
-        rows = [torch.cat([frames.to(self.dtype), suffix]) for frames in speech]
-        longest = max(len(row) for row in rows)
-        embeddings = torch.stack([functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        padding = torch.arange(longest) >= longest - lengths[:, None]
-        mask = torch.cat([torch.ones(len(rows), head_length, dtype=torch.long), padding.long()], 1)
-        positions = (head_length + torch.arange(longest) - (longest - lengths[:, None])).clamp(min=0)
-        answers: list[list[int]] = [[] for _ in rows]
-        open_rows = set(range(len(rows)))
-        inputs = embeddings
-        for _ in range(max_tokens):
-            hidden = self.model.model(
-                inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            ).last_hidden_state
-            tokens = (hidden[:, -1] @ self.table.T).argmax(-1)
-            for row in list(open_rows):
-                if tokens[row] == self.end_token:
-                    open_rows.discard(row)
-                else:
-                    answers[row].append(int(tokens[row]))
-            if not open_rows:
-                break
-            inputs = self.table[tokens][:, None]
-            mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.long)], 1)
-            positions = positions[:, -1:] + 1
-        return answers
+    def generate(self, instructions: Sequence[str], speech: Sequence[Tensor], max_tokens: int) -> list[list[int]]:
+        """Return greedy answers, without their end. Rows share a batch by padding, which in bfloat16 may change a near tie."""
+        prompts = [self.prompt(*pair) for pair in zip(instructions, speech, strict=True)]
+        embeddings, mask = self._pad(prompts)
+        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_tokens}
+        written = self.model.generate(inputs_embeds=embeddings, attention_mask=mask, **options)
+        return [self._cut(row) for row in written.tolist()]
+
+    @abstractmethod
+    def _logits(self, prompts: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Return the logits of the targets' tokens, row after row [tokens, vocabulary]."""
+
+    @abstractmethod
+    def _pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return prompts as one batch, as the model's own embeddings, and its mask."""
+
+    def _cut(self, row: list[int]) -> list[int]:
+        return row[: next((place for place, token in enumerate(row) if token in self.template.end_tokens), len(row))]
+
+
+class DecoderOnly(FrozenLlm):
+    """Llama, Qwen, Mistral, SmolLM, Granite."""
+
+    def _logits(self, prompts: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        rows = [torch.cat([prompt, self.table[target[:-1]]]) for prompt, target in zip(prompts, targets, strict=True)]
+        embeddings, mask = _pad_right(rows, self.multiplier)
+        hidden = self.model.base_model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        ends = [(len(row) - len(target), len(row)) for row, target in zip(rows, targets, strict=True)]
+        picked = torch.cat([hidden[number, first:last] for number, (first, last) in enumerate(ends)])
+        logits: Tensor = self.model.get_output_embeddings()(picked) / getattr(self.model.config, "logits_scaling", 1.0)
+        return logits
+
+    def _pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        embeddings, mask = _pad_right([row.flip(0) for row in rows], self.multiplier)
+        return embeddings.flip(1), mask.flip(1)
+
+
+class EncoderDecoder(FrozenLlm):
+    """T5, mT5, mT0: the encoder reads the prompt, the decoder writes the answer."""
+
+    def _logits(self, prompts: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        embeddings, mask = self._pad(prompts)
+        start = torch.tensor([self.model.config.decoder_start_token_id], device=self.table.device)
+        given = pad_sequence([torch.cat([start, target[:-1]]) for target in targets], batch_first=True)
+        logits = self.model(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=given).logits
+        return torch.cat([logits[number, : len(target)] for number, target in enumerate(targets)])
+
+    def _pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return _pad_right(rows, self.multiplier)
+
+    def _cut(self, row: list[int]) -> list[int]:
+        return super()._cut(row[1:])
+
+
+def _pad_right(rows: Sequence[Tensor], multiplier: float) -> tuple[Tensor, Tensor]:
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], batch_first=True)
+    return pad_sequence(list(rows), batch_first=True) / multiplier, mask
+
+
+def open_llm(source: Source, device: str = "cpu", dtype: torch.dtype = torch.float32) -> FrozenLlm:
+    """Open an LLM. Raises `CheckpointError` for what `pull` refuses."""
+    read = read_llm(source)
+    if not isinstance(read, EncoderDecoderModel):
+        model = _from_weights(read.llama) if source.gguf else _from_folder(AutoModelForCausalLM, source)
+        return DecoderOnly(model.to(device=device, dtype=dtype), read)
+    model, tensors = _from_folder(AutoModelForSeq2SeqLM, source), source.checkpoint.tensors
+    if HEAD in tensors:
+        # transformers ties a head that was trained apart, where a configuration does not say otherwise.
+        model.lm_head.weight = torch.nn.Parameter(torch.from_numpy(tensors[HEAD]))
+    return EncoderDecoder(model.to(device=device, dtype=dtype), read)
+
+
+def _from_folder(kind: Any, source: Source) -> Any:
+    return kind.from_pretrained(source.checkpoint.folder, dtype=torch.float32, use_safetensors=True)
+
+
+def _from_weights(llama: Llama) -> Any:
+    """Return transformers' model with the weights of a GGUF file."""
+    config, has_biases = llama.config, "model.layers.0.self_attn.q_proj.bias" in llama.weights
+    kind, describe = (Qwen2ForCausalLM, Qwen2Config) if has_biases else (LlamaForCausalLM, LlamaConfig)
+    model: Any = kind(
+        describe(
+            hidden_size=config.embedding_size,
+            intermediate_size=config.feed_forward_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.key_value_heads,
+            vocab_size=config.vocabulary_size,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rms_norm_eps=config.norm_epsilon,
+            tie_word_embeddings=config.tied,
+            max_position_embeddings=8192,
+        )  # type: ignore[arg-type]
+    )
+    model.load_state_dict({name: torch.from_numpy(weight) for name, weight in llama.weights.items()}, strict=False)
+    return model

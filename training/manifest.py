@@ -2,25 +2,34 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from training.instructions import TRANSCRIBE
 
-@dataclass(frozen=True)
+EXAMPLE = '{"audio": "a.wav", "instruction": "Transcribe.", "text": "Good morning."}'
+
+
+@dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One piece of speech with the text that the adapter should learn for it.
+    """One piece of speech with the text that the adapter should learn for it: the answer to `instruction`.
 
-    `audio` is relative to the folder of the manifest that names it. `source` says where the text
-    came from: `given`, `whisper` (labelled by Whisper base) or `synthesis`.
+    `audio` is relative to the folder of the manifest that names it, and stands for the `id` where there is none. `source` says
+    where the text came from: `given`, `whisper` (labelled by Whisper base) or `synthesis`.
     """
 
-    id: str
     audio: str
     text: str
-    dataset: str
-    source: str
-    speaker: str
-    duration_s: float
+    instruction: str = TRANSCRIBE[0]
+    id: str = ""
+    dataset: str = ""
+    source: str = "given"
+    speaker: str = ""
+    duration_s: float = 0.0
+
+
+class ManifestError(ValueError):
+    """A line of a manifest is not one. The message says which, in a sentence."""
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
@@ -33,6 +42,11 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 
 
 def read_manifest(path: Path) -> Iterator[Utterance]:
-    with path.open() as lines:
-        for line in lines:
-            yield Utterance(**json.loads(line))
+    """Yield the utterances. Raises `ManifestError`."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                utterance = Utterance(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ManifestError(f"line {number} of {path} is no utterance such as {EXAMPLE}: {error}") from None
+            yield utterance if utterance.id else replace(utterance, id=utterance.audio)

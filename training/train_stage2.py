@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from export.checkpoints.hub import local_source
 from training.adapter import Adapter
 from training.bridge import bridge, ctc_runs, with_boundaries
 from training.checkpoint import load_adapter, resume, save_checkpoint
 from training.ctc import ctc_loss, sample_vocabulary
 from training.data import Example, StateCorpus
 from training.instructions import TRANSCRIBE
-from training.llm import FrozenLlm
-from training.targets import LlmTokens
+from training.llm import FrozenLlm, open_llm
+from training.targets import open_targets
 from training.train_ctc import DATASET_WEIGHTS, mask
 
 BATCH = 12
@@ -72,7 +73,7 @@ def text_step(
         instruction = TRANSCRIBE[0] if rng.random() < 0.4 else rng.choice(TRANSCRIBE)
         batch = targets = [garble(llm.ids(text), len(llm.table), rng) for text in rng.sample(texts, BATCH)]
     speech = [with_boundaries(adapter, blur(ids, llm.table)) for ids in batch]
-    return llm.answer_loss(instruction, speech, targets)
+    return llm.answer_loss([instruction] * len(speech), speech, targets)
 
 
 def read_answers(path: Path | None) -> dict[str, list[tuple[str, str]]]:
@@ -141,7 +142,7 @@ def speech_step(
         if len(runs.kept):
             speech.append(with_boundaries(adapter, bridge(adapter, hidden[row, :length], runs, llm.table)))
             kept_answers.append(answer)
-    loss, accuracy = llm.answer_loss(instruction, speech, kept_answers)
+    loss, accuracy = llm.answer_loss([instruction] * len(speech), speech, kept_answers)
     if ctc_weight:
         sample = sample_vocabulary(batch.targets, len(llm.table), 4096, generator)
         loss = loss + ctc_weight * ctc_loss(queries, blank, batch.frames, llm.table, sample, batch.targets, batch.target_lengths)
@@ -171,8 +172,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    llm = FrozenLlm(arguments.llm)
-    corpus = StateCorpus(arguments.cache, LlmTokens(llm.table, llm.tokeniser))
+    llm = open_llm(local_source(arguments.llm), dtype=torch.bfloat16)
+    corpus = StateCorpus(arguments.cache, open_targets("llm", arguments.llm))
     adapter = load_adapter(arguments.ctc).train()
     boundary = [adapter.boundary_before, adapter.boundary_after]
     with torch.no_grad():

@@ -127,11 +127,11 @@ def _read_llm(conversion: Conversion, checkpoint: Checkpoint) -> LanguageModel:
     named = conversion.hub.get_descriptions(str(read_value(config, "pretrained_llm", place)))
     adapted = checkpoint.tensors.renamed({"llm.base_model.model.": "", "llm.": "", "embed_tokens.": "model.embed_tokens."})
     template = new_chat_template(TURN, {}, place)
-    llm = language_model_of(named, adapted.without(".base_layer"), {**named.config, **UNTIED}, template, place)
+    llm = language_model_of(named, adapted.replaced(".base_layer", ""), {**named.config, **UNTIED}, template, place)
     conversion.hub.forget_checkpoint(named)
     if not config.get("lora"):
         return llm
-    adapter = adapted.without(".default")
+    adapter = adapted.replaced(".default", "")
     return replace(llm, llama=merge_lora(llm.llama, adapter, lora_scale(config["lora"], place), place, {}))
 
 

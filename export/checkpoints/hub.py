@@ -28,6 +28,13 @@ class Source:
     gguf: Path | None = None
 
 
+def local_source(path: Path) -> Source:
+    """Return the checkpoint in a folder, or the LLM of a GGUF file."""
+    if path.suffix == ".gguf":
+        return Source(Checkpoint(path.parent, path.name), path)
+    return Source(Checkpoint(path.resolve(), path.name))
+
+
 @dataclass(frozen=True)
 class Hub:
     """The hub, whose files are kept in `downloads` until they are converted; None of `endpoint` is the public one.
@@ -41,10 +48,8 @@ class Hub:
     def get(self, name: str) -> Source:
         """Return a checkpoint by its path or its hub id. Raises `CheckpointError`."""
         path = Path(name).expanduser()
-        if path.suffix == ".gguf" and path.is_file():
-            return Source(Checkpoint(path.parent, path.name), path)
-        if path.is_dir():
-            return Source(Checkpoint(path.resolve(), path.name))
+        if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+            return local_source(path)
         parts = name.split("/")
         if name.startswith(LOCAL) or not 2 <= len(parts) <= 3 or not all(parts):
             raise CheckpointError(f"{name!r} is neither a folder, nor a GGUF file, nor a hub id such as openai/whisper-base")

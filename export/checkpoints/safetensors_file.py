@@ -99,9 +99,9 @@ class Tensors(Mapping[str, Float32]):
                 found[renames[old] + name.removeprefix(old)] = tensor
         return Tensors(found, self._name, renames, self._in_files)
 
-    def without(self, part: str) -> "Tensors":
-        """Return the tensors with a part left out of their names."""
-        found = {name.replace(part, ""): tensor for name, tensor in self._tensors.items()}
+    def replaced(self, old: str, new: str) -> "Tensors":
+        """Return the tensors with a part of their names replaced."""
+        found = {name.replace(old, new): tensor for name, tensor in self._tensors.items()}
         return Tensors(found, self._name, self._renames, self._in_files)
 
     def _name_in_file(self, name: str) -> str:

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from export.bundle_parts import NO_SILENCE, write_encoder
 from export.checkpoints.checkpoint import CTRANSLATE2_WEIGHTS, Checkpoint, read_value, require_shape
+from export.checkpoints.conversion import Conversion
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
 from models.bundle.schema import SpeechTokens
-from models.encoders.whisper import Arrays
+from models.encoders.whisper import Arrays, WhisperSection
 from models.graph.linear import Float32
 from models.speech_decoders.whisper import read_tokens
 from models.text.tokeniser import Tokeniser
@@ -62,6 +64,16 @@ def read_whisper(checkpoint: Checkpoint) -> WhisperWeights:
     }
     multilingual = bool(generation.get("is_multilingual", vocabulary != ENGLISH_ONLY_VOCABULARY))
     return WhisperWeights(encoder, decoder, _speech_tokens(checkpoint, tokeniser, listed, multilingual))
+
+
+def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> WhisperSection:
+    """Write the encoder alone, which hears the audio's own length. Raises `CheckpointError`."""
+    if checkpoint.is_ctranslate2:
+        arrays = {name: each for name, each in _read_ctranslate2(checkpoint).items() if name.startswith("encoder/")}
+    else:
+        tensors = _hugging_face_tensors(checkpoint).renamed({"model.encoder.": ""})
+        arrays = read_encoder(tensors, checkpoint.config, checkpoint.name)
+    return write_encoder(arrays, conversion.options.precision, conversion.folder, NO_SILENCE)
 
 
 def read_encoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays:

@@ -42,7 +42,7 @@ from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from models.assemble import draft_table_path
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.plans import PlanError, find_plan
-from models.projectors.subsample_ctc import read_adapter
+from models.projectors.subsample import read_adapter
 from models.protocols import DecodeRow, PrefillRow
 from models.runtimes.cuda.device import Device, Stream, capture_launched, plan_key, upload
 from models.runtimes.cuda.gpu_memory import slot_bytes

@@ -33,7 +33,7 @@ from models.graph.linear import INT8, block_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import build_decoder
 from models.llms.t5 import build_t5_decoder, build_t5_encoder
-from models.projectors.subsample_ctc import read_adapter
+from models.projectors.subsample import read_adapter
 from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
 from tests.support.tiny.tiny_llama import tiny_llama
 from tests.support.tiny.tiny_whisper import arrays_of, random_encoder

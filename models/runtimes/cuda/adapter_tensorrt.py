@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from models.ctc import frame_embeddings, projector_output
-from models.projectors.subsample_ctc import TrainedAdapter
+from models.projectors.subsample import TrainedAdapter
 from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import DeviceError, Stream, copy
 from models.runtimes.cuda.plan import Plan, PlanContext

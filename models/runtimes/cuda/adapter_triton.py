@@ -13,7 +13,7 @@ from kernels.adapter.forward import AdapterFrames, UtteranceFrames
 from kernels.adapter.graphs import Bucket, Graph, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
 from models.ctc import projector_output
-from models.projectors.subsample_ctc import TrainedAdapter
+from models.projectors.subsample import TrainedAdapter
 from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import Device, DeviceError, Stream, capture_launched, copy, upload
 from models.runtimes.cuda.utterances import settling

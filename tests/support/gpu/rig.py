@@ -15,7 +15,7 @@ from models.assemble import draft_table_path
 from models.bundle.io import Bundle
 from models.features.log_mel import MEL_BINS, log_mel
 from models.llms.llama import Llama
-from models.projectors.subsample_ctc import read_adapter
+from models.projectors.subsample import read_adapter
 from models.protocols import BackendError, Float32, ProjectorOutput
 from models.runtimes.cuda.device import Device
 from models.runtimes.cuda.gpu import gpu_count, load_driver

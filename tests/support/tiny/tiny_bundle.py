@@ -21,7 +21,8 @@ from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens,
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
-from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter, read_adapter
+from models.projectors.subsample import read_adapter
+from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
 from models.speech_decoders.whisper import WhisperDecoderSection, build_memory, read_tokens
 from models.speech_decoders.whisper import build_decoder as build_speech_decoder
 from models.speech_decoders.whisper import embedding_table as speech_embedding_table

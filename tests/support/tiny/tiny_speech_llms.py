@@ -294,6 +294,14 @@ def new_fast_conformer(bins: int = 128, scaled: bool = False) -> Any:
     return encoder
 
 
+def write_parakeet(folder: Path) -> Any:
+    """Write a `ParakeetEncoder` of 80 bins; return it."""
+    torch.manual_seed(21)
+    encoder = new_fast_conformer(bins=80, scaled=True)
+    encoder.save_pretrained(folder)
+    return encoder
+
+
 def nemo_names(encoder: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of a `ParakeetEncoder` by NeMo's names."""
     names = {

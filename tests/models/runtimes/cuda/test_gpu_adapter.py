@@ -18,7 +18,8 @@ from export.tensorrt_profiles import Limits, adapter_profiles
 from export.tensorrt_speech import build_dense_adapter
 from kernels.adapter.graphs import Bucket
 from models.bundle.plans import PlanError
-from models.projectors.subsample_ctc import TrainedAdapter, build_adapter, read_adapter
+from models.projectors.subsample import TrainedAdapter, read_adapter
+from models.projectors.subsample_ctc import build_adapter
 from models.protocols import Projector, ProjectorOutput
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
