@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.importers.byte_level_bpe import restore_merges
-from export.precisions import PRECISIONS
+from export.precisions import PRECISIONS, Precision
 from models.bundle.schema import ProjectorSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
@@ -137,9 +137,12 @@ def _write_whole_tokeniser(source: Path, target: Path) -> None:
     target.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
 
 
-def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int) -> LlamaSection:
-    """Write the LLM's graph and embeddings; its tokeniser is `tokenizer.json`, which the caller writes."""
-    how, config = PRECISIONS[precision], llama.config
+def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int, how: Precision | None = None) -> LlamaSection:
+    """Write the LLM's graph and embeddings; its tokeniser is `tokenizer.json`, which the caller writes.
+
+    `how` its products are written is that of the precision, where nothing else is given.
+    """
+    how, config = how or PRECISIONS[precision], llama.config
     np.save(folder / "embedding.npy", embedding_table(llama, np.float32 if precision == "fp32" else np.float16))
     decoder = build_decoder(
         how.prepare_llm(llama), max_positions=max_positions, attention=ExactAttention, body=how.body, head=how.head

@@ -43,7 +43,7 @@ def export_adapter(path: Path, adapter: SubsampledTransformer, **values: Any) ->
     save_file(weights, path, metadata={"config": json.dumps({**asdict(adapter.config), **values})})
 
 
-def load_exported(path: Path, kind: type[Kind] = Adapter) -> Kind:  # type: ignore[assignment]
+def load_exported(path: Path, kind: type[Kind]) -> Kind:
     """The adapter of a file that `export_adapter` wrote, in evaluation mode and float32."""
     with safe_open(path, framework="pt") as stored:
         config = json.loads(stored.metadata()["config"])

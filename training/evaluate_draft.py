@@ -195,8 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    load = load_exported if arguments.adapter.suffix == ".safetensors" else load_adapter
-    adapter = load(arguments.adapter)
+    is_exported = arguments.adapter.suffix == ".safetensors"
+    adapter = load_exported(arguments.adapter, Adapter) if is_exported else load_adapter(arguments.adapter)
     targets = open_targets(adapter.config.targets, arguments.whisper)
     drafter = Drafter(adapter, targets, Tokenizer.from_file(str(arguments.whisper / "tokenizer.json")))
     if arguments.cache:

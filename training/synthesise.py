@@ -131,13 +131,13 @@ def speak(job: Job) -> Utterance | None:
         partial.replace(job.path)
     duration_s = soundfile.info(job.path).duration
     return Utterance(
-        job.id,
-        f"audio/{job.path.name}",
-        job.text,
-        f"synthesis_{job.engine}",
-        "synthesis",
-        f"{job.engine}-{job.voice}",
-        duration_s,
+        id=job.id,
+        audio=f"audio/{job.path.name}",
+        text=job.text,
+        dataset=f"synthesis_{job.engine}",
+        source="synthesis",
+        speaker=f"{job.engine}-{job.voice}",
+        duration_s=duration_s,
     )
 
 

@@ -81,8 +81,8 @@ def quantise(weight: Float32, form: BlockFormat) -> QuantisedWeight:
     return QuantisedWeight(form, inputs, levels, scales, zero_points)
 
 
-def block_linear(form: BlockFormat) -> Linear:
-    """Return a writer of linear layers whose weights are stored in `form`."""
+def block_linear(form: BlockFormat, accuracy_level: int = INT8_COMPUTE) -> Linear:
+    """Return a writer of linear layers whose weights are stored in `form`, and multiplied as ONNX Runtime's level says."""
 
     def linear(graph: GraphBuilder, value: str, name: str, weight: Float32) -> str:
         quantised = quantise(weight, form)
@@ -93,7 +93,7 @@ def block_linear(form: BlockFormat) -> Linear:
         ]
         if not form.symmetric:
             constants.append(graph.weight(f"{name}.zero_points", _pack(quantised.zero_points, form.bits)))
-        sizes = {"N": outputs, "K": inputs, "bits": form.bits, "block_size": form.block, "accuracy_level": INT8_COMPUTE}
+        sizes = {"N": outputs, "K": inputs, "bits": form.bits, "block_size": form.block, "accuracy_level": accuracy_level}
         if form.bits == 8:
             return graph.node("MatMulNBits", value, *constants, domain="com.microsoft", **sizes)
         # On a CPU without VNNI a lone row of 4-bit products is summed in another order: it is multiplied beside a copy of itself.

@@ -189,7 +189,7 @@ def test_a_run_begins_with_the_layers_of_an_exported_adapter(tmp_path: Path) -> 
     config = AdapterConfig(encoder_width=16, width=32, layers=1, heads=4, feed_forward=32, embedding_size=24)
     stored, path = Adapter(config), tmp_path / "adapter.safetensors"
     save_file(stored.state_dict(), path, metadata={"config": json.dumps({**asdict(config), "blank_threshold": 0.4})})
-    loaded = load_exported(path)
+    loaded = load_exported(path, Adapter)
     assert loaded.config == config
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), stored.state_dict().values(), strict=True))
     other = Adapter(AdapterConfig(encoder_width=16, width=32, layers=1, heads=4, feed_forward=32, embedding_size=95))

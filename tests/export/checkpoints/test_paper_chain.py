@@ -25,6 +25,7 @@ from tests.support.clients.live_server import LiveServer, audio_file, instruct, 
 from tests.support.tiny.tiny_mt5 import PaperChain
 from tests.support.tiny.tiny_whisper import reference_states
 from tests.support.tiny.train_paper_chain import COPY, FOLDER, LAST, REVERSE, answer, speak
+from training.adapter import Adapter
 from training.checkpoint import load_exported
 
 SPOKEN = (("tea", "milk"), ("one", "two", "three"), ("please", "green", "water", "red"), ("blue",), ("milk", "one", "tea"))
@@ -40,7 +41,7 @@ class Reference:
         # Its head is not its table, which transformers ties where a configuration does not say otherwise.
         head = load_file(FOLDER / "mt5" / "model.safetensors")["lm_head.weight"].float()
         loaded.lm_head.weight = torch.nn.Parameter(head)
-        self._chain = PaperChain(load_exported(FOLDER / "adapter.safetensors"), loaded)
+        self._chain = PaperChain(load_exported(FOLDER / "adapter.safetensors", Adapter), loaded)
         self._tokeniser, self._features = tokeniser, LogMel(mel_bins=80)
 
     def answer(self, audio: Float32, instruction: str) -> str:
