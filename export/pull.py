@@ -43,6 +43,7 @@ FAMILIES = {
 """The speech LLMs by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""
 ENCODERS = {
     "whisper": "export.checkpoints.whisper:convert_encoder",
+    "wav2vec2-bert": "export.checkpoints.w2v_bert:convert_encoder",
     "parakeet_encoder": "export.checkpoints.parakeet:convert_encoder",
     "parakeet_ctc": "export.checkpoints.parakeet:convert_encoder",
     "parakeet_rnnt": "export.checkpoints.parakeet:convert_encoder",

@@ -11,6 +11,7 @@ ENCODERS = {
     "whisper": "models.encoders.whisper:WhisperSection",
     "granite": "models.encoders.granite:GraniteSection",
     "qwen3_asr": "models.encoders.qwen3_asr:Qwen3AsrSection",
+    "w2v_bert": "models.encoders.w2v_bert:W2vBertSection",
     "fast_conformer": "models.encoders.fast_conformer:FastConformerSection",
 }
 PROJECTORS = {
@@ -30,6 +31,7 @@ FEATURES = {
     "log_mel": "models.features.log_mel:LogMel",
     "whole_frames": "models.features.log_mel:WholeFrames",
     "granite_mel": "models.features.granite_mel:GraniteMel",
+    "kaldi_fbank": "models.features.kaldi_fbank:KaldiFbank",
     "nemo_mel": "models.features.nemo_mel:NemoMel",
 }
 """Front ends (`models.protocols.Features`)."""

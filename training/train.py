@@ -16,7 +16,9 @@ from pathlib import Path
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", required=True, metavar="NAME", help="a local folder or a hub id: Whisper, Parakeet")
+    parser.add_argument(
+        "--encoder", required=True, metavar="NAME", help="a local folder or a hub id: Whisper, Parakeet, w2v-BERT 2.0"
+    )
     parser.add_argument("--llm", required=True, metavar="NAME", help="likewise, or a GGUF file")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--validation", type=Path, help="manifest that is held out (default: a fixed one in 25 of the other)")

@@ -27,11 +27,15 @@ class ConformerWriter(ABC):
         `weight` [channels, 1, size] and `bias` [channels] are the depthwise convolution's. The batch normalisation after it, of
         the module `name`, is written into them.
         """
+        weight, bias = self._normalised(f"{name}.batch_norm", weight, bias)
+        return self.silu(self.gate_frames(doubled, name, weight, bias, before=weight.shape[2] // 2))
+
+    def gate_frames(self, doubled: str, name: str, weight: Float32, bias: Float32, before: int) -> str:
+        """Write a gated linear unit and a depthwise convolution, which hears so many frames `before` each."""
         graph = self.graph
         value, gate = graph.nodes("Split", doubled, outputs=2, axis=-1, num_outputs=2)
         gated = graph.node("Mul", value, graph.node("Sigmoid", gate))
         by_channel = graph.node("Unsqueeze", graph.node("Transpose", gated, perm=[1, 0]), self.numbers(0))
-        weight, bias = self._normalised(f"{name}.batch_norm", weight, bias)
         channels, _, size = weight.shape
         mixed = graph.node(
             "Conv",
@@ -39,10 +43,10 @@ class ConformerWriter(ABC):
             graph.weight(f"{name}.depth_conv", weight),
             graph.weight(f"{name}.depth_bias", bias),
             kernel_shape=[size],
-            pads=[size // 2, size // 2 - (size + 1) % 2],
+            pads=[before, size - 1 - before],
             group=channels,
         )
-        return self.silu(graph.node("Transpose", graph.node("Squeeze", mixed, self.numbers(0)), perm=[1, 0]))
+        return graph.node("Transpose", graph.node("Squeeze", mixed, self.numbers(0)), perm=[1, 0])
 
     def _normalised(self, name: str, weight: Float32, bias: Float32) -> tuple[Float32, Float32]:
         norm = {part: self.weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
