@@ -31,7 +31,7 @@ def kaldi_filters(mel_bins: int) -> Float32:
     lowest, highest, mels = (1127 * np.log(1 + each / 700) for each in (LOWEST_HZ, SAMPLE_RATE_HZ / 2, hertz))
     edges = np.linspace(lowest, highest, mel_bins + 2)
     width = edges[1] - edges[0]
-    return np.maximum(0, 1 - np.abs(mels - edges[1:-1, None]) / width).astype(np.float32)
+    return np.asarray(np.maximum(0, 1 - np.abs(mels - edges[1:-1, None]) / width), np.float32)
 
 
 def kaldi_fbank(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:

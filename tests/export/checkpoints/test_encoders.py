@@ -27,8 +27,10 @@ def noise(samples: int) -> Float32:
 def new_w2v_bert() -> Any:
     """Return a tiny random w2v-BERT with a CTC head."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
-    model: Any = transformers.Wav2Vec2BertForCTC(transformers.Wav2Vec2BertConfig(**shape)).eval()
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    )
+    model: Any = transformers.Wav2Vec2BertForCTC(config).eval()
     spread_weights(model, 0.2)
     return model
 
