@@ -2,11 +2,12 @@
 
 import math
 
-from export.bundle_parts import MAX_AUDIO_S, STATES_PER_S, speech_precision
+from export.bundle_parts import MAX_AUDIO_S, speech_precision
 from export.checkpoints.canary_qwen import encoder_linear, require_known_values
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.conversion import Conversion
 from models.encoders.w2v_bert import W2vBertConfig, W2vBertSection, build_encoder
+from models.encoders.whisper import STATES_PER_S
 from models.features.kaldi_fbank import STACKED
 
 KNOWN = {"hidden_act": "swish", "position_embeddings_type": "relative_key", "layer_norm_eps": 1e-5}
