@@ -30,7 +30,7 @@ from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
 from export.recipe import Ingredients, LanguageModel
-from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens
+from models.bundle.schema import BundleDescription, ProjectorSection, PromptSection, SpeechTokens
 from models.encoders.whisper import Arrays, WhisperSection
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32
@@ -116,11 +116,11 @@ def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> B
         with _step(progress, "writing the adapter"):
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
-            shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
             trained = read_adapter(ingredients.adapter)
             if drafts_in_whisper(trained):
                 raise ValueError("the adapter's draft is in Whisper's tokens, and no LLM can hear its frames")
-            projector = write_adapter(trained, _llm_table(trained, llama), ingredients.precision, folder)
+            table = _llm_table(trained, llama)
+            projector = write_adapter(ingredients.adapter, trained, table, ingredients.precision, folder)
         with _step(progress, "writing the LLM"):
             language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
     return describe(llm, encoder, language_model, projector, folder)
@@ -184,7 +184,7 @@ def describe(
     llm: LanguageModel,
     encoder: WhisperSection,
     language_model: LlamaSection,
-    projector: SubsampleCtcSection,
+    projector: ProjectorSection,
     folder: Path,
     speech_decoder: WhisperDecoderSection | None = None,
 ) -> BundleDescription:

@@ -67,7 +67,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Heard:
-    """What came of one recording heard in one way."""
+    """The outcome of one recording, heard in one way."""
 
     states: int
     tokens: list[int]

@@ -14,7 +14,7 @@ from export.default_recipe import ADAPTER, LLM, RECIPES, SLM, VOICE, WHISPER_PAR
 from export.recipe import Ingredients
 from models.assemble import Models, load_models
 from models.bundle.io import open_bundle, write_bundle
-from models.projectors.subsample_ctc import read_adapter
+from models.projectors.subsample import read_adapter
 from server.engine.runner.runner import Runner
 from server.engine.types.options import DraftPolicy, SamplingOptions
 from server.engine.types.requests import InstructRequest

@@ -275,8 +275,8 @@ def test_a_wrong_bundle_of_version_2_is_refused_by_the_names_of_version_3(folder
 @pytest.mark.parametrize(
     ("section", "known"),
     [
-        ("encoder", "fast_conformer, granite, qwen3_asr, whisper"),
-        ("projector", "linear, qformer, qformer_ctc, subsample_ctc"),
+        ("encoder", "fast_conformer, granite, qwen3_asr, w2v_bert, whisper"),
+        ("projector", "linear, qformer, qformer_ctc, subsample, subsample_ctc"),
         ("llm", "llama"),
         ("voice", "silero"),
     ],
