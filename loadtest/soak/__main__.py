@@ -4,8 +4,9 @@
     python -m loadtest.soak --seconds 300     # five minutes
 
 Starts a server of its own and locust's mixed users, who reach it through a proxy. After a warm-up without faults, one fault of
-`loadtest/soak/faults.py` comes after the other. Exit status 1 where a bar is missed, 2 where the
-run is void because its generator was late.
+`loadtest/soak/faults.py` comes after the other, every 90 s, or as often as lets each of them come once; from ten minutes on all
+have time to. Exit status 1 where a bar is missed, 2 where the run is void: its generator was late, or other work took the
+machine.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import httpx
 
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
 from loadtest.sessions import leaks, look
-from loadtest.soak.bars import Bar, Injection, judge_memory, judge_outcomes, read_outcomes
+from loadtest.soak.bars import SETTLE_S, Bar, Injection, judge_faults, judge_memory, judge_outcomes, read_outcomes
 from loadtest.soak.clock import Clock
 from loadtest.soak.faults import FAULTS, Target
 from loadtest.soak.proxy import Proxy
@@ -42,6 +43,11 @@ WATCH_PERIOD_S = 2.0
 USERS_END_S = 150.0
 READY_TIMEOUT_S = 60.0
 STALL_TIMEOUT_S = 10.0
+FIRST_FAULT_S = 20.0
+MOST_PERIOD_S = 90.0
+CALM_S = SETTLE_S + 10.0
+"""From a fault's end to the next one at least: after `SETTLE_S` of it, outcomes count as away from faults."""
+MAX_OTHER_CPU_SHARE = 0.2
 
 
 @contextmanager
@@ -84,11 +90,22 @@ def is_ready(server: BenchServer) -> bool:
         return False
 
 
+def choose_period(seconds: float, faults: int) -> float:
+    """Return the seconds from one fault to the next by which so many have time within `seconds`: at most `MOST_PERIOD_S`."""
+    # One more than there are: users need time to start.
+    return min(MOST_PERIOD_S, (seconds - FIRST_FAULT_S) / (faults + 1))
+
+
+def due_after(last: Injection, period_s: float) -> float:
+    """Return when the next fault comes, by the monotonic clock: a period after the last one's begin, and never in its wake."""
+    return max(last.begin_s + period_s, last.end_s + CALM_S)
+
+
 def inject_until(end_s: float, period_s: float, target: Target, names: Sequence[str]) -> list[Injection]:
     """Inject the named faults one after the other, again and again, so that each has time until `end_s`."""
     done: list[Injection] = []
     for name in itertools.cycle(names):
-        due_s = (done[-1].begin_s if done else time.monotonic()) + (period_s if done else 0.0)
+        due_s = due_after(done[-1], period_s) if done else time.monotonic()
         if due_s + period_s > end_s:
             return done
         time.sleep(max(0.0, due_s - time.monotonic()))
@@ -101,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_server_flags(parser)
     parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--period", type=float, default=90.0, metavar="SECONDS", help="from one fault to the next")
+    parser.add_argument("--period", type=float, metavar="SECONDS", help="from one fault to the next")
     parser.add_argument("--users", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="*", default=[""], metavar="TEXT", help="faults with one of these in their names")
@@ -125,24 +142,30 @@ def main() -> int:
         before = look(server, 0)
         begin_s = time.monotonic()
         seconds = arguments.seconds - warm_up_s
+        period_s = arguments.period or choose_period(seconds, len(names))
         with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(proxy.url, arguments.users, seconds, record) as users:
-            time.sleep(min(arguments.period, 20.0))
-            injections = inject_until(begin_s + seconds, arguments.period, Target(server, proxy, clock), names)
+            time.sleep(FIRST_FAULT_S)
+            injections = inject_until(begin_s + seconds, period_s, Target(server, proxy, clock), names)
             summary = users.communicate(timeout=max(0.0, begin_s + seconds - time.monotonic()) + USERS_END_S)[0]
         after = look(server, 1)
         outcomes = read_outcomes(record)
     left = [each for each in leaks(before, after, after) if "memory" not in each]
     bars = [
+        judge_faults(injections, names),
         *judge_outcomes(outcomes, injections),
         Bar("gauges, processes, files and threads that are left", "none", "; ".join(left) or "none", not left),
         judge_memory(watch.readings, SERVER_PROCESS),
     ]
+    other_cpu_share = others.share()
+    void = [line.removeprefix("VOID: ") for line in summary.splitlines() if line.startswith("VOID: ")]
+    if other_cpu_share > MAX_OTHER_CPU_SHARE:
+        void.append(f"other work took {other_cpu_share:.0%} of the machine, above {MAX_OTHER_CPU_SHARE:.0%}")
     result |= {
-        "other_cpu_share": round(others.share(), 4),
+        "other_cpu_share": round(other_cpu_share, 4),
         "seconds": arguments.seconds,
         "users": arguments.users,
-        "period_s": arguments.period,
-        "void": [line.removeprefix("VOID: ") for line in summary.splitlines() if line.startswith("VOID: ")],
+        "period_s": round(period_s, 1),
+        "void": void,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "soak.md").write_text(markdown(result, bars, injections, outcomes, begin_s), encoding="utf-8")

@@ -72,6 +72,14 @@ def slope_mib(readings: Sequence[Reading], process: str) -> float:
     return float(np.polyfit(moments_s - moments_s[0], memory_mib, 1)[0] * 600)
 
 
+def judge_faults(injections: Sequence[Injection], names: Sequence[str]) -> Bar:
+    """Judge whether each of the named faults was injected; a run that had no time for one says nothing about it."""
+    seen = {each.fault for each in injections}
+    missing = [name for name in names if name not in seen]
+    value = f"{len(names) - len(missing)} of {len(names)}" + (f"; not: {', '.join(missing)}" if missing else "")
+    return Bar("kinds of faults that were injected", "all", value, None if missing else True)
+
+
 def judge_outcomes(outcomes: Sequence[Outcome], injections: Sequence[Injection]) -> list[Bar]:
     """Judge what the users saw."""
     outside = outside_of(outcomes, injections)

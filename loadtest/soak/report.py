@@ -11,6 +11,10 @@ from loadtest.support.markdown import conditions, table, void_note
 from loadtest.support.statistics import percentile
 
 SHOWN_ERRORS = 12
+VOID_FOR = (
+    "Times and shares of a void run say nothing about the server. An answer that was lost or changed, and all that is left "
+    "behind, would be a fault on a busy machine too.\n"
+)
 VERDICTS = {True: "kept", False: "**MISSED**", None: "run too short to say"}
 
 
@@ -26,6 +30,7 @@ def markdown(
         "",
         *conditions(dict(result)),
         *void_note(result["void"]),
+        *([VOID_FOR] if result["void"] else []),
         f"{result['seconds']:g} s, {result['users']} users of `loadtest/users/mixed.py`, a fault every {result['period_s']:g} s "
         f"({len(injections)} in all). Away from faults means: not under way during one, nor in the 5 s after it.",
         "",

@@ -7,18 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.soak.__main__ import CALM_S, FIRST_FAULT_S, MOST_PERIOD_S, choose_period, due_after
 from loadtest.soak.bars import (
     SETTLE_S,
     SLOPE_NEEDS_S,
     Bar,
     Injection,
     Outcome,
+    judge_faults,
     judge_memory,
     judge_outcomes,
     outside_of,
     read_outcomes,
     slope_mib,
 )
+from loadtest.soak.faults import FAULTS
 from loadtest.soak.report import markdown, plot
 from loadtest.support.answers import last_event
 from loadtest.support.footprint import Reading
@@ -81,6 +84,25 @@ def test_a_run_without_outcomes_keeps_no_bar_of_success() -> None:
     assert kept(judge_outcomes([], []))[0] is False
 
 
+@pytest.mark.parametrize("seconds", [300.0, 510.0, 3300.0])
+def test_every_fault_has_its_turn(seconds: float) -> None:
+    period_s = choose_period(seconds, len(FAULTS))
+    assert FIRST_FAULT_S + len(FAULTS) * period_s <= seconds
+    assert period_s <= MOST_PERIOD_S
+
+
+@pytest.mark.parametrize(("took_s", "due_s"), [(1.0, 190.0), (89.0, 189.0 + CALM_S)])
+def test_a_fault_does_not_come_in_the_wake_of_another(took_s: float, due_s: float) -> None:
+    assert due_after(Injection("engine killed", 100.0, 100.0 + took_s), 90.0) == due_s
+
+
+def test_faults_that_had_no_time_are_named() -> None:
+    assert judge_faults([FAULT], ["engine killed"]).kept is True
+    short = judge_faults([FAULT], ["engine killed", "disk full"])
+    assert short.kept is None
+    assert "disk full" in short.value
+
+
 @given(slope=st.floats(-50, 50), start_mib=st.floats(10, 1000), readings=st.integers(2, 50))
 def test_the_slope_is_that_of_a_straight_line(slope: float, start_mib: float, readings: int) -> None:
     line = [Reading(10.0 * number, {"server": start_mib + slope * number / 60}, 0.0) for number in range(readings)]
@@ -122,6 +144,12 @@ def test_the_report_names_faults_failures_and_missed_bars() -> None:
     assert "| engine killed | 100 s | 3.0 s |" in text
     assert "**MISSED**" in text
     assert "- 1x transcribe: status 500" in text
+
+
+def test_a_void_run_is_void_for_times_only() -> None:
+    text = markdown(CONDITIONS | {"void": ["the generator slipped"]}, [], [], [], 0.0)
+    assert "**VOID" in text
+    assert "would be a fault on a busy machine too" in text
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
