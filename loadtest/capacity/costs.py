@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +19,26 @@ SPREAD_POINTS = 21
 NEIGHBOURS = 3
 
 
+def share_lengths(audio_s: Sequence[float], lengths_s: Sequence[float]) -> Float64:
+    """Return how much of a batch of utterances counts as each of some rising lengths, by linear interpolation."""
+    return np.array([np.interp(audio_s, lengths_s, each).sum() for each in np.eye(len(lengths_s))])
+
+
 @dataclass(frozen=True)
 class EncodeCost:
-    """Seconds of one batch: for the call, and for each second of padded audio and its square (attention)."""
+    """Seconds of one batch: for the call, and for each utterance what one of its length was measured to take.
+
+    `row_s` are the costs of utterances of `lengths_s` seconds, before any padding. Between two lengths they are interpolated; an
+    utterance that is shorter or longer than all of them costs as much as the nearest.
+    """
 
     call_s: float
-    second_s: float
-    square_s: float = 0.0
+    lengths_s: tuple[float, ...]
+    row_s: tuple[float, ...]
 
-    def predict_s(self, padded_s: Sequence[float]) -> float:
+    def predict_s(self, audio_s: Sequence[float]) -> float:
         """Return the seconds that a batch of utterances takes."""
-        return self.call_s + sum(self.second_s * each + self.square_s * each**2 for each in padded_s)
+        return self.call_s + float(np.interp(audio_s, self.lengths_s, self.row_s).sum())
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Spread:
 class StageCosts:
     """The stages of one model on one machine. `measured` is False for predictions that nothing has confirmed.
 
-    The encoder hears `silence_behind_s` behind an utterance, `floor_s` in all at least, and `longest_s` at most. `step_s` is what
+    `heard_s` are the seconds that the encoder hears of utterances of `encode.lengths_s`, padding included. `step_s` is what
     a step costs beside its stages, `door_s` what a request waits outside the engine, `door_cpu_s` the processor seconds that it
     takes there (server, decoder, client) on `cores` cores, `voice_s` the detection of voice in one
     second of live audio, on a thread beside the engine's. With `encodes_beside`, the encoder runs beside the decoders (on a GPU).
@@ -115,9 +123,7 @@ class StageCosts:
     measured: bool
     encode: EncodeCost
     decoders: tuple[DecoderCost, ...]
-    floor_s: float
-    silence_behind_s: float
-    longest_s: float
+    heard_s: tuple[float, ...]
     step_s: float = 0.0
     door_s: float = 0.0
     door_cpu_s: float = 0.0
@@ -131,10 +137,6 @@ class StageCosts:
     profiles: tuple[WorkProfile, ...] = ()
     streams: tuple[StreamProfile, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
-
-    def pad_s(self, audio_s: float) -> float:
-        """Return the seconds that the encoder hears of an utterance, in whole ones."""
-        return min(float(math.ceil(max(self.floor_s, audio_s + self.silence_behind_s))), self.longest_s)
 
     def draw_work(self, kind: WorkKind, audio_s: float, random: np.random.Generator) -> WorkProfile:
         """Return the measured work of an utterance about as long.
@@ -191,7 +193,10 @@ def read_costs(path: Path) -> StageCosts:
         return StageCosts(
             **fields
             | {
-                "encode": EncodeCost(**fields["encode"]),
+                "encode": EncodeCost(
+                    fields["encode"]["call_s"], tuple(fields["encode"]["lengths_s"]), tuple(fields["encode"]["row_s"])
+                ),
+                "heard_s": tuple(fields["heard_s"]),
                 "decoders": tuple(DecoderCost(**each) for each in fields["decoders"]),
                 "spread": Spread(**{stage: tuple(points) for stage, points in fields["spread"].items()}),
                 "profiles": tuple(

@@ -142,8 +142,8 @@ class SimulatedEngine:
         request.end(None)
 
     def _predict_encode_s(self) -> float:
-        padded_s = [self._costs.pad_s(request.work.audio_s) for request in self._encoding]
-        return self._costs.encode.predict_s(padded_s) * self._draw(self._costs.spread.encode)
+        audio_s = [request.work.audio_s for request in self._encoding]
+        return self._costs.encode.predict_s(audio_s) * self._draw(self._costs.spread.encode)
 
     def _decode(self, batch: Sequence[SimulatedRequest], now_s: float) -> float:
         took_s = self._draw(self._costs.spread.decode) * sum(

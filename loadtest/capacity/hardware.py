@@ -77,10 +77,12 @@ SHAPES = {
 def predict_costs(gpu: Gpu, shape: ModelShape, measured: StageCosts) -> StageCosts:
     """Return the costs of a model on a GPU, with the work, the padding and the host's costs of a measurement on a CPU."""
     operations_hz, bytes_hz = COMPUTE_SHARE * gpu.operations_hz, BANDWIDTH_SHARE * gpu.bytes_hz
+    second_s = 2 * shape.encoder_parameters * STATES_PER_S / operations_hz
+    square_s = 4 * shape.encoder_layers * shape.encoder_width * STATES_PER_S**2 / operations_hz
     encode = EncodeCost(
         shape.encoder_parameters * WEIGHT_BYTES / bytes_hz + _launches_s(shape.encoder_layers),
-        2 * shape.encoder_parameters * STATES_PER_S / operations_hz,
-        4 * shape.encoder_layers * shape.encoder_width * STATES_PER_S**2 / operations_hz,
+        measured.encode.lengths_s,
+        tuple(second_s * each + square_s * each**2 for each in measured.heard_s),
     )
     decoders = tuple(_predict_decoder(each, operations_hz, bytes_hz) for each in shape.decoders[: len(measured.decoders)])
     return replace(

@@ -1,6 +1,7 @@
 """The measurement of stage costs on this machine: the real engine, in this process, writes down what its stages run and take."""
 
 import dataclasses
+import itertools
 import os
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from loadtest.capacity.costs import (
     WorkProfile,
     find_spread,
     fit_costs,
+    share_lengths,
 )
 from loadtest.clients.server import MAX_TOKENS, BenchServer, make_body
 from loadtest.faults import engine_pid
@@ -52,6 +54,8 @@ QUESTION_TOKENS = 24
 PIECE_S = 0.04
 # Requests side by side in one round each: one alone, some, and all slots.
 ROUNDS = (1, 2, 4)
+# What the encoder costs is measured at these lengths, and needs not be proportional to any of them.
+ENCODE_LENGTHS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 DOOR_REQUESTS = 24
 ANSWER_TIMEOUT_S = 120.0
 
@@ -106,10 +110,10 @@ class TracedEngine(LocalEngine):
         batch = [sequence for sequence in self._encoding if not sequence.ended]
         for sequence in batch:
             self.trace.sequences[sequence.request.id] = sequence
-        padded_s = [len(self._models.pad_audio(sequence.request.audio)) / RATE_HZ for sequence in batch]
+        audio_s = [len(sequence.request.audio) / RATE_HZ for sequence in batch]
         took_s = self._time(lambda: LocalEngine._encode(self))
         if batch:
-            self.trace.encodes.append((padded_s, took_s))
+            self.trace.encodes.append((audio_s, took_s))
 
     def _time(self, stage: Callable[[], None]) -> float:
         started_s = time.perf_counter()
@@ -137,6 +141,9 @@ def measure_costs(
     engine.start()
     engine.trace = Trace()
     try:
+        _run_lengths(engine, recordings)
+        # Only their encoding counts: no request is so short of words.
+        engine.trace = Trace(encodes=engine.trace.encodes)
         _run_requests(engine, recordings)
         _run_streams(engine, streams)
     finally:
@@ -158,18 +165,15 @@ def measure_costs(
 
 def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Recording]) -> StageCosts:
     """Fit the costs to what was traced."""
-    encode = fit_costs(
-        [[1.0, sum(padded), sum(each**2 for each in padded)] for padded, _ in trace.encodes], [took for _, took in trace.encodes]
-    )
+    encode_cost = fit_encode(trace.encodes)
     count = len(models.decoders)
     prefill = fit_costs([_prefill_columns(rows, count) for rows, _ in trace.prefills], [took for _, took in trace.prefills])
     decode = fit_costs([_decode_columns(rows, count) for rows, _ in trace.decodes], [took for _, took in trace.decodes])
-    encode_cost = EncodeCost(*encode)
     decoders = tuple(
         DecoderCost(*prefill[3 * number : 3 * number + 3], *decode[2 * number : 2 * number + 2]) for number in range(count)
     )
     spread = Spread(
-        find_spread([took for _, took in trace.encodes], [encode_cost.predict_s(padded) for padded, _ in trace.encodes]),
+        find_spread([took for _, took in trace.encodes], [encode_cost.predict_s(audio_s) for audio_s, _ in trace.encodes]),
         find_spread(
             [took for _, took in trace.prefills],
             [float(np.dot(prefill, _prefill_columns(rows, count))) for rows, _ in trace.prefills],
@@ -179,21 +183,32 @@ def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Reco
             [float(np.dot(decode, _decode_columns(rows, count))) for rows, _ in trace.decodes],
         ),
     )
-    hearing = models.hearing
     return StageCosts(
         name,
         measured=True,
         encode=encode_cost,
         decoders=decoders,
-        floor_s=0.0 if hearing is None else hearing.floor_s,
-        silence_behind_s=0.0 if hearing is None else hearing.silence_behind_s,
-        longest_s=30.0 if hearing is None else hearing.longest_s,
+        heard_s=tuple(
+            len(models.pad_audio(np.zeros(round(each * RATE_HZ), np.float32))) / RATE_HZ for each in encode_cost.lengths_s
+        ),
         step_s=float(np.median(trace.steps)),
         encodes_beside=models.encodes_beside,
         step_tokens=STEP_TOKENS,
         spread=spread,
         profiles=tuple(list_work(trace, [recording.name for recording in recordings])),
     )
+
+
+def fit_encode(encodes: Sequence[tuple[Sequence[float], float]]) -> EncodeCost:
+    """Fit the cost of a call and of each length to batches, given as the lengths of their utterances and the seconds they took.
+
+    Lengths that no utterance was near are left out.
+    """
+    shares = np.array([share_lengths(audio_s, ENCODE_LENGTHS_S) for audio_s, _ in encodes])
+    lengths_s = [length_s for length_s, share in zip(ENCODE_LENGTHS_S, shares.T, strict=True) if share.any()]
+    columns = [[1.0, *share_lengths(audio_s, lengths_s)] for audio_s, _ in encodes]
+    call_s, *row_s = fit_costs(columns, [took_s for _, took_s in encodes])
+    return EncodeCost(call_s, tuple(lengths_s), tuple(row_s))
 
 
 def list_work(trace: Trace, names: Sequence[str]) -> list[WorkProfile]:
@@ -277,6 +292,27 @@ def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recordin
             waits.append(took_s - sum(times.get(f"{stage}_ms", 0.0) for stage in stages) / 1000)
         door_cpu_s = (outside_s() - begun_s) / DOOR_REQUESTS
     return float(np.median(waits[1:])), door_cpu_s
+
+
+def _run_lengths(engine: TracedEngine, recordings: Sequence[Recording]) -> None:
+    """Have speech of every length encoded, by itself and side by side; each is another piece, which no cache has."""
+    speech = np.concatenate([each.samples for each in recordings])
+    numbers = itertools.count()
+    for side_by_side in ROUNDS:
+        with ThreadPoolExecutor(side_by_side) as pool:
+            for length_s in ENCODE_LENGTHS_S:
+                for future in [
+                    pool.submit(
+                        _ask,
+                        engine,
+                        f"length/{number}",
+                        Recording(f"{number}", "", np.resize(np.roll(speech, 160 * number), round(length_s * RATE_HZ))),
+                        TRANSCRIBE,
+                        1,
+                    )
+                    for number in itertools.islice(numbers, max(ROUNDS))
+                ]:
+                    future.result()
 
 
 def _run_requests(engine: TracedEngine, recordings: Sequence[Recording]) -> None:

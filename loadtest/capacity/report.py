@@ -16,7 +16,11 @@ def describe_costs(costs: StageCosts) -> list[str]:
     """Return the costs as a table of milliseconds."""
     encode = costs.encode
     rows: list[list[Any]] = [
-        ["encode", _ms(encode.call_s), f"{_ms(encode.second_s)} per padded second, {_ms(encode.square_s)} per its square"]
+        [
+            "encode",
+            _ms(encode.call_s),
+            ", ".join(f"{_ms(row_s)} for {length_s:g} s" for length_s, row_s in zip(encode.lengths_s, encode.row_s, strict=True)),
+        ]
     ]
     for number, decoder in enumerate(costs.decoders):
         per_row = f"{_ms(decoder.prefill_row_s)} per row, {_ms(decoder.prefill_position_s)} per position"

@@ -90,7 +90,9 @@ def test_where_no_partial_was_measured_an_answer_stands_for_it() -> None:
 
 def test_many_sessions_all_begin_soon() -> None:
     few, many = (
-        simulate_mix(make_costs(decoders=(DecoderCost(0.0, 0.0, 0.0, 1e-5, 0.0),), encode=EncodeCost(1e-4, 0.0)), mix, 20.0)
+        simulate_mix(
+            make_costs(decoders=(DecoderCost(0.0, 0.0, 0.0, 1e-5, 0.0),), encode=EncodeCost(1e-4, (1.0,), (0.0,))), mix, 20.0
+        )
         for mix in (TrafficMix("live", sessions=count, streams=(STREAM,)) for count in (10, 40))
     )
     assert many.utilisation > 2 * few.utilisation
