@@ -3,11 +3,11 @@
     python -m loadtest.growth                                    # every kind, 1,000 to warm up and 2,000 that count
     python -m loadtest.growth --kinds refused left --calls 500   # some of them
 
-Starts a server of its own. Half of the calls of each kind come from an address that no other has, so that a table by client
-shows. Before and after the calls that count it waits until the server's gauges say that nothing goes on, and looks at each of its
-processes. Prints a row for each kind as soon as it is known, and at the end the table; exit status 1 where gauges, processes,
-files or threads are left, where a call had another outcome than its kind says, or where memory grew by more than
-4 MiB for 2,000 calls.
+Starts a server of its own. Half of the files come from an address that no other has, so that a table by client shows. Before
+and ten times within the calls that count it waits until the server's gauges say that nothing goes on, and looks at each of its
+processes: growth is the slope of a straight line through these looks, because one look is off by some MiB either way. Prints a
+row for each kind as soon as it is known, and at the end the table; exit status 1 where gauges, processes, files or threads are
+left, where a call had another outcome than its kind says, or where memory grew by more than 4 MiB for 2,000 calls.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from loadtest.clients.drops import as_opus, choose, play
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, make_body, server_options
@@ -37,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 CALLS, WARM_UP_CALLS = 2000, 1000
 BAR_CALLS = 2000
 """The number of calls for which `MAX_GROWTH_MIB` are allowed."""
+LOOKS = 10
 CONCURRENCY = 8
 CLIP_LENGTHS = 8
 """So many different recordings are sent, so that caches hold the same after the warm-up as at the end."""
@@ -131,24 +134,24 @@ KINDS: dict[str, Call] = {
 
 @dataclass(frozen=True)
 class Growth:
-    """The server before and after so many calls of a kind, and what is wrong with those that went otherwise than they should."""
+    """The server within calls of a kind, before the first and after the last too, and what was wrong with calls."""
 
     kind: str
-    calls: int
-    before: Look
-    after: Look
+    looks: Sequence[Look]
     wrong: Sequence[str]
 
+    @property
+    def calls(self) -> int:
+        return self.looks[-1].sessions - self.looks[0].sessions
+
     def mib(self, *names: str) -> float:
-        """Return by how much the processes of some names grew together."""
-        before, after = (
-            sum(each.resident_mib for each in seen.processes if each.name in names) for seen in (self.before, self.after)
-        )
-        return after - before
+        """Return by how much the processes of some names grew together, by the straight line through all looks."""
+        held = [sum(each.resident_mib for each in seen.processes if each.name in names) for seen in self.looks]
+        return float(np.polyfit([seen.sessions for seen in self.looks], held, 1)[0]) * self.calls
 
     @property
     def names(self) -> set[str]:
-        return {each.name for seen in (self.before, self.after) for each in seen.processes}
+        return {each.name for seen in self.looks for each in seen.processes}
 
     @property
     def bar_mib(self) -> float:
@@ -158,7 +161,8 @@ class Growth:
     @property
     def left(self) -> list[str]:
         """The gauges, processes, files and threads that did not come back to what they were."""
-        return [each for each in leaks(self.before, self.after, self.after) if "memory" not in each]
+        before, *_, after = self.looks
+        return [each for each in leaks(before, after, after) if "memory" not in each]
 
     @property
     def is_good(self) -> bool:
@@ -191,12 +195,15 @@ def make_calls(call: Call, caller: Caller, seeds: Sequence[int], concurrency: in
 
 
 def measure(server: BenchServer, caller: Caller, kind: str, warm_up: int, calls: int, concurrency: int) -> Growth:
-    """Make the calls of a kind, and look at the server before and after those that count."""
+    """Make the calls of a kind, and look at the server before and within those that count."""
     make = partial(make_calls, KINDS[kind], caller, concurrency=concurrency)
     make(seeds=range(warm_up))
-    before = look(server, 0)
-    wrong = make(seeds=range(warm_up, warm_up + calls))
-    return Growth(kind, calls, before, look(server, calls), wrong)
+    looks, wrong = [look(server, 0)], []
+    for part in range(LOOKS):
+        begin, end = (calls * each // LOOKS for each in (part, part + 1))
+        wrong += make(seeds=range(warm_up + begin, warm_up + end))
+        looks.append(look(server, end))
+    return Growth(kind, looks, wrong)
 
 
 def main() -> int:

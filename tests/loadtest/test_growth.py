@@ -44,24 +44,29 @@ QUIET = Look(0, {}, [Footprint(1, "server", 100.0, 30, 8), Footprint(2, "server.
 
 def grown(mib: float, files: int = 0) -> Look:
     server, engine = QUIET.processes
-    return replace(QUIET, processes=[server, replace(engine, resident_mib=400.0 + mib, files=20 + files)])
+    return replace(QUIET, sessions=500, processes=[server, replace(engine, resident_mib=400.0 + mib, files=20 + files)])
 
 
 @pytest.mark.parametrize(
     ("after", "wrong", "is_good"),
     [
-        (QUIET, [], True),
+        (grown(0.0), [], True),
         (grown(0.9), [], True),
         (grown(1.1), [], False),
         (grown(0.0, files=1), [], False),
-        (QUIET, ["status 500"], False),
+        (grown(0.0), ["status 500"], False),
     ],
 )
 def test_what_calls_leave_behind_is_judged(after: Look, wrong: list[str], is_good: bool) -> None:
-    growth = Growth("files", 500, QUIET, after, wrong)
+    growth = Growth("files", [QUIET, after], wrong)
     assert growth.is_good == is_good
 
 
+def test_one_look_that_is_off_does_not_count_as_growth() -> None:
+    looks = [replace(grown(3.0 if number == 10 else 0.0), sessions=50 * number) for number in range(11)]
+    assert Growth("files", [QUIET, *looks[1:]], []).mib("server.engine.ipc.main") < 1.5
+
+
 def test_growth_is_told_by_process_and_for_as_many_calls_as_the_bar() -> None:
-    growth = Growth("files", 500, QUIET, grown(1.0), [])
+    growth = Growth("files", [QUIET, grown(1.0)], [])
     assert growth.row() == ["files", 500, "+0.0 MiB", "+1.0 MiB", "+0.0 MiB", "+4.0 MiB", "nothing", 0]
