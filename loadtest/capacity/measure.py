@@ -54,7 +54,7 @@ QUESTION_TOKENS = 24
 PIECE_S = 0.04
 # Requests side by side in one round each: one alone, some, and all slots.
 ROUNDS = (1, 2, 4)
-# What the encoder costs is measured at these lengths, and needs not be proportional to any of them.
+# The lengths at which the encoder's cost is measured, which need not be proportional to them.
 ENCODE_LENGTHS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 DOOR_REQUESTS = 24
 ANSWER_TIMEOUT_S = 120.0
