@@ -31,6 +31,7 @@ from loadtest.hostile.aborts import leave
 from loadtest.hostile.target import Target, read_target
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.sessions import AUDIO_S, CLIPS, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
+from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings
@@ -73,7 +74,7 @@ class Caller:
         """Post one of `CLIP_LENGTHS` recordings to `/v1/instruct`."""
         length = len(self.target.samples) * (1 + seed % CLIP_LENGTHS) // CLIP_LENGTHS
         clip = Target(self.target.url, self.target.samples[:length]).clip()
-        body = make_body(clip, **{"max_tokens": 16, **fields})
+        body = make_body(clip, TRANSCRIBE, **{"max_tokens": 16, **fields})
         return self.post("/v1/instruct", body.content, body.content_type, seed)
 
 
@@ -175,7 +176,7 @@ class Growth:
         return [
             self.kind,
             self.calls,
-            *(f"{part:+.1f} MiB" for part in parts),
+            *(f"{round(part, 1) + 0.0:+.1f} MiB" for part in parts),
             "; ".join(self.left) or "nothing",
             len(self.wrong),
         ]
