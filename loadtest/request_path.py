@@ -4,7 +4,12 @@
     python -m loadtest.request_path --root ../other    # another one, with a .venv of its own
 
 Starts the server of a checkout with the default model, sends requests, and lists the files of which a function was called at
-least once per request, in any of the server's processes. Calls that an idle server makes too are subtracted.
+least once per request, in any of the server's processes. Calls that an idle server makes too are subtracted, and for a frame those
+of a session without audio. The list has two parts:
+
+- the way: files that call on into other files, so that a reader of the request has to follow them;
+- helpers: files that are called and return without a call into another file (data types, counters, arithmetic, a model's run).
+  A reader may take them at their word.
 """
 
 import argparse
@@ -17,7 +22,7 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,18 +36,25 @@ REQUESTS = 12
 FRAMES = 100
 FRAME_S = 0.02
 SETTLE_S = 1.5
+Call = tuple[Path, Path]
+"""The calling and the called file."""
 START_TIMEOUT_S = 300.0
 
-# Imported by every Python process of the server: counts calls by file, and writes the counts every quarter of a second.
+# Imported by every Python process of the server: counts calls by the calling and the called file ("caller>called", the caller is
+# empty for the first file of a thread or task), and writes the counts every quarter of a second.
 COUNTER = """
 import atexit, json, os, sys, threading, time
 root, out = os.environ["REQUEST_PATH_ROOT"], os.environ["REQUEST_PATH_OUT"]
+folders = tuple(os.path.join(root, folder, "") for folder in os.environ["REQUEST_PATH_FOLDERS"].split(","))
 counts = {}
 def count(frame, event, argument):
-    if event == "call":
-        name = frame.f_code.co_filename
-        if name.startswith(root):
-            counts[name] = counts.get(name, 0) + 1
+    # A generator expression counts as a call for each of its elements.
+    if event == "call" and frame.f_code.co_filename.startswith(folders) and frame.f_code.co_name != "<genexpr>":
+        caller = frame.f_back
+        while caller is not None and not caller.f_code.co_filename.startswith(folders):
+            caller = caller.f_back
+        key = (caller.f_code.co_filename if caller is not None else "") + ">" + frame.f_code.co_filename
+        counts[key] = counts.get(key, 0) + 1
 def write():
     while True:
         time.sleep(0.25)
@@ -62,24 +74,48 @@ def main() -> None:
     root = parser.parse_args().root.resolve()
     with counted_server(root) as (url, read_counts):
         post(url)
-        stream(url)
-        for title, send, units in (("POST /v1/instruct", post_several, REQUESTS), ("live frame", stream, FRAMES // 8)):
-            files = files_crossed(root, lambda send=send: send(url), read_counts, units)  # type: ignore[misc]
-            print(f"{title}: {len(files)} files")
-            print(textwrap.indent("\n".join(files), "    "))
+        stream(url, FRAMES)
+        print_path("POST /v1/instruct", crossed_files(lambda: post_several(url), lambda: None, read_counts, REQUESTS), root)
+        frames = crossed_files(lambda: stream(url, FRAMES), lambda: stream(url, 0), read_counts, FRAMES // 8)
+        print_path("live frame", frames, root)
 
 
-def files_crossed(root: Path, send: Callable[[], None], read_counts: Callable[[], Counter[str]], units: int) -> list[str]:
-    """Return the files with at least `units` calls more than an idle server makes in the same time."""
+def print_path(title: str, crossed: Mapping[Path, bool], root: Path) -> None:
+    names = {
+        passes_on: sorted(path.relative_to(root).as_posix() for path, passes in crossed.items() if passes is passes_on)
+        for passes_on in (True, False)
+    }
+    print(f"{title}: {len(crossed)} files: {len(names[True])} on the way, {len(names[False])} helpers")
+    for heading, passes_on in (("the way", True), ("helpers", False)):
+        print(f"  {heading}")
+        print(textwrap.indent("\n".join(names[passes_on]), "    "))
+
+
+def crossed_files(
+    send: Callable[[], None], send_baseline: Callable[[], None], read_counts: Callable[[], Counter[Call]], units: int
+) -> dict[Path, bool]:
+    """Return the files with at least `units` calls more than in the same time with the baseline, and whether they call others."""
+    calls, busy_s = count_calls(send, read_counts, 0.0)
+    baseline, _ = count_calls(send_baseline, read_counts, busy_s)
+    calls.subtract(baseline)
+    crossed: Counter[Path] = Counter()
+    for (_, called), number in calls.items():
+        crossed[called] += number
+    passing = {caller for (caller, called), number in calls.items() if number >= units and caller != called}
+    return {path: path in passing for path, number in crossed.items() if number >= units}
+
+
+def count_calls(
+    send: Callable[[], None], read_counts: Callable[[], Counter[Call]], at_least_s: float
+) -> tuple[Counter[Call], float]:
+    """Return the calls while `send` runs and the server comes to rest, in `at_least_s` seconds or more, and the seconds."""
     time.sleep(SETTLE_S)
     before, started_s = read_counts(), time.perf_counter()
     send()
-    time.sleep(SETTLE_S)
-    after, busy_s = read_counts(), time.perf_counter() - started_s
-    time.sleep(busy_s)
-    idle = read_counts()
-    more = {name: after[name] - before[name] - (idle[name] - after[name]) for name in after}
-    return sorted(Path(name).relative_to(root).as_posix() for name, calls in more.items() if calls >= units)
+    time.sleep(max(SETTLE_S, at_least_s - (time.perf_counter() - started_s)))
+    after = read_counts()
+    after.subtract(before)
+    return after, time.perf_counter() - started_s
 
 
 def post(url: str) -> None:
@@ -92,12 +128,12 @@ def post_several(url: str) -> None:
         post(url)
 
 
-def stream(url: str) -> None:
+def stream(url: str, frames: int) -> None:
     """Send quiet noise in frames, in real time: what is counted is the way of a frame, not that of an utterance."""
     frame = struct.pack("<320h", *(((index * 7919) % 21) - 10 for index in range(320)))
     with connect(url.replace("http", "ws") + "/v1/stream", proxy=None) as session:
         session.send(json.dumps({"type": "start", "instruction": "Transcribe the speech to text."}))
-        for _ in range(FRAMES):
+        for _ in range(frames):
             session.send(frame)
             time.sleep(FRAME_S)
         session.send(json.dumps({"type": "end"}))
@@ -106,7 +142,7 @@ def stream(url: str) -> None:
 
 
 @contextmanager
-def counted_server(root: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+def counted_server(root: Path) -> Iterator[tuple[str, Callable[[], Counter[Call]]]]:
     """Run the server with the counter in all of its processes; yield its address and a function that adds the counts up."""
     with tempfile.TemporaryDirectory() as folder:
         out, inject = Path(folder, "counts"), Path(folder, "inject")
@@ -114,12 +150,17 @@ def counted_server(root: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]
         inject.mkdir()
         (inject / "sitecustomize.py").write_text(COUNTER)
         python = root / ".venv" / "bin" / "python"
-        variables = [f"REQUEST_PATH_ROOT={root}/", f"REQUEST_PATH_OUT={out}", f"PYTHONPATH={inject}:{root}"]
+        variables = [
+            f"REQUEST_PATH_ROOT={root}",
+            f"REQUEST_PATH_OUT={out}",
+            f"REQUEST_PATH_FOLDERS={','.join(FOLDERS)}",
+            f"PYTHONPATH={inject}:{root}",
+        ]
         interpreter = python if python.exists() else sys.executable
         command = ["env", *variables, str(interpreter), "-m", "server", "serve", "--port", "0"]
         server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
-            yield wait_for_address(server), lambda: read(root, out)
+            yield wait_for_address(server), lambda: read(out)
         finally:
             server.terminate()
             server.wait(30)
@@ -135,13 +176,14 @@ def wait_for_address(server: subprocess.Popen[str]) -> str:
     raise SystemExit("The server did not become ready.")
 
 
-def read(root: Path, out: Path) -> Counter[str]:
-    counts: Counter[str] = Counter()
+def read(out: Path) -> Counter[Call]:
+    counts: Counter[Call] = Counter()
     for path in out.iterdir():
         if path.suffix != ".new":
-            counts.update(json.loads(path.read_text()))
-    wanted = tuple(f"{root}/{folder}/" for folder in FOLDERS)
-    return Counter({name: calls for name, calls in counts.items() if name.startswith(wanted)})
+            for key, calls in json.loads(path.read_text()).items():
+                caller, _, called = key.partition(">")
+                counts[Path(caller), Path(called)] += calls
+    return counts
 
 
 if __name__ == "__main__":
