@@ -5,17 +5,16 @@ Graphs are strongly typed: the plan computes in the types that the file names (`
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import onnx
+from tqdm import tqdm
 
-from export.tensorrt_attention import attention_nodes, patch_attention
 from export.tensorrt_inspect import activation_bytes
-from export.tensorrt_progress import make_monitor
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import find_gpu
 from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError
@@ -155,3 +154,99 @@ def _write_profile(builder: Any, network: Any, model: onnx.ModelProto, profile: 
             ranges = [profile[size] if isinstance(size, str) else (size, size, size) for size in free[name]]
             written.set_shape(name, *zip(*ranges, strict=True))
     return written
+
+
+def make_monitor(library: TensorRT) -> Any:
+    """A progress monitor to give to the builder's configuration. It has to outlive the build; `close` removes its bar."""
+    base: Any = library.module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        """One bar for the outermost phase, with the name of the phase that began last; called from several threads."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.outermost = ""
+            self.bar: tqdm[Any] | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase:
+                if self.bar:
+                    self.bar.set_postfix_str(phase_name, refresh=False)
+                return
+            self.close()
+            self.outermost = phase_name
+            self.bar = tqdm(total=num_steps, desc=phase_name, unit="step", leave=False)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if self.bar and phase_name == self.outermost:
+                self.bar.update(step + 1 - self.bar.n)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == self.outermost:
+                self.close()
+
+        def close(self) -> None:
+            if self.bar:
+                self.bar.close()
+            self.bar = None
+
+    return Monitor()
+
+
+LENGTHS_INPUT = 6
+"""The place at which ONNX's `Attention` takes the filled length of each row's keys."""
+
+
+@dataclass(frozen=True)
+class AttentionNode:
+    """One `Attention` of an ONNX graph; `lengths` names its input of filled lengths, None where every key is to be seen."""
+
+    name: str
+    lengths: str | None
+    causal: bool
+
+
+def attention_nodes(model: onnx.ModelProto) -> list[AttentionNode]:
+    """The graph's attentions, in its order."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            lengths = node.input[LENGTHS_INPUT] if len(node.input) > LENGTHS_INPUT else ""
+            causal = any(attribute.name == "is_causal" and attribute.i for attribute in node.attribute)
+            nodes.append(AttentionNode(node.name, lengths or None, causal))
+    return nodes
+
+
+def network_attentions(library: TensorRT, network: Any) -> Iterator[Any]:
+    """The network's `IAttention`s, in its order."""
+    trt = library.module
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            # get_layer gives the base class, which has no way to the attention.
+            layer.__class__ = trt.IAttentionInputLayer
+            yield layer.attention
+
+
+def patch_attention(library: TensorRT, network: Any, nodes: list[AttentionNode]) -> None:
+    """Set mask and lengths of every attention as its ONNX node says, `nodes` being those of the graph that was parsed.
+
+    Raises `TensorRTError` where parser and graph do not have the same attentions.
+    """
+    trt = library.module
+    inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
+    attentions = list(network_attentions(library, network))
+    if len(attentions) != len(nodes):
+        raise TensorRTError(f"the graph has {len(nodes)} attentions and TensorRT parsed {len(attentions)}: its parser changed")
+    # TensorRT takes lengths in 32 bits, ONNX in 64.
+    lengths = {
+        name: network.add_cast(inputs[name], trt.int32).get_output(0)
+        for name in dict.fromkeys(node.lengths for node in nodes if node.lengths)
+    }
+    for attention, node in zip(attentions, nodes, strict=True):
+        if node.lengths:
+            attention.key_value_lengths = lengths[node.lengths]
+        attention.causal_kind = trt.CausalMaskKind.LOWER_RIGHT if node.causal else trt.CausalMaskKind.NONE
+        # A build fails where no fused kernel takes the attention, rather than giving a slow plan.
+        attention.decomposable = False

@@ -4,8 +4,8 @@
     python -m loadtest.request_path --root ../other    # another one, with a .venv of its own
 
 Starts the server of a checkout with the default model, sends requests, and lists the files of which a function was called at
-least once per request, in any of the server's processes. Calls that an idle server makes too are subtracted, and for a frame those
-of a session without audio. The list has two parts:
+least once per request, in any of the server's processes. Calls that an idle server makes too are subtracted, and for a frame
+those of a session without audio. The list has two parts:
 
 - the way: files that call on into other files, so that a reader of the request has to follow them;
 - helpers: files that are called and return without a call into another file (data types, counters, arithmetic, a model's run).
@@ -32,7 +32,7 @@ from websockets.sync.client import connect
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "clips" / "ljspeech-LJ001-0016.flac"
 FOLDERS = ("server", "models", "kernels")
-REQUESTS = 12
+REQUESTS = 6
 FRAMES = 100
 FRAME_S = 0.02
 SETTLE_S = 1.5
@@ -43,13 +43,22 @@ START_TIMEOUT_S = 300.0
 # Imported by every Python process of the server: counts calls by the calling and the called file ("caller>called", the caller is
 # empty for the first file of a thread or task), and writes the counts every quarter of a second.
 COUNTER = """
-import atexit, json, os, sys, threading, time
+import dis, json, os, sys, threading, time
 root, out = os.environ["REQUEST_PATH_ROOT"], os.environ["REQUEST_PATH_OUT"]
 folders = tuple(os.path.join(root, folder, "") for folder in os.environ["REQUEST_PATH_FOLDERS"].split(","))
-counts = {}
+counts, codes = {}, {}
+AFTER_AWAIT = (2, 3)
+def is_call(frame):
+    # A generator expression is called for each element, and a coroutine again whenever one that it awaits goes on.
+    code = frame.f_code
+    if code.co_name == "<genexpr>":
+        return False
+    if code not in codes:
+        codes[code] = code.co_code
+    at = frame.f_lasti
+    return at < 0 or codes[code][at] != dis.opmap["RESUME"] or codes[code][at + 1] & 3 not in AFTER_AWAIT
 def count(frame, event, argument):
-    # A generator expression counts as a call for each of its elements.
-    if event == "call" and frame.f_code.co_filename.startswith(folders) and frame.f_code.co_name != "<genexpr>":
+    if event == "call" and frame.f_code.co_filename.startswith(folders) and is_call(frame):
         caller = frame.f_back
         while caller is not None and not caller.f_code.co_filename.startswith(folders):
             caller = caller.f_back

@@ -29,11 +29,9 @@ from models.protocols import (
     VoiceDetector,
 )
 from models.registry import FEATURES, VADS, look_up
-from models.runtimes.onnx.drafting_projector import OnnxDraftingProjector
 from models.runtimes.onnx.encoder import OnnxEncoder
-from models.runtimes.onnx.frame_projector import OnnxFrameProjector
 from models.runtimes.onnx.llm import OnnxLLM
-from models.runtimes.onnx.projector import OnnxProjector
+from models.runtimes.onnx.projector import OnnxDraftingProjector, OnnxFrameProjector, OnnxProjector
 from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder, OnnxSpeechDecoder
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.constraint import Grammars

@@ -1,7 +1,7 @@
 """Byte-level BPE vocabularies (GPT-2's) as `tokenizer.json` files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -57,3 +57,13 @@ def restore_merges(definition: dict[str, Any]) -> list[str]:
         order.insert(place, id)
         merges.insert(place, " ".join(earlier[0]) if merges and isinstance(merges[0], str) else list(earlier[0]))
     return [token for _, token in missing]
+
+
+def list_merges(ordered: Sequence[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return the pairs of tokens that make up each token, in the order of the tokens; pairs of earlier parts come first."""
+    merges = []
+    for token in ordered:
+        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        pairs = [pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary]
+        merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges

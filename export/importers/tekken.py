@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from export.importers.merges import list_merges
+from export.importers.byte_level_bpe import list_merges
 from models.text.spelling import byte_alphabet
 
 FILLER = "<SPECIAL_{}>"

@@ -25,7 +25,7 @@ from server.api.middleware import RequestContext, request_id_of
 from server.api.native.models import model_admin_router
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
-from server.api.native.stream import stream_router
+from server.api.native.session import stream_router
 from server.api.openai.routes import openai_router
 from server.api.openai_realtime.stream import realtime_router
 from server.api.reference import reference_page

@@ -18,11 +18,10 @@ from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, compile_constraint, new_sequence
 from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
-from server.engine.stats import engine_stats
 from server.engine.types.events import Event, LiveEvent
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
-from server.engine.types.stats import EngineStats
+from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import EngineFailed, NotReady, ServeError
 
 logger = logging.getLogger(__name__)
@@ -135,15 +134,7 @@ class LocalEngine:
         with self._changed:
             started_s = self._step_started_s
             step_age_s = 0.0 if started_s is None else time.perf_counter() - started_s
-            return engine_stats(
-                self._requests,
-                self._live,
-                self._runner,
-                ready=self._ready,
-                steps=self._steps,
-                step_age_s=step_age_s,
-                longest_work_s=self._longest_work_s,
-            )
+            return self._snapshot(step_age_s)
 
     def drain(self, timeout_s: float) -> None:
         with self._changed:
@@ -305,3 +296,48 @@ class LocalEngine:
     def _fail_all(self, error: ServeError) -> None:
         self._live.fail_all(error)
         self._requests.fail_all(error)
+
+    def _snapshot(self, step_age_s: float) -> EngineStats:
+        requests, live, scheduler = self._requests, self._live, self._requests.scheduler
+        counted = [id for id, sequence in requests.sequences.items() if not sequence.of_session]
+        # An encoded request, which will have the next free slot, counts as running if there is one.
+        begun = sum(not scheduler.is_queued(id) for id in counted)
+        running = min(begun, scheduler.slots)
+        return EngineStats(
+            ready=self._ready,
+            waiting=len(counted) - running,
+            running=running,
+            slots=scheduler.slots,
+            queue_limit=scheduler.queue_limit,
+            step_age_s=step_age_s,
+            predicted_wait_s=requests.predict_wait_s(),
+            prefix_cache_bytes=self._runner.prefix_cache.nbytes,
+            encoder_cache_bytes=self._runner.encoder_cache.nbytes,
+            live_sessions=len(live) - live.recordings,
+            live_limit=live.live_limit,
+            recordings=live.recordings,
+            recording_limit=live.recording_limit,
+            live_jobs=len(requests.sequences) - len(counted) + live.busy,
+            longest_work_s=self._longest_work_s,
+            counters=_engine_counters(self._runner, live, self._steps),
+        )
+
+
+def _engine_counters(runner: Runner, live: LiveSessions, steps: int) -> EngineCounters:
+    counters, prefixes, encoded = runner.counters, runner.prefix_cache, runner.encoder_cache
+    return EngineCounters(
+        steps=steps,
+        progress=counters.progress + live.counters.progress,
+        llm_passes=counters.llm_passes,
+        generated_tokens=counters.generated_tokens,
+        drafted=tuple(counters.drafted),
+        accepted=tuple(counters.accepted),
+        prefix_hits=prefixes.hits,
+        prefix_misses=prefixes.misses,
+        encoder_cache_hits=encoded.hits,
+        encoder_cache_misses=encoded.misses,
+        preemptions=counters.preemptions,
+        utterances=live.counters.utterances,
+        silent_utterances=live.counters.silent_utterances,
+        partials=live.counters.partials,
+    )

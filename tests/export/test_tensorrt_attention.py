@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.tensorrt_attention import attention_nodes, network_attentions, patch_attention
+from export.tensorrt_build import attention_nodes, network_attentions, patch_attention
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import build_decoder
 from models.llms.t5 import build_t5_decoder

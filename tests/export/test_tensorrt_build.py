@@ -14,7 +14,7 @@ import pytest
 from export import tensorrt_build
 from export.default_recipe import DEFAULT_RECIPE
 from export.random_models import QWEN2_500M, SMOLLM2_135M, T5_SMALL, random_llama, random_t5
-from export.tensorrt_build import Profile, build_plan, require_room
+from export.tensorrt_build import Profile, build_plan, make_monitor, require_room
 from export.tensorrt_inspect import PlanReport, ProfileReport, inspect_plan
 from export.tensorrt_parts import Part, llm_part
 from export.tensorrt_plans import build_part
@@ -26,7 +26,6 @@ from export.tensorrt_profiles import (
     speech_encoder_profiles,
     text_encoder_profiles,
 )
-from export.tensorrt_progress import make_monitor
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
 from models.graph.linear import INT8, block_linear

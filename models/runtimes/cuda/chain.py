@@ -3,27 +3,29 @@
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from models.assemble import Models, chain_models, draft_table_path, load_speech_decoder, read_trained
 from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
-from models.protocols import BackendError, Encoder, Projector
+from models.protocols import BackendError, Encoder, EncoderStates, Projector
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
-from models.runtimes.cuda.device import Device, Stream, plan_key
+from models.runtimes.cuda.device import Device, Stream, copy, plan_key
 from models.runtimes.cuda.encoder_onnx import OnnxDeviceEncoder
 from models.runtimes.cuda.encoder_tensorrt import TensorRtEncoder
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.cuda.speech_decoder_host import HostSpeechDecoder
 from models.runtimes.cuda.tensorrt_library import Builder, TensorRTError
-from models.runtimes.cuda.utterances import FRAMES_PER_STATE
+from models.runtimes.cuda.utterances import FRAMES_PER_STATE, settling
+from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
 
 EncoderRuntime = Literal["onnxruntime", "tensorrt"]
 AdapterRuntime = Literal["triton", "tensorrt"]
@@ -135,3 +137,27 @@ def _require_gpu_encoder(bundle: Bundle) -> None:
             f"Bundle {bundle.folder} has its encoder in {precision}, by products that ONNX Runtime has for CPUs only: serve one "
             "in fp32 (`python -m export.default_bundle --precision fp32` builds the default one), or run the encoder on TensorRT."
         )
+
+
+class HostSpeechDecoder(OnnxSpeechDecoder):
+    """Implements `models.protocols.SpeechDecoder` for states that lie on a device. For one thread, which may be the LLM's.
+
+    The copies have a stream of their own, so that they wait for neither the encoder nor the LLM. States are finished when an
+    encoder returns them.
+    """
+
+    def __init__(
+        self, device: Device, graph: Path, memory: Path, embeddings: Path, *, max_states: int, slots: int = 8, threads: int = 2
+    ) -> None:
+        super().__init__(graph, memory, embeddings, max_states=max_states, slots=slots, threads=threads)
+        self._device = device
+        self._stream = device.stream()
+        self._staged = device.staging((self._cross.max_states, self.embedding_size), torch.float32)
+
+    def write_memory(self, slot: int, states: EncoderStates) -> None:
+        """Write the keys and values of an utterance's states, a tensor [states, width] of the device, to a slot."""
+        self._cross.require_room(len(states))
+        staged = self._staged[: len(states)]
+        with settling(self._stream):
+            copy(self._device, staged, states, self._stream)
+        super().write_memory(slot, staged.numpy())

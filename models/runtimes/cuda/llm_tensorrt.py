@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError
-from models.protocols import DecodeRow, Float32, PrefillRow
+from models.protocols import DecodeRow, Float32, Int64, PrefillRow
 from models.runtimes.cuda.device import Device
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.slots import SlotMemory
 from models.runtimes.cuda.steps import INPUTS, CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
 from models.runtimes.onnx.embedding_table import EmbeddingTable
-from models.runtimes.onnx.padding import pad_rows, split_by_row, wanted_places
 
 DRAFT_TOKENS = (5, 9, 17)
 """A token and the drafts that follow it (`server.engine.runner.speculation`): steps of these lengths are captured, and those
@@ -213,3 +212,24 @@ class TensorRtLLM:
 def buckets(slots: int) -> list[int]:
     """Numbers of rows that decode steps are captured for: powers of two, and `slots` itself."""
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots})
+
+
+def pad_rows(rows: Sequence[PrefillRow], tokens: int) -> Float32:
+    """The rows' embeddings [rows, tokens, D], each padded on the right to `tokens` positions.
+
+    With its own last position: what padding leaves in the slots must be finite.
+    """
+    return np.stack([row.embeddings[np.minimum(np.arange(tokens), len(row.embeddings) - 1)] for row in rows])
+
+
+def wanted_places(rows: Sequence[PrefillRow]) -> Int64:
+    """(row, token) [N, 2] of the positions whose logits are wanted, row after row."""
+    places = [
+        (index, token) for index, row in enumerate(rows) for token in range(len(row.embeddings) - row.wanted, len(row.embeddings))
+    ]
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def split_by_row(logits: Float32, rows: Sequence[PrefillRow]) -> list[Float32]:
+    """Logits [N, V] of `wanted_places`, cut into those of each row."""
+    return np.split(logits, np.cumsum([row.wanted for row in rows[:-1]], dtype=np.int64))

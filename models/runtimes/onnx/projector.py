@@ -1,20 +1,36 @@
-"""The adapter on ONNX Runtime: encoder states in, CTC draft and the LLM's input frames out."""
+"""Projectors on ONNX Runtime: encoder states in, the LLM's input frames and perhaps a CTC draft out."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from models.ctc import frame_embeddings, projector_output
-from models.protocols import Float32, ProjectorOutput
+from models.ctc import NO_TOKEN, frame_embeddings, projector_output
+from models.protocols import CtcDraft, Float32, Int64, ProjectorOutput
 from models.runtimes.onnx.session import open_session, tensor_shapes
 
-OUTPUTS = ["blank_probability", "kept", "top_tokens", "top_probabilities", "residual"]
+ADAPTER_OUTPUTS = ["blank_probability", "kept", "top_tokens", "top_probabilities", "residual"]
+DRAFTING_OUTPUTS = ["frames", "blank_probability", "top_tokens", "top_probabilities"]
+
+
+class OnnxFrameProjector:
+    """Implements `models.protocols.Projector` by a published model's: one utterance a run, no boundary vectors and no draft."""
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        self._session = open_session(graph, threads)
+        self.shapes = tensor_shapes(self._session)
+        none = np.empty((0, self.shapes["frames"][1]), np.float32)
+        self.boundary_before: Float32 = none
+        self.boundary_after: Float32 = none
+
+    def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+        return [ProjectorOutput(self._session.run(["frames"], {"states": each})[0]) for each in states]
 
 
 class OnnxProjector:
-    """The `Adapter` protocol."""
+    """Implements `models.protocols.Projector` by our own adapter, one utterance a run."""
 
     def __init__(
         self, graph: Path, embedding: npt.NDArray[Any] | None, boundary_before: Float32, boundary_after: Float32, threads: int
@@ -33,6 +49,27 @@ class OnnxProjector:
         return [self._project_one(each) for each in states]
 
     def _project_one(self, states: Float32) -> ProjectorOutput:
-        blank, kept, tokens, probabilities, residual = self._session.run(OUTPUTS, {"states": states})
+        blank, kept, tokens, probabilities, residual = self._session.run(ADAPTER_OUTPUTS, {"states": states})
         embeddings = residual if self._embedding is None else frame_embeddings(self._embedding, tokens, probabilities, residual)
         return projector_output(blank, kept, tokens, probabilities, embeddings)
+
+
+class OnnxDraftingProjector(OnnxFrameProjector):
+    """The projector of a published model with a CTC head for the LLM's tokens: frames, and a draft with frames of its own."""
+
+    def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+        return [self._project_one(each) for each in states]
+
+    def _project_one(self, states: Float32) -> ProjectorOutput:
+        frames, blank, tokens, probabilities = self._session.run(DRAFTING_OUTPUTS, {"states": states})
+        return ProjectorOutput(frames, read_draft(blank, tokens, probabilities))
+
+
+def read_draft(blank: Float32, tokens: Int64, probabilities: Float32) -> CtcDraft:
+    """Return the draft of blank [frames], tokens and probabilities [frames, K], best first; the blank wins if it is likelier."""
+    spoken = probabilities[:, 0] > blank
+    kept = np.flatnonzero(spoken).astype(np.int64)
+    best = np.where(spoken, tokens[:, 0], NO_TOKEN).astype(np.int64)
+    chosen = np.where(spoken, probabilities[:, 0], 0).astype(np.float32)
+    given = (probabilities[kept] / np.maximum(1 - blank[kept], np.finfo(np.float32).tiny)[:, None]).astype(np.float32)
+    return CtcDraft(best, chosen, blank, kept, tokens[kept], given)

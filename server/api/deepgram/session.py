@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from server.api.deepgram import replies
 from server.api.deepgram.options import ListenOptions
 from server.api.deepgram.replies import Origin
-from server.api.live.closing import CloseReason
+from server.api.live.outbox import CloseReason
 from server.api.live.session import SocketSession
 from server.audio.pcm import PcmStream, SampleStream
 from server.audio.stream import OpusStream

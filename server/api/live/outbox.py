@@ -1,10 +1,41 @@
-"""A queue of all that waits to be sent to the client of a live session."""
+"""A queue of all that waits to be sent to the client of a live session, and the reason for its close, which is the last."""
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 
-from server.api.live.closing import CloseReason
 from server.engine.types.events import Delta, Listened, LiveEvent, Partial, UtteranceDone
+from server.errors import NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
+from server.observability.live import Outcome
+
+NORMAL, POLICY, SERVER_ERROR, RESTART, TRY_AGAIN = 1000, 1008, 1011, 1012, 1013
+
+
+@dataclass(frozen=True)
+class CloseReason:
+    """The end of a session: the error that is sent first, and the close code, None if the client does not read any more."""
+
+    outcome: Outcome
+    close_code: int | None = None
+    error: ServeError | None = None
+
+
+def close_reason_of(error: ServeError) -> CloseReason:
+    """Return how a session ends because of this error."""
+    match error:
+        case SessionIdle():
+            return CloseReason("idle", POLICY, error)
+        case SessionTooLong():
+            return CloseReason("too_long", POLICY, error)
+        case Overloaded():
+            return CloseReason("overloaded", TRY_AGAIN, error)
+        case NotReady():
+            return CloseReason("not_ready", TRY_AGAIN, error)
+        case ServeError(status=status) if status < 500:
+            return CloseReason("client_error", POLICY, error)
+        case _:
+            return CloseReason("server_error", SERVER_ERROR, error)
+
 
 OutboxItem = LiveEvent | CloseReason | str
 """An event of the engine, the end of the session, or the content of a text frame."""

@@ -15,9 +15,8 @@ from typing import Protocol
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.api.context import ServerContext
-from server.api.live.closing import NORMAL, RESTART, CloseReason, close_reason_of
 from server.api.live.engine_session import START, EngineSession, Position
-from server.api.live.outbox import Outbox
+from server.api.live.outbox import NORMAL, RESTART, CloseReason, Outbox, close_reason_of
 from server.api.middleware import client_of, request_id_of
 from server.api.websocket import Connection
 from server.audio.pcm import SampleStream

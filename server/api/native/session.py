@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 
-from server.api.live.closing import CloseReason
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from server.api.context import ServerContext
+from server.api.live.accepting import serve_socket
+from server.api.live.outbox import CloseReason
 from server.api.live.session import SocketSession
 from server.api.native.messages import (
     DEFAULT_RATE_HZ,
@@ -101,3 +106,16 @@ class NativeDialect:
         if start.encoding == "ogg_opus":
             return await OpusStream.open(context.decode_pool, self._session.client)
         return PcmStream(PcmFormat(rate_hz), self._session.model.sample_rate_hz)
+
+
+def stream_router(context: ServerContext) -> APIRouter:
+    """Return the route of the live API. A refusal is a plain HTTP reply in place of the WebSocket."""
+    router = APIRouter()
+    reader = MessageReader(context.settings, lambda name: context.models.find(name).max_audio_s)
+
+    @router.websocket("/v1/stream")
+    async def stream(socket: WebSocket) -> None:
+        """Live audio in our own messages."""
+        await serve_socket(context, socket, lambda session: NativeDialect(session, reader), max_message_bytes=MAX_FRAME_BYTES)
+
+    return router

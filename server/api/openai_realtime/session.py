@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from server.api.live.closing import CloseReason
+from server.api.live.outbox import CloseReason
 from server.api.live.session import SocketSession
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import BetaShape, Item, Shape

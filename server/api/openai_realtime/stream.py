@@ -8,7 +8,7 @@ from starlette.websockets import WebSocket
 
 from server.api.context import ServerContext
 from server.api.live.accepting import serve_socket
-from server.api.live.closing import CloseReason
+from server.api.live.outbox import CloseReason
 from server.api.live.session import Dialect, SocketSession
 from server.api.openai_realtime.schema import read_object
 from server.api.openai_realtime.session import LARGE_BYTES, MAX_MESSAGE_BYTES, RealtimeDialect

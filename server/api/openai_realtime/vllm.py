@@ -6,7 +6,7 @@ Source: vLLM's documentation of its realtime API, and what guidellm's client sen
 import json
 from collections.abc import Sequence
 
-from server.api.live.closing import CloseReason
+from server.api.live.outbox import CloseReason
 from server.api.live.session import SocketSession
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import Item

@@ -7,8 +7,8 @@ import logging
 from server.api.access.proxies import client_name
 from server.api.access.shares import Shares
 from server.api.context import ServerContext
+from server.api.wyoming.events import MAX_LINE_BYTES
 from server.api.wyoming.session import WyomingConnection
-from server.api.wyoming.wire import MAX_LINE_BYTES
 
 logger = logging.getLogger(__name__)
 

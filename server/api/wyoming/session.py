@@ -8,11 +8,18 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 from server.api.context import ServerContext
-from server.api.live.closing import close_reason_of
 from server.api.live.engine_session import START, EngineSession
+from server.api.live.outbox import close_reason_of
 from server.api.options import DEFAULT_INSTRUCTION
-from server.api.wyoming.events import Transcribe, describe, read_audio_start, read_transcribe
-from server.api.wyoming.wire import WyomingEvent, event_bytes, read_event
+from server.api.wyoming.events import (
+    Transcribe,
+    WyomingEvent,
+    describe,
+    event_bytes,
+    read_audio_start,
+    read_event,
+    read_transcribe,
+)
 from server.audio.pcm import PcmStream
 from server.audio.types import Samples
 from server.audio.wave_header import PcmFormat

@@ -12,9 +12,8 @@ from models.assemble import Models
 from models.protocols import Float32
 from models.text.tokeniser import PromptIds
 from server.engine.live.agreed_text import AgreedText
+from server.engine.live.audio import HeardAudio, HeardInput, RecentAudio, VoiceInputs
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
-from server.engine.live.listener import HeardAudio, HeardInput, VoiceInputs
-from server.engine.live.recent_audio import RecentAudio
 from server.engine.live.recording_answer import RecordingAnswer
 from server.engine.live.stable_text import StableText
 from server.engine.live.utterance import Utterance

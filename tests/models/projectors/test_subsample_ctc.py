@@ -16,7 +16,7 @@ from export.tensorrt_speech import build_dense_adapter
 from models.ctc import NO_TOKEN, collapse, run_starts
 from models.projectors.subsample import read_adapter
 from models.projectors.subsample_ctc import build_adapter
-from models.runtimes.onnx.projector import OUTPUTS, OnnxProjector
+from models.runtimes.onnx.projector import ADAPTER_OUTPUTS, OnnxProjector
 from models.runtimes.onnx.session import open_session
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs
@@ -80,7 +80,7 @@ def test_the_dense_graph_scores_a_kept_frame_as_the_other_does(tmp_path: Path) -
     blank, tokens, probabilities, residual = dense.run(
         ["blank_probability", "top_tokens", "top_probabilities", "residual"], {"states": states(300)}
     )
-    expected = dict(zip(OUTPUTS, sparse._session.run(OUTPUTS, {"states": states(300)}), strict=True))
+    expected = dict(zip(ADAPTER_OUTPUTS, sparse._session.run(ADAPTER_OUTPUTS, {"states": states(300)}), strict=True))
     kept = expected["kept"]
     assert 0 < len(kept) < len(blank) == 75
     np.testing.assert_allclose(blank, expected["blank_probability"], atol=1e-6)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
-from server.api import draining
+from server.api import lifecycle
 from server.api.app import create_app
 from server.api.lifecycle import listen, web_server
 from server.settings import Settings
@@ -97,7 +97,7 @@ def test_work_that_takes_too_long_is_told(engine: FakeEngine) -> None:
 
 
 def test_an_upload_that_does_not_end_is_told(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "FAREWELL_S", 0.1)
+    monkeypatch.setattr(lifecycle, "FAREWELL_S", 0.1)
     form_type = b"Content-Type: multipart/form-data; boundary=b\r\n"
     head = b"POST /v1/instruct HTTP/1.1\r\nHost: localhost\r\n" + form_type + b"Content-Length: 99\r\n\r\n"
     with stopping_server(engine, 0.1) as (server, web), socket.create_connection(("127.0.0.1", server.port), timeout=20) as peer:

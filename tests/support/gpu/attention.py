@@ -1,6 +1,6 @@
 """Compare the attention of an LLM over its slots with ONNX Runtime's, and with masks that are wrong by a little.
 
-TensorRT's parser drops how much of a slot is filled, and `export.tensorrt_attention` states it again. Only a GPU can show that a
+TensorRT's parser drops how much of a slot is filled, and `export.tensorrt_build` states it again. Only a GPU can show that a
 built plan obeys. A mistake would not crash: the text would be somewhat worse.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.tensorrt_attention import LENGTHS_INPUT
+from export.tensorrt_build import LENGTHS_INPUT
 from models.graph.linear import transposed_linear
 from models.llms.llama import Llama, build_decoder, embedding_table
 from models.protocols import LLM, DecodeRow, Float32, PrefillRow

@@ -85,7 +85,7 @@ def gpu_rig() -> Rig:
     from export.default_bundle import default_cache_dir
     from export.gpu_bench.bench import prepare_bundle
     from export.importers.gguf import read_llama
-    from export.parity_prompts import PREFIX, PROMPTS, SUFFIX
+    from export.parity import PREFIX, PROMPTS, SUFFIX
     from export.tensorrt_plans import default_weights
     from models.runtimes.cuda.torch_device import TorchDevice
 

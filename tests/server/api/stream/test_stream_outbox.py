@@ -5,8 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.live.closing import CloseReason
-from server.api.live.outbox import Outbox, OutboxItem
+from server.api.live.outbox import CloseReason, Outbox, OutboxItem
 from server.engine.types.events import Delta, Flushed, Partial, SpeechStarted, UtteranceDone
 from tests.support.fakes.fake_live import fake_done
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from models.protocols import Float32, VoiceState
 from models.text.tokeniser import Tokeniser
-from server.engine.live.listener import TURN_INPUTS, TURN_S, HeardAudio, VoiceInputs
-from server.engine.live.recent_audio import RecentAudio
+from server.engine.live.audio import TURN_INPUTS, TURN_S, HeardAudio, RecentAudio, VoiceInputs
 from server.engine.live.session import LIVE_LEAD_S, MAX_HEARD, STEP_INPUTS, EngineHooks, LiveCounters, LiveSession, work_priority
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Ended, Flushed, Listened, LiveEvent, StageTimes, Usage
