@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """`tensor_flops`: dense, bf16 or fp16 with float32 sums; `shared_bytes`: what one program may have of shared memory.
+    """`shared_bytes`: what one program may have of shared memory.
 
     `tensor_instruction` and `async_copies` are the SASS opcodes that a product must show: others work, and are slow.
     """
@@ -16,16 +16,15 @@ class GpuSpec:
     registers: int
     shared_bytes: int
     warps: int
-    tensor_flops: float
     bytes_per_s: float
     tensor_instruction: str
     async_copies: tuple[str, ...]
 
 
 GPU_SPECS = {
-    80: GpuSpec("A100 SXM 80 GB", 80, 108, 65536, 163 * 1024, 64, 312e12, 2.04e12, "HMMA", ("LDGSTS",)),
-    90: GpuSpec("H100 SXM", 90, 132, 65536, 227 * 1024, 64, 989e12, 3.35e12, "HGMMA", ("LDGSTS", "UTMALDG")),
-    100: GpuSpec("B200", 100, 148, 65536, 227 * 1024, 64, 2250e12, 8.0e12, "UTCHMMA", ("LDGSTS", "UTMALDG")),
+    80: GpuSpec("A100 SXM 80 GB", 80, 108, 65536, 163 * 1024, 64, 2.04e12, "HMMA", ("LDGSTS",)),
+    90: GpuSpec("H100 SXM", 90, 132, 65536, 227 * 1024, 64, 3.35e12, "HGMMA", ("LDGSTS", "UTMALDG")),
+    100: GpuSpec("B200", 100, 148, 65536, 227 * 1024, 64, 8.0e12, "UTCHMMA", ("LDGSTS", "UTMALDG")),
 }
 
 

@@ -52,9 +52,3 @@ def rule_queries() -> Iterator[Query]:
                 yield Query(RULES.name, rule["record"], "", expression)
             else:
                 yield Query(RULES.name, rule["alert"], "judged value", THRESHOLD.sub("", expression))
-
-
-def alert_names() -> list[str]:
-    """Return the names of all alerts."""
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    return [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]

@@ -27,6 +27,8 @@ README = ROOT / "README.md"
 README_MAX_LINES = 150
 # On a GPU machine only; `tests/models/runtimes/cuda` looks after what they start.
 PAGES = [README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in ("gpu.md", "tensorrt_plans.md"))]
+ALL_PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEST_NAME = re.compile(r"`(tests/[\w/]+/test_\w+\.py)(?:::(test_\w+))?`")
 BLOCKS = [
     block for page in PAGES for block in re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
@@ -169,6 +171,17 @@ def test_links_lead_somewhere(page: Path, link: str) -> None:
         text = re.sub(r"^```.*?^```", "", target.read_text(), flags=re.MULTILINE | re.DOTALL)
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
         assert heading in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings]
+
+
+def test_tests_that_pages_name_exist() -> None:
+    named = {name for page in ALL_PAGES for name in TEST_NAME.findall(page.read_text(encoding="utf-8"))}
+    missing = []
+    for file, function in sorted(named):
+        path = ROOT / file
+        if not path.is_file() or (function and not re.search(rf"^(async )?def {function}\(", path.read_text(), re.MULTILINE)):
+            missing.append(f"{file}::{function}")
+    assert len(named) > len(ALL_PAGES)
+    assert missing == []
 
 
 def test_every_page_is_in_the_site() -> None:
