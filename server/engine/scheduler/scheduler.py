@@ -112,6 +112,11 @@ class Scheduler:
         return self.slots + self.queue_limit - sum(not entry.of_session for entry in self._entries.values())
 
     @property
+    def _has_places_left(self) -> bool:
+        """Whether a place is free in slots and queue, or among the places beyond a full queue."""
+        return self._free_places + self.slots > 0
+
+    @property
     def running(self) -> list[str]:
         """The requests in slots of any decoder."""
         return [id for ids in self._in_slots for id in ids]
@@ -133,8 +138,11 @@ class Scheduler:
         return any(other.level < entry.level for other in self._queued.values())
 
     def add_request(self, entry: SchedulerEntry) -> None:
-        """Queue a new request. Raises `ValueError` without a place for it, or when the id is here already."""
-        if entry.id in self._entries or not (entry.of_session or self.has_place(entry.client, entry.priority)):
+        """Queue a new request. Raises `ValueError` where every place is taken, or when the id is here already.
+
+        `has_place` and `find_displaced` say before whether the request may have one.
+        """
+        if entry.id in self._entries or not (entry.of_session or self._has_places_left):
             raise ValueError(f"request {entry.id} cannot be queued")
         entry.number = next(self._numbers)
         self._entries[entry.id] = self._queued[entry.id] = entry
@@ -146,7 +154,7 @@ class Scheduler:
         Beyond a full queue there are as many places as slots, for clients that have a claim to the place of another. Clients
         with equal loads thus seldom take places from each other, and what is refused has seldom waited.
         """
-        return not self.full or (self._free_places + self.slots > 0 and self._find_claimed(client, priority) is not None)
+        return not self.full or (self._has_places_left and self._find_claimed(client, priority) is not None)
 
     def find_displaced(self, client: str, priority: Priority) -> str | None:
         """Return the request that should give up its place to a new one, which has none.

@@ -166,7 +166,7 @@ def test_a_full_engine_refuses_and_serves_what_it_took(engine: Engine, kind: str
 
 
 @pytest.mark.parametrize("priority", [Priority.BATCH, Priority.INTERACTIVE])
-def test_a_client_that_fills_the_engine_gives_up_a_place_to_another(
+def test_a_client_that_fills_the_engine_gives_up_a_place_to_others(
     engine: Engine, kind: str, gate: FileGate, priority: Priority
 ) -> None:
     if kind.startswith("scripted"):
@@ -177,10 +177,13 @@ def test_a_client_that_fills_the_engine_gives_up_a_place_to_another(
         Call(engine, replace(request(f"r{index}"), client="flood", priority=priority))
         for index in range(stats.slots + stats.queue_limit)
     ]
-    other = Call(engine, replace(request("other"), client="other"))
+    # Work of the same priority has as many places beyond the queue as there are slots; the next one takes a place of the flood.
+    count = 1 if priority == Priority.BATCH else stats.slots + 1
+    others = [Call(engine, replace(request(f"other {index}"), client=f"other {index}")) for index in range(count)]
     wait_until(lambda: any(call.events for call in flood))
     gate.set()
-    other.done()
+    for other in others:
+        other.done()
     errors = [outcome for outcome in (call.outcome() for call in flood) if isinstance(outcome, ServeError)]
     assert [type(error) for error in errors] == [Overloaded]
     assert errors[0].retry_after_s is not None

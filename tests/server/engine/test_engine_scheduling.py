@@ -144,10 +144,12 @@ def test_a_flooding_client_gives_up_places_in_a_full_queue() -> None:
         flood = [Client(engine, replace(instruct(f"flood {index}", speech(index)), client="flood")) for index in range(5)]
         with pytest.raises(Overloaded):
             Client(engine, replace(instruct("one too many", speech(1)), client="flood"))
-        other = Client(engine, replace(instruct("other", speech(1)), client="other"))
+        # The first takes the one place beyond the queue, the second a place of the flood.
+        others = [Client(engine, replace(instruct(f"other {index}", speech(1)), client=f"other {index}")) for index in range(2)]
         lost = flood[-1].failed().error
         encoder.gate.set()
-        other.done()
+        for other in others:
+            other.done()
         for client in flood[:-1]:
             client.done()
     assert isinstance(lost, Overloaded)

@@ -44,24 +44,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         deadline_s = math.inf if wait_s is None else player.now_s + wait_s
         assert scheduler.full == (len(player.live) >= scheduler.slots + scheduler.queue_limit)
         assert scheduler.full or scheduler.has_place(client, priority)
-        if not scheduler.has_place(client, priority):
-            self._make_room(client, priority)
-        if not scheduler.has_place(client, priority):
+        if scheduler.has_place(client, priority) or self._make_room(client, priority):
+            player.add(audio_s, positions, client, priority, deadline_s)
+        else:
+            self.refused += 1
+        assert len(player.live) <= 2 * scheduler.slots + scheduler.queue_limit
+        if len(player.live) == 2 * scheduler.slots + scheduler.queue_limit:
             with pytest.raises(ValueError, match="cannot be queued"):
                 scheduler.add_request(SchedulerEntry("one too many", client, priority))
-            self.refused += 1
-        else:
-            player.add(audio_s, positions, client, priority, deadline_s)
 
-    def _make_room(self, client: str, priority: Priority) -> None:
+    def _make_room(self, client: str, priority: Priority) -> bool:
+        """Return whether a request gave up its place."""
         displaced = self.player.scheduler.find_displaced(client, priority)
         if displaced is None:
-            return
+            return False
         loser = self.player.live[displaced]
         assert self.player.scheduler.is_queued(displaced)
         assert loser.priority >= priority
         assert loser.priority > priority or loser.client != client
         self.player.end(displaced)
+        return True
 
     @rule(ends=ENDS, passed_s=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
     def step(self, ends: set[tuple[int, str]], passed_s: float) -> None:
