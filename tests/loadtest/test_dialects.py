@@ -6,15 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from loadtest.dialects import CLIP, processor_times, rows, senders, time_in_turns
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
-from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.clients.live_server import LiveServer, scripted_engine_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server() as (_, live):
         yield live
 
 

@@ -16,8 +16,7 @@ from loadtest.live.checks import complaints
 from loadtest.live.figures import Spoken, final_text
 from loadtest.live.levels import Level, LevelResult, run_level
 from loadtest.live.report import describe_level, markdown
-from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
-from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.clients.live_server import LiveServer, audio_file, scripted_engine_server, tone
 
 RATE_HZ = 16_000
 TEXT = "Transcribe the speech to text. 0 Transcribe the speech to text. 1"
@@ -27,9 +26,7 @@ AUDIO = StreamAudio((tone(1.4, RATE_HZ) * 32767).astype(np.int16), (Spoken("a", 
 
 @pytest.fixture
 def server() -> Iterator[LiveServer]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server() as (_, live):
         yield live
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -127,11 +128,16 @@ def test_make_has_the_targets(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@cache
+def help_of(*module: str) -> str:
+    command = [sys.executable, "-m", *module, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", [each for each in COMMANDS if "python -m " in each or each.startswith(".venv/bin/locust")])
 def test_modules_have_the_options(command: str) -> None:
     words = shlex.split(command)
-    module = ["-m", words[words.index("-m") + 1]] if "-m" in words else ["-m", "locust", "-f", words[words.index("-f") + 1]]
-    shown = subprocess.run([sys.executable, *module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = help_of(words[words.index("-m") + 1]) if "-m" in words else help_of("locust", "-f", words[words.index("-f") + 1])
     assert [word for word in words if word.startswith("--") and word not in shown] == []
 
 

@@ -1,27 +1,13 @@
 """Audio over HTTP: samples without a header by the part's content type, and warnings about files that are damaged."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
 SAMPLES = tone(1.0, 8_000)
 RAW = (SAMPLES * 32767).astype("<i2").tobytes()
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture(scope="module")
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
 
 
 def test_the_content_type_tells_how_samples_are_read(server: LiveServer, engine: FakeEngine) -> None:

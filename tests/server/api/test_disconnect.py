@@ -3,11 +3,17 @@
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    instruct,
+    scripted_engine_server,
+    tone,
+    wait_until,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 
 CLIP = audio_file(tone(1.0, 16_000), 16_000, "FLAC", "PCM_16")
@@ -21,35 +27,24 @@ REQUEST = (
 )
 
 
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
-
-
 def in_flight(server: LiveServer) -> str:
     lines = server.client.get("/metrics").text.splitlines()
     return next(line for line in lines if line.startswith("thinbridge_instruct_in_flight "))
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
-def test_leaving_while_the_engine_works_aborts_the_request(server: LiveServer, engine: FakeEngine, reset: bool) -> None:
-    engine.answers = False
-    with socket.create_connection(("127.0.0.1", server.port)) as peer:
-        peer.sendall(REQUEST)
-        wait_until(lambda: engine.pending == 1)
-        assert engine.aborted == []
-        if reset:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: engine.aborted == [engine.submitted[0].id])
-    wait_until(lambda: in_flight(server) == "thinbridge_instruct_in_flight 0.0")
-    assert 'route="/v1/instruct",status="499"} 1.0' in server.client.get("/metrics").text
+def test_leaving_while_the_engine_works_aborts_the_request(reset: bool) -> None:
+    with scripted_engine_server() as (engine, server):
+        engine.answers = False
+        with socket.create_connection(("127.0.0.1", server.port)) as peer:
+            peer.sendall(REQUEST)
+            wait_until(lambda: engine.pending == 1)
+            assert engine.aborted == []
+            if reset:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: engine.aborted == [engine.submitted[0].id])
+        wait_until(lambda: in_flight(server) == "thinbridge_instruct_in_flight 0.0")
+        assert 'route="/v1/instruct",status="499"} 1.0' in server.client.get("/metrics").text
 
 
 @pytest.mark.parametrize("sent", [10, 150, 400, len(REQUEST) - 1])
@@ -76,8 +71,9 @@ def test_those_who_stay_are_answered(server: LiveServer, engine: FakeEngine) -> 
     assert len(engine.aborted) == 6
 
 
-def test_an_answered_request_is_not_aborted(server: LiveServer, engine: FakeEngine) -> None:
-    assert instruct(server, CLIP).status_code == 200
-    server.client.close()
-    time.sleep(0.05)
-    assert engine.aborted == []
+def test_an_answered_request_is_not_aborted() -> None:
+    with scripted_engine_server() as (engine, server):
+        assert instruct(server, CLIP).status_code == 200
+        server.client.close()
+        time.sleep(0.05)
+        assert engine.aborted == []

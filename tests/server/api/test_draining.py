@@ -81,7 +81,7 @@ def test_while_work_is_finished_new_work_is_refused_and_probes_are_answered(engi
 
 def test_work_that_takes_too_long_is_told(engine: FakeEngine) -> None:
     """Before, a stream ended without a last event, and a whole reply was a 500 in plain text."""
-    engine.text, engine.pause_s = "many words that come one after another " * 4, 0.1
+    engine.text, engine.pause_s = "many words that come one after another " * 50, 0.1
     form: Any = {"files": {"audio": ("clip", CLIP)}, "data": {"instruction": "Transcribe.", "stream": "true"}}
     with stopping_server(engine, 0.2) as (server, web):
         other, whole = in_background(server)

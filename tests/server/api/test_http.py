@@ -14,7 +14,7 @@ import pytest
 
 from server.api import http as module
 from server.api.access import uploads
-from tests.support.clients.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, instruct, scripted_engine_server, tone, wait_until
 from tests.support.clients.stream_client import open_files, raw_socket
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -26,18 +26,14 @@ UPGRADE = b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\
 GOOD_UPGRADE = UPGRADE + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + b"A" * 22 + b"==\r\n"
 
 
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr(module, "CHECK_S", 0.05)
-    monkeypatch.setattr(module, "LINGER_S", 0.3)
-    with live_server(engine, header_timeout_s=0.3, write_timeout_s=0.3, body_timeout_s=0.3) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[FakeEngine, LiveServer]]:
+    """A server that waits for no peer longer than 0.3 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHECK_S", 0.05)
+        patch.setattr(module, "LINGER_S", 0.3)
+        with scripted_engine_server(header_timeout_s=0.3, write_timeout_s=0.3, body_timeout_s=0.3) as running:
+            yield running
 
 
 def peer_of(server: LiveServer) -> socket.socket:
@@ -58,6 +54,18 @@ def reply_to(server: LiveServer, sent: bytes) -> tuple[int, str]:
     assert set(error) == {"error", "request_id"}
     assert f"x-request-id: {error['request_id']}".encode() in head
     return int(received.split()[1]), error["error"]["code"]
+
+
+# The first test of the server: connections of others are closed a moment after their tests, and are files too.
+def test_a_peer_that_reads_no_answers_is_cut_off(server: LiveServer) -> None:
+    files = open_files(server)
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", server.port))
+        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
+        wait_until(lambda: open_files(server) == files + 2)
+        # Only the client's end is still open.
+        wait_until(lambda: open_files(server) == files + 1)
 
 
 @pytest.mark.parametrize(
@@ -117,17 +125,6 @@ def test_a_client_reads_why_its_large_body_is_refused(server: LiveServer) -> Non
     assert response.status_code == 404
 
 
-def test_a_peer_that_reads_no_answers_is_cut_off(server: LiveServer) -> None:
-    files = open_files(server)
-    with socket.socket() as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        peer.connect(("127.0.0.1", server.port))
-        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
-        wait_until(lambda: open_files(server) == files + 2)
-        # Only the client's end is still open.
-        wait_until(lambda: open_files(server) == files + 1)
-
-
 def test_requests_behind_one_another_are_answered_in_order(server: LiveServer) -> None:
     with peer_of(server) as peer, peer.makefile("rb") as received:
         peer.sendall((GET + b"\r\n") * 2000 + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -162,9 +159,8 @@ def test_a_slow_body_that_gets_on_is_waited_for(server: LiveServer, monkeypatch:
     assert reply.status_code == 200
 
 
-def test_connections_of_one_address_leave_room_for_others(engine: FakeEngine) -> None:
-    with live_server(engine, max_connections=20) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_connections_of_one_address_leave_room_for_others() -> None:
+    with scripted_engine_server(max_connections=20) as (_, server):
         peers = [peer_of(server) for _ in range(12)]
         refused = [peer for peer in peers if select.select([peer], [], [], 0.1)[0]]
         assert len(refused) == 12 - 20 // 2
@@ -177,9 +173,8 @@ def test_connections_of_one_address_leave_room_for_others(engine: FakeEngine) ->
         wait_until(lambda: instruct(server, CLIP).status_code == 200)
 
 
-def test_websockets_are_connections_too(engine: FakeEngine) -> None:
-    with live_server(engine, max_connections=8) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_websockets_are_connections_too() -> None:
+    with scripted_engine_server(max_connections=8) as (_, server):
         for _ in range(20):
             raw_socket(server).close()
         wait_until(lambda: server.client.get("/health").status_code == 200)
@@ -195,9 +190,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "certificate.pem", folder / "key.pem"
 
 
-def test_tls(engine: FakeEngine, certificate: tuple[Path, Path]) -> None:
-    with live_server(engine, tls_certificate=certificate[0], tls_key=certificate[1]) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_tls(certificate: tuple[Path, Path]) -> None:
+    with scripted_engine_server(tls_certificate=certificate[0], tls_key=certificate[1]) as (_, server):
         trusted = ssl.create_default_context(cafile=certificate[0])
         with httpx.Client(base_url=f"https://127.0.0.1:{server.port}", verify=trusted, trust_env=False) as client:
             files, data = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe."}

@@ -1,29 +1,16 @@
 """Forms as different clients send them: names of the audio, file names, lists, and truth values."""
 
 import gzip
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, live_server, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, tone
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.hostile_inputs import FORM_TYPE, form, part
 
 CLIP = audio_file(tone(1.0, 16_000), 16_000, "WAV")
 AUDIO = part("audio", CLIP, filename="a.wav")
 INSTRUCTION = part("instruction", b"Transcribe.")
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture(scope="module")
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
 
 
 @pytest.mark.parametrize(

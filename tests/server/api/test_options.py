@@ -1,7 +1,6 @@
 """The options of a form reach the engine as they were meant; `hostile_inputs` has the values that are refused."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -10,22 +9,10 @@ from hypothesis import strategies as st
 from server.api.options import InstructOptions, parse_form, with_limits
 from server.engine.types.options import Constraint, ConstraintKind, Priority, SamplingOptions
 from server.settings import Settings
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
 CLIP = audio_file(tone(1.25, 16_000), 16_000, "FLAC", "PCM_16")
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: live.client.get("/ready").status_code == 200)
-        yield live
 
 
 OPTIONS = with_limits(InstructOptions, Settings())

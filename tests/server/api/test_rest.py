@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,22 +15,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, Overloaded
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    error_code,
+    instruct,
+    live_server,
+    scripted_engine_server,
+    tone,
+    wait_until,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 
 CLIP = audio_file(tone(1.25, 16_000), 16_000, "FLAC", "PCM_16")
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: live.client.get("/ready").status_code == 200)
-        yield live
 
 
 def metric(server: LiveServer, name: str, **labels: str) -> float:
@@ -108,18 +104,16 @@ def test_a_bug_is_a_500_that_tells_nothing(server: LiveServer, engine: FakeEngin
     assert instruct(server, CLIP).status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_504_and_aborted(engine: FakeEngine) -> None:
-    engine.answers = False
-    with live_server(engine, request_timeout_s=0.3) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_an_answer_that_takes_too_long_is_504_and_aborted() -> None:
+    with scripted_engine_server(request_timeout_s=0.3) as (engine, server):
+        engine.answers = False
         response = instruct(server, CLIP)
         assert (response.status_code, error_code(response)) == (504, "request_timed_out")
         assert engine.aborted == [engine.submitted[0].id]
 
 
-def test_a_body_that_comes_too_slowly_is_408(engine: FakeEngine) -> None:
-    with live_server(engine, body_timeout_s=0.3) as server, socket.create_connection(("127.0.0.1", server.port)) as peer:
-        wait_until(lambda: engine.stats().ready)
+def test_a_body_that_comes_too_slowly_is_408() -> None:
+    with scripted_engine_server(body_timeout_s=0.3) as (_, server), socket.create_connection(("127.0.0.1", server.port)) as peer:
         form_type = b"Content-Type: multipart/form-data; boundary=b\r\n"
         peer.sendall(b"POST /v1/instruct HTTP/1.1\r\nHost: localhost\r\n" + form_type + b"Content-Length: 99\r\n\r\n--b")
         peer.settimeout(20)
@@ -131,7 +125,8 @@ def test_a_body_that_comes_too_slowly_is_408(engine: FakeEngine) -> None:
         assert reply.startswith(b"HTTP/1.1 408")
 
 
-def test_ready_follows_the_engine_and_health_does_not(engine: FakeEngine) -> None:
+def test_ready_follows_the_engine_and_health_does_not() -> None:
+    engine = FakeEngine()
     engine.may_start.clear()
     with live_server(engine) as server:
         assert server.client.get("/health").json() == {"status": "ok", "models": {"fake-model": "loading"}}
@@ -144,7 +139,8 @@ def test_ready_follows_the_engine_and_health_does_not(engine: FakeEngine) -> Non
         wait_until(lambda: server.client.get("/ready").status_code == 200)
 
 
-def test_an_engine_that_cannot_start_is_never_ready(engine: FakeEngine) -> None:
+def test_an_engine_that_cannot_start_is_never_ready() -> None:
+    engine = FakeEngine()
     engine.start_error = RuntimeError("secret")
     with live_server(engine) as server:
         wait_until(lambda: "could not be started" in server.client.get("/ready").text)
@@ -166,9 +162,7 @@ ANNOUNCED = (
 
 def test_announced_uploads_hold_no_place() -> None:
     """Before, 36 connections that sent headers only made the server refuse every other client for 30 s."""
-    engine = FakeEngine()
-    with live_server(engine, slots=1, queue_limit=1) as server, contextlib.ExitStack() as peers:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(slots=1, queue_limit=1) as (_, server), contextlib.ExitStack() as peers:
         for _ in range(40):
             peers.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(ANNOUNCED)
         wait_until(lambda: metric(server, "thinbridge_instruct_in_flight") == 40)
@@ -183,11 +177,10 @@ def test_a_full_queue_is_for_the_engine_to_refuse() -> None:
         assert instruct(server, CLIP).status_code == 200
 
 
-def test_a_request_holds_no_place_while_the_engine_works_on_it(engine: FakeEngine) -> None:
+def test_a_request_holds_no_place_while_the_engine_works_on_it() -> None:
     """The door bounds uploads, and the engine its own queue: here 12 requests wait behind a door of 17 places."""
-    engine.gate.clear()
-    with live_server(engine, slots=1, queue_limit=0) as server, ThreadPoolExecutor(12) as pool:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(slots=1, queue_limit=0) as (engine, server), ThreadPoolExecutor(12) as pool:
+        engine.gate.clear()
         replies = []
         for number in range(12):
             replies.append(pool.submit(instruct, server, CLIP))
@@ -197,9 +190,8 @@ def test_a_request_holds_no_place_while_the_engine_works_on_it(engine: FakeEngin
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_the_body_limit_holds_with_and_without_a_length(engine: FakeEngine, chunked: bool) -> None:
-    with live_server(engine, max_body_bytes=4096) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_the_body_limit_holds_with_and_without_a_length(chunked: bool) -> None:
+    with scripted_engine_server(max_body_bytes=4096) as (_, server):
         body = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' + bytes(8192) + b"\r\n--b--\r\n"
         content = iter([body[:1000], body[1000:]]) if chunked else body
         response = server.client.post(
@@ -208,24 +200,26 @@ def test_the_body_limit_holds_with_and_without_a_length(engine: FakeEngine, chun
         assert (response.status_code, error_code(response)) == (413, "body_too_large")
 
 
-def test_answers_and_errors_are_counted(server: LiveServer) -> None:
-    instruct(server, CLIP)
-    instruct(server, b"not audio")
-    assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="200") == 1
-    assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="415") == 1
-    assert metric(server, "thinbridge_request_success_total", finished_reason="stop") == 1
-    assert metric(server, "thinbridge_audio_seconds_total") == 1.25
-    assert metric(server, "thinbridge_generation_tokens_total") == 2
-    assert metric(server, "thinbridge_prompt_tokens_total", kind="audio") == 20
-    assert metric(server, "thinbridge_stage_seconds_count", stage="encode") == 1
-    assert metric(server, "thinbridge_stage_seconds_sum", stage="encode") == pytest.approx(0.01)
-    assert metric(server, "thinbridge_e2e_request_latency_seconds_count") == 1
-    assert metric(server, "thinbridge_time_to_first_token_seconds_count") == 1
-    assert metric(server, "thinbridge_instruct_in_flight") == 0
-    assert metric(server, "thinbridge_ready") == 1
+def test_answers_and_errors_are_counted() -> None:
+    with scripted_engine_server() as (_, server):
+        instruct(server, CLIP)
+        instruct(server, b"not audio")
+        assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="200") == 1
+        assert metric(server, "thinbridge_http_requests_total", route="/v1/instruct", status="415") == 1
+        assert metric(server, "thinbridge_request_success_total", finished_reason="stop") == 1
+        assert metric(server, "thinbridge_audio_seconds_total") == 1.25
+        assert metric(server, "thinbridge_generation_tokens_total") == 2
+        assert metric(server, "thinbridge_prompt_tokens_total", kind="audio") == 20
+        assert metric(server, "thinbridge_stage_seconds_count", stage="encode") == 1
+        assert metric(server, "thinbridge_stage_seconds_sum", stage="encode") == pytest.approx(0.01)
+        assert metric(server, "thinbridge_e2e_request_latency_seconds_count") == 1
+        assert metric(server, "thinbridge_time_to_first_token_seconds_count") == 1
+        assert metric(server, "thinbridge_instruct_in_flight") == 0
+        assert metric(server, "thinbridge_ready") == 1
 
 
-def test_two_servers_share_no_metrics(engine: FakeEngine) -> None:
+def test_two_servers_share_no_metrics() -> None:
+    engine = FakeEngine()
     with live_server(engine) as first, live_server(FakeEngine()) as second:
         wait_until(lambda: first.client.get("/ready").status_code == 200)
         instruct(first, CLIP)
@@ -284,11 +278,10 @@ def test_health_answers_while_audio_is_decoded(server: LiveServer) -> None:
     assert healthy_before_the_answer > 0
 
 
-def test_shutdown_lets_a_request_finish_and_drains_the_engine(engine: FakeEngine) -> None:
-    engine.delay_s = 0.4
+def test_shutdown_lets_a_request_finish_and_drains_the_engine() -> None:
     replies: list[httpx.Response] = []
-    with live_server(engine) as server:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server() as (engine, server):
+        engine.delay_s = 0.4
         thread = threading.Thread(target=lambda: replies.append(instruct(server, CLIP)))
         thread.start()
         wait_until(lambda: engine.pending == 1)

@@ -28,6 +28,10 @@ class HeldEngine:
     model_name = "held-model"
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Take up the beginning."""
         self.refusal: ServeError | None = None
         self.submitted: list[InstructRequest] = []
         self.aborted: list[str] = []
@@ -76,15 +80,22 @@ class HeldEngine:
         self._deliver(event)
 
 
-@pytest.fixture
-def engine() -> HeldEngine:
-    return HeldEngine()
-
-
-@pytest.fixture
-def server(engine: HeldEngine) -> Iterator[LiveServer]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[HeldEngine, LiveServer]]:
+    engine = HeldEngine()
     with live_server(engine, request_timeout_s=20.0) as live:
-        yield live
+        yield engine, live
+
+
+@pytest.fixture
+def engine(running: tuple[HeldEngine, LiveServer]) -> HeldEngine:
+    running[0].forget()
+    return running[0]
+
+
+@pytest.fixture
+def server(running: tuple[HeldEngine, LiveServer], engine: HeldEngine) -> LiveServer:  # noqa: ARG001
+    return running[1]
 
 
 @contextlib.contextmanager
@@ -197,7 +208,8 @@ def test_a_failure_after_some_text_is_an_event(server: LiveServer, engine: HeldE
     assert engine.aborted == []
 
 
-def test_the_time_limit_ends_a_stream_with_an_event(engine: HeldEngine) -> None:
+def test_the_time_limit_ends_a_stream_with_an_event() -> None:
+    engine = HeldEngine()
     with live_server(engine, request_timeout_s=2.0) as server:
         in_background(lambda: engine.say("Half"))
         with streaming(server) as response:
@@ -205,14 +217,16 @@ def test_the_time_limit_ends_a_stream_with_an_event(engine: HeldEngine) -> None:
         assert engine.aborted == [engine.submitted[0].id]
 
 
-def test_the_time_limit_before_any_text_is_a_status(engine: HeldEngine) -> None:
+def test_the_time_limit_before_any_text_is_a_status() -> None:
+    engine = HeldEngine()
     with live_server(engine, request_timeout_s=0.3) as server:
         response = instruct(server, CLIP, stream="true")
         assert (response.status_code, error_code(response)) == (504, "request_timed_out")
         assert engine.aborted == [engine.submitted[0].id]
 
 
-def test_silence_is_broken_by_a_comment(engine: HeldEngine) -> None:
+def test_silence_is_broken_by_a_comment() -> None:
+    engine = HeldEngine()
     with live_server(engine, stream_heartbeat_s=0.05) as server:
         in_background(lambda: engine.say("a"))
         with streaming(server) as response:
@@ -225,6 +239,17 @@ def test_silence_is_broken_by_a_comment(engine: HeldEngine) -> None:
         assert [event_of(line)["type"] for line in rest] == ["instruct.text.done"]
 
 
+def endings(server: LiveServer) -> tuple[float, float]:
+    """Return how many streams were broken off, and how many clients left without a reply."""
+    lines = server.client.get("/metrics").text.splitlines()
+
+    def count(sample: str) -> float:
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"thinbridge_{sample}"))
+
+    broken_off = count('streams_total{model="held-model",outcome="broken_off"}')
+    return broken_off, count('http_requests_total{route="/v1/instruct",status="499"}')
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("started", [False, True])
 def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: HeldEngine, reset: bool, started: bool) -> None:
@@ -232,6 +257,7 @@ def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: HeldEngi
         "POST", "/v1/instruct", files={"audio": ("clip", CLIP)}, data={"instruction": "x", "stream": "true"}
     )
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    before = endings(server)
     with socket.create_connection(("127.0.0.1", server.port)) as peer:
         peer.sendall(f"POST /v1/instruct HTTP/1.1\r\n{head}\r\n".encode() + request.read())
         wait_until(lambda: bool(engine.submitted))
@@ -243,9 +269,8 @@ def test_a_client_that_leaves_ends_the_work(server: LiveServer, engine: HeldEngi
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wait_until(lambda: engine.aborted == [engine.submitted[0].id])
     wait_until(lambda: not in_flight(server))
-    metrics = server.client.get("/metrics").text
-    assert ('thinbridge_streams_total{model="held-model",outcome="broken_off"} 1.0' in metrics) is started
-    assert ('route="/v1/instruct",status="499"} 1.0' in metrics) is not started
+    broken_off, left = (after - before for after, before in zip(endings(server), before, strict=True))
+    assert (broken_off, left) == (started, not started)
 
 
 def test_what_a_slow_reader_misses_comes_together_and_the_engine_never_waits(server: LiveServer, engine: HeldEngine) -> None:
@@ -262,7 +287,8 @@ def test_what_a_slow_reader_misses_comes_together_and_the_engine_never_waits(ser
     assert engine.aborted == []
 
 
-def test_a_client_that_does_not_read_is_given_up_at_the_time_limit(engine: HeldEngine) -> None:
+def test_a_client_that_does_not_read_is_given_up_at_the_time_limit() -> None:
+    engine = HeldEngine()
     with live_server(engine, request_timeout_s=1.0) as server:
         in_background(*[lambda: engine.say("x" * 1_000_000)] * 30)
         with streaming(server):
@@ -270,12 +296,14 @@ def test_a_client_that_does_not_read_is_given_up_at_the_time_limit(engine: HeldE
         wait_until(lambda: not in_flight(server))
 
 
-def test_streams_and_the_time_between_pieces_are_counted(server: LiveServer, engine: HeldEngine) -> None:
-    in_background(*[lambda: engine.say("a")] * 3, lambda: engine.end("aaa"))
-    with streaming(server) as response:
-        response.read()
-    metrics = server.client.get("/metrics").text
-    assert 'thinbridge_inter_token_latency_seconds_count{model="held-model"} 2.0' in metrics
-    assert 'thinbridge_streams_total{model="held-model",outcome="done"} 1.0' in metrics
-    assert 'thinbridge_time_to_first_token_seconds_count{model="held-model"} 1.0' in metrics
-    assert 'thinbridge_request_success_total{finished_reason="stop",model="held-model"} 1.0' in metrics
+def test_streams_and_the_time_between_pieces_are_counted() -> None:
+    engine = HeldEngine()
+    with live_server(engine) as server:
+        in_background(*[lambda: engine.say("a")] * 3, lambda: engine.end("aaa"))
+        with streaming(server) as response:
+            response.read()
+        metrics = server.client.get("/metrics").text
+        assert 'thinbridge_inter_token_latency_seconds_count{model="held-model"} 2.0' in metrics
+        assert 'thinbridge_streams_total{model="held-model",outcome="done"} 1.0' in metrics
+        assert 'thinbridge_time_to_first_token_seconds_count{model="held-model"} 1.0' in metrics
+        assert 'thinbridge_request_success_total{finished_reason="stop",model="held-model"} 1.0' in metrics

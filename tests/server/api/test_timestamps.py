@@ -1,12 +1,11 @@
 """Times and formats over HTTP: the reply has the times and the format that the form asks for."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from server.errors import InvalidRequest
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
 CLIP = audio_file(tone(1.5, 16_000), 16_000, "FLAC", "PCM_16")
@@ -22,17 +21,9 @@ SEGMENTS = [
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    fake = FakeEngine()
-    fake.text = "Well, hello. World!"
-    return fake
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: live.client.get("/ready").status_code == 200)
-        yield live
+def engine(engine: FakeEngine) -> FakeEngine:
+    engine.text = "Well, hello. World!"
+    return engine
 
 
 @pytest.mark.parametrize(

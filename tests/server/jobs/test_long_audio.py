@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,23 +10,17 @@ from server.audio.decode import decode_audio
 from server.audio.types import AudioLimits
 from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.requests import Audio, EndOfAudio
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    error_code,
+    instruct,
+    scripted_engine_server,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.recorded import RATE_HZ, Ledger, events_of, heard, recording, streaming, transcript
 
 MINUTE = recording(60)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
 
 
 def test_a_minute_is_one_answer(server: LiveServer, engine: FakeEngine) -> None:
@@ -56,9 +49,8 @@ def test_the_engine_hears_every_sample_in_small_pieces(server: LiveServer, engin
     assert max(len(item.samples) for item in audio if isinstance(item, Audio)) <= RATE_HZ
 
 
-def test_twenty_minutes_are_never_in_memory_together(engine: FakeEngine) -> None:
-    with live_server(engine, max_audio_s=1_200.0) as server, Ledger(engine).kept() as ledger:
-        wait_until(lambda: engine.stats().ready)
+def test_twenty_minutes_are_never_in_memory_together() -> None:
+    with scripted_engine_server(max_audio_s=1_200.0) as (engine, server), Ledger(engine).kept() as ledger:
         reply = instruct(server, recording(1_200)).json()
     assert (reply["audio_s"], reply["text"]) == (1_200.0, transcript(1_200))
     assert ledger.decoded_s == 1_200
@@ -129,9 +121,8 @@ def test_a_stream_has_a_delta_for_every_utterance(server: LiveServer, engine: Fa
     assert 'thinbridge_streams_total{model="fake-model",outcome="done"} 1.0' in server.client.get("/metrics").text
 
 
-def test_utterances_are_streamed_while_the_rest_is_listened_to(engine: FakeEngine) -> None:
-    with live_server(engine, stream_heartbeat_s=0.05) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_utterances_are_streamed_while_the_rest_is_listened_to() -> None:
+    with scripted_engine_server(stream_heartbeat_s=0.05) as (engine, server):
         engine.listens_until_s = 3.0
         with streaming(server, MINUTE) as response:
             lines = (line for line in response.iter_lines() if line)
@@ -144,10 +135,9 @@ def test_utterances_are_streamed_while_the_rest_is_listened_to(engine: FakeEngin
         assert done["text"] == transcript(60)
 
 
-def test_a_stream_about_all_begins_before_its_answer(engine: FakeEngine) -> None:
+def test_a_stream_about_all_begins_before_its_answer() -> None:
     """Heartbeats are sent while the audio is transcribed."""
-    with live_server(engine, stream_heartbeat_s=0.05) as server:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(stream_heartbeat_s=0.05) as (engine, server):
         engine.listens_until_s = 3.0
         with streaming(server, MINUTE, "Summarise it.") as response:
             lines = (line for line in response.iter_lines() if line)

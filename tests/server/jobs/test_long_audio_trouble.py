@@ -15,7 +15,15 @@ import pytest
 from server.engine.types.events import Failed
 from server.engine.types.requests import LiveInput
 from server.errors import EngineFailed, PromptTooLong
-from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    error_code,
+    instruct,
+    live_server,
+    scripted_engine_server,
+    wait_until,
+)
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.recorded import Ledger, events_of, recording, streaming, transcript
 
@@ -24,16 +32,9 @@ CUT_OFF = MINUTE[: len(MINUTE) * 9 // 10]
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
-        assert_nothing_is_left(live, engine)
+def server(server: LiveServer, engine: FakeEngine) -> Iterator[LiveServer]:
+    yield server
+    assert_nothing_is_left(server, engine)
 
 
 def assert_nothing_is_left(server: LiveServer, engine: FakeEngine) -> None:
@@ -106,10 +107,9 @@ def test_a_session_that_is_refused(server: LiveServer, engine: FakeEngine, strea
     assert error_code(instruct(server, MINUTE, stream=stream)) == "prompt_too_long"
 
 
-def test_silence_is_no_speech(engine: FakeEngine) -> None:
-    engine.is_silent = True
-    with live_server(engine) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_silence_is_no_speech() -> None:
+    with scripted_engine_server() as (engine, server):
+        engine.is_silent = True
         reply = instruct(server, MINUTE).json()
         assert (reply["text"], reply["finish_reason"], reply["audio_s"]) == ("", "no_speech", 60.0)
         assert reply["usage"]["total_tokens"] == 0
@@ -117,10 +117,9 @@ def test_silence_is_no_speech(engine: FakeEngine) -> None:
 
 
 @pytest.mark.parametrize(("container", "subtype"), [("WAV", None), ("FLAC", None), ("OGG", "OPUS"), ("MP3", None)])
-def test_what_is_longer_than_the_cap_is_never_begun(engine: FakeEngine, container: str, subtype: str | None) -> None:
+def test_what_is_longer_than_the_cap_is_never_begun(container: str, subtype: str | None) -> None:
     data = audio_file(np.zeros(8_000 * 41, np.float32), 8_000, container, subtype)
-    with live_server(engine, max_audio_s=40.0) as server:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(max_audio_s=40.0) as (engine, server):
         response = instruct(server, data)
         assert (response.status_code, error_code(response)) == (413, "audio_too_long")
         assert "40 s" in response.json()["error"]["message"]
@@ -128,9 +127,8 @@ def test_what_is_longer_than_the_cap_is_never_begun(engine: FakeEngine, containe
         assert instruct(server, recording(40)).status_code == 200
 
 
-def test_a_cap_below_what_the_model_takes(engine: FakeEngine) -> None:
-    with live_server(engine, max_audio_s=2.0) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_a_cap_below_what_the_model_takes() -> None:
+    with scripted_engine_server(max_audio_s=2.0) as (_, server):
         assert error_code(instruct(server, recording(2.1))) == "audio_too_long"
         assert instruct(server, recording(2)).status_code == 200
 
@@ -166,8 +164,9 @@ def test_a_client_that_leaves_midway(server: LiveServer, engine: FakeEngine, str
     wait_until(lambda: engine.aborted == [session.request.id for session in engine.past_sessions] != [])
 
 
-def test_the_time_limit_counts_from_the_last_progress(engine: FakeEngine) -> None:
+def test_the_time_limit_counts_from_the_last_progress() -> None:
     """Forty steps of 100 ms take more than the limit, but no single step does."""
+    engine = FakeEngine()
     slow = SlowEngine(0.1)
     with live_server(slow, request_timeout_s=3.0) as server:
         wait_until(lambda: slow.stats().ready)
@@ -192,20 +191,18 @@ def test_a_deadline_is_one_whatever_is_got_on_with() -> None:
         assert instruct(server, MINUTE, deadline_ms="60000").status_code == 200
 
 
-def test_no_more_recordings_than_decoders(engine: FakeEngine) -> None:
-    with live_server(engine, decode_streams=0) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_no_more_recordings_than_decoders() -> None:
+    with scripted_engine_server(decode_streams=0) as (engine, server):
         response = instruct(server, MINUTE)
         assert (response.status_code, error_code(response)) == (429, "overloaded")
         assert "retry-after" in response.headers
         assert_nothing_is_left(server, engine)
 
 
-def test_recordings_that_wait_hold_up_no_short_clip(engine: FakeEngine) -> None:
+def test_recordings_that_wait_hold_up_no_short_clip() -> None:
     """There is a single decode worker, and four recordings wait for the engine."""
-    engine.listens_until_s = 5.0
-    with live_server(engine, decode_workers=1) as server:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(decode_workers=1) as (engine, server):
+        engine.listens_until_s = 5.0
         waiting = [in_background(server, MINUTE) for _ in range(4)]
         wait_until(lambda: len(engine.sessions) == 4 and all(session.audio_s > 5 for session in engine.sessions.values()))
         for _ in range(5):
@@ -216,10 +213,9 @@ def test_recordings_that_wait_hold_up_no_short_clip(engine: FakeEngine) -> None:
             assert replies[0].json()["text"] == transcript(60)
 
 
-def test_a_server_that_stops_gives_no_half_answer(engine: FakeEngine) -> None:
-    engine.listens_until_s = 5.0
-    with live_server(engine) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_a_server_that_stops_gives_no_half_answer() -> None:
+    with scripted_engine_server() as (engine, server):
+        engine.listens_until_s = 5.0
         thread, replies = in_background(server, MINUTE)
         wait_until(lambda: any(session.audio_s > 5 for session in engine.sessions.values()))
         engine.end_all_audio()

@@ -171,7 +171,8 @@ class FakeEngine(FakeLive):
         wants_logprobs = request.sampling.logprobs is not None
         logprobs = tuple(TokenLogprob(word.encode(), -0.5) for word in words) if wants_logprobs else ()
         for index, word in enumerate(words):
-            self._tell(pending, Delta(request.id, word, logprobs[index : index + 1]))
+            if not self._tell(pending, Delta(request.id, word, logprobs[index : index + 1])):
+                return
             time.sleep(self.pause_s)
         now_s = time.monotonic()
         queue_s, total_s = started_s - pending.submitted_s, now_s - pending.submitted_s
@@ -182,10 +183,13 @@ class FakeEngine(FakeLive):
         told_logprobs = logprobs if wants_logprobs else None
         self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=told_logprobs, words=spoken))
 
-    def _tell(self, pending: _Pending, event: Event) -> None:
+    def _tell(self, pending: _Pending, event: Event) -> bool:
+        """Deliver an event and return true, unless the request has ended."""
         with self._changed:
-            if self._pending.get(pending.request.id) is pending:
+            waits = self._pending.get(pending.request.id) is pending
+            if waits:
                 self._deliver(pending, event)
+            return waits
 
     def _end(self, pending: _Pending, event: Event) -> None:
         with self._changed:

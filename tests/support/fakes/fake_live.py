@@ -51,20 +51,18 @@ class FakeLive:
     sample_rate_hz: int
 
     def __init__(self) -> None:
-        self.live_limit = 4
-        self.tells_word_times = True
         self.live_refusal: ServeError | None = None
-        self.listens = True
-        self.listens_until_s = float("inf")
-        self.is_silent = False
         self.problems: dict[int, ServeError] = {}
         self.sessions: dict[str, FakeSession] = {}
         self.past_sessions: list[FakeSession] = []
         self._live_lock = threading.RLock()
+        self.reset_sessions()
 
     def reset_sessions(self) -> None:
         """Take up the script of the beginning, and forget sessions that have ended."""
-        self.tells_word_times, self.live_refusal = True, None
+        self.live_limit, self.live_refusal = 4, None
+        self.listens, self.listens_until_s, self.is_silent = True, float("inf"), False
+        self.tells_word_times = True
         self.past_sessions.clear()
         self.problems.clear()
 

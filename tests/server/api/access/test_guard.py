@@ -20,6 +20,7 @@ from tests.support.clients.live_server import (
     fixed_source,
     instruct,
     live_server,
+    scripted_engine_server,
     tone,
     wait_until,
 )
@@ -69,9 +70,7 @@ FOREIGN_HOSTS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    engine = FakeEngine()
-    with live_server(engine, api_keys=f"{KEY}, robot:{OTHER_KEY}", public_page=False) as live:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(api_keys=f"{KEY}, robot:{OTHER_KEY}", public_page=False) as (_, live):
         yield live
 
 

@@ -7,19 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, scripted_engine_server
 from tests.support.clients.realtime_client import AUDIO, RealtimeClient, realtime
 from tests.support.clients.stream_client import pcm
-from tests.support.fakes.fake_engine import FakeEngine
 
 TEXT = "Transcribe the speech to text. {}"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    engine = FakeEngine()
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server() as (_, live):
         yield live
 
 

@@ -1,6 +1,5 @@
 """A live session over a real WebSocket: speech comes out as events, in order, and the client's options reach the engine."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,12 @@ from server.engine.types.events import Problem
 from server.engine.types.options import Constraint, Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import Audio, LiveRequest
 from server.errors import PromptTooLong
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, scripted_engine_server, wait_until
 from tests.support.clients.stream_client import StreamClient, metric, pcm, samples_of, streaming
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_live import FakeSession
 
 EVENTS = ("speech_started", "partial", "final")
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
 
 
 def types(events: list[dict[str, Any]]) -> list[str]:
@@ -237,20 +224,21 @@ def test_a_browser_on_our_own_page_may_come_and_ids_are_kept(server: LiveServer)
         assert client.socket.response.headers["x-request-id"] == event["request_id"] == "mine-1"
 
 
-def test_sessions_are_counted(server: LiveServer) -> None:
-    with streaming(server) as client:
-        client.start()
-        assert metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 1
-        for _ in range(3):
-            client.say(pcm(0.5))
-            client.event()
-        say_all(client)
-    wait_until(lambda: metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 0)
-    assert metric(server, 'stream_sessions_total{model="fake-model",outcome="ended"}') == 1
-    assert metric(server, 'stream_audio_seconds_total{model="fake-model"}') == 1.5
-    for latency in ("first_partial", "final"):
-        assert metric(server, f'{latency}_latency_seconds_count{{model="fake-model"}}') == 2
-    assert metric(server, 'http_requests_total{route="/v1/stream",status="101"}') == 1
+def test_sessions_are_counted() -> None:
+    with scripted_engine_server() as (_, server):
+        with streaming(server) as client:
+            client.start()
+            assert metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 1
+            for _ in range(3):
+                client.say(pcm(0.5))
+                client.event()
+            say_all(client)
+        wait_until(lambda: metric(server, "stream_sockets") == metric(server, 'live_sessions{model="fake-model"}') == 0)
+        assert metric(server, 'stream_sessions_total{model="fake-model",outcome="ended"}') == 1
+        assert metric(server, 'stream_audio_seconds_total{model="fake-model"}') == 1.5
+        for latency in ("first_partial", "final"):
+            assert metric(server, f'{latency}_latency_seconds_count{{model="fake-model"}}') == 2
+        assert metric(server, 'http_requests_total{route="/v1/stream",status="101"}') == 1
 
 
 def say_all(client: StreamClient) -> None:

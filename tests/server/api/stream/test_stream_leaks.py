@@ -18,7 +18,7 @@ from tests.support.clients.live_server import LiveServer, live_server, wait_unti
 from tests.support.clients.stream_client import BINARY, PING, TEXT, frame, metric, open_files, pcm, raw_socket, reset
 from tests.support.fakes.fake_engine import FakeEngine
 
-SESSIONS = 150
+SESSIONS = 60
 MOST_AT_A_TIME = 25
 SAID = [
     frame(TEXT, b'{"type":"start","instruction":"Transcribe."}'),
@@ -89,7 +89,7 @@ def test_dropped_sessions_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) 
                     drop(peer, how)
         for peer, how in peers:
             drop(peer, how)
-        assert len(abandoned) > 15
+        assert len(abandoned) > 5
         wait_until(lambda: metric(server, "stream_sockets") == 0)
         assert engine.sessions == {}
         # The scripted engine remembers its sessions.

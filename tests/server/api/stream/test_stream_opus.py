@@ -1,7 +1,5 @@
 """Ogg Opus over the WebSocket: decoded page by page, refused at the first byte that is not Opus, and nothing is left behind."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -9,24 +7,19 @@ from server.audio.decode import decode_audio
 from server.audio.types import AudioLimits
 from tests.server.api.stream.test_stream import heard, past_session, types
 from tests.server.audio.test_audio_arriving import pages_of
-from tests.support.clients.live_server import LiveServer, audio_file, instruct, live_server, tone, wait_until
+from tests.support.clients.live_server import (
+    LiveServer,
+    audio_file,
+    instruct,
+    scripted_engine_server,
+    tone,
+    wait_until,
+)
 from tests.support.clients.stream_client import StreamClient, metric, streaming
 from tests.support.fakes.fake_engine import FakeEngine
 
 OPUS = audio_file(tone(3.5, 48_000), 48_000, "OGG", "OPUS")
 LIMITS = AudioLimits(sample_rate_hz=16_000, min_audio_s=0.0, max_audio_s=3_600.0)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
 
 
 def start(client: StreamClient) -> None:
@@ -68,13 +61,12 @@ def test_what_is_no_opus_ends_the_session(server: LiveServer, engine: FakeEngine
     assert engine.aborted == [past_session(engine).request.id]
 
 
-def test_three_minutes_in_a_moment_are_listened_to_bit_by_bit(engine: FakeEngine) -> None:
+def test_three_minutes_in_a_moment_are_listened_to_bit_by_bit() -> None:
     """Opus silence is so small that all of the stream is in one message."""
     silence = audio_file(np.zeros(8_000 * 180, np.float32), 8_000, "OGG", "OPUS")
     assert len(silence) < 262_144
-    engine.listens = False
-    with live_server(engine, live_backlog_s=5.0) as server, streaming(server) as client:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(live_backlog_s=5.0) as (engine, server), streaming(server) as client:
+        engine.listens = False
         start(client)
         client.say(silence)
         (session,) = engine.sessions.values()
@@ -87,9 +79,8 @@ def test_three_minutes_in_a_moment_are_listened_to_bit_by_bit(engine: FakeEngine
         assert [event["utterance"] for event in events if event["type"] == "final"] == list(range(180))
 
 
-def test_sessions_beyond_the_decoders_are_refused_and_those_that_left_are_not_counted(engine: FakeEngine) -> None:
-    with live_server(engine, decode_streams=1) as server:
-        wait_until(lambda: engine.stats().ready)
+def test_sessions_beyond_the_decoders_are_refused_and_those_that_left_are_not_counted() -> None:
+    with scripted_engine_server(decode_streams=1) as (_, server):
         for _ in range(3):
             with streaming(server) as first:
                 start(first)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -13,26 +12,11 @@ from websockets.sync.client import connect
 from server.api.context import PLACES_BEYOND_ENGINE
 from server.engine.types.events import Failed
 from server.errors import EngineFailed, NotReady, Overloaded, PromptTooLong, ServeError
-from tests.support.clients.live_server import LiveServer, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, live_server, scripted_engine_server, wait_until
 from tests.support.clients.stream_client import BINARY, TEXT, close_code, frame, metric, pcm, raw_socket, streaming
 from tests.support.fakes.fake_engine import FakeEngine
 
 START = {"type": "start", "instruction": "Transcribe."}
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture(scope="module")
-def server(engine: FakeEngine) -> Iterator[LiveServer]:
-    with live_server(engine) as live:
-        wait_until(lambda: engine.stats().ready)
-        yield live
-        # No refusal leaves a socket behind.
-        wait_until(lambda: metric(live, "stream_sockets") == 0)
-        assert engine.sessions == {}
 
 
 def refusal(server: LiveServer, **options: object) -> InvalidStatus:
@@ -69,9 +53,7 @@ def test_no_second_origin_helps(server: LiveServer) -> None:
 
 def test_sockets_that_start_no_session_shut_no_other_client_out() -> None:
     """One address gets half of the places for sockets that have not started."""
-    engine = FakeEngine()
-    with live_server(engine, live_sessions=0) as server, contextlib.ExitStack() as peers:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(live_sessions=0) as (_, server), contextlib.ExitStack() as peers:
         for _ in range(PLACES_BEYOND_ENGINE // 2):
             peers.enter_context(raw_socket(server))
         refused = refusal(server)
@@ -87,9 +69,7 @@ def test_sockets_that_start_no_session_shut_no_other_client_out() -> None:
 
 def test_sessions_hold_no_place_at_the_door() -> None:
     """The engine alone decides how many sessions there may be."""
-    engine = FakeEngine()
-    with live_server(engine, live_sessions=0) as server, contextlib.ExitStack() as clients:
-        wait_until(lambda: engine.stats().ready)
+    with scripted_engine_server(live_sessions=0) as (engine, server), contextlib.ExitStack() as clients:
         engine.live_limit = PLACES_BEYOND_ENGINE
         for _ in range(PLACES_BEYOND_ENGINE):
             assert clients.enter_context(streaming(server)).start()["type"] == "ready"
