@@ -102,6 +102,7 @@ def test_a_client_is_not_told_of_decoders_that_died_just_before(fate: signal.Sig
 
 
 @on_each_event_loop
+@pytest.mark.usefixtures("stopped_children_time_out_soon")
 def test_decoders_that_were_stopped_while_idle_cost_one_wait() -> None:
     async def use(pool: DecoderPool) -> None:
         stopped = pool.process_ids
@@ -111,7 +112,7 @@ def test_decoders_that_were_stopped_while_idle_cost_one_wait() -> None:
         await wait_for_others(pool, stopped, 2)
         assert not any(map(is_alive, stopped))
 
-    run_with_pool(use, workers=2, timeout_s=5.0)
+    run_with_pool(use, workers=2)
 
 
 @on_each_event_loop
@@ -126,6 +127,7 @@ def test_one_loss_in_use_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_each_event_loop
+@pytest.mark.usefixtures("stopped_children_time_out_soon")
 @pytest.mark.parametrize(
     ("fates", "error"),
     [
@@ -146,10 +148,11 @@ def test_only_two_crashes_are_blamed_on_the_file(
         assert not any(is_alive(decoder.process.process_id) for decoder in asked)
         assert len(await decode(pool, CLIP)) == 16_000
 
-    run_with_pool(use, timeout_s=3.0)
+    run_with_pool(use)
 
 
 @on_each_event_loop
+@pytest.mark.usefixtures("stopped_children_time_out_soon")
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_file_goes_on_where_its_decoder_was_lost(fate: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
@@ -160,7 +163,7 @@ def test_a_file_goes_on_where_its_decoder_was_lost(fate: signal.Signals) -> None
                 blocks.append(await stream.read(5_000))
         np.testing.assert_array_equal(np.concatenate(blocks), decode_audio(CLIP, LIMITS))
 
-    run_with_pool(use, timeout_s=3.0)
+    run_with_pool(use)
 
 
 @on_each_event_loop

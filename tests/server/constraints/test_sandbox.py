@@ -145,12 +145,11 @@ def test_a_verdict_is_reached_once(children: list[ChildProcess]) -> None:
 
 
 @on_each_event_loop
+@pytest.mark.usefixtures("stopped_children_time_out_soon")
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_child_that_is_lost_is_no_verdict(
-    fate: signal.Signals, fates: list[signal.Signals], children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
+    fate: signal.Signals, fates: list[signal.Signals], children: list[ChildProcess]
 ) -> None:
-    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", 3.0)
-
     async def use(sandbox: GrammarSandbox) -> None:
         for text in ("a", "b"):
             fates.append(fate)
