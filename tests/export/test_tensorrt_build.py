@@ -92,11 +92,12 @@ def test_quantised_products_are_as_lean_and_their_weights_smaller(tmp_path: Path
     assert small.weight_bytes < share * plain.weight_bytes
 
 
-def test_the_whole_of_smollm2_135m_is_lean_and_its_weights_are_stored_once(tmp_path: Path) -> None:
-    part = llm_part(partial(random_llama, SMOLLM2_135M), "bf16", 1024, Limits())
+def test_a_part_of_smollm2_135m_is_lean_and_its_weights_are_stored_once(tmp_path: Path) -> None:
+    layers, parameters_per_layer, shared_parameters = 6, 3_540_096, 28_312_128
+    part = llm_part(partial(random_llama, SMOLLM2_135M, layers=layers), "bf16", 1024, Limits())
     report = build_llm(part, tmp_path)
-    assert_lean(report, 30)
-    parameters = 134_515_008
+    assert_lean(report, layers)
+    parameters = shared_parameters + layers * parameters_per_layer
     assert report.weight_bytes < 1.01 * 2 * parameters
     assert report.plan_bytes < 1.1 * report.weight_bytes
 
@@ -107,11 +108,11 @@ def test_qwen2_with_shared_heads_and_biases_is_lean(tmp_path: Path) -> None:
 
 
 def test_t5_fuses_both_attentions_of_every_layer(tmp_path: Path) -> None:
-    model = random_t5(replace(T5_SMALL, vocabulary_size=512))
+    model = random_t5(replace(T5_SMALL, vocabulary_size=512, layers=3))
     encoder = build(build_t5_encoder(model, max_tokens=64, float_type=BFLOAT16), text_encoder_profiles(LIMITS), tmp_path)
-    assert len(encoder.profiles[0].attentions) == 8
+    assert len(encoder.profiles[0].attentions) == 3
     decoder = build(build_t5_decoder(model, max_positions=64, float_type=BFLOAT16), crossing_decoder_profiles(LIMITS), tmp_path)
-    assert [len(profile.attentions) for profile in decoder.profiles] == [16, 16]
+    assert [len(profile.attentions) for profile in decoder.profiles] == [6, 6]
     assert decoder.profiles[0].kernels_per_layer(2) <= 16
 
 

@@ -33,10 +33,10 @@ def packed(
     return pack_adapter(adapter.state_dict(), config, table, dtype, layer_dtype, MAX_FRAMES)
 
 
-def random_adapter(subsampling: str, seed: int = 1) -> Adapter:
+def random_adapter(subsampling: str, seed: int = 1, layers: int = 2) -> Adapter:
     torch.manual_seed(seed)
     config = AdapterConfig(
-        encoder_width=24, width=32, layers=2, heads=2, feed_forward=48, embedding_size=32, subsampling=subsampling
+        encoder_width=24, width=32, layers=layers, heads=2, feed_forward=48, embedding_size=32, subsampling=subsampling
     )
     adapter = Adapter(config).eval()
     torch.nn.init.normal_(adapter.residual.weight, std=0.2)
@@ -171,13 +171,19 @@ BUCKETS = [Bucket(40, 4), Bucket(12, 2), Bucket(12, 4)]
 BATCHES = [[9, 0, 1, 30], [3], [12, 0], [0, 0, 0], [12, 1], [5, 5]]
 
 
-@pytest.mark.parametrize(("operators", "batches"), [(REFERENCE, BATCHES), (TRITON, BATCHES[1:3])], ids=["reference", "triton"])
-def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(operators: Operators, batches: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("operators", "buckets", "batches"),
+    [(REFERENCE, BUCKETS, BATCHES), (TRITON, BUCKETS[1:2], BATCHES[1:3])],
+    ids=["reference", "triton"],
+)
+def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(
+    operators: Operators, buckets: list[Bucket], batches: list[list[int]]
+) -> None:
     """Memory of a bucket that an earlier batch has written."""
     adapter, table = random_adapter("stack"), torch.randn(VOCABULARY, 32)
     weights = packed(adapter, table, torch.float16, torch.float16)
     with interpreted():
-        graphs = GraphAdapter(weights, operators, BUCKETS, zeros, replaying)
+        graphs = GraphAdapter(weights, operators, buckets, zeros, replaying)
         for frames in batches:
             states = utterances(adapter, frames)
             for mine, each in zip(run(graphs, [each.half() for each in states]), states, strict=True):
@@ -185,8 +191,8 @@ def test_buckets_give_what_the_module_gives_for_each_batch_in_turn(operators: Op
 
 
 def test_an_utterance_in_a_batch_is_what_it_is_alone() -> None:
-    adapter = random_adapter("uniform")
-    weights = packed(adapter, torch.randn(VOCABULARY, 32), torch.bfloat16, torch.bfloat16)
+    adapter = random_adapter("uniform", layers=1)
+    weights = packed(adapter, torch.randn(100, 32), torch.bfloat16, torch.bfloat16)
     states = [each.bfloat16() for each in utterances(adapter, [9, 10])]
     with interpreted():
         graphs = GraphAdapter(weights, TRITON, [Bucket(20, 2)], zeros, replaying)

@@ -85,7 +85,7 @@ def allowed(token_constraint: TokenConstraint) -> set[int]:
     return set(np.flatnonzero(np.isfinite(token_constraint.mask(np.zeros(VOCABULARY_SIZE, np.float32)))).tolist())
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(request=requests)
 def test_every_answer_satisfies_its_constraint(request: InstructRequest) -> None:
     constraint = request.sampling.constraint
@@ -96,7 +96,6 @@ def test_every_answer_satisfies_its_constraint(request: InstructRequest) -> None
     assert not set(sequence.tokens) & set(tiny_tokeniser().special_tokens.values())
 
 
-@settings(max_examples=150)
 @given(request=requests, chunks=chunk_sizes, preempt_at=st.sets(st.integers(1, 20), max_size=3))
 def test_proposals_chunks_and_preemption_change_nothing(
     request: InstructRequest, chunks: list[int], preempt_at: set[int]
@@ -109,7 +108,6 @@ def test_proposals_chunks_and_preemption_change_nothing(
     assert plain.llm_passes == len(plain.tokens) + (alone.finish_reason == "stop" and not plain.token_constraint.complete)
 
 
-@settings(max_examples=100)
 @given(constraint=constraints, seed=st.integers(0, 2**32))
 def test_a_follower_lets_the_end_come_where_the_answer_satisfies(constraint: Constraint, seed: int) -> None:
     """The end may come at these positions of a random walk, and at no other."""

@@ -18,7 +18,8 @@ from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_b
 CLIPS = sorted((Path(__file__).parents[3] / "clips").glob("*.flac"))
 INSTRUCTIONS = ["Transcribe the speech to text.", "What is it about?"]
 START_TIMEOUT_S = 60.0
-RUNTIMES = [("onnxruntime", "triton"), ("tensorrt", "tensorrt")]
+# The runtimes of encoder and adapter, and the GPUs.
+SERVED = {"one GPU, onnxruntime, triton": ("onnxruntime", "triton", "0"), "two GPUs, tensorrt": ("tensorrt", "tensorrt", "0,1")}
 
 Reply = tuple[str, str, dict[str, int]]
 
@@ -45,19 +46,16 @@ def on_cpu(bundle: Path) -> Iterator[LiveServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=RUNTIMES, ids="-".join)
+@pytest.fixture(scope="module", params=SERVED.values(), ids=SERVED)
 def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
-    encoder_runtime, adapter_runtime = request.param
-    with served(bundle, device="cuda", slots=4, encoder_runtime=encoder_runtime, adapter_runtime=adapter_runtime) as server:
+    encoder_runtime, adapter_runtime, gpus = request.param
+    settings = {"encoder_runtime": encoder_runtime, "adapter_runtime": adapter_runtime, "gpus": gpus}
+    with served(bundle, device="cuda", slots=4 // len(gpus.split(",")), **settings) as server:
+        # The server is ready once one of several GPUs is; metrics tell of each.
+        several = len(gpus.split(",")) if "," in gpus else 0
+        wait_until(lambda: ready_gpus(server) == several, START_TIMEOUT_S)
         yield server
-
-
-@pytest.fixture(scope="module")
-def on_two_gpus(bundle: Path) -> Iterator[LiveServer]:
-    with served(bundle, device="cuda", gpus="0,1", slots=2) as server:
-        # The server is ready once one of them is.
-        wait_until(lambda: ready_gpus(server) == 2, START_TIMEOUT_S)
-        yield server
+        assert ready_gpus(server) == several
 
 
 def ready_gpus(server: LiveServer) -> int:
@@ -82,20 +80,11 @@ def test_an_answer_is_the_one_of_the_cpu(on_cpu: LiveServer, on_gpu: LiveServer,
     assert usage["audio_frames"] > 5
 
 
-def crowd(server: LiveServer, on_cpu: LiveServer) -> None:
+def test_in_a_crowd_it_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:
     asked = [(clip, instruction, draft) for clip in CLIPS for instruction in INSTRUCTIONS for draft in ("exact", "off")]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda each: ask(server, each[0], each[1], draft=each[2]), asked))
+        answers = list(pool.map(lambda each: ask(on_gpu, each[0], each[1], draft=each[2]), asked))
     assert answers == [ask(on_cpu, clip, instruction) for clip, instruction, _ in asked]
-
-
-def test_in_a_crowd_it_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:
-    crowd(on_gpu, on_cpu)
-
-
-def test_on_two_gpus_it_is_the_same(on_cpu: LiveServer, on_two_gpus: LiveServer) -> None:
-    crowd(on_two_gpus, on_cpu)
-    assert ready_gpus(on_two_gpus) == 2
 
 
 def test_a_recording_cut_at_its_pauses_is_the_same(on_cpu: LiveServer, on_gpu: LiveServer) -> None:

@@ -1,5 +1,6 @@
 """The promises about live sessions that every engine keeps: in this process, in a child or in two, with models or scripted."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -225,8 +226,11 @@ def test_a_drain_that_runs_out_of_time_fails_sessions(kind: str, tmp_path_factor
     if kind.startswith("local"):
         gate.clear()
         client.say(fake_models.speech(1))
+        # The engine's thread ends its step, which is held, only after the client was told.
+        opening = threading.Thread(target=lambda: (client.outcome(), gate.set()))
+        opening.start()
         engine.drain(0.05)
-        gate.set()
+        opening.join()
         assert isinstance(client.outcome(), Failed)
         assert isinstance(client.error(), NotReady)
     engine.drain(TIMEOUT_S)

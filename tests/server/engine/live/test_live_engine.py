@@ -81,7 +81,7 @@ def test_an_utterance_is_answered_as_the_same_audio_in_a_request(alone: list[tup
 def test_partials_come_while_speech_goes_on_and_never_after_its_answer() -> None:
     with serving() as engine:
         client = LiveClient(engine, live())
-        for index in range(6):
+        for index in range(3):
             before = len(client.of(Partial))
             # Spoken as fast as a speaker would.
             for piece in range(SPEAKING_S * 10):
@@ -92,9 +92,9 @@ def test_partials_come_while_speech_goes_on_and_never_after_its_answer() -> None
         client.say(silence())
         client.end()
         ends = [event.end_s for event in client.of(Partial)]
-        assert len(ends) >= 6
+        assert len(ends) >= 3
         assert all(earlier < later for earlier, later in pairwise(ends))
-        assert engine.stats().counters.partials >= 6
+        assert engine.stats().counters.partials >= 3
 
 
 def test_silence_makes_no_text() -> None:

@@ -39,7 +39,7 @@ def test_deltas_join_to_the_stripped_text(tokens: list[int]) -> None:
     assert "".join(deltas) == text == tiny_tokeniser().decode(tokens).strip()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=100)
 @given(st.text(LETTERS).map(spelled) | st.text(LETTERS).map(tiny_tokeniser().encode) | TOKENS, STOP)
 def test_deltas_join_to_the_text_before_the_first_stop_string(tokens: list[int], stop: tuple[str, ...]) -> None:
     deltas, text = deltas_of(tokens, stop)

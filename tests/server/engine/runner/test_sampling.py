@@ -42,7 +42,7 @@ def test_greedy_takes_the_best(logits: Float32) -> None:
     assert draws(logits, 1, temperature=0.0) == [int(logits.argmax())]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(LOGITS, OPTIONS, st.data())
 def test_any_options_give_a_possible_token(logits: Float32, options: SamplingOptions, data: st.DataObject) -> None:
     tokens = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=5))

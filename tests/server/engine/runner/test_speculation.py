@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.ctc import collapse
@@ -40,7 +40,6 @@ def with_draft(request: InstructRequest, draft: DraftPolicy) -> InstructRequest:
     return dataclasses.replace(request, draft=draft)
 
 
-@settings(max_examples=150, deadline=None)
 @given(request=requests, chunks=chunk_sizes, preempt_at=pass_numbers)
 def test_exact_drafts_give_what_no_draft_gives(request: InstructRequest, chunks: list[int], preempt_at: set[int]) -> None:
     _, plain = run(fake_runner()[0], with_draft(request, "off"))
@@ -48,7 +47,6 @@ def test_exact_drafts_give_what_no_draft_gives(request: InstructRequest, chunks:
     assert drafted == plain
 
 
-@settings(max_examples=100, deadline=None)
 @given(request=requests, chunks=chunk_sizes, preempt_at=pass_numbers)
 def test_a_relaxed_answer_does_not_depend_on_how_it_was_run(
     request: InstructRequest, chunks: list[int], preempt_at: set[int]

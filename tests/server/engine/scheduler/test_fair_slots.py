@@ -118,7 +118,7 @@ def test_a_new_client_is_not_predicted_to_wait_for_another_ones_answers() -> Non
     assert play.scheduler.measure_backlog("hog", INTERACTIVE, 1.0).answers == 11
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     slots=st.integers(1, 3),
     turn_steps=st.integers(1, 6),
