@@ -19,7 +19,7 @@ SECONDS ?= 3600
 # Where `gpu-check` writes its report.
 REPORT ?= gpu_check.md
 
-.PHONY: serve test test-clients test-tokenisers test-ray lint bench gpu-check release-check test-operations observe soak docs clean
+.PHONY: serve test test-clients test-tokenisers test-ray lint bench gpu-check check-kernels release-check test-operations observe soak docs clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(VENV)/bin/thinbridge serve --host '$(HOST)' --port '$(PORT)'
@@ -46,6 +46,10 @@ test-tokenisers: $(VENV)/tokenisers.stamp
 # Measures on this machine and writes loadtest/results; nothing else should run beside it.
 bench: $(VENV)/bench.stamp
 	@$(VENV)/bin/python -m loadtest.bench
+
+# Compiles every kernel for every architecture, a sample of which is part of `test`, and holds all to the baseline; needs no GPU.
+check-kernels: $(VENV)/dev.stamp
+	@$(VENV)/bin/python -m kernels.compile_checks
 
 # Needs a GPU: builds plans, runs the tests that need one, measures, and writes one report.
 gpu-check: $(VENV)/gpu.stamp

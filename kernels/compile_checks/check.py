@@ -46,10 +46,19 @@ def measure_group(architecture: int, group: str) -> list[Measured]:
     return [measure_case(architecture, case) for case in GROUPS[group](architecture)]
 
 
-def measure(workers: int) -> list[Measured]:
-    """Compile every case for every architecture, in processes of their own: the compiler can bring its process down."""
+def sample_groups() -> list[tuple[int, str]]:
+    """Return each architecture with a group of its own: a third of all, in which every group and architecture is found."""
+    return list(zip(ARCHITECTURES, GROUPS, strict=True))
+
+
+def all_groups() -> list[tuple[int, str]]:
+    return [(architecture, group) for architecture in ARCHITECTURES for group in GROUPS]
+
+
+def measure(groups: Sequence[tuple[int, str]], workers: int) -> list[Measured]:
+    """Compile the cases of the groups, in processes of their own: the compiler can bring its process down."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        tasks = [pool.submit(measure_group, architecture, group) for architecture in ARCHITECTURES for group in GROUPS]
+        tasks = [pool.submit(measure_group, architecture, group) for architecture, group in groups]
         return [measured for task in tasks for measured in task.result()]
 
 
