@@ -65,6 +65,12 @@ def with_sandbox(use: Callable[[GrammarSandbox], Awaitable[None]], **options: in
     asyncio.run(run())
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a child the CPU time that it may take, however little of the machine it gets."""
+    monkeypatch.setattr("server.constraints.sandbox.TIMEOUT_S", float(GIVE_UP_S))
+
+
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[ChildProcess]:
     """The child processes that are started, in their order."""
