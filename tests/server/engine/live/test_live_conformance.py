@@ -226,8 +226,13 @@ def test_a_drain_that_runs_out_of_time_fails_sessions(kind: str, tmp_path_factor
     if kind.startswith("local"):
         gate.clear()
         client.say(fake_models.speech(1))
-        # The engine's thread ends its step, which is held, only after the client was told.
-        opening = threading.Thread(target=lambda: (client.outcome(), gate.set()))
+
+        def open_gate() -> None:
+            """Let the engine's thread end its step, once the client was told."""
+            client.outcome()
+            gate.set()
+
+        opening = threading.Thread(target=open_gate)
         opening.start()
         engine.drain(0.05)
         opening.join()
