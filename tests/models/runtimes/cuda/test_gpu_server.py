@@ -46,7 +46,7 @@ def on_cpu(bundle: Path) -> Iterator[LiveServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=SERVED.values(), ids=SERVED)
+@pytest.fixture(scope="module", params=list(SERVED.values()), ids=list(SERVED))
 def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     encoder_runtime, adapter_runtime, gpus = request.param
     settings = {"encoder_runtime": encoder_runtime, "adapter_runtime": adapter_runtime, "gpus": gpus}
