@@ -124,9 +124,10 @@ class TranscriptConstraint(TokenConstraint):
 
     def advance(self, token: int) -> None:
         self._written.append(token)
-        self._words += self._begins_word(token)
-        if self._fewest_words > 0:
-            self._digits += sum(map(str.isdigit, self._decode([token])))
+        text = self._decode([token])
+        # A hyphen begins a word too: what is spelt letter by letter would be one word otherwise.
+        self._words += max(int(self._begins_word(token)), text.count("-"))
+        self._digits += sum(map(str.isdigit, text))
 
     def _repeated(self) -> list[int]:
         """Return the tokens that would complete a run of tokens that is written already."""

@@ -197,6 +197,18 @@ def test_english_text_ends_behind_the_most_words_that_the_draft_allows(models: M
     assert (allowed == [speech.tokens.end]) == ends
 
 
+def test_a_word_that_is_spelt_has_as_many_words_as_letters(models: Models) -> None:
+    speech = models.require_speech()
+    constraint = TranscriptConstraint(speech, ("en",), KeywordBoost([]), most_words=3, translates=False)
+    logits = np.zeros(speech.decoder.vocabulary_size, np.float32)
+    for token in (speech.tokens.languages["en"], speech.tokens.transcribe, speech.tokens.no_timestamps):
+        constraint.advance(token)
+    for token in speech.tokeniser.encode(" a-b-c-"):
+        assert np.isfinite(constraint.mask(logits)).sum() > 1
+        constraint.advance(token)
+    assert np.flatnonzero(np.isfinite(constraint.mask(logits))).tolist() == [speech.tokens.end]
+
+
 @pytest.mark.parametrize(("language", "waits"), [("en", True), ("de", False)])
 def test_english_text_goes_on_while_it_leaves_out_what_the_draft_heard(models: Models, language: str, waits: bool) -> None:
     """Whisper writes a sentence that is spoken six times once."""
