@@ -93,14 +93,14 @@ def test_load_on_a_steady_server_that_refuses_at_first() -> None:
 def test_load_on_a_server_that_answers_otherwise() -> None:
     with fake_server() as server:
         server.text = "hello there"
-        load = measure_load(server.url, [QUESTION], concurrency=1, warm_up_s=0.0, window_s=0.2)
+        load = measure_load(server.url, [QUESTION], concurrency=1, warm_up_s=0.0, window_s=0.8)
     assert load.changed >= len(load.latencies_s) > 0
 
 
 def test_load_on_a_broken_server() -> None:
     with fake_server() as server:
         server.status = 500
-        load = measure_load(server.url, [QUESTION], concurrency=1, warm_up_s=0.0, window_s=0.2)
+        load = measure_load(server.url, [QUESTION], concurrency=1, warm_up_s=0.0, window_s=0.8)
     assert load.latencies_s == []
     assert load.report()["first_error"].startswith("status 500")
     assert not load.kept_up()
