@@ -174,8 +174,10 @@ class _Session:
         self._utterance += 1
 
     def _tell(self, event: Event) -> None:
-        for each in self._server.twist(event):
-            self._connection.send(json.dumps(each))
+        # A client that has closed hears nothing more; what it sent before is still read.
+        with contextlib.suppress(ConnectionClosed):
+            for each in self._server.twist(event):
+                self._connection.send(json.dumps(each))
 
     def _fail(self, code: str, close_code: int) -> None:
         error = {"message": "It cannot go on.", "type": "invalid_request_error", "param": None, "code": code}
