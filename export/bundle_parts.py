@@ -65,7 +65,7 @@ CONDENSED_WINDOW = HeardSilence(behind_s=0.5, window_s=MAX_AUDIO_S, convolved_fr
 """Nearly the same states for a part of the time: `docs/results.md` has what it costs and changes."""
 NO_SILENCE = HeardSilence()
 MASKED_SILENCE = HeardSilence(convolved_frames=4)
-"""Where the attention is masked behind the audio: the convolutions hear further than they reach."""
+"""For an attention that is masked behind the audio. The convolutions hear more silence than they can reach."""
 
 
 def speech_precision(precision: str) -> str:

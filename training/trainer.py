@@ -247,4 +247,4 @@ def _plain(value: Any) -> Any:
 
 
 PROBLEMS = (TrainingError, ManifestError, CheckpointError, LibsndfileError, BlockingIOError)
-"""What a user can mend, told in a sentence."""
+"""Errors that a user can mend; each is told in a sentence."""

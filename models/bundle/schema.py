@@ -97,6 +97,20 @@ class EncoderSection(ModelSection):
         return {}
 
 
+class MelEncoderSection(EncoderSection):
+    """An encoder whose front end takes only `mel_bins`, and puts so many frames of them (`STACKED`) into one."""
+
+    STACKED: ClassVar[int] = 1
+    mel_bins: PositiveInt
+
+    def feature_options(self) -> dict[str, Any]:
+        return {"mel_bins": self.mel_bins}
+
+    def graph_values(self, shapes: Shapes) -> GraphValues:
+        bins = dimension(shapes, "features", 0)
+        return {"mel_bins": bins // self.STACKED if isinstance(bins, int) else bins, "width": dimension(shapes, "states", 1)}
+
+
 class ProjectorSection(ModelSection):
     """A projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
 

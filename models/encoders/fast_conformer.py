@@ -9,12 +9,10 @@ positions of Transformer-XL (arXiv 1901.02860).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pydantic import PositiveInt
 
-from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.schema import MelEncoderSection
 from models.graph.conformer import ConformerWriter
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
@@ -27,17 +25,10 @@ CONVOLUTIONS = (("0",), ("2", "3"), ("5", "6"))
 BY_CHANNEL = ("2", "5")
 
 
-class FastConformerSection(EncoderSection):
+class FastConformerSection(MelEncoderSection):
     """FastConformer in `bundle.json`."""
 
     features = "nemo_mel"
-    mel_bins: PositiveInt
-
-    def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins}
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
 
 
 @dataclass(frozen=True)

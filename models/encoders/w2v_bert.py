@@ -8,30 +8,21 @@ Scores have Shaw's relative positions (arXiv 1803.02155), and those further apar
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pydantic import PositiveInt
 
-from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.schema import MelEncoderSection
 from models.graph.conformer import ConformerWriter
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 
 
-class W2vBertSection(EncoderSection):
+class W2vBertSection(MelEncoderSection):
     """w2v-BERT 2.0 in `bundle.json`."""
 
     features = "kaldi_fbank"
-    mel_bins: PositiveInt
-
-    def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins}
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        bins = dimension(shapes, "features", 0)
-        return {"mel_bins": bins // 2 if isinstance(bins, int) else bins, "width": dimension(shapes, "states", 1)}
+    STACKED = 2
 
 
 @dataclass(frozen=True)

@@ -161,4 +161,4 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a lie about the LLM": (lie_about_the_llm, "says in its config.json that"),
     "a lie about the encoder": (lie_about_the_encoder, "says in its config.json that"),
 }
-"""What can be wrong with a checkpoint of any family, and a part of what is said then."""
+"""Faults of a checkpoint of any family, each with a part of its message."""
