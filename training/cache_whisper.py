@@ -26,7 +26,7 @@ import soundfile
 from tqdm import tqdm
 
 from export.conversion import SUBSAMPLING
-from models.assemble import Hearing
+from models.chain import Hearing
 from models.encoders.whisper import STATES_PER_S
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from training.cache_states import CachedUtterance, open_cache, read_index

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from export.markdown import table
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from models.ctc import collapse
 from models.protocols import DecodeRow, Float32, PrefillRow, ProjectorOutput
 from models.text.tokeniser import lay_out_prompt

@@ -20,8 +20,9 @@ from statistics import mean
 import numpy as np
 
 from export import markdown
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from models.protocols import DecodeRow, EncoderStates, Float32, PrefillRow
 from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
 from training.cache_states import CachedUtterance, load_audio, read_index

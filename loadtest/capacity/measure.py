@@ -35,8 +35,8 @@ from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.machine import describe_run
 from loadtest.support.process import cpu_seconds
 from loadtest.support.recordings import RATE_HZ, Recording, write_clip
-from models.assemble import Models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from models.protocols import Float32
 from server.cli import get_bundle
 from server.engine.engine import LocalEngine

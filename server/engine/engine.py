@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import EncodingInterrupted
 from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable

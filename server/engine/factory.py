@@ -14,7 +14,7 @@ from server.engine.types.protocol import Engine
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from models.assemble import Models
+    from models.chain import Models
 
 # The first start on a GPU compiles kernels, some seconds each; later ones find them on the disk.
 GPU_START_TIMEOUT_S = 600.0

@@ -12,8 +12,9 @@ from tokenizers import pre_tokenizers
 from export.conversion import GGUF_MEMBER, VOICE_MEMBER, convert_slm
 from export.default_recipe import ADAPTER, LLM, RECIPES, SLM, VOICE, WHISPER_PARTS
 from export.recipe import Ingredients
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import open_bundle, write_bundle
+from models.chain import Models
 from models.projectors.subsample import read_adapter
 from server.engine.runner.runner import Runner
 from server.engine.types.options import DraftPolicy, SamplingOptions

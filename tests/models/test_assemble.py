@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from models.assemble import Models
+from models.chain import Models
 from tests.support.fakes.fake_models import FakeLLM, fake_models
 
 

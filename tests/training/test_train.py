@@ -19,7 +19,8 @@ from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub, local_source
 from export.pull import pull_model
 from export.store import Store
-from models.assemble import Models, load_models
+from models.assemble import load_models
+from models.chain import Models
 from models.features.log_mel import LogMel
 from models.features.nemo_mel import NemoMel
 from models.protocols import Float32

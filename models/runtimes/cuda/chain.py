@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.assemble import Models, chain_models, draft_table_path, load_speech_decoder, read_trained
+from models.assemble import chain_models, draft_table_path, load_speech_decoder, read_trained
 from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
+from models.chain import Models
 from models.protocols import BackendError, Encoder, EncoderStates, Projector
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32, ProjectorOutput
 from server.engine.runner.sequence import SequenceState, new_sequence
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from models.text.tokeniser import PromptIds
 from server.engine.live.agreed_text import AgreedText

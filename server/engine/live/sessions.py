@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from models.assemble import Models
+from models.chain import Models
 from server.engine.live.session import EngineHooks, LiveCounters, LiveSession
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Delta, Ended, Event, Failed, LiveEvent

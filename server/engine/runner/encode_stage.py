@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import BackendError, EncodingInterrupted, Float32, ProjectorOutput
 from server.engine.runner.caches import AudioKey, ByteCache, audio_key
 from server.engine.runner.sequence import SequenceState

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.ctc import collapse
 from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
 from models.text.tokeniser import plain_words

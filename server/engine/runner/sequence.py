@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import BackendError, EncoderStates, Float32, MemoryDecoder, ProjectorOutput, SlotState
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.ctc import collapse
 from models.protocols import Float32, ProjectorOutput
 from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, NO_SPEECH_PROBABILITY, SpeechModel, is_loop

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import BackendError, Float32
 from models.speech_decoders.speech_model import NO_SPEECH_PROBABILITY
 from models.text.grammar import GrammarError

@@ -12,7 +12,8 @@ from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub
 from export.pull import pull_model
 from export.store import Store
-from models.assemble import Models, load_models
+from models.assemble import load_models
+from models.chain import Models
 from tests.models.test_voice_onnx import write_graph
 
 Pull = Callable[..., Models]

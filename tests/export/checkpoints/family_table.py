@@ -30,8 +30,9 @@ from export.store import Store
 from export.tensorrt_build import Profile, build_plan
 from export.tensorrt_parts import llm_part
 from export.tensorrt_profiles import Limits
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import Bundle
+from models.chain import Models
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.llms.llama import Llama
 from models.protocols import Float32, PrefillRow

@@ -28,8 +28,9 @@ from export.checkpoints.hub import Hub
 from export.markdown import table
 from export.pull import pull_model
 from export.store import Store, folder_bytes
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import Bundle, open_bundle
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import new_sequence

@@ -12,7 +12,7 @@ from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub
 from export.pull import pull_model
 from export.store import Store
-from models.assemble import Models
+from models.chain import Models
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import lay_out_request
 from server.engine.types.options import SamplingOptions

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.assemble import Models
+from models.chain import Models
 from models.ctc import find_runs
 from models.protocols import CtcDraft, EncoderStates, ProjectorOutput
 from server.engine.runner.runner import Runner

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import DecodeRow, PrefillRow
 from models.text.tokeniser import lay_out_prompt
 from tests.export.checkpoints.conftest import Pull

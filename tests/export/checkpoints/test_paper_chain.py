@@ -15,7 +15,8 @@ from export.checkpoints.conversion import PullOptions
 from export.checkpoints.hub import Hub
 from export.pull import pull_model
 from export.store import Store
-from models.assemble import Models, load_models
+from models.assemble import load_models
+from models.chain import Models
 from models.features.log_mel import LogMel
 from models.protocols import Float32
 from models.text.tokeniser import Tokeniser

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.assemble import Models
+from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import lay_out_request, new_sequence

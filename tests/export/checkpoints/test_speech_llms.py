@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState, lay_out_request, new_sequence

@@ -21,7 +21,8 @@ from export.checkpoints.safetensors_file import CheckpointError
 from export.checkpoints.t5 import read_t5
 from export.pull import pull_model
 from export.store import Store
-from models.assemble import Models, load_models
+from models.assemble import load_models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner

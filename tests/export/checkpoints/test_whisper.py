@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner import transcript_stage
 from server.engine.runner.runner import Runner

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLParserLimits
 
-from models.assemble import Models
+from models.chain import Models
 from models.text import constraint as token_constraint
 from models.text import grammar
 from models.text.constraint import Grammars, TokenConstraint

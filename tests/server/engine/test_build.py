@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from models.assemble import Models
 from models.bundle.io import Bundle, BundleError
+from models.chain import Models
 from models.protocols import BackendError
 from server.engine.factory import build_engine, one_gpu
 from server.engine.ipc.client import ProcessEngine, StartError

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from models.protocols import Float32
 from models.speech_decoders.speech_model import LONGEST_TRANSCRIPT, is_loop
 from server.engine.engine import LocalEngine

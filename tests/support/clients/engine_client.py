@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Delta, Done, Event, Failed

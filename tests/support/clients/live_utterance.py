@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.live import session

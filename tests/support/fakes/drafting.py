@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import LLM, Float32, ProjectorOutput
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Done

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import (
     LLM,
     BackendError,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.assemble import Models
+from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.options import SamplingOptions, Scope, VoiceOptions

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import Bundle
+from models.chain import Models
 from models.protocols import BackendError, PrefillRow
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.support.fakes.fake_models import speech

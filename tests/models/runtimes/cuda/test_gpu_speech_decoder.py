@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import Bundle
+from models.chain import Models
 from models.protocols import Float32, PrefillRow
 from models.runtimes.cuda.chain import load_gpu_models
 from server.engine.engine import LocalEngine

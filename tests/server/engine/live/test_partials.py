@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from models.assemble import Models, load_models
+from models.assemble import load_models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.live import session
 from server.engine.runner.heard_words import read_words
