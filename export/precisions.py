@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from models.encoders.whisper import Arrays, rotated_encoder
-from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, row_linear
+from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, narrow_row_linear, row_linear
 from models.llms.llama import Llama, rotated
 from models.speech_decoders.whisper import rotated_decoder
 
@@ -35,7 +35,7 @@ def unchanged(model: Model) -> Model:
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged, unchanged),
     "int8": Precision(
-        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear),
+        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, narrow_row_linear),
         body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
         head=row_linear,
         prepare_encoder=rotated_encoder,
