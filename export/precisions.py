@@ -32,11 +32,16 @@ def unchanged(model: Model) -> Model:
     return model
 
 
+def with_blocks(rest: Linear) -> Linear:
+    """Return a writer of an LLM's layers that writes in blocks what reads channels of different sizes, and by `rest` all else."""
+    return linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, rest)
+
+
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged, unchanged),
     "int8": Precision(
         speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, narrow_row_linear),
-        body=linear_by_name({"o_proj": block_linear(INT8), "down_proj": block_linear(INT8)}, row_linear),
+        body=with_blocks(row_linear),
         head=row_linear,
         prepare_encoder=rotated_encoder,
         prepare_speech_decoder=rotated_decoder,
