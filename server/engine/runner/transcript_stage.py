@@ -107,10 +107,13 @@ class TranscriptStage:
 
     def _has_voice(self, audio: Float32) -> bool:
         """Return whether the voice detector hears speech anywhere in audio [samples]."""
-        voice = self._models.voice
+        voice, state = self._models.voice, None
         whole = np.pad(audio, (0, -len(audio) % voice.window_samples))
-        probabilities, _ = voice.detect(whole, None)
-        return bool((probabilities >= VoiceOptions.threshold).any())
+        for window in whole.reshape(-1, voice.window_samples):
+            probabilities, state = voice.detect(window, state)
+            if probabilities[0] >= VoiceOptions.threshold:
+                return True
+        return False
 
     def _draft_text(self, sequence: SequenceState) -> str:
         """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them."""
