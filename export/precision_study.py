@@ -20,7 +20,7 @@ from export.importers.gguf import read_llama
 from export.parity import forced_logits, prompt_tokens
 from export.precisions import PRECISIONS, Precision, with_blocks
 from export.store import folder_bytes
-from models.graph.linear import INT4, block_linear, narrow_row_linear
+from models.graph.linear import INT4, block_linear, row_linear
 from models.llms.llama import Llama
 from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.onnx.llm import OnnxLLM
@@ -30,7 +30,7 @@ FLOAT_COMPUTE = 1
 """The `accuracy_level` under which `MatMulNBits` multiplies in float32."""
 STUDIED = {
     "int8": PRECISIONS["int8"],
-    "int8, 7 bits by rows": replace(PRECISIONS["int8"], body=with_blocks(narrow_row_linear), head=narrow_row_linear),
+    "int8, 8 bits by rows": replace(PRECISIONS["int8"], body=with_blocks(row_linear(8)), head=row_linear(8)),
     "int4": PRECISIONS["int4"],
     "int4, float products": replace(PRECISIONS["int4"], body=block_linear(INT4, FLOAT_COMPUTE)),
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from models.encoders.whisper import Arrays, rotated_encoder
-from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, narrow_row_linear, row_linear
+from models.graph.linear import INT4, INT8, Linear, block_linear, float32_linear, linear_by_name, row_linear
 from models.llms.llama import Llama, rotated
 from models.speech_decoders.whisper import rotated_decoder
 
@@ -40,9 +40,9 @@ def with_blocks(rest: Linear) -> Linear:
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(float32_linear, float32_linear, float32_linear, unchanged, unchanged, unchanged),
     "int8": Precision(
-        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, narrow_row_linear),
-        body=with_blocks(row_linear),
-        head=row_linear,
+        speech=linear_by_name({"layer_0/self_attention/linear_0": block_linear(INT8)}, row_linear()),
+        body=with_blocks(row_linear()),
+        head=row_linear(),
         prepare_encoder=rotated_encoder,
         prepare_speech_decoder=rotated_decoder,
         prepare_llm=rotated,

@@ -64,7 +64,7 @@ def test_a_product_rounded_by_rows_loses_less_to_an_outlier_after_rotation(tmp_p
     weight[:, 5] /= 50
     rotation = random_rotation(128).astype(np.float32)
     errors = [
-        np.abs(product(row_linear, each_weight, each_rows, tmp_path) - rows @ weight.T).mean()
+        np.abs(product(row_linear(8), each_weight, each_rows, tmp_path) - rows @ weight.T).mean()
         for each_rows, each_weight in ((rows, weight), (rows @ rotation.T, weight @ rotation.T))
     ]
     assert errors[1] < errors[0] / 2
