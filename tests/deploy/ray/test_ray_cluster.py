@@ -8,39 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from deploy.ray.engine import RayEngine
 from deploy.ray.scaling import Fleet
 from models.bundle.io import open_bundle
-from models.protocols import Float32
-from server.engine.factory import build_engine
 from server.engine.types.events import Done, Ended
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveRequest
-from server.errors import EngineFailed, ServeError
+from server.errors import EngineFailed
 from server.settings import Settings
 from tests.support.clients.engine_call import Call, request
 from tests.support.clients.live_client import LiveClient
 from tests.support.clients.live_server import audio_file, instruct, live_server, tone
+from tests.support.clients.ray_fleet import (
+    APPLICATION,
+    CHANGE_TIMEOUT_S,
+    RATE_HZ,
+    SETTINGS,
+    Clients,
+    replica_processes,
+    run_session,
+    session_audio,
+    wait_for_members,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-APPLICATION = "tiny"
-SETTINGS = Settings(engine="thread", threads=1, drain_timeout_s=20)
-RATE_HZ = 16_000
-CHANGE_TIMEOUT_S = 90.0
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.tiny.tiny_bundle import write_speaking_bundle
-
-    folder = tmp_path_factory.mktemp("bundle")
-    write_speaking_bundle(folder)
-    return folder
 
 
 class Cluster:
@@ -81,14 +75,6 @@ def fleet(cluster: Cluster) -> Iterator[RayEngine]:
     engine.drain(1.0)
 
 
-@pytest.fixture(scope="module")
-def single(bundle: Path) -> Iterator[Engine]:
-    engine = build_engine(bundle, SETTINGS)
-    engine.start()
-    yield engine
-    engine.drain(0)
-
-
 @pytest.fixture
 def two(fleet: RayEngine, cluster: Cluster) -> RayEngine:
     """Return the fleet with both replicas ready, whatever the test before has done to it."""
@@ -96,69 +82,6 @@ def two(fleet: RayEngine, cluster: Cluster) -> RayEngine:
         cluster.deploy(2)
     wait_for_members(fleet, 2)
     return fleet
-
-
-def wait_for_members(fleet: RayEngine, count: int) -> None:
-    deadline_s = time.monotonic() + CHANGE_TIMEOUT_S
-    while [stats.ready for stats in fleet.stats().members.values()] != [True] * count:
-        assert time.monotonic() < deadline_s, fleet.stats()
-        time.sleep(0.1)
-
-
-def replica_processes() -> list[int]:
-    """Return the process ids of the engine replicas."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if words.startswith(f"ray::ServeReplica:{APPLICATION}:".encode()):
-            found.append(int(folder.name))
-    return found
-
-
-class Clients:
-    """Clients that each send one request after the other until `stop`, and what they saw."""
-
-    def __init__(self, fleet: Engine, count: int) -> None:
-        self.outcomes: list[Done | ServeError] = []
-        self._fleet = fleet
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask_on(self, client: int) -> None:
-        number = 0
-        while not self._stopping.is_set():
-            number += 1
-            self.outcomes.append(Call(self._fleet, request(f"client {client}/{number}", seed=number % 5)).outcome())
-
-    def wait_for(self, count: int) -> None:
-        """Return when so many more requests have ended."""
-        wanted, deadline_s = len(self.outcomes) + count, time.monotonic() + CHANGE_TIMEOUT_S
-        while len(self.outcomes) < wanted:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)
-
-    def stop(self) -> list[Done | ServeError]:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(CHANGE_TIMEOUT_S)
-        return self.outcomes
-
-
-def session_audio(seed: int) -> Float32:
-    """Return a second that the tiny detector takes for speech, and silence around it."""
-    return np.concatenate([np.zeros(4_000, np.float32), tone(1.0, RATE_HZ, 200.0 + 50 * seed), np.zeros(RATE_HZ, np.float32)])
-
-
-def run_session(engine: Engine, id: str, seed: int) -> list[str]:
-    client = LiveClient(engine, LiveRequest(id, "Transcribe."))
-    client.say(session_audio(seed), piece=RATE_HZ // 25)
-    assert isinstance(client.end(), Ended)
-    return client.texts()
 
 
 def test_two_replicas_give_the_texts_of_one_process(two: RayEngine, single: Engine) -> None:

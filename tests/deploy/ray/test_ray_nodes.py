@@ -1,0 +1,184 @@
+"""Engine replicas on two nodes of a Ray cluster, with the edge on a third, all of them on this machine. Needs the `ray` extra."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.ray.engine import RayEngine
+from deploy.ray.scaling import Fleet
+from loadtest.support.process import process_tree
+from models.bundle.io import open_bundle
+from server.engine.types.events import Done, Ended, Failed
+from server.engine.types.protocol import Engine
+from server.engine.types.requests import LiveRequest
+from server.errors import EngineFailed
+from server.settings import Settings
+from tests.support.clients.engine_call import Call, request, wait_until
+from tests.support.clients.live_client import LiveClient
+from tests.support.clients.ray_fleet import (
+    APPLICATION,
+    CHANGE_TIMEOUT_S,
+    SETTINGS,
+    Clients,
+    replica_processes,
+    run_session,
+    session_audio,
+    wait_for_members,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+MOST_SESSIONS = 16
+HALF_A_SESSION = 8_000
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class Nodes:
+    """A Ray cluster: the edge's node, which has no CPU to give away, and nodes with one CPU, so with one replica, each."""
+
+    def __init__(self, bundle: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        from deploy.ray import cluster
+
+        self.module = cluster
+        self._bundle = bundle
+        common = {"object_store_memory": OBJECT_STORE_BYTES}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **common})
+        self._common = {"num_cpus": 1, **common}
+        self._nodes: list[Any] = []
+        self.add()
+        self.add()
+        cluster.join_cluster(self._cluster.address)
+
+    def add(self) -> None:
+        """Add a node, and wait until it belongs to the cluster."""
+        self._nodes.append(self._cluster.add_node(wait=True, **self._common))
+
+    def kill(self) -> None:
+        """Kill a node with all that runs on it."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def deploy(self, replicas: int, settings: Settings = SETTINGS) -> None:
+        """Run so many replicas, or update those that run."""
+        self.module.deploy_engines(APPLICATION, self._bundle, settings, Fleet(replicas, replicas, cpus=1.0))
+
+    def open_edge(self) -> RayEngine:
+        """Return the engine of an edge, yet to be started."""
+        return RayEngine(self.module.find_engines(APPLICATION), open_bundle(self._bundle).manifest)
+
+    def replicas(self) -> list[int]:
+        """Return how many engine replicas run on each node."""
+        running = set(replica_processes())
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self._nodes]
+        return [len(running & set(process_tree(pid))) for pid in raylets]
+
+    def stop(self) -> None:
+        """End the engines and all nodes."""
+        self.module.leave_cluster(stop=True)
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes(bundle: Path) -> Iterator[Nodes]:
+    pytest.importorskip("ray")
+    running = Nodes(bundle)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def fleet(nodes: Nodes) -> Iterator[RayEngine]:
+    """Run a replica on each node, and an edge's engine over them."""
+    nodes.deploy(2)
+    engine = nodes.open_edge()
+    engine.start()
+    yield engine
+    engine.drain(1.0)
+
+
+@pytest.fixture
+def two(fleet: RayEngine, nodes: Nodes) -> RayEngine:
+    """Return the fleet with both replicas ready, whatever the test before has done to it."""
+    if len(fleet.stats().members) != 2:
+        nodes.deploy(2)
+    wait_for_members(fleet, 2)
+    return fleet
+
+
+def open_sessions(fleet: RayEngine) -> tuple[list[LiveClient], dict[str, int]]:
+    """Begin sessions until each replica has one; return them, and how many each replica has."""
+    sessions: list[LiveClient] = []
+    while not all(count := {id: stats.live_sessions for id, stats in fleet.stats().members.items()}.values()):
+        assert len(sessions) < MOST_SESSIONS, count
+        sessions.append(LiveClient(fleet, LiveRequest(f"session {len(sessions)}", "Transcribe.")))
+        sessions[-1].say(session_audio(len(sessions))[:HALF_A_SESSION])
+        wait_until(lambda: fleet.stats().live_sessions == len(sessions))
+    return sessions, {id: stats.live_sessions for id, stats in fleet.stats().members.items()}
+
+
+def end_session(session: LiveClient, number: int) -> Ended | Failed:
+    """Say the other half, and return how the session ended."""
+    session.say(session_audio(number)[HALF_A_SESSION:])
+    return session.end()
+
+
+def test_a_replica_on_each_node_gives_the_texts_of_one_process(two: RayEngine, nodes: Nodes, single: Engine) -> None:
+    assert nodes.replicas() == [1, 1]
+    requests = [request(f"r{seed}", seed) for seed in range(8)]
+    expected = [Call(single, each).done().text for each in requests]
+    calls = [Call(two, each) for each in requests]
+    assert [call.done().text for call in calls] == expected
+    assert [run_session(two, f"s{seed}", seed) for seed in range(2)] == [
+        run_session(single, f"s{seed}", seed) for seed in range(2)
+    ]
+    wait_until(lambda: all(stats.counters.generated_tokens for stats in two.stats().members.values()))
+
+
+def test_a_lost_node_costs_its_own_requests_and_sessions(two: RayEngine, nodes: Nodes) -> None:
+    sessions, count = open_sessions(two)
+    clients = Clients(two, 4)
+    clients.wait_for(4)
+    nodes.kill()
+    wait_for_members(two, 1)
+    clients.wait_for(8)
+    (survivor,) = two.stats().members
+    ends = [end_session(session, number + 1) for number, session in enumerate(sessions)]
+    assert sum(isinstance(each, Ended) for each in ends) == count[survivor]
+    assert all(isinstance(each.error, EngineFailed) for each in ends if isinstance(each, Failed))
+    outcomes = clients.stop()
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, Done)]
+    assert all(isinstance(failure, EngineFailed) for failure in failures), failures
+    assert len(failures) <= 4
+    nodes.add()
+    wait_for_members(two, 2)
+    assert nodes.replicas() == [1, 1]
+
+
+def test_a_node_is_emptied_without_a_lost_answer(two: RayEngine, nodes: Nodes) -> None:
+    sessions, _ = open_sessions(two)
+    clients = Clients(two, 4)
+    clients.wait_for(4)
+    resize = threading.Thread(target=nodes.deploy, args=(1,))
+    resize.start()
+    clients.wait_for(8)
+    assert all(isinstance(end_session(session, number + 1), Ended) for number, session in enumerate(sessions))
+    resize.join(CHANGE_TIMEOUT_S)
+    wait_for_members(two, 1)
+    wait_until(lambda: sorted(nodes.replicas()) == [0, 1])
+    clients.wait_for(4)
+    assert [outcome for outcome in clients.stop() if not isinstance(outcome, Done)] == []
+
+
+def test_an_update_goes_from_node_to_node_without_a_lost_answer(two: RayEngine, nodes: Nodes) -> None:
+    before = set(replica_processes())
+    clients = Clients(two, 4)
+    clients.wait_for(4)
+    nodes.deploy(2, SETTINGS.model_copy(update={"slots": 2}))
+    clients.wait_for(4)
+    assert [outcome for outcome in clients.stop() if not isinstance(outcome, Done)] == []
+    assert not before & set(replica_processes())
+    wait_until(lambda: nodes.replicas() == [1, 1])
