@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deploy.ray.frames import read_frame, write_frame
-from deploy.ray.replica import TAKEN
+from deploy.ray.replica import REPORTS
 from models.bundle.schema import Manifest
 from server.engine.ipc.client import StartError
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
@@ -23,9 +22,11 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 REPORT_INTERVAL_S = 0.5
-REPORT_TIMEOUT_S = 2.0
-# A replica that has not reported for so long is not counted any more.
+REPORT_TIMEOUT_S = 5.0
+# A replica that has not reported for so long is not counted any more,
 LONGEST_SILENCE_S = 3.0
+# and after so long its requests and sessions are lost: its machine may be gone without a word.
+LOST_AFTER_S = 10.0
 START_TIMEOUT_S = 600.0
 
 
@@ -37,16 +38,18 @@ class _Call:
     deliver: Callable[[Any], None]
     inputs: asyncio.Queue[bytes]
     is_live: bool
+    begun_s: float
+    replica: str | None = None
     task: Future[None] | None = None
     pump: asyncio.Task[None] | None = None
 
 
 @dataclass
 class _Report:
-    """A replica's last stats, and when they came."""
+    """A replica's last stats, and when they came by the watch's clock."""
 
     stats: EngineStats
-    at_s: float = field(default_factory=time.monotonic)
+    at_s: float
 
 
 class RayEngine:
@@ -54,10 +57,11 @@ class RayEngine:
 
     Serve sends each request to the replica with the fewest under way (`SessionRouter`), and a session's inputs to the replica
     that has the session. If a replica dies, its requests get `Failed` with `EngineFailed` as soon as Ray tells, and new ones go
-    to the others; Serve replaces it. A replica that Serve takes away finishes its requests and sessions first.
+    to the others; Serve replaces it. So do those of a replica that is silent for `LOST_AFTER_S`, of which Ray may tell a minute
+    later. A replica that Serve takes away finishes its requests and sessions first.
 
     Events are delivered under one lock, on a thread of this object: none follows a terminal event or a call of `abort`. `stats`
-    are the replicas' last reports, at most a second old, and hold the requests of all edges.
+    are the replicas' last reports, and hold the requests of all edges.
     """
 
     def __init__(self, handle: Any, manifest: Manifest) -> None:
@@ -73,6 +77,8 @@ class RayEngine:
         self._changed = threading.Condition()
         self._calls: dict[str, _Call] = {}
         self._reports: dict[str, _Report] = {}
+        # Seconds for which replicas were watched: a machine that stood still does not make them silent.
+        self._watched_s = 0.0
         self._past_counters = EngineCounters()
         self._draining = False
         self._watch: Future[None] | None = None
@@ -106,8 +112,8 @@ class RayEngine:
 
     def stats(self) -> RouterStats:
         with self._changed:
-            combined = combine_stats({id: report.stats for id, report in self._reports.items()})
-            counters = self._past_counters + combined.counters
+            combined = combine_stats({id: report.stats for id, report in self._counted.items()})
+            counters = sum((report.stats.counters for report in self._reports.values()), self._past_counters)
             return replace(combined, ready=self._ready, counters=counters)
 
     def drain(self, timeout_s: float) -> None:
@@ -132,15 +138,21 @@ class RayEngine:
 
     @property
     def _ready(self) -> bool:
-        return not self._draining and any(report.stats.ready for report in self._reports.values())
+        return not self._draining and any(report.stats.ready for report in self._counted.values())
+
+    @property
+    def _counted(self) -> dict[str, _Report]:
+        """The reports of the replicas that are not silent, by replica."""
+        oldest_s = self._watched_s - LONGEST_SILENCE_S
+        return {id: report for id, report in self._reports.items() if report.at_s >= oldest_s}
 
     def _run(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _begin(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
         frame = write_frame(request)
-        call = _Call(request.id, deliver, asyncio.Queue(), isinstance(request, LiveRequest))
         with self._changed:
+            call = _Call(request.id, deliver, asyncio.Queue(), isinstance(request, LiveRequest), self._watched_s)
             if not self._ready:
                 raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
             if request.id in self._calls:
@@ -153,7 +165,8 @@ class RayEngine:
         stream = self._handle.options(method_name="answer", stream=True, session_id=call.id).remote(frame)
         try:
             async for reply in stream:
-                if reply == TAKEN:
+                if call.replica is None:
+                    call.replica = reply.decode()
                     if call.is_live:
                         call.pump = asyncio.create_task(self._pump(call))
                     continue
@@ -203,27 +216,47 @@ class RayEngine:
         self._deliver(call, [Failed(call.id, error)])
 
     async def _watch_replicas(self) -> None:
-        """Ask all replicas for their stats, again and again."""
+        """Ask the replicas for their stats, again and again; none waits for the answer of another."""
+        asks: set[asyncio.Task[None]] = set()
         while True:
-            try:
-                answers = await self._handle.broadcast("report").results_async(timeout_s=REPORT_TIMEOUT_S)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                logger.debug("the engine replicas did not all report: %s", error)
-                answers = []
-            self._take_reports({id: read_frame(frame)[0] for id, frame in answers})
+            for _ in range(len(self._reports) + 1):
+                ask = asyncio.create_task(self._ask_replica())
+                asks.add(ask)
+                ask.add_done_callback(asks.discard)
             await asyncio.sleep(REPORT_INTERVAL_S)
+            self._give_up_silent(REPORT_INTERVAL_S)
 
-    def _take_reports(self, stats: Mapping[str, EngineStats]) -> None:
-        oldest_s = time.monotonic() - LONGEST_SILENCE_S
+    async def _ask_replica(self) -> None:
+        """Take the report of the replica whose turn it is."""
+        answer = self._handle.options(method_name="report", session_id=REPORTS).remote()
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_S):
+                id, frame = await answer
+        except Exception as error:
+            logger.debug("an engine replica did not report: %s", error)
+            return
+        (stats,) = read_frame(frame)
         with self._changed:
-            self._reports |= {id: _Report(each) for id, each in stats.items()}
+            self._reports[id] = _Report(stats, self._watched_s)
+            self._changed.notify_all()
+
+    def _give_up_silent(self, passed_s: float) -> None:
+        """Forget the replicas that have been silent for too long, and fail what they were given."""
+        with self._changed:
+            self._watched_s += passed_s
+            oldest_s = self._watched_s - LOST_AFTER_S
             for id, report in list(self._reports.items()):
                 if report.at_s < oldest_s:
                     del self._reports[id]
                     self._past_counters = self._past_counters + report.stats.counters
+            # A new replica may have a call before its first report.
+            lost = [call for call in self._calls.values() if call.begun_s < oldest_s and call.replica not in self._reports]
             self._changed.notify_all()
+        for call in lost:
+            logger.warning("request %s was lost: its engine replica is silent", call.id)
+            self._lose(call)
+            if call.task is not None:
+                call.task.cancel()
 
     async def _stop(self) -> None:
         """Cancel all that runs on the loop, and wait for its end."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# The first frame of an answer: the request is taken.
-TAKEN = b""
+# What a call for a report names in place of a session: the router gives each such call to another replica, in turn.
+REPORTS = "reports"
 
 
 class EngineReplica:
@@ -30,13 +31,14 @@ class EngineReplica:
     def __init__(self, bundle: str, settings: str, build: Callable[[Path, Settings], Engine] = build_engine) -> None:
         """`settings` are JSON; `build` makes the engine from the bundle's folder."""
         self._settings = Settings.model_validate_json(settings)
+        self._id = uuid.uuid4().hex
         configure_logging(self._settings.log_level.upper())
         self._engine = build(Path(bundle), self._settings)
         self._engine.start()
         self._ready_at_s = time.monotonic()
 
     async def answer(self, frame: bytes) -> AsyncIterator[bytes]:
-        """Yield `TAKEN`, then the events of a request or session, as many in a frame as there are.
+        """Yield this replica's id once the request is taken, then the events, as many in a frame as there are.
 
         A refusal comes as `Failed`. A caller that stops listening aborts the request.
         """
@@ -51,7 +53,7 @@ class EngineReplica:
         try:
             # Not on the loop: to compile a constraint takes up to a quarter of a second.
             await asyncio.to_thread(self._submit, request, deliver)
-            yield TAKEN
+            yield self._id.encode()
             while not is_over:
                 batch = [await events.get()]
                 while not events.empty():
@@ -70,9 +72,7 @@ class EngineReplica:
 
     async def report(self) -> tuple[str, bytes]:
         """Return this replica's id and a frame with the engine's stats."""
-        from ray import serve
-
-        return serve.get_replica_context().replica_id.unique_id, write_frame(self._engine.stats())
+        return self._id, write_frame(self._engine.stats())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the figures that `deploy.ray.scaling` decides by."""

@@ -1,8 +1,7 @@
 """An edge and its engine replicas without Ray: a handle of the same shape calls the replicas in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from deploy.ray import __main__ as command
 from deploy.ray import engine as ray_engine
 from deploy.ray.engine import RayEngine
 from deploy.ray.frames import read_frame, write_frame
-from deploy.ray.replica import EngineReplica
+from deploy.ray.replica import REPORTS, EngineReplica
 from deploy.ray.scaling import Fleet, choose_count
 from models.bundle.schema import Manifest
 from server.engine.types.events import Done, Ended
@@ -45,45 +44,54 @@ class Stream:
         self._handle.cancelled += 1
 
 
-class Broadcast:
-    """The reports of all replicas."""
+class Report:
+    """The answer of a replica that is asked for its report; of a silent one, none."""
 
-    def __init__(self, handle: "Handle") -> None:
-        self._handle = handle
+    def __init__(self, handle: "Handle", number: int) -> None:
+        self._handle, self._number = handle, number
 
-    async def results_async(self, timeout_s: float) -> list[tuple[str, bytes]]:
-        assert timeout_s > 0
+    def __await__(self) -> Generator[Any, None, tuple[str, bytes]]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> tuple[str, bytes]:
         if self._handle.is_lost:
             raise ReplicaLostError
-        return [("only", write_frame(self._handle.engine.stats()))]
+        if self._number in self._handle.silent:
+            await asyncio.Event().wait()
+        return await self._handle.replicas[self._number].report()
 
 
 class Handle:
-    """A deployment's handle with one replica."""
+    """A deployment's handle with two replicas: the first has all calls, and reports are asked of both in turn."""
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
-        self.replica = EngineReplica("no bundle", Settings().model_dump_json(), self.build)
+        self.replicas = [
+            EngineReplica("no bundle", Settings().model_dump_json(), lambda _bundle, _settings, engine=engine: engine)
+            for engine in (self.engine, FakeEngine())
+        ]
+        self.replica = self.replicas[0]
         self.is_lost = False
+        self.silent: set[int] = set()
         self.cancelled = 0
         self.sessions: list[str] = []
-
-    def build(self, _bundle: Path, _settings: Settings) -> FakeEngine:
-        return self.engine
+        self._turn = 0
 
     def options(self, method_name: str, session_id: str, stream: bool = False) -> Any:
-        self.sessions.append(session_id)
+        if (method_name == "report") != (session_id == REPORTS):
+            raise AssertionError("only reports are asked for in turn")
+        if method_name != "report":
+            self.sessions.append(session_id)
 
         class Method:
             def remote(_self, *arguments: Any) -> Any:  # noqa: N805
+                if method_name == "report":
+                    self._turn += 1
+                    return Report(self, self._turn % len(self.replicas))
                 result = getattr(self.replica, method_name)(*arguments)
                 return Stream(result, self) if stream else result
 
         return Method()
-
-    def broadcast(self, method_name: str) -> Broadcast:
-        assert method_name == "report"
-        return Broadcast(self)
 
 
 @pytest.fixture
@@ -147,6 +155,23 @@ def test_a_lost_replica_fails_its_requests(engine: RayEngine, handle: Handle) ->
     handle.is_lost = True
     handle.engine.gate.set()
     assert isinstance(call.error(), EngineFailed)
+
+
+def test_a_silent_replica_loses_its_requests_and_leaves_the_others_ready(
+    engine: RayEngine, handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "LOST_AFTER_S", 1.0)
+    wait_until(lambda: len(engine.stats().members) == 2)
+    handle.engine.gate.clear()
+    call = Call(engine, request("a"))
+    wait_until(lambda: bool(handle.engine.submitted))
+    handle.silent = {0}
+    assert isinstance(call.error(), EngineFailed)
+    wait_until(lambda: handle.cancelled == 1)
+    assert len(engine.stats().members) == 1
+    assert engine.stats().ready
+    handle.silent = set()
+    wait_until(lambda: len(engine.stats().members) == 2)
 
 
 def test_without_a_replica_nothing_is_taken(engine: RayEngine, handle: Handle) -> None:
