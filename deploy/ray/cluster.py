@@ -19,7 +19,7 @@ from server.settings import Settings
 DEPLOYMENT = "engine"
 # The engine itself refuses what it has no room for, in its own words and by its own rules.
 MOST_CALLS = 100_000
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 10.0
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 5.0
 DRAIN_POLL_S = 0.2
 # Ray's least; audio is small, and goes through the store only above 100 KB.
 OBJECT_STORE_BYTES = 100 * 2**20

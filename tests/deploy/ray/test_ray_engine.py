@@ -1,7 +1,8 @@
 """An edge and its engine replicas without Ray: a handle of the same shape calls the replicas in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Handle:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.replicas = [
-            EngineReplica("no bundle", Settings().model_dump_json(), lambda _bundle, _settings, engine=engine: engine)
+            EngineReplica("no bundle", Settings().model_dump_json(), self._builder(engine))
             for engine in (self.engine, FakeEngine())
         ]
         self.replica = self.replicas[0]
@@ -76,6 +77,9 @@ class Handle:
         self.cancelled = 0
         self.sessions: list[str] = []
         self._turn = 0
+
+    def _builder(self, engine: FakeEngine) -> Callable[[Path, Settings], FakeEngine]:
+        return lambda _bundle, _settings: engine
 
     def options(self, method_name: str, session_id: str, stream: bool = False) -> Any:
         if (method_name == "report") != (session_id == REPORTS):
