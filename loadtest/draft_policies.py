@@ -19,7 +19,7 @@ import httpx
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.recordings import read_rows
 from loadtest.support.words import word_error_rate

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from loadtest.clients.server import BenchServer, Body, make_body
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.process import process_tree
 

@@ -31,7 +31,7 @@ from loadtest.hostile.aborts import leave
 from loadtest.hostile.target import Target, read_target
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.sessions import AUDIO_S, CLIPS, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,8 +38,9 @@ class _Call:
     deliver: Callable[[Any], None]
     inputs: asyncio.Queue[bytes]
     is_live: bool
-    begun_s: float
+    # The replica that took it, and when by the watch's clock.
     replica: str | None = None
+    taken_s: float = 0.0
     task: Future[None] | None = None
     pump: asyncio.Task[None] | None = None
 
@@ -152,7 +153,7 @@ class RayEngine:
     def _begin(self, request: InstructRequest | LiveRequest, deliver: Callable[[Any], None]) -> None:
         frame = write_frame(request)
         with self._changed:
-            call = _Call(request.id, deliver, asyncio.Queue(), isinstance(request, LiveRequest), self._watched_s)
+            call = _Call(request.id, deliver, asyncio.Queue(), isinstance(request, LiveRequest))
             if not self._ready:
                 raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
             if request.id in self._calls:
@@ -162,17 +163,16 @@ class RayEngine:
 
     async def _follow(self, call: _Call, frame: bytes) -> None:
         """Have a replica serve a request, and deliver what comes back."""
-        stream = self._handle.options(method_name="answer", stream=True, session_id=call.id).remote(frame)
+        stream = None
         try:
-            async for reply in stream:
-                if call.replica is None:
-                    call.replica = reply.decode()
-                    if call.is_live:
-                        call.pump = asyncio.create_task(self._pump(call))
-                    continue
+            stream, replies = await self._send(call, frame)
+            if call.is_live:
+                call.pump = asyncio.create_task(self._pump(call))
+            async for reply in replies:
                 self._deliver(call, read_frame(reply))
         except asyncio.CancelledError:
-            stream.cancel()
+            if stream is not None:
+                stream.cancel()
             raise
         except Exception as error:
             logger.warning("request %s was lost with its engine replica: %s", call.id, type(error).__name__)
@@ -180,6 +180,25 @@ class RayEngine:
             if call.pump is not None:
                 call.pump.cancel()
         self._lose(call)
+
+    async def _send(self, call: _Call, frame: bytes) -> tuple[Any, AsyncIterator[bytes]]:
+        """Return the answer and the frames to come in it, once a replica has taken the request.
+
+        A request that none takes for `LOST_AFTER_S` is sent again: the replica that it was sent to may be gone.
+        """
+        while True:
+            stream = self._handle.options(method_name="answer", stream=True, session_id=call.id).remote(frame)
+            replies = aiter(stream)
+            try:
+                async with asyncio.timeout(LOST_AFTER_S):
+                    call.replica, call.taken_s = (await anext(replies)).decode(), self._watched_s
+                return stream, replies
+            except TimeoutError:
+                logger.warning("request %s: no engine replica takes it; sending it again", call.id)
+                stream.cancel()
+            except asyncio.CancelledError:
+                stream.cancel()
+                raise
 
     async def _pump(self, call: _Call) -> None:
         """Send a session's inputs to its replica, one call after the other so that they stay in order."""
@@ -250,7 +269,8 @@ class RayEngine:
                     del self._reports[id]
                     self._past_counters = self._past_counters + report.stats.counters
             # A new replica may have a call before its first report.
-            lost = [call for call in self._calls.values() if call.begun_s < oldest_s and call.replica not in self._reports]
+            taken = [call for call in self._calls.values() if call.replica is not None and call.taken_s < oldest_s]
+            lost = [call for call in taken if call.replica not in self._reports]
             self._changed.notify_all()
         for call in lost:
             logger.warning("request %s was lost: its engine replica is silent", call.id)

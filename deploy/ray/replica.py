@@ -18,7 +18,7 @@ from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# What a call for a report names in place of a session: the router gives each such call to another replica, in turn.
+# Named by a call for a report in place of a session: the router gives each such call to another replica, in turn.
 REPORTS = "reports"
 
 

@@ -13,7 +13,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from deploy.ray.replica import REPORTS
 
 MOST_REPORTS_OWED = 2
-# The edge waits less long for a report; one whose end nobody told is forgotten.
+# Longer than an edge waits for a report: one whose end was not told is forgotten.
 LONGEST_OWED_S = 10.0
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from loadtest.clients.server import MAX_TOKENS, BenchServer, Body, make_body
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.process import LinePeer, cpu_seconds
 from loadtest.support.recordings import BenchClip
 

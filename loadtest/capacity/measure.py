@@ -31,7 +31,7 @@ from loadtest.capacity.costs import (
 from loadtest.clients.server import MAX_TOKENS, BenchServer, make_body
 from loadtest.faults import engine_pid
 from loadtest.live.audio import StreamAudio
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.machine import describe_run
 from loadtest.support.process import cpu_seconds
 from loadtest.support.recordings import RATE_HZ, Recording, write_clip

@@ -21,7 +21,7 @@ from websockets.uri import parse_uri
 
 from loadtest.clients.stream import stream_url
 from loadtest.live.audio import StreamAudio
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.recordings import RATE_HZ
 
 FIRST_PAGE_BYTES = 8192

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 
 START_TIMEOUT_S = 900
 REQUEST_TIMEOUT_S = 180

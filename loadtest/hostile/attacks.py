@@ -19,7 +19,7 @@ from loadtest.clients.stream import stream_url
 from loadtest.hostile import raw
 from loadtest.hostile.raw import ATTACK_ADDRESS, repeated
 from loadtest.hostile.target import RATE_HZ, Target
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 
 REQUEST_TIMEOUT_S = 60.0
 Fields = Callable[[int], Mapping[str, str]]

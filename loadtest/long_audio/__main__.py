@@ -29,8 +29,8 @@ from loadtest.live.checks import complaints
 from loadtest.long_audio.report import write_report
 from loadtest.long_audio.session import stretches
 from loadtest.long_audio.text import SeamReport, add_up, compare
-from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.footprint import Reading, Watch
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.machine import describe_run
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import RATE_HZ, read_recordings, write_clip

@@ -1,4 +1,4 @@
-"""The questions of a load test, and checks of their answers."""
+"""The recordings of a load test, and checks of the answers about them."""
 
 import json
 import threading
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.words import word_error_rate
 
-TRANSCRIBE = "Transcribe the speech to text."
-OTHER_INSTRUCTIONS = ("Summarise the speech in one sentence.", "What is the topic of the speech?")
 FINISH_REASONS = {"stop", "length", "no_speech"}
 
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import gevent
 from locust import HttpUser, between, events, task
 
-from loadtest.support.answers import OTHER_INSTRUCTIONS, TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.support.answers import AnswerChecker, Clip, read_clips
+from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
 
 CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import gevent
 from locust import HttpUser, User, between, events, task
 
-from loadtest.support.answers import OTHER_INSTRUCTIONS, TRANSCRIBE, last_event
+from loadtest.support.answers import last_event
+from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
 from loadtest.users import locustfile, stream
 
 BAD_FILES = {

@@ -20,7 +20,8 @@ from gevent.pool import Group
 from locust import HttpUser, events, task
 from urllib3 import PoolManager
 
-from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.support.answers import AnswerChecker, Clip, read_clips
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.users.slips import Slips, add_slip_option
 
 CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.support.answers import TRANSCRIBE, AnswerChecker, Clip, read_clips
+from loadtest.support.answers import AnswerChecker, Clip, read_clips
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.words import word_error_rate
 from server.engine.types.events import Event
 from server.engine.types.requests import InstructRequest

@@ -2,11 +2,15 @@
 
 import re
 import subprocess
+import sys
 import zipfile
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from setuptools import Distribution
 from setuptools.config.pyprojecttoml import apply_configuration
 
@@ -14,6 +18,7 @@ from deploy.release_check import LEFT_OUT, PACKAGES, ReleaseError, changelog_ver
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+WITHOUT = "import sys; sys.modules |= dict.fromkeys(sys.argv[1:]); import deploy.release_check"
 GROUPS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
@@ -49,6 +54,29 @@ def test_the_wheel_holds_every_file_of_its_packages(monkeypatch: pytest.MonkeyPa
     known = {Path(name) for name in _tracked_files() if not name.endswith(LEFT_OUT)}
     assert known - {Path(file) for file in modules | data} == set()
     assert {file.parts[0] for file in modules} == set(PACKAGES)
+
+
+def test_the_check_runs_with_what_its_extra_installs() -> None:
+    """In an environment with all extras, a package of another would go unnoticed."""
+    installed = _installed_by("release")
+    sources = {name: {canonicalize_name(each) for each in found} for name, found in packages_distributions().items()}
+    others = [name for name, found in sources.items() if not installed & found]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *others], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _installed_by(extra: str) -> set[str]:
+    """Return the distributions that come with the project and one of its extras."""
+    installed, left = set[str](), [("thinbridge", extra)]
+    while left:
+        name, with_extra = left.pop()
+        installed.add(name)
+        for text in requires(name) or ():
+            needed = Requirement(text)
+            is_wanted = needed.marker is None or needed.marker.evaluate({"extra": with_extra})
+            if is_wanted and (each := canonicalize_name(needed.name)) not in installed:
+                left.append((each, ""))
+    return installed
 
 
 def _tracked_files() -> list[str]:

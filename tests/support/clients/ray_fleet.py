@@ -11,7 +11,7 @@ from models.protocols import Float32
 from server.engine.types.events import Done, Ended
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import LiveRequest
-from server.errors import ServeError
+from server.errors import NotReady, ServeError
 from server.settings import Settings
 from tests.support.clients.engine_call import Call, request
 from tests.support.clients.live_client import LiveClient
@@ -21,6 +21,7 @@ APPLICATION = "tiny"
 SETTINGS = Settings(engine="thread", threads=1, drain_timeout_s=20)
 RATE_HZ = 16_000
 CHANGE_TIMEOUT_S = 90.0
+RETRY_S = 0.2
 
 
 def wait_for_members(fleet: RayEngine, count: int) -> None:
@@ -59,13 +60,19 @@ class Clients:
         while not self._stopping.is_set():
             number += 1
             self.outcomes.append(Call(self._fleet, request(f"client {client}/{number}", seed=number % 5)).outcome())
+            if isinstance(self.outcomes[-1], NotReady):
+                self._stopping.wait(RETRY_S)
 
     def wait_for(self, count: int) -> None:
-        """Return when so many more requests have ended."""
-        wanted, deadline_s = len(self.outcomes) + count, time.monotonic() + CHANGE_TIMEOUT_S
-        while len(self.outcomes) < wanted:
+        """Return when so many more requests have been answered."""
+        wanted, deadline_s = self._answered + count, time.monotonic() + CHANGE_TIMEOUT_S
+        while self._answered < wanted:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
+
+    @property
+    def _answered(self) -> int:
+        return sum(isinstance(outcome, Done) for outcome in self.outcomes)
 
     def stop(self) -> list[Done | ServeError]:
         self._stopping.set()
