@@ -36,11 +36,12 @@ FAMILIES = {
     "qwen2_audio": "export.checkpoints.speech_llms:convert_qwen2_audio",
     "granite_speech": "export.checkpoints.granite_speech:convert_granite_speech",
     "granite_speech_plus": "export.checkpoints.granite_speech:convert_granite_speech",
+    "parakeet_ctc": "export.checkpoints.parakeet:convert_parakeet",
     "qwen3_asr": "export.checkpoints.qwen3_asr:convert_qwen3_asr",
     "salm": "export.checkpoints.canary_qwen:convert_canary_qwen",
     "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
 }
-"""The speech LLMs by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""
+"""The speech models by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""
 ENCODERS = {
     "whisper": "export.checkpoints.whisper:convert_encoder",
     "wav2vec2-bert": "export.checkpoints.w2v_bert:convert_encoder",
@@ -92,7 +93,7 @@ def convert(conversion: Conversion, source: Source, llm: Source | None = None) -
         return convert_adapted(conversion, checkpoint, llm, conversion.options.adapter)
     if encoder_kind(checkpoint) == "whisper":
         return convert_whisper(conversion, checkpoint, llm)
-    if encoder_kind(checkpoint) in ENCODERS:
+    if checkpoint.model_type in ENCODERS and checkpoint.model_type not in FAMILIES:
         raise CheckpointError(
             f"{checkpoint.name} is an encoder ({checkpoint.model_type}), and the text that its own head writes is not served: "
             "train an adapter from it to an LLM, and name both by --adapter and --llm"

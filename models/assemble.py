@@ -12,6 +12,7 @@ from models.bundle.io import Bundle
 from models.bundle.schema import EncoderSection, LlmSection, ModelSection, Shapes, SpeechDecoderSection, dimension
 from models.chain import TRANSCRIPTION_INSTRUCTION, Hearing, Models
 from models.encoders.windows import SpeechWindow
+from models.projectors.ctc_head import CtcHeadSection
 from models.projectors.no_projector import NoProjector
 from models.projectors.subsample import TrainedAdapter, read_adapter
 from models.protocols import (
@@ -24,7 +25,7 @@ from models.protocols import (
 from models.registry import FEATURES, VADS, look_up
 from models.runtimes.onnx.encoder import OnnxEncoder
 from models.runtimes.onnx.llm import OnnxLLM
-from models.runtimes.onnx.projector import OnnxDraftingProjector, OnnxFrameProjector, OnnxProjector
+from models.runtimes.onnx.projector import OnnxCtcHead, OnnxDraftingProjector, OnnxFrameProjector, OnnxProjector
 from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder, OnnxSpeechDecoder
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.tokeniser import PromptTemplate, Tokeniser
@@ -46,7 +47,7 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     llm, projector = _load_llm(bundle, slots, threads), _load_projector(bundle, threads)
     models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
     _require_rates(bundle, models)
-    return replace(models, interrupt_encoder=encoder.interrupt)
+    return replace(models, utterances_at_once=slots, interrupt_encoder=encoder.interrupt)
 
 
 def _require_graph(bundle: Bundle, section: ModelSection, place: str, shapes: Shapes) -> None:
@@ -78,8 +79,10 @@ def _load_projector(bundle: Bundle, threads: int) -> Projector:
     if section is None:
         return NoProjector()
     graph = bundle.path(section.graph)
-    projector: OnnxFrameProjector | OnnxProjector
-    if not section.drafts:
+    projector: OnnxFrameProjector | OnnxProjector | OnnxCtcHead
+    if section.writes:
+        projector = OnnxCtcHead(graph, threads)
+    elif not section.drafts:
         projector = OnnxFrameProjector(graph, threads)
     elif section.weights is None:
         projector = OnnxDraftingProjector(graph, threads)
@@ -186,12 +189,15 @@ def _window(encoder: EncoderSection, features: Features, frame_s: float) -> Spee
 
 
 def _open_text(bundle: Bundle, speech: SpeechModel | None) -> tuple[Tokeniser, PromptTemplate]:
-    """Return the LLM's tokeniser and prompt; without an LLM the speech decoder's tokeniser, and an empty prompt."""
+    """Return the LLM's tokeniser and prompt; without an LLM the speech decoder's or the CTC head's, and an empty prompt."""
     manifest = bundle.manifest
     if manifest.llm is not None and manifest.prompt is not None:
         return _open_tokeniser(bundle, manifest.llm, "llm"), PromptTemplate.from_json(manifest.prompt.model_dump())
+    if isinstance(head := manifest.projector, CtcHeadSection):
+        languages = dict.fromkeys(head.languages, ())
+        return _open_tokeniser(bundle, head, "projector"), PromptTemplate((), (), (), (), languages=languages)
     if speech is None:
-        raise ValueError("the bundle has neither an LLM nor a speech decoder")
+        raise ValueError("the bundle has nothing that writes text")
     return speech.tokeniser, PromptTemplate((), (), (), (speech.tokens.end,))
 
 
@@ -200,13 +206,15 @@ def _time_words(bundle: Bundle, tokeniser: Tokeniser, speech: SpeechModel | None
     manifest = bundle.manifest
     if manifest.projector is None or not manifest.projector.drafts:
         return None
+    if isinstance(manifest.projector, CtcHeadSection):
+        return WordTimer(tokeniser, manifest.projector.vocabulary_size, manifest.sample_rate_hz, frame_s)
     if manifest.projector.vocabulary == "llm" or speech is None:
         return WordTimer(tokeniser, manifest.require_llm().vocabulary_size, manifest.sample_rate_hz, frame_s)
     return WordTimer(speech.tokeniser, speech.decoder.vocabulary_size, manifest.sample_rate_hz, frame_s)
 
 
-def _open_tokeniser(bundle: Bundle, section: LlmSection | SpeechDecoderSection, place: str) -> Tokeniser:
-    """Return the tokeniser of a decoder, whose logits must be as many as its tokens at least."""
+def _open_tokeniser(bundle: Bundle, section: LlmSection | SpeechDecoderSection | CtcHeadSection, place: str) -> Tokeniser:
+    """Return the tokeniser of a part that writes text, whose logits must be as many as its tokens at least."""
     tokeniser = Tokeniser.from_file(bundle.path(section.tokeniser))
     if tokeniser.vocabulary_size > section.vocabulary_size:
         bundle.require_values(section, place, section.tokeniser, {"vocabulary_size": tokeniser.vocabulary_size})

@@ -77,7 +77,8 @@ class Models:
     says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
     what of the silence behind the audio each part hears; None is for encoders that hear none.
     Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's. So they are
-    where the LLM itself only transcribes: its transcripts have a `label`.
+    where the LLM itself only transcribes: its transcripts have a `label`. Without any decoder the draft is the answer,
+    `tokeniser` that of the CTC head, and `utterances_at_once` says how many requests are worked on at the same time.
     """
 
     features: Callable[[Float32], Float32]
@@ -95,10 +96,11 @@ class Models:
     speech: SpeechModel | None = None
     label: TranscriptLabel | None = None
     translation_instructions: Collection[str] = ()
-    draft_vocabulary: Literal["llm", "speech_decoder"] = "llm"
+    draft_vocabulary: Literal["llm", "speech_decoder", "own"] = "llm"
     bridge: Literal["frames", "transcript"] = "frames"
     hearing: Hearing | None = None
     window: SpeechWindow | None = None
+    utterances_at_once: int = 1
     encodes_beside: bool = False
     interrupt_encoder: Callable[[], None] = _nothing
     check: Callable[[], None] = _nothing
@@ -149,7 +151,7 @@ class Models:
     @property
     def slots(self) -> int:
         """How many requests each decoder works on at the same time."""
-        return self.decoders[0].slots
+        return self.decoders[0].slots if self.decoders else self.utterances_at_once
 
     @property
     def drafts(self) -> bool:

@@ -20,6 +20,7 @@ PROJECTORS = {
     "ultravox": "models.projectors.ultravox:UltravoxSection",
     "voxtral": "models.projectors.voxtral:VoxtralSection",
     "linear": "models.projectors.linear:LinearSection",
+    "ctc_head": "models.projectors.ctc_head:CtcHeadSection",
     "qformer": "models.projectors.qformer:QformerSection",
     "qformer_ctc": "models.projectors.qformer:QformerCtcSection",
     "two_layers": "models.projectors.two_layers:TwoLayersSection",

@@ -12,6 +12,7 @@ from export.store import Store, folder_bytes
 from models.bundle.io import Bundle, BundleError, open_bundle
 from models.bundle.memory import slot_bytes
 from models.bundle.schema import Manifest
+from models.projectors.ctc_head import CtcHeadSection
 from models.text.tokeniser import Tokeniser
 from server.settings import Settings
 
@@ -108,7 +109,9 @@ def describe_bundle(bundle: Bundle) -> list[str]:
         tokens = speech.tokens
         spoken = f"{len(tokens.languages)} languages" if tokens.multilingual else "English only"
         lines.append(f"  speech    {speech.architecture} decoder, {speech.precision}, {speech.layers} layers, {spoken}")
-    if projector:
+    if isinstance(projector, CtcHeadSection):
+        lines.append(f"  ctc head  {projector.precision}, {projector.vocabulary_size - 1} tokens, writes the transcript")
+    elif projector:
         lines.append(f"  adapter   {projector.precision}, {projector.subsampling}x subsampling, to {projector.embedding_size}")
     if llm:
         lines.append(f"  llm       {llm.architecture}, {llm.precision}, {llm.layers} layers, vocabulary {llm.vocabulary_size}")
@@ -127,7 +130,10 @@ def describe_bundle(bundle: Bundle) -> list[str]:
 def exactness(manifest: Manifest) -> str:
     """Say which promises the bundle's precision keeps."""
     decoder = manifest.llm or manifest.speech_decoder
-    if decoder is not None and decoder.precision == "fp32":
+    if decoder is None:
+        rounded = "the checkpoint's own numbers" if manifest.encoder.precision == "fp32" else "rounded weights"
+        return f"load and batching change no bit of an answer; {rounded}"
+    if decoder.precision == "fp32":
         return "the checkpoint's own numbers; beside other requests the last bits differ, so a tie may be decided otherwise"
     return "load, batching, drafts and preemption change no bit of an answer; rounded weights may change the checkpoint's words"
 

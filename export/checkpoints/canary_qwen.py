@@ -25,6 +25,8 @@ from models.projectors import linear
 from models.text.tokeniser import Tokeniser
 
 PUBLISHED_INSTRUCTION = "Transcribe the following:"
+LANGUAGES = ("en",)
+"""The only language that its card names: a request may say that it is spoken, and the prompt is the same."""
 TURN = (
     "{% for message in messages %}{{ '<|im_start|>user\\n' + message['content'] }}"
     "{{ '<|im_end|>\\n<|im_start|>assistant\\n' }}{% endfor %}"
@@ -138,4 +140,5 @@ def _read_llm(conversion: Conversion, checkpoint: Checkpoint) -> LanguageModel:
 def _prompt(llm: LanguageModel) -> PromptSection:
     tokeniser = Tokeniser.from_json(llm.tokeniser_json)
     prompt = lay_out(llm.template, llm.ends, tokeniser, f"{INSTRUCTION} {SPEECH}")
-    return prompt.model_copy(update={"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION))})
+    own = {"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION)), "languages": dict.fromkeys(LANGUAGES, ())}
+    return prompt.model_copy(update=own)

@@ -54,11 +54,26 @@ class Conversion:
 
 def read_licence(checkpoint: Checkpoint) -> str:
     """Return the licence that the head of a model card names."""
+    named = (line.removeprefix("license:").strip() for line in _card_head(checkpoint) if line.startswith("license:"))
+    return next(named, "not named by the checkpoint")
+
+
+def read_languages(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the codes of the languages that the head of a model card names."""
+    codes: list[str] = []
+    is_listed = False
+    for line in _card_head(checkpoint):
+        if line.startswith("language:"):
+            codes += [line.removeprefix("language:").strip(" '\"")]
+            is_listed = True
+        elif is_listed and line.lstrip().startswith("- "):
+            codes += [line.strip().removeprefix("- ").strip(" '\"")]
+        else:
+            is_listed = False
+    return tuple(code.lower() for code in codes if code)
+
+
+def _card_head(checkpoint: Checkpoint) -> list[str]:
+    """Return the lines of a model card between its first two lines of dashes."""
     lines = (checkpoint.folder / "README.md").read_text("utf-8", "replace").splitlines() if checkpoint.has("README.md") else []
-    if lines[:1] == ["---"]:
-        for line in lines[1:]:
-            if line == "---":
-                break
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip()
-    return "not named by the checkpoint"
+    return lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []

@@ -1,13 +1,16 @@
-"""Parakeet's FastConformer as transformers saves it: the encoder alone, whatever head stands behind it."""
+"""Parakeet as transformers saves it: the FastConformer, whatever head stands behind it, and with its CTC head as a model."""
 
 import math
 from typing import Any
 
-from export.bundle_parts import MAX_AUDIO_S, speech_precision
+from export.bundle_parts import MAX_AUDIO_S, TRANSCRIPTION_INSTRUCTIONS, speech_precision
 from export.checkpoints.canary_qwen import STATES_PER_S, encoder_linear, require_encoder, require_known_values
-from export.checkpoints.checkpoint import Checkpoint, read_value
-from export.checkpoints.conversion import Conversion
+from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.conversion import Conversion, read_languages, read_licence
+from export.checkpoints.safetensors_file import CheckpointError
+from models.bundle.schema import BundleDescription
 from models.encoders.fast_conformer import SUBSAMPLING, FastConformerConfig, FastConformerSection, build_encoder
+from models.projectors.ctc_head import CtcHeadSection, build_head
 
 NAMES = {
     "subsampling.layers.": "pre_encode.conv.",
@@ -26,6 +29,40 @@ KNOWN = {
     "subsampling_conv_stride": 2,
     "hidden_act": "silu",
 }
+
+
+def convert_parakeet(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
+    """Write a Parakeet whose CTC head writes the transcripts. Raises `CheckpointError`."""
+    config, place, folder = checkpoint.config, checkpoint.name, conversion.folder
+    labels, precision = read_value(config, "vocab_size", place), conversion.options.precision
+    width = read_value(read_value(config, "encoder_config", place), "hidden_size", place)
+    head = checkpoint.tensors
+    require_shape(head, "ctc_head.weight", (labels, width, 1), place)
+    if read_value(config, "pad_token_id", place) != labels - 1:
+        raise CheckpointError(f"{place} has the blank {config['pad_token_id']} of {labels} labels; known is the last one")
+    tokeniser = checkpoint.open_tokeniser()
+    if tokeniser.vocabulary_size > labels:
+        raise CheckpointError(f"{place} has a tokeniser of {tokeniser.vocabulary_size} tokens, and a head for {labels} labels")
+    encoder = convert_encoder(conversion, checkpoint)
+    weight, bias = head["ctc_head.weight"][:, :, 0], head["ctc_head.bias"]
+    build_head(weight, bias, encoder_linear(precision)).save(folder / "ctc_head.onnx")
+    (folder / "tokenizer.json").write_text(checkpoint.tokeniser_json, encoding="utf-8")
+    languages = read_languages(checkpoint)
+    return conversion.describe(
+        encoder=encoder,
+        projector=CtcHeadSection(
+            architecture="ctc_head",
+            precision=speech_precision(precision),
+            graph="ctc_head.onnx",
+            tokeniser="tokenizer.json",
+            encoder_width=encoder.width,
+            subsampling=1,
+            vocabulary_size=labels,
+            boundary_instructions=TRANSCRIPTION_INSTRUCTIONS,
+            languages=languages if len(languages) == 1 else (),
+        ),
+        licences={place: read_licence(checkpoint)},
+    )
 
 
 def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> FastConformerSection:

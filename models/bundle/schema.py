@@ -117,17 +117,19 @@ class ProjectorSection(ModelSection):
     One that `drafts` gives a CTC transcript too; one that `reads_padding` gets the states of the silence behind the audio. Only
     our own has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech
     under `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
-    tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings.
+    tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings. One that `writes`, in tokens of its
+    `own`, gives the answers of a bundle that has neither an LLM nor a speech decoder.
     """
 
     drafts: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
     reads_padding: ClassVar[bool] = False
     weights: FileName | None = None
     encoder_width: PositiveInt
     subsampling: PositiveInt
     embedding_size: PositiveInt
     boundary_instructions: tuple[str, ...] | None = None
-    vocabulary: Literal["llm", "speech_decoder"] = "llm"
+    vocabulary: Literal["llm", "speech_decoder", "own"] = "llm"
     table: FileName | None = None
 
     @property
@@ -140,6 +142,10 @@ class ProjectorSection(ModelSection):
         if self.weights is None:
             raise ValueError(f"a projector of the kind {self.architecture} has no trained file")
         return self.weights
+
+    def named_files(self) -> set[str]:
+        """Return the files that the section names."""
+        return {each for each in (self.graph, self.weights, self.table) if each}
 
 
 class FrameProjectorSection(ProjectorSection):
@@ -308,8 +314,9 @@ class BundleDescription(Section):
     """All of `bundle.json` but the list of files, which `write_bundle` makes.
 
     `bridge` is what the LLM gets of the speech: the projector's frames, or the speech decoder's transcript as tokens. Without an
-    LLM the speech decoder writes transcripts, and translations, and other instructions are refused. Without a projector
-    there is no draft. An LLM with `transcripts` transcribes and follows no instruction: its prompt holds a context in the place.
+    LLM the speech decoder writes transcripts, and translations, and other instructions are refused; without both the projector's
+    CTC head writes transcripts. Without a projector there is no draft. An LLM with `transcripts` transcribes and follows no
+    instruction: its prompt holds a context in the place.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -354,8 +361,11 @@ class BundleDescription(Section):
             raise ValueError("llm and prompt go together, and one of them is missing")
         if self.transcripts is not None and self.transcripts.marker >= (self.llm.vocabulary_size if self.llm else 0):
             raise ValueError("transcripts.marker is no token of an llm")
-        if self.llm is None and self.speech_decoder is None:
-            raise ValueError("there is neither an llm nor a speech_decoder")
+        writes = self.projector is not None and self.projector.writes
+        if self.llm is None and self.speech_decoder is None and not writes:
+            raise ValueError("there is neither an llm nor a speech_decoder, nor a projector that writes transcripts")
+        if writes and (self.llm is not None or self.speech_decoder is not None):
+            raise ValueError("projector writes transcripts, beside an llm or a speech_decoder")
         if self.llm is not None and self.bridge == "frames" and self.projector is None:
             raise ValueError("projector is missing, which bridge needs")
         if self.llm is not None and self.bridge == "transcript" and self.speech_decoder is None:
@@ -366,6 +376,8 @@ class BundleDescription(Section):
             raise ValueError("projector.encoder_width differs from encoder.width")
         if self.speech_decoder is None and projector.vocabulary == "speech_decoder":
             raise ValueError("there is no speech_decoder for bridge or projector.vocabulary")
+        if projector.vocabulary == "own" and not projector.writes:
+            raise ValueError("projector.vocabulary is own, which a projector of this architecture does not have")
         if projector.vocabulary == "speech_decoder" and projector.table is None:
             raise ValueError("projector.table is missing, which projector.vocabulary needs")
         if self.llm and self.bridge == "frames" and projector.embedding_size != self.llm.embedding_size:
@@ -413,7 +425,7 @@ class BundleDescription(Section):
         """Return the files that the sections name."""
         named = {self.encoder.graph, self.voice.graph}
         if projector := self.projector:
-            named |= {each for each in (projector.graph, projector.weights, projector.table) if each}
+            named |= projector.named_files()
         if self.llm:
             named |= self.llm.named_files()
         if speech := self.speech_decoder:

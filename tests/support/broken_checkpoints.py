@@ -120,11 +120,11 @@ def write_code_into_template(folder: Path) -> None:
 
 
 def lie_about_the_llm(folder: Path) -> None:
-    """Say that the LLM is twice as wide as it is."""
+    """Say that the LLM is twice as wide as it is, or that a CTC head has twice as many labels."""
     file = own_llm(folder) / "config.json"
     config = json.loads(file.read_text())
     part = config.get("text_config") or config
-    part["hidden_size"] *= 2
+    part["hidden_size" if "hidden_size" in part else "vocab_size"] *= 2
     file.write_text(json.dumps(config))
 
 

@@ -12,7 +12,8 @@ from models.protocols import CtcDraft, Float32, Int64, ProjectorOutput
 from models.runtimes.onnx.session import open_session, tensor_shapes
 
 ADAPTER_OUTPUTS = ["blank_probability", "kept", "top_tokens", "top_probabilities", "residual"]
-DRAFTING_OUTPUTS = ["frames", "blank_probability", "top_tokens", "top_probabilities"]
+HEAD_OUTPUTS = ["blank_probability", "top_tokens", "top_probabilities"]
+DRAFTING_OUTPUTS = ["frames", *HEAD_OUTPUTS]
 
 
 class OnnxFrameProjector:
@@ -63,6 +64,24 @@ class OnnxDraftingProjector(OnnxFrameProjector):
     def _project_one(self, states: Float32) -> ProjectorOutput:
         frames, blank, tokens, probabilities = self._session.run(DRAFTING_OUTPUTS, {"states": states})
         return ProjectorOutput(frames, read_draft(blank, tokens, probabilities))
+
+
+class OnnxCtcHead:
+    """Implements `models.protocols.Projector` where nothing stands behind it: frames without numbers, and the transcript."""
+
+    boundary_before: Float32 = np.empty((0, 0), np.float32)
+    boundary_after: Float32 = np.empty((0, 0), np.float32)
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        self._session = open_session(graph, threads)
+        self.shapes = tensor_shapes(self._session)
+
+    def project(self, states: Sequence[Float32]) -> list[ProjectorOutput]:
+        return [self._project_one(each) for each in states]
+
+    def _project_one(self, states: Float32) -> ProjectorOutput:
+        blank, tokens, probabilities = self._session.run(HEAD_OUTPUTS, {"states": states})
+        return ProjectorOutput(np.empty((len(blank), 0), np.float32), read_draft(blank, tokens, probabilities))
 
 
 def read_draft(blank: Float32, tokens: Int64, probabilities: Float32) -> CtcDraft:

@@ -16,6 +16,7 @@ from models.ctc import collapse
 from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow, ProjectorOutput, SlotState
 from models.text.tokeniser import plain_words
 from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache, PrefixKey, output_bytes
+from server.engine.runner.ctc_answer import write_answer
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import SPEECH_DECODER, Memory, SequenceState, answer_detokeniser, compile_constraint
@@ -132,6 +133,13 @@ class Runner:
     def warm_up(self, sequence: SequenceState) -> None:
         """Run every stage once, in slot 0. Raises `BackendError` if one of them fails."""
         self.encode([sequence])
+        if self.models.decoders:
+            self._warm_up_decoders(sequence)
+        if sequence.error is not None:
+            cause = sequence.error.__cause__ or sequence.error
+            raise BackendError(f"The models could not run the warm-up request: {cause}") from sequence.error
+
+    def _warm_up_decoders(self, sequence: SequenceState) -> None:
         if not sequence.audio_frames and sequence.error is None:
             sequence.finish_reason = None
             self._lay_out_speech(sequence, sequence.require_encoded())
@@ -141,9 +149,6 @@ class Runner:
             sequence.transcribing, sequence.decoders = False, (len(self.models.decoders) - 1,)
             self._begin_answer(sequence, "warm")
             self._run_once(sequence)
-        if sequence.error is not None:
-            cause = sequence.error.__cause__ or sequence.error
-            raise BackendError(f"The models could not run the warm-up request: {cause}") from sequence.error
 
     def _run_once(self, sequence: SequenceState) -> None:
         self.prefill([(sequence, sequence.entry.to_prefill)])
@@ -183,8 +188,11 @@ class Runner:
                 self._lay_out_speech(sequence, sequence.encoded)
 
     def _lay_out_speech(self, sequence: SequenceState, encoded: ProjectorOutput) -> None:
-        """Build the prompt of the first decoder that the sequence passes."""
-        if sequence.transcribing:
+        """Build the prompt of the first decoder that the sequence passes; without decoders the draft is the answer."""
+        if not self.models.decoders:
+            write_answer(sequence, encoded.require_draft(), self.models.tokeniser)
+            self.counters.generated_tokens += len(sequence.tokens)
+        elif sequence.transcribing:
             self._begin_transcript(sequence)
         else:
             self._lay_out(sequence, encoded.embeddings, self._draft(sequence, encoded))

@@ -32,7 +32,7 @@ from server.engine.types.events import (
     Usage,
     Word,
 )
-from server.engine.types.options import Constraint
+from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, PromptTooLong, ServeError
 
@@ -126,7 +126,7 @@ class SequenceState:
     @property
     def drafts_only(self) -> bool:
         """Whether only `encoded` is wanted, and no answer."""
-        return not self.decoders
+        return self.request.sampling.max_tokens == 0
 
     def require_encoded(self) -> ProjectorOutput:
         """Return what was encoded. Raises `BackendError` before that."""
@@ -293,6 +293,8 @@ def new_sequence(
 
 def lay_out_request(models: Models, request: InstructRequest) -> PromptIds:
     """Return the LLM's prompt: with the instruction, or, where it only transcribes, with a context and a language's label."""
+    if not models.decoders:
+        return PromptIds((), ())
     if models.label is None:
         transcribes = models.transcribes(request.instruction)
         return lay_out_prompt(
@@ -323,9 +325,10 @@ def passed_decoders(models: Models, request: InstructRequest, *, is_encoded: boo
     """Return the decoders that a request passes, in order: none if only the encoder's output is wanted.
 
     The speech decoder's transcript is the answer where the instruction asks for that, and no constraint does for anything else.
+    So is the draft, for which none is passed, where there is no decoder at all.
     """
     llm = len(models.decoders) - 1
-    if request.sampling.max_tokens == 0:
+    if request.sampling.max_tokens == 0 or not models.decoders:
         return ()
     if models.speech is None or is_encoded:
         return (llm,)
@@ -355,7 +358,7 @@ def check_request(models: Models, request: InstructRequest) -> None:
         message = "Times of words and subtitles are offered for transcription only: other answers are not what was said."
         raise InvalidRequest(message, param="timestamps")
     if request.language is not None and not models.languages:
-        raise InvalidRequest("This model does not take a language.", param="language")
+        raise InvalidRequest(refuse_language(models), param="language")
     if request.prompt and models.speech is None and models.label is None:
         raise InvalidRequest("This model does not take a prompt.", param="prompt")
     if request.keywords and not models.takes_keywords:
@@ -376,6 +379,14 @@ def check_request(models: Models, request: InstructRequest) -> None:
         raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
 
 
+def refuse_language(models: Models) -> str:
+    """Return what a request that names a language is told by a model that finds out by itself which one is spoken."""
+    refusal = "This model does not take a language: its published prompts name none that is spoken"
+    if models.template.published:
+        return f"{refusal}. A translation is asked for in the instruction, as in 'Translate the speech to French.'"
+    return f"{refusal}."
+
+
 def check_transcriber(models: Models, request: InstructRequest) -> None:
     """Raise `InvalidRequest` for requests that only an LLM can answer which follows instructions."""
     lack = "has no LLM: it transcribes" if models.llm is None else "only transcribes"
@@ -389,6 +400,16 @@ def check_transcriber(models: Models, request: InstructRequest) -> None:
             f"has no LLM, which {constraint.kind} needs" if models.llm is None else f"only transcribes, without {constraint.kind}"
         )
         raise InvalidRequest(f"This model {without}.", param=constraint.kind)
+    if not models.decoders:
+        check_undrawn(request.sampling)
+
+
+def check_undrawn(sampling: SamplingOptions) -> None:
+    """Raise `InvalidRequest` for options that change which tokens a model without a decoder writes: its scores know no order."""
+    for name, neutral in {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}.items():
+        if getattr(sampling, name) != neutral:
+            message = f"This model has no decoder, and draws no tokens: {name} has to be {neutral:g}."
+            raise InvalidRequest(message, param=name)
 
 
 def compile_constraint(models: Models, constraint: Constraint | None) -> TokenConstraint:

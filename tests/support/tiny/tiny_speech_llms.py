@@ -3,6 +3,7 @@
 Each `write_…` writes a checkpoint, and returns a function from audio and the ids around the speech to greedy tokens.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from tests.support.tiny.tiny_checkpoints import (
     write_tokeniser,
 )
 from tests.support.tiny.tiny_llms import llm_config, write_llm
+from tests.support.tiny.tiny_mt5 import write_unigram_tokeniser
 
 Greedy = Callable[[Float32, Sequence[int], Sequence[int], int], list[int]]
 """(audio, ids before the speech, ids after it, how many tokens)."""
@@ -378,6 +380,41 @@ def write_canary_qwen(folder: Path) -> Greedy:
     return greedy
 
 
+def centre_head(model: Any, extractor: Any, blank: int) -> None:
+    """Give a CTC head weights that tell the states of noise apart, and a blank that wins in about half of the frames."""
+    noise = torch.randn(64_000, generator=torch.Generator().manual_seed(0)).numpy()
+    features = extractor(noise, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.inference_mode():
+        states = model.encoder(features).last_hidden_state[0]
+        torch.nn.init.normal_(model.ctc_head.weight)
+        weight = model.ctc_head.weight[:, :, 0].T
+        scores = (states - states.mean(0)) @ weight
+        model.ctc_head.bias.copy_(-states.mean(0) @ weight)
+        model.ctc_head.bias[blank] -= (scores[:, blank] - scores[:, :blank].amax(1)).median()
+
+
+def write_parakeet_ctc(folder: Path) -> Greedy:
+    """Write a `ParakeetForCTC`, with a tokeniser of SentencePiece's kind and a card; its greedy tokens need no prompt."""
+    folder.mkdir(parents=True)
+    tokens = write_unigram_tokeniser(folder / "tokenizer.json")
+    (folder / "README.md").write_text("---\nlanguage:\n- en\nlicense: cc-by-4.0\n---\nA twin.\n")
+    torch.manual_seed(22)
+    encoder = new_fast_conformer(bins=80, scaled=True)
+    config = transformers.ParakeetCTCConfig(vocab_size=tokens + 1, pad_token_id=tokens, encoder_config=encoder.config.to_dict())
+    model: Any = transformers.ParakeetForCTC(config).eval()
+    model.encoder.load_state_dict(encoder.state_dict())
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=80)
+    centre_head(model, extractor, tokens)
+    model.save_pretrained(folder)
+
+    def greedy(samples: Float32, _before: Sequence[int], _after: Sequence[int], count: int) -> list[int]:
+        given = extractor(samples, sampling_rate=16_000, return_tensors="pt")
+        path = model.generate(input_features=given.input_features, attention_mask=given.attention_mask)[0].tolist()
+        return [token for token, _ in itertools.groupby(path) if token != tokens][:count]
+
+    return greedy
+
+
 WRITERS: dict[str, Callable[[Path], Greedy]] = {
     "ultravox": write_ultravox,
     "qwen2-audio": write_qwen2_audio,
@@ -387,4 +424,5 @@ WRITERS: dict[str, Callable[[Path], Greedy]] = {
     "granite-speech": write_granite_speech,
     "granite-speech-head": partial(write_granite_speech, head=True),
     "granite-speech-plus": partial(write_granite_speech, plus=True),
+    "parakeet-ctc": write_parakeet_ctc,
 }
