@@ -45,14 +45,14 @@ class CtcHeadSection(ProjectorSection):
 def build_head(weight: Float32, bias: Float32, linear: Linear = float32_linear) -> GraphBuilder:
     """Return the graph described above, of weight [labels, encoder_width] and bias [labels]."""
     graph, (labels, width) = GraphBuilder("ctc_head"), weight.shape
-    states = graph.input("states", np.float32, ["frames", width])
+    states = graph.input("states", np.float32, ["states", width])
     scores = graph.node("Add", linear(graph, states, "ctc_head.weight", weight), graph.weight("ctc_head.bias", bias))
     sizes = graph.weight("labels.apart", np.array([labels - 1, 1], np.int64))
     tokens, blank = graph.nodes("Split", graph.node("Softmax", scores, axis=-1), sizes, outputs=2, axis=-1)
     count = graph.weight("top_count", np.array([min(TOP_TOKENS, labels - 1)], np.int64))
     probabilities, best = graph.nodes("TopK", tokens, count, outputs=2, axis=-1)
     last = graph.weight("last", np.array([1], np.int64))
-    graph.output(graph.node("Squeeze", blank, last), "blank_probability", np.float32, ["frames"])
-    graph.output(best, "top_tokens", np.int64, ["frames", "top"])
-    graph.output(probabilities, "top_probabilities", np.float32, ["frames", "top"])
+    graph.output(graph.node("Squeeze", blank, last), "blank_probability", np.float32, ["states"])
+    graph.output(best, "top_tokens", np.int64, ["states", "top"])
+    graph.output(probabilities, "top_probabilities", np.float32, ["states", "top"])
     return graph

@@ -4,6 +4,7 @@
     python -m tests.export.checkpoints.family_table --family canary-qwen voxtral --prompts 5
 
 Errors are the largest of all prompts. Each stage gets what ours before it gave; the LLM alone gets the reference's embeddings.
+Of a model without a decoder the CTC head, by its probabilities of the blank, stands in the place of the projector.
 """
 
 import argparse
@@ -92,6 +93,9 @@ def watched() -> Iterator[Stages]:
         if name.endswith("Encoder") and "QFormer" not in name and stages.features is None:
             given = _array(kwargs["input_features"] if "input_features" in kwargs else args[0])[0]
             stages.features = given.T if name in TIME_FIRST else given
+        elif name.endswith("CTCHead") and stages.frames is None:
+            scores = output[0].softmax(-1)[:, -1]
+            stages.states, stages.frames = _array(args[0]), _array(scores)
         elif name.endswith("Projector") and stages.frames is None:
             stages.states, stages.frames = _array(args[0]), _array(output)
         elif name in BODIES and stages.embeddings is None:
@@ -114,11 +118,8 @@ def _array(tensor: Any) -> Float32:
 
 def compare_stages(row: Row, models: Models, stages: Stages, audio: Float32, ids: Any, multiplier: float) -> None:
     """Add the errors of one prompt. References pad, and ours may hear silence behind: what both have is compared."""
-    llm = models.llm
-    if llm is None or stages.states is None or stages.frames is None or stages.features is None:
+    if stages.states is None or stages.frames is None or stages.features is None:
         raise ValueError("the reference has no such stages")
-    if stages.embeddings is None or stages.logits is None:
-        raise ValueError("the reference has no such LLM")
     features = models.features(models.pad_audio(audio))
     count = min(features.shape[1], stages.features.shape[1])
     row.add_error("features", features[:, :count], stages.features[:, :count])
@@ -128,6 +129,13 @@ def compare_stages(row: Row, models: Models, stages: Stages, audio: Float32, ids
     count = min(len(states), len(theirs))
     row.add_error("encoder", states[:count, :wide], theirs[:count])
     (output,) = models.project([states], [len(audio)])
+    if not models.decoders:
+        count = min(len(states), len(stages.frames))
+        row.add_error("projector", output.require_draft().blank_probability[:count], stages.frames[:count])
+        return
+    if models.llm is None or stages.embeddings is None or stages.logits is None:
+        raise ValueError("the reference has no such LLM")
+    llm = models.llm
     theirs = stages.frames.reshape(-1, output.embeddings.shape[1]) * np.float32(multiplier)
     count = min(len(output.embeddings), len(theirs))
     row.add_error("projector", output.embeddings[:count], theirs[:count])
@@ -144,7 +152,7 @@ class Pulled:
 
     bundle: Bundle
     models: Models
-    llama: Llama
+    llama: Llama | None
 
 
 def pull(folder: Path, name: str, precision: str, store: Store) -> Pulled:
@@ -158,7 +166,7 @@ def pull(folder: Path, name: str, precision: str, store: Store) -> Pulled:
     with mock.patch("export.checkpoints.language_model.write_llm", remember):
         options = PullOptions(precision, name=name)
         bundle = pull_model(str(folder), options, Hub(store.root / "downloads"), store, write_voice)
-    return Pulled(bundle, load_models(bundle, slots=2, threads=1), written[0])
+    return Pulled(bundle, load_models(bundle, slots=2, threads=1), written[0] if written else None)
 
 
 def is_undisturbed(models: Models) -> bool:
@@ -176,14 +184,15 @@ def build_plans(pulled: Pulled, scratch: Path) -> str:
     except TensorRTError as error:
         return f"none: {error}"
     scratch.mkdir()
-    llm = llm_part(lambda: pulled.llama, "bf16", 256, LLM_LIMITS)
-    llm.write().save(scratch / "llm.onnx")
     manifest = pulled.bundle.manifest
     graphs: dict[str, tuple[Path, Sequence[Profile]]] = {
         "encoder": (pulled.bundle.path(manifest.encoder.graph), [PROFILES["encoder"]]),
         "projector": (pulled.bundle.path(manifest.require_projector().graph), [PROFILES["projector"]]),
-        "LLM": (scratch / "llm.onnx", llm.profiles),
     }
+    if (llama := pulled.llama) is not None:
+        llm = llm_part(lambda: llama, "bf16", 256, LLM_LIMITS)
+        llm.write().save(scratch / "llm.onnx")
+        graphs["LLM"] = scratch / "llm.onnx", llm.profiles
     built, refused = [], []
     for part, (graph, profiles) in graphs.items():
         try:
@@ -232,7 +241,7 @@ def measure(kind: str, prompts: int, scratch: Path) -> list[str]:
         texts.append(answer.text)
     over_http = sum(map(str.__eq__, texts, answer_over_http(models, requests)))
     undisturbed = is_undisturbed(pull(scratch / "twin", f"{kind}-int8", "int8", store).models)
-    errors = [f"{row.errors[stage]:.1e}" for stage in STAGES]
+    errors = [f"{row.errors[stage]:.1e}" if stage in row.errors else "none" for stage in STAGES]
     tokens = f"{row.equal} of {prompts}, {over_http} over HTTP"
     same = "the same bits" if undisturbed else "**not the same**"
     return [kind, *errors, tokens, str(len(row.answers)), same, build_plans(pulled, scratch / "plans")]
