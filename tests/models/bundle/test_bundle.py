@@ -276,7 +276,7 @@ def test_a_wrong_bundle_of_version_2_is_refused_by_the_names_of_version_3(folder
     ("section", "known"),
     [
         ("encoder", "fast_conformer, granite, qwen3_asr, w2v_bert, whisper"),
-        ("projector", "linear, qformer, qformer_ctc, subsample, subsample_ctc"),
+        ("projector", "ctc_head, linear, qformer, qformer_ctc, subsample, subsample_ctc"),
         ("llm", "llama"),
         ("voice", "silero"),
     ],
