@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from export.store import Store
-from models.assemble import Models
 from models.bundle.io import open_bundle
 from models.bundle.schema import BundleDescription
+from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
 from server.engine.types.options import SamplingOptions
