@@ -23,6 +23,8 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 5.0
 DRAIN_POLL_S = 0.2
 # Ray's least; audio is small, and goes through the store only above 100 KB.
 OBJECT_STORE_BYTES = 100 * 2**20
+# By default Ray has its workers yield to everything else on the machine; engines are what it is there for.
+SYSTEM_CONFIG = {"worker_niceness": 0}
 
 
 def join_cluster(address: str | None, cpus: int | None = None) -> None:
@@ -32,7 +34,13 @@ def join_cluster(address: str | None, cpus: int | None = None) -> None:
     """
     try:
         if address is None:
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, logging_level="warning")
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level="warning",
+                _system_config=SYSTEM_CONFIG,
+            )
         else:
             ray.init(address=address, logging_level="warning")
     except Exception as error:

@@ -50,8 +50,7 @@ class Nodes:
         self.module = cluster
         self._bundle = bundle
         self._resources = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
-        # Ray has its workers yield to everything else, so on a machine that is busy they would take minutes to start.
-        head = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}, **self._resources}
+        head = {"include_dashboard": False, "_system_config": cluster.SYSTEM_CONFIG, **self._resources}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = [self._cluster.head_node]
         self.add()
