@@ -112,7 +112,8 @@ def import_checkpoint(name: str, folder: Path, precision: str) -> Bundle:
     bundle = pull_model(str(folder / name), PullOptions(precision, name=bundled), Hub(folder / "downloads"), store, voice)
     print(
         f"import: {time.process_time() - processor_s:.0f} s of the processor, {time.monotonic() - wall_s:.0f} s of wall time, "
-        f"{peak_gb():.1f} GB of memory at most, bundle of {folder_bytes(bundle.folder) / 1e6:.0f} MB"
+        f"{peak_gb():.1f} GB of memory at most, bundle of {folder_bytes(bundle.folder) / 1e6:.0f} MB",
+        flush=True,
     )
     return bundle
 
@@ -149,7 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = load_models(bundle, slots=1, threads=0)
     models = replace(models, template=replace(models.template, end_tokens=(-1,)))
     new_sequence(models, InstructRequest("0", np.zeros(RATE_HZ, np.float32), "Transcribe."), lambda _event: None)
-    rows = [measure(models, length_s) for length_s in LENGTHS_S]
+    rows = []
+    for length_s in LENGTHS_S:
+        rows.append(measure(models, length_s))
+        print(rows[-1], file=sys.stderr, flush=True)
     print(table(("Audio", "Processor", "Wall", "First token: processor", "Wall"), rows))
     print(f"{peak_gb():.1f} GB of memory at most")
     return 0

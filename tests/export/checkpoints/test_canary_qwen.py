@@ -1,6 +1,7 @@
 """Canary-Qwen besides its tokens: its adapter, the tokeniser of another repository, and what it refuses."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -14,9 +15,10 @@ from export.pull import pull_model
 from export.store import Store
 from models.chain import Models
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request
+from server.engine.runner.sequence import lay_out_request, new_sequence
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config, edit_tensors
 from tests.support.clients.runner_client import run
@@ -52,6 +54,13 @@ def test_what_asks_for_a_transcript_becomes_the_published_instruction(models: Mo
     asked, published = (lay_out_request(models, ask(text)) for text in ("Transcribe.", "Transcribe the following:"))
     assert asked == published
     assert lay_out_request(models, ask("Who speaks?")) != asked
+
+
+def test_english_is_the_one_language_that_it_takes(models: Models) -> None:
+    plain, english = (lay_out_request(models, each) for each in (ask(), replace(ask(), language="en")))
+    assert english == plain
+    with pytest.raises(InvalidRequest, match="does not know the language 'de'"):
+        new_sequence(models, replace(ask(), language="de"), lambda _event: None)
 
 
 def test_the_adapter_changes_the_answer(folder: Path, models: Models, tmp_path: Path, pull: Pull) -> None:

@@ -15,9 +15,10 @@ from models.chain import Models
 from models.ctc import find_runs
 from models.protocols import CtcDraft, EncoderStates, ProjectorOutput
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request
+from server.engine.runner.sequence import lay_out_request, new_sequence
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config
 from tests.support.clients.runner_client import run
@@ -150,6 +151,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "says in its config.json that query is",
     ),
 }
+
+
+def test_a_language_is_refused_with_the_way_to_a_translation(models: Models) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"name none that is spoken. A translation is asked for in the instruction"
+    ) as raised:
+        new_sequence(models, ask("Transcribe.", language="fr"), lambda _event: None)
+    assert raised.value.param == "language"
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
