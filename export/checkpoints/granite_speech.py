@@ -25,6 +25,7 @@ from models.text.tokeniser import Tokeniser, plain_words
 PUBLISHED_INSTRUCTION = "can you transcribe the speech into a written format?"
 TRANSLATED_INTO = ("English", "French", "German", "Spanish", "Portuguese", "Japanese", "Italian", "Mandarin")
 """Languages that the cards name for translations from English or into it."""
+OTHER_NAMES = {"Chinese": "Mandarin"}
 BEFORE_KEYWORDS = " Keywords: "
 HEAD_FILE, ADAPTER_FILE = "out_llm.safetensors", "adapter_model.safetensors"
 STATES_PER_S = 50.0
@@ -145,8 +146,8 @@ def _prompt(llm: LanguageModel) -> Any:
     tokeniser = Tokeniser.from_json(llm.tokeniser_json)
     prompt = lay_out(llm.template, llm.ends, tokeniser, f"{SPEECH}{INSTRUCTION}")
     translations = {
-        plain_words(asked.replace("English", language)): tuple(tokeniser.encode(f"translate the speech to {language}"))
-        for language in TRANSLATED_INTO
+        plain_words(asked.replace("English", name)): tuple(tokeniser.encode(f"translate the speech to {language}"))
+        for name, language in {**dict(zip(TRANSLATED_INTO, TRANSLATED_INTO, strict=True)), **OTHER_NAMES}.items()
         for asked in TRANSLATION_INSTRUCTIONS
     }
     own = {"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION)), "before_keywords": BEFORE_KEYWORDS}

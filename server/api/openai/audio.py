@@ -24,7 +24,6 @@ from server.audio.raw import parse_raw_type
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest
 
-TRANSLATION_INSTRUCTION = "Translate the speech into English."
 # Our fields, and OpenAI's that ask for the same.
 PARAMS = {
     "audio": "file",
@@ -95,7 +94,7 @@ def _call(
     engine_request = InstructRequest(
         id=id,
         audio=np.empty(0, np.float32),
-        instruction=TRANSLATION_INSTRUCTION if is_translation else DEFAULT_INSTRUCTION,
+        instruction=options.instruction if isinstance(options, TranslationOptions) else DEFAULT_INSTRUCTION,
         sampling=options.sampling(limit),
         client=client_of(request),
         word_times=options.word_times,
@@ -111,6 +110,7 @@ def _call(
         granularities=options.timestamp_granularities if isinstance(options, TranscriptionOptions) else (),
         logprobs=isinstance(options, TranscriptionOptions) and bool(options.include),
         language=spoken.language,
+        into=options.into if isinstance(options, TranslationOptions) else None,
         temperature=options.temperature,
         warnings=warnings,
     )
@@ -130,7 +130,7 @@ def _call(
         voice=voice or VoiceOptions(),
         # A translation of long audio is that of each utterance, by the speech decoder.
         scope="utterance",
-        params=PARAMS,
+        params=PARAMS | ({"instruction": "to_language"} if "to_language" in options.model_fields_set else {}),
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
-from server.api.openai.languages import language_code
+from server.api.openai.languages import NAMES, language_code, language_name
 from server.api.options import ClientMessage, SpokenLanguages
 from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
@@ -188,13 +188,25 @@ class TranscriptionOptions(SpeechOptions):
 class TranslationOptions(SpeechOptions):
     """The fields of `/v1/audio/translations`. `language` is the one that is spoken."""
 
-    to_language: ShortText | SkipJsonSchema[None] = Field(None, description="The language of the text: English only.")
+    to_language: ShortText | SkipJsonSchema[None] = Field(
+        None, description="The language of the text, by default English: a code or an English name. Others need an LLM."
+    )
 
     @model_validator(mode="after")
     def _check_translation(self) -> Self:
-        if self.to_language is not None and language_code(self.to_language) != "en":
-            raise UnsupportedOption("The model translates into English only.", param="to_language")
+        if self.into not in NAMES:
+            raise UnsupportedOption("to_language is no language that is known here.", param="to_language")
         return self
+
+    @property
+    def into(self) -> str:
+        """The code of the language of the text."""
+        return "en" if self.to_language is None else language_code(self.to_language)
+
+    @property
+    def instruction(self) -> str:
+        """The instruction for a translation into that language."""
+        return f"Translate the speech into {language_name(self.into).title()}."
 
     @property
     def word_times(self) -> WordTimes:

@@ -43,7 +43,10 @@ Granularity = Literal["word", "segment"]
 
 @dataclass(frozen=True)
 class TranscriptWriter:
-    """`ReplyWriter` of transcripts. `language` is the one that was asked for, and `granularities` are of `verbose_json`."""
+    """`ReplyWriter` of transcripts. `language` is the one that was asked for, `into` that of a translation.
+
+    `granularities` are of `verbose_json`.
+    """
 
     request_id: str
     task: Task
@@ -51,6 +54,7 @@ class TranscriptWriter:
     granularities: Sequence[Granularity] = ()
     logprobs: bool = False
     language: str | None = None
+    into: str | None = None
     temperature: float = 0.0
     warnings: tuple[str, ...] = ()
 
@@ -98,7 +102,7 @@ class TranscriptWriter:
 
     def _verbose_fields(self, answer: Answer) -> dict[str, Any]:
         done = answer.done
-        spoken = "english" if self.task == "translate" else language_name(done.language or self.language)
+        spoken = language_name(self.into or done.language or self.language)
         fields: dict[str, Any] = {"task": self.task, "language": spoken, "duration": round(answer.audio_s, 3), "text": done.text}
         if "word" in self.granularities:
             fields["words"] = [_word_time(word) for word in done.words or ()]

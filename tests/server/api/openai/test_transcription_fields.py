@@ -130,8 +130,24 @@ def test_an_option_that_cannot_be_honoured_is_named(
     assert engine.submitted == []
 
 
-def test_a_translation_is_into_english(server: LiveServer) -> None:
-    response = server.client.post("/v1/audio/translations", files=FILE, data={"to_language": "de"})
+@pytest.mark.parametrize(
+    ("fields", "asked", "named"),
+    [
+        ({}, "English", "english"),
+        ({"to_language": "de-AT"}, "German", "german"),
+        ({"to_language": "Chinese"}, "Chinese", "chinese"),
+    ],
+)
+def test_a_translation_is_into_the_language_that_is_named(
+    server: LiveServer, engine: FakeEngine, fields: dict[str, str], asked: str, named: str
+) -> None:
+    response = server.client.post("/v1/audio/translations", files=FILE, data={**fields, "response_format": "verbose_json"})
+    assert response.json()["language"] == named
+    assert engine.submitted[-1].instruction == f"Translate the speech into {asked}."
+
+
+def test_a_translation_into_no_known_language_is_refused(server: LiveServer) -> None:
+    response = server.client.post("/v1/audio/translations", files=FILE, data={"to_language": "tlh"})
     assert (error_code(response), response.json()["error"]["param"]) == ("unsupported_option", "to_language")
 
 
