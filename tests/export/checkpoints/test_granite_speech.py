@@ -124,6 +124,7 @@ def test_whatever_asks_for_a_transcript_becomes_its_own_instruction(models: Mode
     [
         ("Translate the speech into English.", "translate the speech to English"),
         ("translate this to French", "translate the speech to French"),
+        ("Translate the speech into Chinese.", "translate the speech to Mandarin"),
         ("Translate the speech into Klingon.", "Translate the speech into Klingon."),
     ],
 )

@@ -125,6 +125,13 @@ def test_what_it_cannot_do_is_refused(server: LiveServer, fields: dict[str, str]
     assert expected in error["message"]
 
 
+def test_a_translation_is_refused_by_the_field_that_asked_for_it(server: LiveServer) -> None:
+    sent = {"model": "whisper-1", "to_language": "fr"}
+    reply = server.client.post("/v1/audio/translations", files={"file": ("a.wav", CLIP)}, data=sent)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "to_language"
+
+
 def test_an_answer_ends_at_its_longest_and_at_a_stop_string(models: Models, text: str) -> None:
     runner = Runner(models)
     _, answer = run(runner, InstructRequest("1", AUDIO, ASKED, SamplingOptions(max_tokens=3)))
