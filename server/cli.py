@@ -30,7 +30,7 @@ from server.settings import GPU_SETTINGS, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from export.recipe import Recipe
-    from server.registry.model import ModelSource
+    from server.registry.registry import ModelSource
 
 SETTING_FLAGS = (
     "host",
@@ -236,7 +236,7 @@ def find_model(name: str, settings: Settings) -> "ModelSource":
 
 
 def _source(name: str | None, folder: Path, settings: Settings) -> "ModelSource":
-    from server.registry.model import ModelSource
+    from server.registry.registry import ModelSource
 
     def build() -> Engine:
         check_room([folder], settings)

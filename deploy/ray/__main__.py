@@ -22,8 +22,7 @@ from models.bundle.io import BundleError, open_bundle
 from server.api.lifecycle import ListenError, base_url, listen, serve
 from server.cli import CommandError, get_bundle
 from server.logs import configure_logging
-from server.registry.model import ModelSource
-from server.registry.registry import no_catalogue
+from server.registry.registry import ModelSource, no_catalogue
 from server.settings import Settings, SettingsError, load_settings
 
 FLAGS = (

@@ -13,15 +13,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match
 
-from server.api.access.guard import AccessGuard
 from server.api.access.keys import load_keys
 from server.api.access.limits import KeyUsage
-from server.api.access.metering import MeteredEngine
-from server.api.access.proxies import ProxyHeaders, TrustedProxies
+from server.api.access.proxies import TrustedProxies
 from server.api.context import ServerContext, build_decode_pool
 from server.api.deepgram.listen import listen_router
 from server.api.error_replies import error_response
-from server.api.middleware import RequestContext, request_id_of
+from server.api.middleware import AccessGuard, RequestContext, request_id_of
 from server.api.native.models import model_admin_router
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
@@ -34,8 +32,7 @@ from server.constraints.sandbox import GrammarSandbox
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
 from server.observability.traces import NoTracing, Tracing, open_tracing
-from server.registry.model import RETRY_AFTER_S, ModelSource, ModelState, beside_loop
-from server.registry.registry import Catalogue, ModelRegistry, no_catalogue
+from server.registry.registry import RETRY_AFTER_S, Catalogue, ModelRegistry, ModelSource, ModelState, beside_loop, no_catalogue
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -56,12 +53,10 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     The first of the `sources` is the default, and the `catalogue` has further models, which operators may load. The app's
     `ServerContext` is at `app.state.context`. Raises `ValueError` if the models cannot be served together, or traces not be made.
     """
-    usage = KeyUsage()
     models = ModelRegistry(
         sources,
         aliases=settings.model_alias_names,
         catalogue=catalogue,
-        wrap=lambda engine: MeteredEngine(engine, usage),
         waiting_limit=settings.slots + settings.queue_limit,
         drain_timeout_s=settings.drain_timeout_s,
         idle_timeout_s=settings.model_idle_timeout_s,
@@ -71,7 +66,7 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     metrics = Metrics(models.stats, lambda: decode_pool.restarts)
     for model in models.models:
         metrics.add_model(model.name)
-    context = ServerContext(models, settings, decode_pool, GrammarSandbox(), metrics, load_keys(settings), usage)
+    context = ServerContext(models, settings, decode_pool, GrammarSandbox(), metrics, load_keys(settings), KeyUsage())
     app = FastAPI(
         title="Thinbridge",
         summary="Audio and an instruction in, text out.",
@@ -83,9 +78,9 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     )
     app.state.context = context
     # The last that is added is the outermost.
-    app.add_middleware(AccessGuard, context=context)
-    app.add_middleware(RequestContext, metrics=context.metrics, tracing=tracing)
-    app.add_middleware(ProxyHeaders, proxies=TrustedProxies(settings.trusted_networks))
+    app.add_middleware(AccessGuard, settings=settings, keys=context.keys, usage=context.usage, models=models)
+    proxies = TrustedProxies(settings.trusted_networks)
+    app.add_middleware(RequestContext, proxies=proxies, metrics=metrics, tracing=tracing)
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -152,7 +147,7 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
         responses={404: {"model": ErrorReply}, 503: {"model": ErrorReply}},
     )
     async def ready(model: str | None = None) -> dict[str, str | dict[str, ModelState]]:
-        context.require_ready()
+        context.models.require_ready()
         if model is not None:
             context.models.find(model).require_ready()
         elif context.models.is_starting:

@@ -1,53 +1,21 @@
-"""The parts of one server that all its handlers share, and the places at its door."""
+"""The parts of one server that all its handlers share."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.api.access.keys import KeyRing
 from server.api.access.limits import KeyUsage
-from server.api.access.shares import Shares
+from server.api.access.shares import Door
+from server.api.body import BodyLimits
 from server.audio.sandbox import DecoderPool
 from server.audio.types import AudioLimits
 from server.constraints.sandbox import GrammarSandbox
-from server.errors import NotReady, Overloaded
 from server.observability.metrics import Metrics
-from server.registry.model import RETRY_AFTER_S
 from server.registry.registry import ModelRegistry
 from server.settings import Settings
 
 # Requests whose body has come and that may be in the audio decoder, beyond the number that the engine takes.
 PLACES_BEYOND_ENGINE = 16
-
-
-class Door:
-    """Places for requests that the engine does not know yet, shared between clients.
-
-    They are shared as `Shares` are.
-    """
-
-    def __init__(self, places: int) -> None:
-        self._shares = Shares(places)
-
-    def check(self, client: str, retry_after_s: int) -> None:
-        """Raise `Overloaded` if there is no place now: for a client that need not send its body then."""
-        if not self._shares.has_room(client):
-            raise _busy(retry_after_s)
-
-    @contextlib.contextmanager
-    def place(self, client: str, retry_after_s: int) -> Iterator[None]:
-        """Hold a place for `client`. Raises `Overloaded`."""
-        if not self._shares.take(client):
-            raise _busy(retry_after_s)
-        try:
-            yield
-        finally:
-            self._shares.give_back(client)
-
-
-def _busy(retry_after_s: int) -> Overloaded:
-    return Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)
 
 
 def build_decode_pool(sample_rate_hz: int, settings: Settings) -> DecoderPool:
@@ -90,20 +58,14 @@ class ServerContext:
     metrics: Metrics
     keys: KeyRing
     usage: KeyUsage
-    stopping: bool = False
-    """Whether the server takes no new work any more."""
     listeners: list[Listener] = field(default_factory=list)
     """The servers of clients on other ports."""
+    bodies: BodyLimits = field(init=False)
     uploads: Door = field(init=False)
     new_sockets: Door = field(init=False)
 
     def __post_init__(self) -> None:
+        self.bodies = BodyLimits(self.settings.max_body_bytes, self.settings.body_timeout_s)
         engines = len(self.settings.gpu_numbers) * len(self.models.models)
         self.uploads = Door(engines * (self.settings.slots + self.settings.queue_limit) + PLACES_BEYOND_ENGINE)
         self.new_sockets = Door(engines * self.settings.live_sessions + PLACES_BEYOND_ENGINE)
-
-    def require_ready(self) -> int:
-        """Return the `Retry-After` of refusals, in seconds. Raises `NotReady` if no model takes requests."""
-        if self.stopping:
-            raise NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
-        return self.models.require_ready()

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -32,7 +33,7 @@ from server.jobs.job import Job, build_job, find_channels
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
 from server.observability.traces import RequestSpan
-from server.registry.model import ServedModel
+from server.registry.registry import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ async def answer_request(
     """
     started_s = time.perf_counter()
     with contextlib.ExitStack() as held:
-        retry_after_s = context.require_ready()
+        retry_after_s = context.models.require_ready()
         held.enter_context(context.metrics.in_flight.track_inprogress())
         context.uploads.check(client_of(request), retry_after_s)
         try:
@@ -261,6 +262,7 @@ async def _build_job(
             voice=call.voice,
             scope=call.scope,
             on_progress=limit.extend,
+            count_audio=partial(context.usage.add_audio, engine_request.client),
             raw=call.raw,
             channel=channel,
         )

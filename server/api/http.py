@@ -19,11 +19,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from server.api.access.messages import MessageMemory, UnfinishedMessage
 from server.api.access.proxies import TrustedProxies, client_name
 from server.api.access.shares import Shares
 from server.api.error_replies import openai_body
-from server.api.websocket import WebSocketConnection, hung_up
+from server.api.websocket import MessageMemory, UnfinishedMessage, WebSocketConnection, hung_up
 from server.errors import HeadTimedOut, HeadTooLarge, InvalidRequest, Overloaded, ServeError, UpgradeRequired
 
 # Bytes that are parsed at a time, so that many small chunks or requests hold up no other connection.

@@ -22,7 +22,6 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import Config
 
-from server.api.access.messages import MessageMemory
 from server.api.access.proxies import TrustedProxies
 from server.api.access.shares import Shares
 from server.api.app import create_app
@@ -30,9 +29,8 @@ from server.api.context import ServerContext
 from server.api.http import ConnectionLimits
 from server.api.native.messages import MAX_FRAME_BYTES
 from server.api.options import DEFAULT_INSTRUCTION
-from server.api.websocket import WebSocketConnection
-from server.registry.model import ModelSource
-from server.registry.registry import Catalogue
+from server.api.websocket import MessageMemory, WebSocketConnection
+from server.registry.registry import Catalogue, ModelSource
 from server.settings import Settings
 
 # Time for the last replies and closing frames, once the engine has given up what was left.
@@ -245,7 +243,7 @@ class DrainingServer(uvicorn.Server):
         self._context = context
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._context.stopping = True
+        self._context.models.stopping = True
         for connection in list(self.server_state.connections):
             if isinstance(connection, WebSocketConnection):
                 connection.shutdown()

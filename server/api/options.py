@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from server.api.body import FILE_FIELD, PLAIN_NAME
 from server.api.formats import SUBTITLES, ReplyFormat
-from server.api.multipart import FILE_FIELD, PLAIN_NAME
 from server.engine.types.options import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions, WordTimes
 from server.errors import InvalidInstruction, InvalidRequest, UnknownField
 from server.settings import Settings

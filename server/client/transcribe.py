@@ -31,7 +31,9 @@ async def instruct_file(
     """Return the reply to the bytes of an audio file, and its text in segments. Raises `ServeError`."""
     started_s = time.perf_counter()
     request = InstructRequest(uuid.uuid4().hex, np.empty(0, np.float32), instruction, sampling, word_times=word_times)
-    job = await build_job(engine, decode_pool, file, request, cut_at_pauses=False, on_progress=lambda: None)
+    job = await build_job(
+        engine, decode_pool, file, request, cut_at_pauses=False, on_progress=lambda: None, count_audio=lambda _s: None
+    )
     with contextlib.closing(job):
         result = ResultFuture()
         job.start(result.put)

@@ -16,7 +16,7 @@ from server.engine.types.events import Basis, Event, Segment
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
-from server.jobs.long_audio import BLOCK_S, VOICE, LongAudioJob
+from server.jobs.long_audio import BLOCK_S, VOICE, CountAudio, LongAudioJob
 
 
 class Job(Protocol):
@@ -68,6 +68,7 @@ class ShortAudioJob:
     engine: Engine
     request: InstructRequest
     audio_decode_s: float
+    count_audio: CountAudio
     warnings: tuple[str, ...] = ()
     basis: None = None
     sections: None = None
@@ -83,6 +84,7 @@ class ShortAudioJob:
 
     def start(self, on_event: Callable[[Event], None]) -> None:
         self.engine.submit(self.request, on_event)
+        self.count_audio(self.audio_s)
 
     def abort(self) -> None:
         self.engine.abort(self.request.id)
@@ -99,6 +101,7 @@ async def build_job(
     *,
     cut_at_pauses: bool,
     on_progress: Callable[[], None],
+    count_audio: CountAudio,
     voice: VoiceOptions = VOICE,
     raw: RawFormat | None = None,
     scope: Scope | None = None,
@@ -109,8 +112,9 @@ async def build_job(
 
     `request.audio` is ignored, and `request.deadline_s` counts from this call. Short audio is decoded to its end, longer audio
     only until it is known to be long; with `cut_at_pauses` all audio counts as long. Long audio is cut by `voice` and answered by
-    `scope`, without one as its instruction needs, and its job calls `on_progress` whenever it gets on. Raises the errors of
-    `AudioStream`, and `InvalidRequest` for a request that long audio cannot have.
+    `scope`, without one as its instruction needs, and its job calls `on_progress` whenever it gets on. A job calls `count_audio`
+    with the seconds of audio that the engine took. Raises the errors of `AudioStream`, and `InvalidRequest` for a request that
+    long audio cannot have.
     """
     started_s = time.perf_counter()
     audio = await AudioStream.open(decode_pool, file, request.client, raw, channel)
@@ -123,8 +127,8 @@ async def build_job(
         request = dataclasses.replace(request, audio=head, deadline_s=deadline_s)
         if audio.ended and not cut_at_pauses:
             audio.close()
-            return ShortAudioJob(engine, request, decode_s, audio.warnings)
-        return LongAudioJob(engine, request, audio, decode_s, on_progress, voice, scope)
+            return ShortAudioJob(engine, request, decode_s, count_audio, audio.warnings)
+        return LongAudioJob(engine, request, audio, decode_s, on_progress, count_audio, voice, scope)
     except BaseException:
         audio.close()
         raise

@@ -40,6 +40,8 @@ BLOCK_S = 1.0
 AHEAD_S = 10.0
 VOICE = VoiceOptions()
 
+CountAudio = Callable[[float], None]
+
 Sums = TypeVar("Sums", Usage, StageTimes, Speculation)
 
 
@@ -48,8 +50,8 @@ class LongAudioJob:
     listens.
 
     The first event comes, perhaps without text, as soon as the engine has begun. `on_progress` is called at every sign of
-    progress. Belongs to the event loop on which it was made. The constructor raises `InvalidRequest` for word times of an
-    instruction that is no transcription.
+    progress, and `count_audio` with the seconds of audio that the engine was given. Belongs to the event loop on which it was
+    made. The constructor raises `InvalidRequest` for word times of an instruction that is no transcription.
     """
 
     # Set by `start`.
@@ -63,6 +65,7 @@ class LongAudioJob:
         rest: AudioStream,
         audio_decode_s: float,
         on_progress: Callable[[], None],
+        count_audio: CountAudio,
         voice: VoiceOptions = VOICE,
         scope: Scope | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class LongAudioJob:
         self._head = request.audio
         self._rest = rest
         self._on_progress = on_progress
+        self._count_audio = count_audio
         self._aggregator = LongAudioAggregator(self._request)
         self._pushed_s = 0.0
         self._listened = asyncio.Event()
@@ -156,8 +160,10 @@ class LongAudioJob:
                 while self._pushed_s + BLOCK_S - self._aggregator.listened_s > AHEAD_S:
                     self._listened.clear()
                     await self._listened.wait()
-                self._pushed_s += len(block) / self._engine.sample_rate_hz
+                block_s = len(block) / self._engine.sample_rate_hz
+                self._pushed_s += block_s
                 self._engine.push(self.id, Audio(block))
+                self._count_audio(block_s)
             self._all_pushed = True
             self._engine.push(self.id, EndOfAudio())
         except ServeError as error:

@@ -3,34 +3,170 @@
 import asyncio
 import contextlib
 import logging
+import math
 import re
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from models.bundle.io import BundleError
 from models.protocols import BackendError
 from server.engine.ipc.client import StartError
 from server.engine.types.protocol import Engine
-from server.engine.types.stats import EngineStats
-from server.errors import ModelLoadFailed, ModelNotFound, NotReady, Overloaded
-from server.registry.model import RETRY_AFTER_S, ModelSource, ServedModel, beside_loop
+from server.engine.types.stats import EngineCounters, EngineStats
+from server.errors import ModelLoadFailed, ModelNotFound, ModelNotLoaded, NotReady, Overloaded
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-Catalogue = Callable[[str], ModelSource]
-"""Returns a model of this machine by its name, verified. Raises `LookupError` if there is none, and `BackendError`."""
+ModelState = Literal["loading", "ready", "idle", "waking", "unloading", "unloaded", "failed"]
+"""`idle` models were unloaded because they had no work, and are loaded again (`waking`) by the next request. `unloaded` ones
+were unloaded by an operator, and wait for an operator."""
 
+RETRY_AFTER_S = 1
 SHOWN_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
 # How often idle models are looked for, as a share of the time after which a model is idle, and at most.
 IDLE_CHECK_SHARE, LONGEST_IDLE_CHECK_S = 0.1, 5.0
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to serve: its engine, yet to be started, and `build`, which makes another one after the model was unloaded.
+
+    `alias` is the name by which the operator asked for the model. `build` may take seconds, and raises `BackendError`.
+    """
+
+    engine: Engine
+    build: Callable[[], Engine]
+    alias: str | None = None
+
+
+Catalogue = Callable[[str], ModelSource]
+"""Returns a model of this machine by its name, verified. Raises `LookupError` if there is none, and `BackendError`."""
+
+
 def no_catalogue(_name: str) -> ModelSource:
     """`Catalogue` of a machine without further models."""
     raise LookupError
+
+
+class ServedModel:
+    """A model under its own `name`, its engine while that is loaded, and the work that uses it.
+
+    `state` is set by the registry, which holds `lock` while it loads or unloads the model. Belongs to the event loop.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self.name = source.engine.model_name
+        self.sample_rate_hz = source.engine.sample_rate_hz
+        self.max_audio_s = source.engine.max_audio_s
+        self.created_s = int(time.time())
+        self.state: ModelState = "loading"
+        self.lock = asyncio.Lock()
+        # How many requests wait until the model is awake.
+        self.waiting = 0
+        self.used_at_s = time.monotonic()
+        self._build = source.build
+        self._engine: Engine | None = source.engine
+        self._past = EngineCounters()
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._sessions: set[Callable[[], None]] = set()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request or a live session has this model at work."""
+        return self._users > 0
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[Engine]:
+        """Yield the engine, which is not stopped before the block ends, but for the timeout of an unloading.
+
+        Raises `NotReady`. Nothing may be awaited between `ModelRegistry.awaken` and this. An engine that is being started refuses
+        by itself.
+        """
+        if self.state not in ("ready", "loading") or self._engine is None:
+            raise self.refusal()
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self._engine
+        finally:
+            self._users -= 1
+            self.used_at_s = time.monotonic()
+            if not self._users:
+                self._unused.set()
+
+    def attach(self, stop: Callable[[], None]) -> None:
+        """Have `stop` called when an operator unloads the model."""
+        self._sessions.add(stop)
+
+    def detach(self, stop: Callable[[], None]) -> None:
+        self._sessions.discard(stop)
+
+    def require_ready(self) -> int:
+        """Return the `Retry-After` of refusals, in seconds, by the engine's predicted wait. Raises `NotReady`."""
+        if self.state in ("idle", "waking"):
+            return RETRY_AFTER_S
+        if self.state not in ("ready", "loading"):
+            raise self.refusal()
+        stats = self.stats()
+        if not stats.ready:
+            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+        return max(RETRY_AFTER_S, math.ceil(stats.predicted_wait_s))
+
+    def refusal(self) -> NotReady:
+        """Return the error for a request while the model is not loaded."""
+        match self.state:
+            case "failed":
+                return NotReady("The engine could not be started; the server's log says why.")
+            case "unloading" | "unloaded":
+                return ModelNotLoaded(f"The model `{self.name}` is not loaded.", param="model")
+        return NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot. Its counters go on when the model is loaded again."""
+        if self._engine is None:
+            takes_requests = self.state in ("idle", "waking")
+            return EngineStats(takes_requests, waiting=0, running=0, slots=0, queue_limit=0, counters=self._past)
+        stats = self._engine.stats()
+        return replace(stats, counters=self._past + stats.counters)
+
+    async def start(self) -> None:
+        """Load the model, and return when its engine is ready. Raises what `build` and `Engine.start` raise."""
+        if self._engine is None:
+            self._engine = await beside_loop(self._build)
+        engine = self._engine
+        try:
+            await beside_loop(engine.start)
+        except Exception:
+            self._engine = None
+            raise
+        self.used_at_s = time.monotonic()
+
+    async def end_work(self, timeout_s: float) -> None:
+        """Have live sessions end, and return once nothing uses the model, or after the timeout."""
+        for stop in tuple(self._sessions):
+            stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._unused.wait()
+
+    async def stop(self) -> None:
+        """Stop the engine and free its memory; what runs fails."""
+        await self.drain(0)
+        if self._engine is not None:
+            self._past += self._engine.stats().counters
+            self._engine = None
+
+    async def drain(self, timeout_s: float) -> None:
+        """Have the engine refuse new work, finish what runs, or fail it at the timeout, and stop."""
+        if (engine := self._engine) is not None:
+            await beside_loop(lambda: engine.drain(timeout_s))
 
 
 class ModelRegistry:
@@ -45,7 +181,6 @@ class ModelRegistry:
         *,
         aliases: Iterable[str] = (),
         catalogue: Catalogue = no_catalogue,
-        wrap: Callable[[Engine], Engine] = lambda engine: engine,
         waiting_limit: int = 16,
         drain_timeout_s: float = 30.0,
         idle_timeout_s: float | None = None,
@@ -54,8 +189,9 @@ class ModelRegistry:
 
         Raises `ValueError` if two models have one name, or take audio at different rates.
         """
+        self.stopping = False
+        """Whether the server takes no new work any more."""
         self._catalogue = catalogue
-        self._wrap = wrap
         self._waiting_limit = waiting_limit
         self._drain_timeout_s = drain_timeout_s
         self._idle_timeout_s = idle_timeout_s
@@ -107,6 +243,8 @@ class ModelRegistry:
 
     def require_ready(self) -> int:
         """Return the `Retry-After` of refusals, in seconds. Raises the default's `NotReady` if no model takes requests."""
+        if self.stopping:
+            raise NotReady("The server is stopping.", retry_after_s=RETRY_AFTER_S)
         refusal: NotReady | None = None
         for model in self._models.values():
             try:
@@ -159,7 +297,7 @@ class ModelRegistry:
         await self.drain(timeout_s)
 
     def _add(self, source: ModelSource) -> ServedModel:
-        model = ServedModel(source, self._wrap)
+        model = ServedModel(source)
         rates_hz = {each.sample_rate_hz for each in (*self._models.values(), model)}
         if len(rates_hz) > 1:
             raise ValueError(f"The model {model.name!r} takes audio at {model.sample_rate_hz} Hz, unlike the others.")
@@ -271,3 +409,30 @@ def _load_failed(name: str, error: Exception) -> ModelLoadFailed:
         return ModelLoadFailed(f"The model `{name}` could not be loaded; the server's log says why.", param="model")
     logger.error("The model %s could not be loaded: %s.", name, reason)
     return ModelLoadFailed(f"The model `{name}` could not be loaded: {reason}.", param="model")
+
+
+async def beside_loop(function: Callable[[], Result]) -> Result:
+    """Return `function()`, run on a daemon thread: a server that is stopped while models load does not wait for them."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+        # The loop may be closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="model-load", daemon=True).start()
+    return await future

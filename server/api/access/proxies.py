@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Of an IPv6 address, these bits are one customer's.
@@ -35,25 +35,15 @@ class TrustedProxies:
                 return address
         return None
 
-
-class ProxyHeaders:
-    """ASGI layer that takes a request's client, scheme and host from the headers of a trusted proxy, and of no other peer."""
-
-    def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
-        self._app = app
-        self._proxies = proxies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def see_through(self, scope: Scope) -> Scope:
+        """Return a scope with the client, scheme and host by the headers of a trusted proxy; of any other peer as it is."""
         client = scope.get("client")
-        if scope["type"] in ("http", "websocket") and client is not None and client[0] in self._proxies:
-            scope = self._seen_through(scope)
-        await self._app(scope, receive, send)
-
-    def _seen_through(self, scope: Scope) -> Scope:
+        if client is None or client[0] not in self:
+            return scope
         headers = Headers(scope=scope)
         seen = {**scope, "headers": list(scope["headers"])}
         chain = ",".join(headers.getlist("x-forwarded-for")).split(",")
-        if address := self._proxies.client_of(chain):
+        if address := self.client_of(chain):
             seen["client"] = (address, 0)
         scheme = headers.get("x-forwarded-proto", "").strip().lower()
         if scheme in ("http", "https"):

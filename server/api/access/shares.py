@@ -1,6 +1,13 @@
 """One number of places or bytes, shared between clients without any limit that has to be chosen per client."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
+
+from server.errors import Overloaded
+
+# A body, or a message of a WebSocket, gets on if so much of it comes within its timeout, however slow the link is.
+LEAST_PROGRESS_BYTES = 4096
 
 
 class Shares:
@@ -32,3 +39,29 @@ class Shares:
         self._held[client] -= count
         if not self._held[client]:
             del self._held[client]
+
+
+class Door:
+    """Places, shared as `Shares` are, for requests that the engine does not know yet."""
+
+    def __init__(self, places: int) -> None:
+        self._shares = Shares(places)
+
+    def check(self, client: str, retry_after_s: int) -> None:
+        """Raise `Overloaded` if there is no place now: for a client that need not send its body then."""
+        if not self._shares.has_room(client):
+            raise _busy(retry_after_s)
+
+    @contextlib.contextmanager
+    def place(self, client: str, retry_after_s: int) -> Iterator[None]:
+        """Hold a place for `client`. Raises `Overloaded`."""
+        if not self._shares.take(client):
+            raise _busy(retry_after_s)
+        try:
+            yield
+        finally:
+            self._shares.give_back(client)
+
+
+def _busy(retry_after_s: int) -> Overloaded:
+    return Overloaded("The server is busy; try again soon.", retry_after_s=retry_after_s)

@@ -26,7 +26,7 @@ from server.engine.types.events import TokenLogprob
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest, ModelNotFound, ServeError
-from server.registry.model import ServedModel
+from server.registry.registry import ServedModel
 
 # Browsers offer it beside their key.
 SUBPROTOCOL = "token"
@@ -85,7 +85,7 @@ async def _transcribe(request: Request, context: ServerContext) -> Response:
             channels_writer=writer if options.multichannel else None,
         )
 
-    return await answer_request(request, context, partial(read_whole_body, request, context.settings.max_body_bytes), understand)
+    return await answer_request(request, context, partial(read_whole_body, request, context.bodies), understand)
 
 
 def _model(context: ServerContext, options: ListenOptions) -> ServedModel:

@@ -10,7 +10,7 @@ from server.api.context import ServerContext
 from server.api.live.session import Dialect, SocketSession
 from server.api.middleware import client_of
 from server.api.websocket import Connection
-from server.registry.model import ServedModel
+from server.registry.registry import ServedModel
 
 
 async def serve_socket(
@@ -28,7 +28,7 @@ async def serve_socket(
     Of the `subprotocols`, the first that the client offers is agreed on.
     Raises a `ServeError`, before the WebSocket is accepted, if it is not.
     """
-    retry_after_s = context.require_ready()
+    retry_after_s = context.models.require_ready()
     with contextlib.ExitStack() as door:
         # Kept until the engine has the session, which then decides about it.
         door.enter_context(context.new_sockets.place(client_of(socket), retry_after_s))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from server.api.access.limits import KeyUsage
 from server.audio.types import Samples
 from server.engine.types.events import (
     Ended,
@@ -44,13 +45,15 @@ class InputBuffer:
     """Pushes the audio of a session into the engine, in pieces of at least `LEAST_AUDIO_S` except before a flush and at the end.
 
     A client can thus not make the engine take very many inputs for little audio. A new instruction goes with the audio or the
-    flush that comes next, so of several in a row only the last reaches the engine.
+    flush that comes next, so of several in a row only the last reaches the engine. Audio counts against the limits of its client.
     """
 
-    def __init__(self, engine: Engine, session_id: str, timer: SessionTimer, start_s: float = 0.0) -> None:
+    def __init__(self, engine: Engine, request: LiveRequest, timer: SessionTimer, usage: KeyUsage, start_s: float = 0.0) -> None:
         self._engine = engine
-        self._id = session_id
+        self._id = request.id
+        self._client = request.client
         self._timer = timer
+        self._usage = usage
         self._start_s = start_s
         self._rate_hz = engine.sample_rate_hz
         self._pushed = 0
@@ -93,6 +96,7 @@ class InputBuffer:
         if len(samples):
             self._pushed += len(samples)
             end_s = self._start_s + self.pushed_s
+            self._usage.add_audio(self._client, len(samples) / self._rate_hz)
             self._timer.audio_came(len(samples) / self._rate_hz, end_s, time.perf_counter())
             self._engine.push(self._id, Audio(samples))
 
@@ -106,14 +110,20 @@ class EngineSession:
     """
 
     def __init__(
-        self, engine: Engine, request: LiveRequest, timer: SessionTimer, start: Position, take_event: Callable[[LiveEvent], None]
+        self,
+        engine: Engine,
+        request: LiveRequest,
+        timer: SessionTimer,
+        usage: KeyUsage,
+        start: Position,
+        take_event: Callable[[LiveEvent], None],
     ) -> None:
         self._engine = engine
         self._id = request.id
         self._start = start
         self._take_event = take_event
         self._loop = asyncio.get_running_loop()
-        self._inputs = InputBuffer(engine, request.id, timer, start.audio_s)
+        self._inputs = InputBuffer(engine, request, timer, usage, start.audio_s)
         self._listened_s = 0.0
         self._utterances = 0
         self._speaking: int | None = None

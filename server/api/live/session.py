@@ -25,7 +25,7 @@ from server.engine.types.events import Ended, Failed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, Flush, LiveRequest
 from server.errors import ModelNotLoaded, NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
 from server.observability.live import SessionTimer
-from server.registry.model import RETRY_AFTER_S, ServedModel
+from server.registry.registry import RETRY_AFTER_S, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,8 @@ class SocketSession:
             await self.context.models.awaken(self.model)
         with contextlib.ExitStack() as use:
             engine = use.enter_context(self.model.in_use())
-            request = replace(self._request, id=id)
-            self._engine_session = EngineSession(engine, request, self._timer, self._position, self._handle_event)
+            request, usage = replace(self._request, id=id), self.context.usage
+            self._engine_session = EngineSession(engine, request, self._timer, usage, self._position, self._handle_event)
             self._model_use = use.pop_all()
         self._engine_sessions += 1
         self._door.close()

@@ -8,8 +8,8 @@ from pydantic import BaseModel, BeforeValidator, Field, create_model, model_vali
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from server.api.body import MAX_TEXT_BYTES
 from server.api.formats import answer_segments
-from server.api.multipart import MAX_TEXT_BYTES
 from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply, instruct_reply
 from server.api.options import ClientMessage, Instruction, RequestOptions, parse_message, with_limits
 from server.engine.types.events import (

@@ -48,5 +48,5 @@ def _require_admin(context: ServerContext, request: Request) -> None:
             if context.keys.is_open
             else "This needs an API key that is marked admin."
         )
-    if context.stopping:
+    if context.models.stopping:
         raise NotReady("The server is stopping.")

@@ -11,11 +11,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.body import Form, FormFields, read_form
 from server.api.context import ServerContext
 from server.api.exchange import Answer, Call, answer_request
 from server.api.formats import MEDIA_TYPES
 from server.api.middleware import client_of, request_id_of
-from server.api.multipart import Form, FormFields, read_form
 from server.api.native.schema import (
     ChannelsReply,
     DeltaEvent,
@@ -75,7 +75,7 @@ def instruct_router(context: ServerContext) -> APIRouter:
             options = parse_form(model, form.texts, form.lists)
             return _call(context, request, form, options)
 
-        read = partial(read_form, request, context.settings.max_body_bytes, fields)
+        read = partial(read_form, request, context.bodies, fields)
         return await answer_request(request, context, read, understand)
 
     return router

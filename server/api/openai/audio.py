@@ -11,10 +11,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.body import Form
 from server.api.context import ServerContext
 from server.api.exchange import Call, ReplyWriter, answer_request
 from server.api.middleware import client_of, request_id_of
-from server.api.multipart import Form
 from server.api.native.schema import ErrorReply
 from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
 from server.api.openai.transcription_options import MAX_PROMPT_CHARACTERS, SpeechOptions, TranscriptionOptions, TranslationOptions
@@ -50,7 +50,7 @@ def audio_router(context: ServerContext) -> APIRouter:
             options, warnings = parse_options(model, upload.values)
             return _call(context, request, upload, options, warnings)
 
-        read = partial(read_upload, request, context.settings.max_body_bytes, model)
+        read = partial(read_upload, request, context.bodies, model)
         return await answer_request(request, context, read, understand)
 
     @router.post(

@@ -58,7 +58,7 @@ def chat_router(context: ServerContext) -> APIRouter:
             chat = await asyncio.to_thread(parse) if len(body) > LARGE_BYTES else parse()
             return _call(context, request, chat)
 
-        read = partial(read_whole_body, request, context.settings.max_body_bytes)
+        read = partial(read_whole_body, request, context.bodies)
         return await answer_request(request, context, read, understand)
 
     return router

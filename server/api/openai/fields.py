@@ -13,8 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from server.api.body import read_whole_body
-from server.api.multipart import AUDIO_FIELDS, PLAIN_NAME, Form, FormFields, read_form
+from server.api.body import AUDIO_FIELDS, PLAIN_NAME, BodyLimits, Form, FormFields, read_form, read_whole_body
 from server.api.options import ClientMessage, Message, field_schemas, list_fields, parse_message
 from server.errors import AudioTooShort, InvalidRequest
 
@@ -39,12 +38,12 @@ def is_json(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON_TYPE
 
 
-async def read_upload(request: Request, max_body_bytes: int, model: type[ClientMessage]) -> Form | bytearray:
+async def read_upload(request: Request, limits: BodyLimits, model: type[ClientMessage]) -> Form | bytearray:
     """Read a form with the fields of `model`, or a JSON body, which is not parsed yet. Raises the errors of `read_form`."""
     if is_json(request):
-        return await read_whole_body(request, max_body_bytes)
+        return await read_whole_body(request, limits)
     fields = FormFields(tuple(model.model_fields), list_fields(model), object_fields(model), audio="file", skips_unknown=True)
-    return await read_form(request, max_body_bytes, fields)
+    return await read_form(request, limits, fields)
 
 
 def parse_upload(body: Form | bytearray, model: type[ClientMessage]) -> Upload:

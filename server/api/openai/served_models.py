@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from server.registry.model import ModelState, ServedModel
-from server.registry.registry import ModelRegistry
+from server.registry.registry import ModelRegistry, ModelState, ServedModel
 
 
 class ModelCard(BaseModel):

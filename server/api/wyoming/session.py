@@ -79,14 +79,14 @@ class Recording:
 
     async def _open(self) -> EngineSession:
         """Take a place in the engine."""
-        retry_after_s = self._context.require_ready()
+        retry_after_s = self._context.models.require_ready()
         with self._context.new_sockets.place(self._request.client, retry_after_s):
             await self._context.models.awaken(self._model)
             engine = self._holds.enter_context(self._model.in_use())
             self._model.attach(self._stop)
             self._holds.callback(self._model.detach, self._stop)
             timer = SessionTimer(self._context.metrics.live, self._model.name)
-            return EngineSession(engine, self._request, timer, START, self._take_event)
+            return EngineSession(engine, self._request, timer, self._context.usage, START, self._take_event)
 
     async def _feed(self, blocks: AsyncIterator[Samples]) -> None:
         async for samples in blocks:

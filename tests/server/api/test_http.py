@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from server.api import http as module
-from server.api.access import uploads
 from tests.support.clients.live_server import LiveServer, audio_file, instruct, scripted_engine_server, tone, wait_until
 from tests.support.clients.stream_client import open_files, raw_socket
 from tests.support.fakes.fake_engine import FakeEngine
@@ -145,7 +144,7 @@ def test_who_leaves_with_further_requests_behind_is_noticed(server: LiveServer, 
 
 def test_a_slow_body_that_gets_on_is_waited_for(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it takes three times as long as the timeout."""
-    monkeypatch.setattr(uploads, "LEAST_PROGRESS_BYTES", 1000)
+    monkeypatch.setattr("server.api.body.LEAST_PROGRESS_BYTES", 1000)
 
     def slowly() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="instruction"\r\n\r\na\r\n'

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from server.api.multipart import FormFields, read_form
+from server.api.body import BodyLimits, FormFields, read_form
 from server.errors import BodyTooLarge, InvalidRequest, UnknownField
 
 AUDIO_BYTES = 4 * 2**20
@@ -26,9 +26,8 @@ async def read(*pieces: bytes) -> int:
         return next(waiting)
 
     headers = [(b"content-type", b"multipart/form-data; boundary=b")]
-    form = await read_form(
-        Request({"type": "http", "headers": headers}, receive), AUDIO_BYTES + 1024, FormFields(["instruction"])
-    )
+    scope = {"type": "http", "headers": headers, "state": {"client": "a"}}
+    form = await read_form(Request(scope, receive), BodyLimits(AUDIO_BYTES + 1024, 30.0), FormFields(["instruction"]))
     return len(form.audio)
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from models.protocols import BackendError
-from server.registry.model import ModelSource
+from server.registry.registry import ModelSource
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
 from tests.support.clients.stream_client import pcm, streaming
 from tests.support.fakes.fake_engine import FakeEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.factory import build_engine
-from server.registry.model import ModelSource
+from server.registry.registry import ModelSource
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, instruct, live_server, wait_until
 from tests.support.clients.stream_client import streaming

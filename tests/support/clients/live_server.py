@@ -17,8 +17,7 @@ import soundfile
 from server.api.app import create_app
 from server.api.lifecycle import listen, web_server
 from server.engine.types.protocol import Engine
-from server.registry.model import ModelSource
-from server.registry.registry import Catalogue, no_catalogue
+from server.registry.registry import Catalogue, ModelSource, no_catalogue
 from server.settings import Settings
 from tests.support.fakes.fake_engine import FakeEngine
 

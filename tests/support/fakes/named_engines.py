@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from server.engine.types.protocol import Engine
-from server.registry.model import ModelSource
+from server.registry.registry import ModelSource
 from tests.support.fakes.fake_engine import FakeEngine
 
 

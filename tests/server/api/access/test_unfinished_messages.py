@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from server.api.access import messages
-from server.api.access.messages import MEMORY_BYTES, SMALL_MESSAGE_BYTES, MessageMemory, UnfinishedMessage
+from server.api import websocket
+from server.api.websocket import SMALL_MESSAGE_BYTES, UNFINISHED_BYTES, MessageMemory, UnfinishedMessage
 from tests.support.clients.live_server import live_server, wait_until
 from tests.support.clients.stream_client import CLOSE, TEXT, close_code, frame, metric, raw_socket
 from tests.support.fakes.fake_engine import FakeEngine
@@ -20,7 +20,7 @@ TRY_AGAIN_LATER, POLICY_VIOLATION = 1013, 1008
 def test_one_client_gets_half_and_another_has_room() -> None:
     memory = MessageMemory(30.0)
     first = [UnfinishedMessage(memory, "first") for _ in range(20)]
-    assert sum(each.hold(LARGE_BYTES, 0.0) for each in first) == MEMORY_BYTES // 2 // LARGE_BYTES == 2
+    assert sum(each.hold(LARGE_BYTES, 0.0) for each in first) == UNFINISHED_BYTES // 2 // LARGE_BYTES == 2
     assert UnfinishedMessage(memory, "second").hold(LARGE_BYTES, 0.0)
     for each in first:
         each.close()
@@ -75,7 +75,7 @@ FRAGMENTS = frame(TEXT, b"", final=False) + frame(0, bytes(300_000), final=False
 
 @pytest.mark.parametrize("sent", [WHOLE, FRAGMENTS], ids=["one frame", "fragments"])
 def test_a_message_that_has_no_room_is_refused_and_the_others_stay(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(messages, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(websocket, "UNFINISHED_BYTES", 2**20)
     with live_server(FakeEngine()) as server, contextlib.ExitStack() as held:
         wait_until(lambda: server.client.get("/ready").status_code == 200)
         peers = [held.enter_context(raw_socket(server, "/v1/realtime")) for _ in range(3)]

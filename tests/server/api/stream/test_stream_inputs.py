@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from server.api.access.limits import KeyUsage
 from server.api.live.engine_session import LEAST_AUDIO_S, InputBuffer
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
 from server.observability.live import LiveMetrics, SessionTimer
@@ -28,7 +29,8 @@ def pushed(steps: list[int | Flush | ChangeInstruction]) -> list[LiveInput]:
     engine.start()
     engine.open_live(LiveRequest("s", "Transcribe."), lambda _event: None)
     session = engine.sessions["s"]
-    inputs = InputBuffer(engine, "s", SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model"))
+    timer = SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model")
+    inputs = InputBuffer(engine, LiveRequest("s", "Transcribe."), timer, KeyUsage())
     samples = 0
     for step in steps:
         match step:
