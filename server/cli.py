@@ -18,7 +18,6 @@ from export.store import StoreError
 from models.bundle.io import BundleError
 from models.protocols import BackendError
 from server.api.formats import MEDIA_TYPES, SUBTITLES
-from server.api.native.schema import reply_body
 from server.api.options import DEFAULT_INSTRUCTION
 from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
@@ -252,6 +251,7 @@ def _with_bundle(settings: Settings, name: str | None) -> Settings:
 async def _transcribe_files(engine: Engine, settings: Settings, options: argparse.Namespace) -> int:
     """Print the answer for each file; return the exit status."""
     from server.api.context import build_decode_pool
+    from server.api.native.rest import instruct_reply, write_reply
     from server.client.transcribe import instruct_file
 
     sampling = SamplingOptions(max_tokens=options.max_tokens or settings.default_max_tokens)
@@ -264,18 +264,18 @@ async def _transcribe_files(engine: Engine, settings: Settings, options: argpars
         for path in options.files:
             try:
                 data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-                reply, segments = await instruct_file(engine, pool, data, options.instruction, sampling, word_times=word_times)
+                answer = await instruct_file(engine, pool, data, options.instruction, sampling, word_times=word_times)
             except (ServeError, OSError) as error:
                 failures += 1
                 print(f"{path}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
                 continue
             if options.format == "json":
-                fields = {"file": path, **reply.model_dump(exclude={"id"}, exclude_none=True)}
+                fields = {"file": path, **instruct_reply(answer).model_dump(exclude={"id"}, exclude_none=True)}
                 print(json.dumps(fields, ensure_ascii=False), flush=True)
             elif options.format == "text" and len(options.files) > 1:
-                print(f"{path}: {reply.text}", flush=True)
+                print(f"{path}: {answer.done.text}", flush=True)
             else:
-                print(reply_body(reply, segments, options.format).removesuffix("\n"), flush=True)
+                print(write_reply(answer, options.format).removesuffix("\n"), flush=True)
     return 1 if failures else 0
 
 

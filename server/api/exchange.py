@@ -7,33 +7,26 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from server.api.call import Answer, Call, StreamWriter
 from server.api.context import ServerContext
-from server.api.disconnect import TimeLimit, while_client_stays
-from server.api.formats import answer_segments
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of, span_of
-from server.audio.raw import RawFormat
 from server.audio.stream import Channel
-from server.engine.types.events import Basis, Done, Failed, Segment, TokenLogprob
-from server.engine.types.options import Scope as AnswerScope
-from server.engine.types.options import VoiceOptions
+from server.engine.types.events import Done, Failed
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import InstructRequest
-from server.errors import AudioTooLong, ServeError
+from server.errors import AudioTooLong, RequestTimedOut, ServeError
 from server.jobs.events import EventQueue, ResultFuture
 from server.jobs.job import Job, build_job, find_channels
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
-from server.observability.traces import RequestSpan
-from server.registry.registry import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,117 +37,6 @@ HEARTBEAT = b": still working\n\n"
 ERROR_TIMEOUT_S = 1.0
 
 Body = TypeVar("Body")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with the times of all stages, and what is known of its audio.
-
-    `basis`, `sections` and `utterances` are those of long audio.
-
-    `warnings` says in sentences what of the audio was missing.
-    """
-
-    done: Done
-    audio_s: float
-    basis: Basis | None = None
-    sections: int | None = None
-    utterances: tuple[Segment, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The text as subtitles show it, as `answer_segments` has it."""
-        return answer_segments(self.done, self.audio_s, self.utterances)
-
-    @property
-    def server_timing(self) -> str:
-        """The value of a Server-Timing header."""
-        times_ms = self.done.times.as_milliseconds()
-        return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in times_ms.items())
-
-
-class ReplyWriter(Protocol):
-    """Writes the answer to one request in a dialect. The content of an event is what stands behind `data: `."""
-
-    def reply(self, answer: Answer) -> Response:
-        """Return the whole reply."""
-        ...
-
-    def first_events(self) -> Iterable[str]:
-        """Return the contents of events before any text."""
-        ...
-
-    def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
-        """Return the content of the event for a further piece of text."""
-        ...
-
-    def last_events(self, answer: Answer) -> Iterable[str]:
-        """Return the contents of the events that end a stream."""
-        ...
-
-    def error_event(self, error: ServeError) -> str:
-        """Return the content of the event that ends a stream which failed after its beginning."""
-        ...
-
-
-class ChannelsWriter(Protocol):
-    """Writes the answers to one request whose channels are answered one by one."""
-
-    def reply_channels(self, answers: Sequence[Answer]) -> Response:
-        """Return the whole reply; the answers are in the order of the channels."""
-        ...
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request in the engine's terms, without its audio, which is that of the file in `audio`; and how it is answered.
-
-    `request.deadline_s` counts from the request's start. Without a `model` the default answers. With `cut_at_pauses` audio of any
-    length is cut as long audio is, by `voice`, and answered by `scope`. `raw` is the format of a file without a header. `params`
-    are the dialect's names for our fields, for errors. With a `channels_writer` each channel has an answer of its own, which that
-    writes; there are no streams of these.
-    """
-
-    audio: bytes
-    request: InstructRequest
-    writer: ReplyWriter
-    stream: bool = False
-    model: ServedModel | None = None
-    raw: RawFormat | None = None
-    cut_at_pauses: bool = False
-    voice: VoiceOptions = field(default_factory=VoiceOptions)
-    scope: AnswerScope | None = None
-    params: Mapping[str, str] = field(default_factory=dict)
-    channels_writer: ChannelsWriter | None = None
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """A request whose job is built; `started_s` is by `time.perf_counter`."""
-
-    context: ServerContext
-    request_id: str
-    span: RequestSpan
-    model: str
-    writer: ReplyWriter
-    job: Job
-    limit: TimeLimit
-    started_s: float
-
-    def finish(self, done: Done, first_text_s: float | None) -> Answer:
-        """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
-        job, total_s = self.job, time.perf_counter() - self.started_s
-        times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
-        answer = Answer(
-            dataclasses.replace(done, times=times), job.audio_s, job.basis, job.sections, job.utterances, job.warnings
-        )
-        waited_s = None if first_text_s is None else first_text_s - self.started_s
-        self.context.metrics.count_answer(self.model, answer.done, job.audio_s, waited_s)
-        self.span.add_answer(self.model, answer.done, job.audio_s)
-        tokens, timing = done.usage.output_tokens, answer.server_timing
-        logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, job.audio_s, tokens, timing)
-        return answer
 
 
 async def answer_request(
@@ -168,16 +50,16 @@ async def answer_request(
     Raises the `ServeError` of a request that is refused, or that fails before any of its answer is sent. A client that leaves
     ends the work.
     """
-    started_s = time.perf_counter()
+    started_s, client = time.perf_counter(), client_of(request)
     with contextlib.ExitStack() as held:
         retry_after_s = context.models.require_ready()
         held.enter_context(context.metrics.in_flight.track_inprogress())
-        context.uploads.check(client_of(request), retry_after_s)
+        context.uploads.check(client, retry_after_s)
         try:
             body = await read()
             # Held from the end of the body until the engine has the request, and then decides about it.
             place = held.enter_context(contextlib.ExitStack())
-            place.enter_context(context.uploads.place(client_of(request), retry_after_s))
+            place.enter_context(context.uploads.place(client, retry_after_s))
             limit = TimeLimit(context.settings.request_timeout_s)
             async with while_client_stays(request, limit):
                 call = await understand(body)
@@ -185,27 +67,18 @@ async def answer_request(
                 model = call.model or context.models.default
                 await context.models.awaken(model)
                 engine = held.enter_context(model.in_use())
-                channels = await _find_channels(context, engine, request, call)
                 exchanges = []
-                for channel in channels:
-                    job = await _build_job(context, engine, request, call, limit, started_s, channel)
+                for channel in await _find_channels(context, engine, call):
+                    job = await _build_job(context, engine, call, limit, started_s, channel)
                     held.callback(job.close)
-                    exchanges.append(
-                        _Exchange(
-                            *(context, request_id_of(request), span_of(request), model.name),
-                            *(call.writer, job, limit, started_s),
-                        )
-                    )
-                exchange, *_ = exchanges
-                streams, channels_writer = call.stream, call.channels_writer
+                    exchanges.append(_Exchange(context, request, model.name, job, limit, started_s))
                 # An uploaded file may be large, and the answer take long.
-                del body, call
+                call = dataclasses.replace(call, audio=b"")
+                del body
                 place.close()
-                if channels_writer is not None:
-                    return await _answer_channels(exchanges, channels_writer)
-                if not streams:
-                    return await _answer(exchange)
-                stream = EventStream(exchange)
+                if call.stream_writer is None or call.channels_writer is not None:
+                    return await _reply(exchanges, call)
+                stream = EventStream(exchanges[0], call.stream_writer)
                 await stream.start()
             # A streamed reply is not over when this function is.
             stream.hold(held.pop_all())
@@ -227,42 +100,35 @@ def _renamed_params(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-async def _find_channels(context: ServerContext, engine: Engine, request: Request, call: Call) -> Sequence[Channel | None]:
+async def _find_channels(context: ServerContext, engine: Engine, call: Call) -> Sequence[Channel | None]:
     """Return the channels that are answered one by one; None stands for all in one."""
     if call.channels_writer is None:
         return (None,)
-    return await find_channels(context.decode_pool, call.audio, client_of(request), call.raw, engine.max_audio_s)
+    return await find_channels(context.decode_pool, call.audio, call.request.client, call.raw, engine.max_audio_s)
 
 
 async def _build_job(
-    context: ServerContext,
-    engine: Engine,
-    request: Request,
-    call: Call,
-    limit: TimeLimit,
-    started_s: float,
-    channel: Channel | None,
+    context: ServerContext, engine: Engine, call: Call, limit: "TimeLimit", started_s: float, channel: Channel | None
 ) -> Job:
     """Return the work of a call, or of one channel. Raises the error of its constraint or of its audio."""
-    engine_request = call.request
+    request = call.request
     if channel is not None:
-        engine_request = dataclasses.replace(engine_request, id=f"{engine_request.id}-{channel.number}")
-    if (constraint := engine_request.sampling.constraint) is not None:
-        await context.grammar_sandbox.check(constraint, client_of(request))
-    if engine_request.deadline_s is not None:
-        passed_s = time.perf_counter() - started_s
-        engine_request = dataclasses.replace(engine_request, deadline_s=engine_request.deadline_s - passed_s)
+        request = dataclasses.replace(request, id=f"{request.id}-{channel.number}")
+    if (constraint := request.sampling.constraint) is not None:
+        await context.grammar_sandbox.check(constraint, request.client)
+    if request.deadline_s is not None:
+        request = dataclasses.replace(request, deadline_s=request.deadline_s - (time.perf_counter() - started_s))
     try:
         job = await build_job(
             engine,
             context.decode_pool,
             call.audio,
-            engine_request,
+            request,
             cut_at_pauses=call.cut_at_pauses,
             voice=call.voice,
             scope=call.scope,
             on_progress=limit.extend,
-            count_audio=partial(context.usage.add_audio, engine_request.client),
+            count_audio=partial(context.usage.add_audio, request.client),
             raw=call.raw,
             channel=channel,
         )
@@ -277,16 +143,40 @@ async def _build_job(
     return job
 
 
-async def _answer(exchange: _Exchange) -> Response:
-    """Return the whole reply at once."""
-    answer = await _wait_for_answer(exchange)
-    response = exchange.writer.reply(answer)
-    response.headers["server-timing"] = answer.server_timing
-    return response
+@dataclass(frozen=True)
+class _Exchange:
+    """A request whose job is built; `started_s` is by `time.perf_counter`."""
+
+    context: ServerContext
+    request: Request
+    model: str
+    job: Job
+    limit: "TimeLimit"
+    started_s: float
+
+    @property
+    def request_id(self) -> str:
+        return request_id_of(self.request)
+
+    def finish(self, done: Done, first_text_s: float | None) -> Answer:
+        """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
+        answer = Answer.of(self.job, done, time.perf_counter() - self.started_s)
+        waited_s = None if first_text_s is None else first_text_s - self.started_s
+        self.context.metrics.count_answer(self.model, answer.done, answer.audio_s, waited_s)
+        span_of(self.request).add_answer(self.model, answer.done, answer.audio_s)
+        tokens, timing = done.usage.output_tokens, server_timing(answer)
+        logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, answer.audio_s, tokens, timing)
+        return answer
 
 
-async def _answer_channels(exchanges: Sequence[_Exchange], writer: ChannelsWriter) -> Response:
-    """Return the reply with the answers about all channels, which the engine works on together. One failure fails all."""
+def server_timing(answer: Answer) -> str:
+    """Return the value of a Server-Timing header."""
+    times_ms = answer.done.times.as_milliseconds()
+    return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in times_ms.items())
+
+
+async def _reply(exchanges: Sequence[_Exchange], call: Call) -> Response:
+    """Return the whole reply, with an answer about each channel. The engine works on all together; one failure fails all."""
     tasks = [asyncio.create_task(_wait_for_answer(exchange)) for exchange in exchanges]
     try:
         answers = await asyncio.gather(*tasks)
@@ -294,8 +184,9 @@ async def _answer_channels(exchanges: Sequence[_Exchange], writer: ChannelsWrite
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    response = writer.reply_channels(answers)
-    response.headers["server-timing"] = max(answers, key=lambda answer: answer.done.times.total_s).server_timing
+    writer = call.channels_writer
+    response = call.writer.reply(answers[0]) if writer is None else writer.reply_channels(answers)
+    response.headers["server-timing"] = server_timing(max(answers, key=lambda answer: answer.done.times.total_s))
     return response
 
 
@@ -318,11 +209,12 @@ class EventStream(Response):
     text that have piled up as one event.
     """
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: _Exchange, writer: StreamWriter) -> None:
         super().__init__(headers=EVENT_HEADERS, media_type="text/event-stream")
         # The length is not known.
         del self.headers["content-length"]
         self._exchange = exchange
+        self._writer = writer
         self._events = EventQueue()
         self._held = contextlib.ExitStack()
 
@@ -357,7 +249,7 @@ class EventStream(Response):
                 logger.warning("request %s: %s", exchange.request_id, error.message)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(ERROR_TIMEOUT_S):
-                        await send(events_message([exchange.writer.error_event(error)], more=False))
+                        await send(events_message([self._writer.error_event(error)], more=False))
             finally:
                 if not self._events.ended:
                     exchange.job.abort()
@@ -365,8 +257,7 @@ class EventStream(Response):
 
     async def _send_answer(self, send: Send) -> None:
         """Send events up to the last one. Raises the error of a request that fails."""
-        heartbeat_s = self._exchange.context.settings.stream_heartbeat_s
-        writer = self._exchange.writer
+        heartbeat_s, writer = self._exchange.context.settings.stream_heartbeat_s, self._writer
         if first := tuple(writer.first_events()):
             await send(events_message(first, more=True))
         while True:
@@ -390,3 +281,70 @@ def events_message(contents: Iterable[str], *, more: bool) -> Message:
     """Return the part of the body for events; `more` says whether others follow."""
     body = "".join(f"data: {content}\n\n" for content in contents)
     return {"type": "http.response.body", "body": body.encode(), "more_body": more}
+
+
+class TimeLimit:
+    """The end of a request: `timeout_s` after its last progress, and its deadline. Belongs to the running event loop."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._deadline_at_s = float("inf")
+        self._ends_at_s = self._loop.time() + timeout_s
+        self._deadline_changed: asyncio.Future[None] = self._loop.create_future()
+
+    async def wait(self) -> None:
+        """Sleep until the limit is reached, which may be moved meanwhile."""
+        while (left_s := min(self._ends_at_s, self._deadline_at_s) - self._loop.time()) > 0:
+            await asyncio.wait([self._deadline_changed], timeout=left_s)
+
+    def extend(self) -> None:
+        """Count the timeout from now on: the request has made progress."""
+        self._ends_at_s = self._loop.time() + self._timeout_s
+
+    def set_deadline(self, deadline_s: float) -> None:
+        """End the request in `deadline_s` seconds, whatever progress it makes."""
+        self._deadline_at_s = self._loop.time() + deadline_s
+        self._deadline_changed.set_result(None)
+        self._deadline_changed = self._loop.create_future()
+
+    def error(self) -> RequestTimedOut:
+        """Return the error for the client at the end."""
+        if self._deadline_at_s < self._ends_at_s:
+            return RequestTimedOut("The request's deadline has passed.")
+        return RequestTimedOut(f"There was no answer within {self._timeout_s:g} s.")
+
+
+@contextlib.asynccontextmanager
+async def while_client_stays(request: Request, limit: TimeLimit) -> AsyncIterator[None]:
+    """Cancel the block when the client leaves (raises `ClientDisconnect`) or the limit is reached (raises `RequestTimedOut`).
+
+    The request's body must have been read before.
+    """
+    leaving = asyncio.create_task(_wait_for_disconnect(request))
+    ending = asyncio.create_task(limit.wait())
+    block = asyncio.timeout(None)
+
+    def end_block(_task: object) -> None:
+        # The block may have ended already.
+        with contextlib.suppress(RuntimeError):
+            block.reschedule(0)
+
+    try:
+        async with block:
+            leaving.add_done_callback(end_block)
+            ending.add_done_callback(end_block)
+            yield
+    except TimeoutError:
+        if leaving.done():
+            raise ClientDisconnect from None
+        raise limit.error() from None
+    finally:
+        leaving.cancel()
+        ending.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    # The body is read, so the only message that can still come is this one.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,19 +13,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from server.api.body import read_whole_body
+from server.api.call import Answer, Call
 from server.api.context import ServerContext
 from server.api.deepgram.description import ListenError, describe_request
 from server.api.deepgram.options import ListenOptions, read_options
 from server.api.deepgram.replies import Origin, file_reply
 from server.api.deepgram.session import MAX_MESSAGE_BYTES, ListenDialect
-from server.api.exchange import Answer, Call, answer_request
+from server.api.exchange import answer_request
 from server.api.live.accepting import serve_socket
 from server.api.middleware import client_of, request_id_of
 from server.api.options import DEFAULT_INSTRUCTION
-from server.engine.types.events import TokenLogprob
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
-from server.errors import InvalidRequest, ModelNotFound, ServeError
+from server.errors import InvalidRequest, ModelNotFound
 from server.registry.registry import ServedModel
 
 # Browsers offer it beside their key.
@@ -113,7 +113,7 @@ def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
 
 @dataclass(frozen=True)
 class ListenWriter:
-    """`ReplyWriter` and `ChannelsWriter` of Deepgram's API for files, which has no streams."""
+    """`ReplyWriter` and `ChannelsWriter` of Deepgram's API for files."""
 
     origin: Origin
     sha256: str
@@ -123,15 +123,3 @@ class ListenWriter:
 
     def reply_channels(self, answers: Sequence[Answer]) -> Response:
         return JSONResponse(file_reply(self.origin, answers, self.sha256))
-
-    def first_events(self) -> Iterable[str]:
-        return ()
-
-    def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
-        raise NotImplementedError
-
-    def last_events(self, answer: Answer) -> Iterable[str]:
-        raise NotImplementedError
-
-    def error_event(self, error: ServeError) -> str:
-        raise NotImplementedError

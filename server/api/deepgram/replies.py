@@ -10,8 +10,8 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
+from server.api.call import Answer
 from server.api.deepgram.options import ListenOptions
-from server.api.exchange import Answer
 from server.engine.types.events import Done, Partial, TokenLogprob, UtteranceDone, Word
 from server.errors import ServeError
 

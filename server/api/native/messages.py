@@ -9,8 +9,9 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from server.api.body import MAX_TEXT_BYTES
-from server.api.formats import answer_segments
-from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply, instruct_reply
+from server.api.call import Answer
+from server.api.native.rest import instruct_reply
+from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply
 from server.api.options import ClientMessage, Instruction, RequestOptions, parse_message, with_limits
 from server.engine.types.events import (
     Basis,
@@ -271,10 +272,9 @@ def _rounded(value_s: float) -> float:
     return round(value_s, 3)
 
 
-def _reply(id: str, done: Done, audio_s: float) -> InstructReply:
+def _reply(done: Done, audio_s: float) -> InstructReply:
     # The answer has words only if the start asked for them.
-    segments = None if done.words is None else answer_segments(done, audio_s)
-    return instruct_reply(id, done, audio_s, segments, with_words=True)
+    return instruct_reply(Answer(done, audio_s), "none" if done.words is None else "words")
 
 
 def _partial_event(event: Partial) -> PartialEvent:
@@ -289,7 +289,7 @@ def _partial_event(event: Partial) -> PartialEvent:
 
 
 def _final_event(event: UtteranceDone) -> FinalEvent:
-    reply = _reply(event.request_id, event.done, event.end_s - event.start_s)
+    reply = _reply(event.done, event.end_s - event.start_s)
     return FinalEvent(
         utterance=event.utterance,
         text=reply.text,
@@ -305,5 +305,5 @@ def _final_event(event: UtteranceDone) -> FinalEvent:
 
 
 def _ended_event(event: Ended) -> EndedEvent:
-    answer = None if event.answer is None else _reply(event.request_id, event.answer, event.audio_s)
+    answer = None if event.answer is None else _reply(event.answer, event.audio_s)
     return EndedEvent(audio_s=_rounded(event.audio_s), basis=event.basis, sections=event.sections, answer=answer)

@@ -12,25 +12,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import Form, FormFields, read_form
+from server.api.call import Answer, Call, StreamWriter
 from server.api.context import ServerContext
-from server.api.exchange import Answer, Call, answer_request
-from server.api.formats import MEDIA_TYPES
+from server.api.exchange import answer_request
+from server.api.formats import MEDIA_TYPES, ReplyFormat, srt, vtt
 from server.api.middleware import client_of, request_id_of
 from server.api.native.schema import (
     ChannelsReply,
+    ChosenToken,
     DeltaEvent,
+    DoneEvent,
+    ErrorEvent,
     ErrorReply,
     InstructReply,
-    channels_reply,
-    chosen_tokens,
-    done_event,
-    error_event,
-    instruct_reply,
-    reply_body,
+    LikelyToken,
+    SegmentReply,
+    SpeculationReply,
+    UsageReply,
+    WordReply,
 )
-from server.api.options import InstructOptions, form_description, list_fields, parse_form, with_limits
+from server.api.options import InstructOptions, Timestamps, form_description, list_fields, parse_form, with_limits
 from server.audio.raw import parse_raw_type
-from server.engine.types.events import TokenLogprob
+from server.engine.types.events import Segment, TokenLogprob, Word
 from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
 
@@ -106,17 +109,17 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
         form.audio,
         engine_request,
         writer,
-        options.stream,
-        context.models.find(options.model),
+        stream_writer=writer if options.stream else None,
+        channels_writer=writer if options.channels == "separate" else None,
+        model=context.models.find(options.model),
         raw=parse_raw_type(form.audio_type),
         cut_at_pauses=options.chunking == "voice",
-        channels_writer=writer if options.channels == "separate" else None,
     )
 
 
 @dataclass(frozen=True)
-class InstructWriter:
-    """`ReplyWriter` and `ChannelsWriter` of the native API; `id` is that of the answer."""
+class InstructWriter(StreamWriter):
+    """`ReplyWriter`, `ChannelsWriter` and `StreamWriter` of the native API; `id` is that of the answer."""
 
     options: InstructOptions
     request_id: str
@@ -124,34 +127,76 @@ class InstructWriter:
 
     def reply(self, answer: Answer) -> Response:
         format = self.options.format
-        return Response(reply_body(self._reply(answer), answer.segments, format), media_type=MEDIA_TYPES[format])
+        return Response(write_reply(answer, format, self.options.timestamps), media_type=MEDIA_TYPES[format])
 
     def reply_channels(self, answers: Sequence[Answer]) -> Response:
-        reply = channels_reply(self.id, [self._reply(answer) for answer in answers])
+        replies = [instruct_reply(answer, self.options.timestamps) for answer in answers]
+        sums = {name: sum(getattr(reply.usage, name) for reply in replies) for name in UsageReply.model_fields}
+        longest_s = max(reply.audio_s for reply in replies)
+        reply = ChannelsReply(id=self.id, audio_s=longest_s, usage=UsageReply(**sums), channels=replies)
         return Response(reply.model_dump_json(exclude_none=True), media_type=MEDIA_TYPES["json"])
-
-    def first_events(self) -> Iterable[str]:
-        return ()
 
     def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
         return DeltaEvent(delta=text, logprobs=chosen_tokens(logprobs) or None).model_dump_json(exclude_none=True)
 
     def last_events(self, answer: Answer) -> Iterable[str]:
-        yield done_event(self._reply(answer)).model_dump_json(exclude_none=True)
+        yield DoneEvent(**dict(instruct_reply(answer, self.options.timestamps))).model_dump_json(exclude_none=True)
 
     def error_event(self, error: ServeError) -> str:
         # An error's empty fields belong to its shape.
-        return error_event(self.request_id, error).model_dump_json()
+        return ErrorEvent.model_validate({**error.body(), "request_id": self.request_id}).model_dump_json()
 
-    def _reply(self, answer: Answer) -> InstructReply:
-        done, timestamps = answer.done, self.options.timestamps
-        return instruct_reply(
-            done.request_id,
-            done,
-            answer.audio_s,
-            None if timestamps == "none" else answer.segments,
-            answer.basis,
-            answer.sections,
-            answer.warnings,
-            with_words=timestamps == "words",
-        )
+
+def write_reply(answer: Answer, format: ReplyFormat, timestamps: Timestamps = "none") -> str:
+    """Return the body of a reply in a format; only JSON has `timestamps`."""
+    match format:
+        case "json":
+            return instruct_reply(answer, timestamps).model_dump_json(exclude_none=True)
+        case "text":
+            return answer.done.text
+        case "srt":
+            return srt(answer.segments)
+        case "vtt":
+            return vtt(answer.segments)
+
+
+def instruct_reply(answer: Answer, timestamps: Timestamps = "none") -> InstructReply:
+    """Return an answer in the reply's shape, with its segments and its words, if it has any, as far as `timestamps` asks."""
+    done = answer.done
+    usage, speculation = done.usage, done.speculation
+    return InstructReply(
+        id=done.request_id,
+        text=done.text,
+        finish_reason=done.finish_reason,
+        language=done.language,
+        usage=UsageReply(**vars(usage), total_tokens=usage.audio_frames + usage.text_tokens + usage.output_tokens),
+        audio_s=round(answer.audio_s, 3),
+        times_ms=done.times.as_milliseconds(),
+        speculation=SpeculationReply(**vars(speculation)),
+        logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
+        segments=None if timestamps == "none" else [_segment(each) for each in answer.segments],
+        words=[_word(each) for each in done.words] if timestamps == "words" and done.words is not None else None,
+        basis=answer.basis,
+        sections=answer.sections,
+        warnings=list(answer.warnings) or None,
+    )
+
+
+def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
+    """Return the tokens in the reply's shape."""
+    return [
+        ChosenToken(**vars(_likely(token.bytes, token.logprob)), top=[_likely(*likely) for likely in token.top])
+        for token in logprobs
+    ]
+
+
+def _likely(content: bytes, logprob: float) -> LikelyToken:
+    return LikelyToken(token=content.decode("utf-8", errors="replace"), bytes=list(content), logprob=logprob)
+
+
+def _segment(segment: Segment) -> SegmentReply:
+    return SegmentReply(start_s=round(segment.start_s, 3), end_s=round(segment.end_s, 3), text=segment.text)
+
+
+def _word(word: Word) -> WordReply:
+    return WordReply(word=word.text, start_s=round(word.start_s, 3), end_s=round(word.end_s, 3))

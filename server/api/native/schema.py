@@ -1,13 +1,10 @@
-"""The replies of the native API as they are sent: the whole reply, and the events of a streamed one."""
+"""The shapes of the native API's replies: the whole reply, the events of a streamed one, and errors."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.formats import ReplyFormat, srt, vtt
-from server.engine.types.events import Basis, Done, FinishReason, Segment, TokenLogprob, Word
-from server.errors import ServeError
+from server.engine.types.events import Basis, FinishReason
 
 
 class UsageReply(BaseModel):
@@ -110,95 +107,3 @@ class ErrorEvent(ErrorReply):
     """The end of a streamed answer that failed after its beginning."""
 
     type: Literal["error"] = "error"
-
-
-def instruct_reply(
-    id: str,
-    done: Done,
-    audio_s: float,
-    segments: Sequence[Segment] | None = None,
-    basis: Basis | None = None,
-    sections: int | None = None,
-    warnings: Sequence[str] = (),
-    *,
-    with_words: bool = False,
-) -> InstructReply:
-    """Return the reply for an answer, with its `segments`, and with its words, if it has any.
-
-    `basis` and `sections` are those of long audio, `warnings` those of its file.
-    """
-    usage, speculation = done.usage, done.speculation
-    return InstructReply(
-        id=id,
-        text=done.text,
-        finish_reason=done.finish_reason,
-        language=done.language,
-        usage=UsageReply(
-            audio_frames=usage.audio_frames,
-            text_tokens=usage.text_tokens,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.audio_frames + usage.text_tokens + usage.output_tokens,
-            cached_tokens=usage.cached_tokens,
-        ),
-        audio_s=round(audio_s, 3),
-        times_ms=done.times.as_milliseconds(),
-        speculation=SpeculationReply(
-            drafted=speculation.drafted, accepted=speculation.accepted, llm_passes=speculation.llm_passes
-        ),
-        logprobs=None if done.logprobs is None else chosen_tokens(done.logprobs),
-        segments=None if segments is None else segment_replies(segments),
-        words=word_replies(done.words) if with_words and done.words is not None else None,
-        basis=basis,
-        sections=sections,
-        warnings=list(warnings) or None,
-    )
-
-
-def channels_reply(id: str, replies: Sequence[InstructReply]) -> ChannelsReply:
-    """Return the reply that holds those about each channel."""
-    sums = {name: sum(getattr(reply.usage, name) for reply in replies) for name in UsageReply.model_fields}
-    longest_s = max(reply.audio_s for reply in replies)
-    return ChannelsReply(id=id, audio_s=longest_s, usage=UsageReply(**sums), channels=list(replies))
-
-
-def reply_body(reply: InstructReply, segments: Sequence[Segment], format: ReplyFormat) -> str:
-    """Return the body of a reply in a format; `segments` are those of its text, for subtitles."""
-    match format:
-        case "json":
-            return reply.model_dump_json(exclude_none=True)
-        case "text":
-            return reply.text
-        case "srt":
-            return srt(segments)
-        case "vtt":
-            return vtt(segments)
-
-
-def done_event(reply: InstructReply) -> DoneEvent:
-    return DoneEvent(**dict(reply))
-
-
-def error_event(request_id: str, error: ServeError) -> ErrorEvent:
-    return ErrorEvent.model_validate({**error.body(), "request_id": request_id})
-
-
-def chosen_tokens(logprobs: Sequence[TokenLogprob]) -> list[ChosenToken]:
-    """Return the tokens in the reply's form."""
-    return [
-        ChosenToken(**_likely(token.bytes, token.logprob).__dict__, top=[_likely(*likely) for likely in token.top])
-        for token in logprobs
-    ]
-
-
-def segment_replies(segments: Sequence[Segment]) -> list[SegmentReply]:
-    """Return the segments in the reply's form."""
-    return [SegmentReply(start_s=round(each.start_s, 3), end_s=round(each.end_s, 3), text=each.text) for each in segments]
-
-
-def word_replies(words: Sequence[Word]) -> list[WordReply]:
-    """Return the words in the reply's form."""
-    return [WordReply(word=each.text, start_s=round(each.start_s, 3), end_s=round(each.end_s, 3)) for each in words]
-
-
-def _likely(content: bytes, logprob: float) -> LikelyToken:
-    return LikelyToken(token=content.decode("utf-8", errors="replace"), bytes=list(content), logprob=logprob)

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import Form
+from server.api.call import Call, StreamWriter
 from server.api.context import ServerContext
-from server.api.exchange import Call, ReplyWriter, answer_request
+from server.api.exchange import answer_request
 from server.api.middleware import client_of, request_id_of
 from server.api.native.schema import ErrorReply
 from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
@@ -114,17 +115,17 @@ def _call(
         temperature=options.temperature,
         warnings=warnings,
     )
-    writer: ReplyWriter = transcript
+    stream_writer: StreamWriter = transcript
     if options.streams_chunks:
         include, continuous = bool(options.stream_include_usage), bool(options.stream_continuous_usage_stats)
-        writer = ChunkWriter(transcript, id, int(time.time()), model.name, include, continuous)
+        stream_writer = ChunkWriter(transcript, id, int(time.time()), model.name, include, continuous)
     voice = options.voice if isinstance(options, TranscriptionOptions) else None
     return Call(
         upload.audio,
         engine_request,
-        writer,
-        options.stream,
-        model,
+        transcript,
+        stream_writer if options.stream else None,
+        model=model,
         raw=parse_raw_type(upload.audio_type),
         cut_at_pauses=voice is not None,
         voice=voice or VoiceOptions(),

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import read_whole_body
+from server.api.call import Call
 from server.api.context import ServerContext
-from server.api.exchange import Call, answer_request
+from server.api.exchange import answer_request
 from server.api.middleware import client_of, request_id_of
 from server.api.native.schema import ErrorReply
 from server.api.openai.chat_options import WITHOUT_EFFECT, ChatOptions, refuse_unsupported
@@ -99,7 +100,8 @@ def _call(context: ServerContext, request: Request, chat: _Chat) -> Call:
         continuous_usage=options.continuous_usage,
         warnings=warnings,
     )
-    return Call(chat.conversation.audio, engine_request, writer, options.stream, model, params=PARAMS)
+    stream_writer = writer if options.stream else None
+    return Call(chat.conversation.audio, engine_request, writer, stream_writer, model=model, params=PARAMS)
 
 
 def _body_description() -> dict[str, Any]:

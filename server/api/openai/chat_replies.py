@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from server.api.exchange import Answer
+from server.api.call import Answer, StreamWriter
 from server.api.openai.schema import (
     DONE,
     AssistantMessage,
@@ -27,8 +27,8 @@ JSON_TYPE = "application/json"
 
 
 @dataclass
-class ChatWriter:
-    """`ReplyWriter` of chats. With `continuous_usage` each chunk has the `tokens` so far."""
+class ChatWriter(StreamWriter):
+    """`ReplyWriter` and `StreamWriter` of chats. With `continuous_usage` each chunk has the `tokens` so far."""
 
     request_id: str
     id: str

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from server.api.exchange import Answer
+from server.api.call import Answer, StreamWriter
 from server.api.formats import srt, vtt
 from server.api.openai.languages import language_name
 from server.api.openai.schema import (
@@ -42,10 +42,10 @@ Granularity = Literal["word", "segment"]
 
 
 @dataclass(frozen=True)
-class TranscriptWriter:
-    """`ReplyWriter` of transcripts. `language` is the one that was asked for, `into` that of a translation.
+class TranscriptWriter(StreamWriter):
+    """`ReplyWriter` and `StreamWriter` of transcripts.
 
-    `granularities` are of `verbose_json`.
+    `language` is the one that was asked for, `into` that of a translation. `granularities` are of `verbose_json`.
     """
 
     request_id: str
@@ -72,9 +72,6 @@ class TranscriptWriter:
             case "verbose_json":
                 return Response(VerboseReply(**self._verbose_fields(answer)).to_json(), media_type=JSON_TYPE)
         return Response(TranscriptReply(**self._json_fields(answer)).to_json(), media_type=JSON_TYPE)
-
-    def first_events(self) -> Iterable[str]:
-        return ()
 
     def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
         told = {"logprobs": transcript_tokens(logprobs)} if self.logprobs else {}
@@ -122,8 +119,8 @@ class TranscriptWriter:
 
 
 @dataclass
-class ChunkWriter:
-    """`ReplyWriter` of streams in vLLM's chunks; `continuous` counts the tokens in each."""
+class ChunkWriter(StreamWriter):
+    """`StreamWriter` of vLLM's chunks; `continuous` counts the tokens in each."""
 
     whole: TranscriptWriter
     id: str
@@ -132,12 +129,6 @@ class ChunkWriter:
     include_usage: bool
     continuous: bool
     tokens: int = 0
-
-    def reply(self, answer: Answer) -> Response:
-        return self.whole.reply(answer)
-
-    def first_events(self) -> Iterable[str]:
-        return ()
 
     def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
         self.tokens += len(logprobs)
