@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.ipc.memory_return import BUSY_S, IDLE_S, MemoryReturn, return_free_memory
+from server.engine.ipc.main import TRIM_BUSY_S, TRIM_IDLE_S, MemoryReturn, return_free_memory
 
 PAGE_BYTES = 4096
 BLOCK_BYTES, BLOCKS = 64 * 1024, 640
@@ -47,21 +47,21 @@ def moments(busy: list[bool]) -> list[float]:
 
 
 def test_once_after_work() -> None:
-    assert moments([False] * 20 + [True] * 4 + [False] * 400) == [20 * STEP_S + 3 * STEP_S + IDLE_S]
+    assert moments([False] * 20 + [True] * 4 + [False] * 400) == [20 * STEP_S + 3 * STEP_S + TRIM_IDLE_S]
 
 
 def test_now_and_then_during_work_that_does_not_end() -> None:
-    looks = int(3.5 * BUSY_S / STEP_S)
-    assert moments([True] * looks) == [BUSY_S, 2 * BUSY_S, 3 * BUSY_S]
+    looks = int(3.5 * TRIM_BUSY_S / STEP_S)
+    assert moments([True] * looks) == [TRIM_BUSY_S, 2 * TRIM_BUSY_S, 3 * TRIM_BUSY_S]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 400)), max_size=8))
 def test_all_work_is_followed_by_it(stretches: list[tuple[bool, int]]) -> None:
     busy = [is_busy for is_busy, looks in stretches for _ in range(looks)]
     acted = moments([*busy, *[False] * 8])
-    assert all(later - earlier > IDLE_S for earlier, later in itertools.pairwise(acted))
+    assert all(later - earlier > TRIM_IDLE_S for earlier, later in itertools.pairwise(acted))
     if True in busy:
         last_s = (len(busy) - 1 - busy[::-1].index(True)) * STEP_S
-        assert acted[-1] >= last_s + IDLE_S
+        assert acted[-1] >= last_s + TRIM_IDLE_S
     else:
         assert acted == []
