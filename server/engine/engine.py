@@ -184,8 +184,16 @@ class LocalEngine:
             return not self._stopping
 
     def _step(self) -> None:
-        """Run one decode pass for every running request, and one stage further for some of those that came after."""
+        """Take up what live sessions heard; if there are requests, run one stage further for some of them."""
         self._live.take_heard()
+        with self._changed:
+            self._steps += 1
+            if not self._requests.have_work:
+                return
+        self._run_stages()
+
+    def _run_stages(self) -> None:
+        """Run one decode pass for every running request, and one stage further for some of those that came after."""
         self._settle(self._requests.expire_requests())
         self._preempt()
         decode, prefill, encode = self._requests.schedule_step()
@@ -196,8 +204,6 @@ class LocalEngine:
         self._prefill([(sequence, positions) for sequence, positions in prefill if not sequence.ended])
         if self._encoding and not (self._models.encodes_beside and (decode or prefill) and self._is_encoding):
             self._encode()
-        with self._changed:
-            self._steps += 1
 
     def _preempt(self) -> None:
         preempted = self._requests.preempt_requests()

@@ -58,12 +58,13 @@ class RequestTable:
             audio_s = self.audio_s(sequence)
             backlog = self.scheduler.measure_backlog(request.client, request.priority, audio_s)
             self.admission.check_request(backlog, audio_s, request.deadline_s, time.perf_counter())
+            if self.scheduler.has_place(request.client, request.priority):
+                self._add_sequence(sequence)
+                return
             busy = overloaded(self.admission.predict_wait_s(backlog))
-            has_place = self.scheduler.has_place(request.client, request.priority)
-            displaced = None if has_place else self._make_room(request, busy)
+            displaced = self._make_room(request, busy)
             self._add_sequence(sequence)
-            if displaced is not None:
-                self.deliver_event(displaced, Failed(displaced.request.id, busy))
+            self.deliver_event(displaced, Failed(displaced.request.id, busy))
 
     def submit_internal(self, sequence: SequenceState) -> None:
         """Queue work of a session, which always has a place."""

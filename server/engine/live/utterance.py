@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from models.text.tokeniser import PromptIds
 from server.engine.live.agreed_text import AgreedText
 from server.engine.live.stable_text import StableText
+from server.engine.runner.caches import KeptSpeech
 from server.engine.runner.heard_words import shift_words
-from server.engine.runner.kept_speech import KeptSpeech
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone
 

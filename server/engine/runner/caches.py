@@ -1,4 +1,4 @@
-"""Caches that outlive a request: K/V of prompt prefixes, and encoder outputs by audio."""
+"""What outlives a request: caches of K/V of prompt prefixes and of encoder outputs by audio, and what an utterance keeps."""
 
 import hashlib
 from collections.abc import Callable, Hashable
@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from models.protocols import Float32, ProjectorOutput
+from models.encoders.windows import KeptWindows
+from models.protocols import Float32, ProjectorOutput, SlotState
 
 PREFIX_CACHE_BYTES = 64 * 2**20
 
@@ -63,3 +64,26 @@ def output_bytes(output: ProjectorOutput) -> int:
 def audio_key(client: str, audio: Float32) -> AudioKey:
     """Return the key of a client's audio."""
     return client, hashlib.sha256(audio.tobytes()).digest()
+
+
+class KeptSpeech:
+    """The states of an utterance's finished windows, and the LLM's keys and values of the prompt up to the last of these.
+
+    They are kept for an utterance that goes on, by encoders whose windows do not see each other (Qwen3-ASR).
+
+    Both are found again only for an input with the same bits, so that nothing is ever computed from anything outdated.
+    """
+
+    def __init__(self) -> None:
+        self.windows: KeptWindows = {}
+        self._prompt = b""
+        self._state: SlotState | None = None
+
+    def find(self, prompt: Float32) -> SlotState | None:
+        """Return the keys and values of the beginning of a prompt [positions, embedding_size], if they are there."""
+        state = self._state
+        return state if state and prompt[: state.length].tobytes() == self._prompt else None
+
+    def store(self, prompt: Float32, state: SlotState) -> None:
+        """Keep the keys and values of the beginning of a prompt, in place of those that were kept before."""
+        self._prompt, self._state = prompt[: state.length].tobytes(), state

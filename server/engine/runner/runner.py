@@ -21,7 +21,7 @@ from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import SPEECH_DECODER, Memory, SequenceState, answer_detokeniser, compile_constraint
 from server.engine.runner.speculation import Draft, TokenDraft
-from server.engine.runner.transcript_stage import TranscriptStage
+from server.engine.runner.transcript import TranscriptStage
 from server.engine.runner.verification import RunnerCounters, Verifier
 from server.engine.types.events import Word
 from server.errors import PromptTooLong

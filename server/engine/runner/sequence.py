@@ -2,23 +2,22 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from models.chain import Models
 from models.protocols import BackendError, EncoderStates, Float32, MemoryDecoder, ProjectorOutput, SlotState
+from models.speech_decoders.speech_model import LONGEST_TRANSCRIPT, SpeechModel
 from models.text.constraint import TokenConstraint
 from models.text.grammar import GrammarError
 from models.text.tokeniser import PromptIds, lay_out_prompt
 from models.text.transcript_label import lay_out_context
-from server.engine.runner.caches import AudioKey, PrefixKey
+from server.engine.runner.caches import AudioKey, KeptSpeech, PrefixKey
 from server.engine.runner.detokenise import Detokeniser, LabelledDetokeniser
-from server.engine.runner.kept_speech import KeptSpeech
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.speculation import LONGEST_NEXT_PROPOSAL, Draft, TokenDraft
-from server.engine.runner.transcript import lay_out_context as lay_out_speech_context
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.types.events import (
     Delta,
@@ -38,6 +37,8 @@ from server.errors import EngineFailed, InvalidConstraint, InvalidRequest, Promp
 
 SPEECH_DECODER = 0
 """The number of the speech decoder in a model that has one; the LLM has the last."""
+OWN_CONTEXT_TOKENS = 3
+"""The token before a context, the one behind it, and the position of a transcript's end."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,22 @@ def lay_out_request(models: Models, request: InstructRequest) -> PromptIds:
     ids = lay_out_prompt(models.template, models.tokeniser, lay_out_context(request.prompt, request.keywords))
     forced = () if request.language is None else models.label.force(models.tokeniser, request.language)
     return PromptIds(ids.before_speech, (*ids.after_speech, *forced))
+
+
+def lay_out_speech_context(speech: SpeechModel, prompt: str, keywords: Sequence[str]) -> list[int]:
+    """Return the tokens that stand before a transcript: keywords, then the end of the text that comes before.
+
+    Raises `InvalidRequest` for keywords that take more than half of the room. Of a prompt the last tokens that have room count
+    (arXiv 2212.04356, section 2.3).
+    """
+    if not prompt and not keywords:
+        return []
+    room = speech.decoder.max_positions - speech.control_tokens - LONGEST_TRANSCRIPT - OWN_CONTEXT_TOKENS
+    listed = speech.tokeniser.encode(f" {', '.join(keywords)}") if keywords else []
+    if len(listed) > room // 2:
+        raise InvalidRequest("The keywords are too many, or too long.", param="keywords")
+    before = speech.tokeniser.encode(f" {prompt.strip()}") if prompt.strip() else []
+    return [speech.tokens.previous, *listed, *before[max(0, len(before) - room + len(listed)) :]]
 
 
 def answer_detokeniser(models: Models, request: InstructRequest) -> Detokeniser:

@@ -11,7 +11,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from models.chain import Models
 from models.protocols import Float32
-from server.engine.runner import transcript_stage
+from server.engine.runner import transcript
 from server.engine.runner.runner import Runner
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
@@ -38,9 +38,9 @@ def whisper(
 @pytest.fixture(autouse=True)
 def _taken_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a random model's text taken as it is, though it is not likely."""
-    monkeypatch.setattr(transcript_stage, "LEAST_MEAN_LOGPROB", -100.0)
-    monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: False)
-    monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
+    monkeypatch.setattr(transcript, "LEAST_MEAN_LOGPROB", -100.0)
+    monkeypatch.setattr(transcript, "is_loop", lambda _text: False)
+    monkeypatch.setattr(transcript.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
 
 
 def noise(seed: int) -> Float32:

@@ -14,14 +14,14 @@ from models.chain import Models
 from models.protocols import Float32
 from models.speech_decoders.speech_model import LONGEST_TRANSCRIPT, is_loop
 from server.engine.engine import LocalEngine
-from server.engine.runner import transcript_stage
+from server.engine.runner import transcript
+from server.engine.runner.sequence import lay_out_speech_context
 from server.engine.runner.transcript import (
     BEGINNING_BOOST,
     CONTINUING_BOOST,
     KeywordBoost,
     TranscriptConstraint,
     fewest_words,
-    lay_out_context,
 )
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
@@ -144,7 +144,7 @@ def test_what_comes_before_and_keywords_change_the_text_and_drafts_still_do_not(
 
 def test_of_a_long_prompt_the_end_counts(models: Models) -> None:
     speech = models.require_speech()
-    whole = lay_out_context(speech, "word " * 400 + "the end", ("Qwen",))
+    whole = lay_out_speech_context(speech, "word " * 400 + "the end", ("Qwen",))
     assert whole[0] == speech.tokens.previous
     assert speech.tokeniser.decode(whole[1:]).startswith(" Qwen")
     assert speech.tokeniser.decode(whole[1:]).endswith("word the end")
@@ -155,7 +155,7 @@ def test_special_tokens_in_a_prompt_and_among_keywords_are_text(models: Models) 
     speech = models.require_speech()
     special = set(speech.tokeniser.special_tokens.values())
     for name in (*speech.tokeniser.special_tokens, *models.tokeniser.special_tokens):
-        context = lay_out_context(speech, f"and {name}", (name, f"{name}a"))
+        context = lay_out_speech_context(speech, f"and {name}", (name, f"{name}a"))
         assert context[0] == speech.tokens.previous
         assert special.isdisjoint(context[1:])
         assert speech.tokeniser.decode(context[1:]) == f" {name}, {name}a and {name}"
@@ -259,7 +259,7 @@ def test_a_loop_without_a_draft_is_written_again_the_same_way_each_time(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = Call(engine, 0, noise(4, 1.2), TRANSCRIBE, language="de").done
-    monkeypatch.setattr(transcript_stage, "is_loop", lambda _text: True)
+    monkeypatch.setattr(transcript, "is_loop", lambda _text: True)
     again = [Call(engine, number, noise(4, 1.2), TRANSCRIBE, language="de").done for number in (1, 2)]
     assert again[0].text == again[1].text != once.text
     assert again[0].speculation.llm_passes > once.speculation.llm_passes
@@ -269,7 +269,7 @@ def test_a_loop_without_a_draft_is_written_again_the_same_way_each_time(
 def test_a_few_words_without_a_voice_are_no_speech(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     audio, sampling = noise(2, 1.5), SamplingOptions(max_tokens=4)
     assert Call(engine, 0, audio, TRANSCRIBE, sampling=sampling).done.finish_reason == "length"
-    monkeypatch.setattr(transcript_stage.TranscriptStage, "_has_voice", lambda _stage, _audio: False)
+    monkeypatch.setattr(transcript.TranscriptStage, "_has_voice", lambda _stage, _audio: False)
     done = Call(engine, 1, audio, TRANSCRIBE, sampling=sampling).done
     assert (done.text, done.finish_reason, done.usage.output_tokens) == ("", "no_speech", 0)
 
