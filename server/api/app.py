@@ -24,7 +24,9 @@ from server.api.native.models import model_admin_router
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.session import stream_router
-from server.api.openai.routes import openai_router
+from server.api.openai.audio import audio_router
+from server.api.openai.chat import chat_router
+from server.api.openai.models import models_router
 from server.api.openai_realtime.stream import realtime_router
 from server.api.reference import reference_page
 from server.api.wyoming.listener import WyomingListener
@@ -87,7 +89,9 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     app.include_router(instruct_router(context))
     app.include_router(stream_router(context))
     app.include_router(model_admin_router(context))
-    app.include_router(openai_router(context))
+    app.include_router(audio_router(context))
+    app.include_router(chat_router(context))
+    app.include_router(models_router(context))
     app.include_router(realtime_router(context))
     app.include_router(listen_router(context))
     _add_operations(app, context)

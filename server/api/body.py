@@ -9,8 +9,9 @@ import asyncio
 import io
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -21,7 +22,12 @@ from server.api.access.shares import LEAST_PROGRESS_BYTES, Shares
 from server.api.middleware import client_of
 from server.errors import AudioTooShort, BodyTimedOut, BodyTooLarge, InvalidRequest, Overloaded, UnknownField
 
+Content = TypeVar("Content", bound=Sized)
+Parsed = TypeVar("Parsed")
+
 IDENTITY = "identity"
+# Bytes or characters of content that takes longer to parse than other requests should wait.
+LARGE_CONTENT = 65_536
 # Unfinished bodies may hold so many times the largest body.
 BODIES_IN_MEMORY = 16
 RETRY_AFTER_S = 1
@@ -82,6 +88,11 @@ async def read_whole_body(request: Request, limits: BodyLimits) -> bytearray:
     content = bytearray()
     await read_body(request, limits, content.extend)
     return content
+
+
+async def parse_beside_loop(parse: Callable[[Content], Parsed], content: Content) -> Parsed:
+    """Return `parse(content)`, from a thread if the content is large."""
+    return parse(content) if len(content) <= LARGE_CONTENT else await asyncio.to_thread(parse, content)
 
 
 def _check_head(request: Request, limits: BodyLimits) -> None:

@@ -17,10 +17,19 @@ from pydantic_core import from_json
 
 from server.api.body import FILE_FIELD, PLAIN_NAME
 from server.api.formats import SUBTITLES, ReplyFormat
-from server.engine.types.options import Constraint, ConstraintKind, DraftPolicy, Priority, SamplingOptions, WordTimes
+from server.engine.types.options import (
+    Constraint,
+    ConstraintKind,
+    DraftPolicy,
+    Priority,
+    SamplingOptions,
+    VoiceOptions,
+    WordTimes,
+)
 from server.errors import InvalidInstruction, InvalidRequest, UnknownField
 from server.settings import Settings
 
+VOICE = VoiceOptions()
 DEFAULT_INSTRUCTION = "Transcribe the speech to text."
 
 INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
@@ -47,6 +56,22 @@ class ClientMessage(BaseModel):
     """Fields that a client sends; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class VoiceFields(ClientMessage):
+    """How live audio, or audio that is cut at its pauses, is cut."""
+
+    threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)
+    silence_duration_ms: int = Field(round(VOICE.silence_s * 1000), ge=100, le=5000)
+
+    def options(self) -> VoiceOptions:
+        """Return the same in the engine's terms."""
+        return VoiceOptions(
+            threshold=self.threshold,
+            prefix_padding_s=self.prefix_padding_ms / 1000,
+            silence_s=self.silence_duration_ms / 1000,
+        )
 
 
 Instruction = Annotated[str, AfterValidator(_check_instruction)]

@@ -10,13 +10,13 @@ from server.api.deepgram import replies
 from server.api.deepgram.options import ListenOptions
 from server.api.deepgram.replies import Origin
 from server.api.live.outbox import CloseReason
-from server.api.live.session import SocketSession
+from server.api.live.session import Dialect, SocketSession
 from server.audio.pcm import PcmStream, SampleStream
 from server.audio.stream import OpusStream
 from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Ended, Flushed, Listened, LiveEvent, Partial, Problem, SpeechStarted, UtteranceDone
 from server.engine.types.requests import Flush
-from server.errors import InvalidRequest, ServeError, UndecodableAudio
+from server.errors import InvalidRequest, UndecodableAudio
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 MAX_TEXT_CHARACTERS = 65_536
@@ -25,7 +25,7 @@ PIECE_BYTES = 65_536
 WAVE_RATE_HZ = 16_000
 
 
-class ListenDialect:
+class ListenDialect(Dialect):
     """`Dialect` of one live stream. Its options are those of the URL, and its audio is opened with the first binary frame."""
 
     def __init__(self, session: SocketSession, options: ListenOptions) -> None:
@@ -88,9 +88,6 @@ class ListenDialect:
 
     def closing_frames(self, reason: CloseReason) -> Sequence[str]:
         return () if reason.error is None else (replies.error_message(reason.error),)
-
-    def survives(self, error: ServeError) -> bool:  # noqa: ARG002
-        return False
 
     async def _follow(self, type: str) -> None:
         match type:

@@ -66,22 +66,27 @@ class Dialect(Protocol):
         """Return the last frames before the connection is closed."""
         ...
 
-    def survives(self, error: ServeError) -> bool:
-        """Return whether the session goes on after the engine refused its audio for this error.
+    def survives(self, error: ServeError) -> bool:  # noqa: ARG002
+        """Return whether the session goes on after the engine refused its audio for this error; usually not.
 
         The dialect is then given the `Failed`.
         """
-        ...
+        return False
 
 
 class SocketSession:
     """One accepted WebSocket, from its first message to its close. Call `run` once.
+
+    The `dialect` may be replaced at the first message.
 
     One task reads the client's messages, one sends frames, three watch the clock, the connection and the model. The end of the
     session reaches the sending task through the outbox, as a `CloseReason`. The engine's session is aborted before the client is
     told that it is over. `door` holds a place at the server's door while the engine has no session for this client: before the
     first audio, and again after `live_idle_timeout_s` without audio if the dialect `gives_place_back`.
     """
+
+    # Set by `run`.
+    dialect: Dialect
 
     def __init__(self, context: ServerContext, socket: WebSocket, door: contextlib.ExitStack) -> None:
         self.id = f"stream-{uuid.uuid4().hex}"
@@ -99,7 +104,6 @@ class SocketSession:
         self._loop = asyncio.get_running_loop()
         self._timer = SessionTimer(context.metrics.live, context.models.default.name)
         self._outbox = Outbox()
-        self._dialect: Dialect | None = None
         self._request: LiveRequest | None = None
         self._audio: SampleStream | None = None
         self._engine_session: EngineSession | None = None
@@ -219,20 +223,20 @@ class SocketSession:
 
     async def run(self, dialect: Dialect) -> None:
         """Serve the client until the end. Raises nothing but `CancelledError`."""
-        self._dialect = dialect
-        reason = await self._serve(dialect)
+        self.dialect = dialect
+        reason = await self._serve()
         self.context.metrics.live.sessions.labels(self.model.name, reason.outcome).inc()
         words = reason.error.message if reason.error is not None else reason.outcome
         logger.info("request %s: %.2f s of live audio: %s", self.request_id, self.position.audio_s, words)
-        await self._close(dialect, reason)
+        await self._close(reason)
 
-    async def _serve(self, dialect: Dialect) -> CloseReason:
+    async def _serve(self) -> CloseReason:
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._reading = tasks.create_task(self._read_messages(dialect))
-                watches = (self._watch_clock(dialect), self._watch_connection(), self._watch_model())
+                self._reading = tasks.create_task(self._read_messages())
+                watches = (self._watch_clock(), self._watch_connection(), self._watch_model())
                 watching = [tasks.create_task(watch) for watch in watches]
-                reason = await self._send_items(dialect)
+                reason = await self._send_items()
                 for task in (self._reading, *watching):
                     task.cancel()
             return reason
@@ -248,22 +252,22 @@ class SocketSession:
             if self._model is not None:
                 self._model.detach(self._model_stops.set)
 
-    async def _close(self, dialect: Dialect, reason: CloseReason) -> None:
+    async def _close(self, reason: CloseReason) -> None:
         if reason.close_code is None:
             return
         try:
             async with asyncio.timeout(self._settings.live_send_timeout_s):
-                for frame in dialect.closing_frames(reason):
+                for frame in self.dialect.closing_frames(reason):
                     await self._socket.send_text(frame)
                 await self._socket.close(reason.close_code)
         except (TimeoutError, WebSocketDisconnect):
             logger.info("request %s: the client does not read its end", self.request_id)
 
-    async def _read_messages(self, dialect: Dialect) -> None:
+    async def _read_messages(self) -> None:
         """Read what the client sends, until it makes an error or is gone."""
         try:
             while True:
-                await dialect.take_message(await self._next_message())
+                await self.dialect.take_message(await self._next_message())
         except ServeError as error:
             self._outbox.put(close_reason_of(error))
         except WebSocketDisconnect:
@@ -333,7 +337,7 @@ class SocketSession:
                 self._room.set()
             case Failed(error=error):
                 session = self._engine_session
-                if session is None or self._dialect is None or not self._dialect.survives(error):
+                if session is None or not self.dialect.survives(error):
                     reason = close_reason_of(error)
                     # The engine took the session before, so it is now stopping.
                     self._outbox.put(replace(reason, close_code=RESTART) if isinstance(error, NotReady) else reason)
@@ -346,7 +350,7 @@ class SocketSession:
                 return
         self._outbox.put(event)
 
-    async def _send_items(self, dialect: Dialect) -> CloseReason:
+    async def _send_items(self) -> CloseReason:
         """Send frames to the client up to the end of the session, and return the reason of that."""
         try:
             while True:
@@ -355,7 +359,7 @@ class SocketSession:
                     return item
                 if isinstance(item, Ended) and self._close_reason is not None:
                     return self._close_reason
-                await self._send_frames([item] if isinstance(item, str) else dialect.frames_of(item))
+                await self._send_frames([item] if isinstance(item, str) else self.dialect.frames_of(item))
                 if not isinstance(item, str):
                     self._timer.event_sent(item, time.perf_counter())
                 if isinstance(item, Ended):
@@ -371,7 +375,7 @@ class SocketSession:
                 await self._socket.send_text(frame)
         self._room.set()
 
-    async def _watch_clock(self, dialect: Dialect) -> None:
+    async def _watch_clock(self) -> None:
         """End a session that is silent for too long, or lasts too long, and the utterance of a microphone that has stopped."""
         max_session_s = self._settings.live_max_session_s
         ends_at_s = self._loop.time() + max_session_s
@@ -382,14 +386,14 @@ class SocketSession:
                 return
             if self._is_waiting or self._congested or self._unanswered_flushes:
                 self._active_s = now_s
-            idle_timeout_s = dialect.idle_timeout_s
+            idle_timeout_s = self.dialect.idle_timeout_s
             idle_at_s = ends_at_s
             if idle_timeout_s is not None:
                 idle_at_s = max(self._active_s, self._connection.pinged_s) + idle_timeout_s
             if idle_timeout_s is not None and now_s >= idle_at_s:
                 await self._stop(close_reason_of(SessionIdle(f"Nothing was sent for {idle_timeout_s:g} s.")))
                 return
-            self._end_quiet_speech(dialect.silence_s, now_s)
+            self._end_quiet_speech(self.dialect.silence_s, now_s)
             try:
                 if self._is_quiet(now_s):
                     await self._give_place_back()

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
@@ -12,7 +13,7 @@ from server.api.body import MAX_TEXT_BYTES
 from server.api.call import Answer
 from server.api.native.rest import instruct_reply
 from server.api.native.schema import ErrorReply, InstructReply, SpeculationReply, UsageReply, WordReply
-from server.api.options import ClientMessage, Instruction, RequestOptions, parse_message, with_limits
+from server.api.options import VOICE, ClientMessage, Instruction, RequestOptions, VoiceFields, parse_message, with_limits
 from server.engine.types.events import (
     Basis,
     Delta,
@@ -33,29 +34,21 @@ from server.settings import Settings
 
 MAX_FRAME_BYTES = 256 * 1024
 DEFAULT_RATE_HZ = 16_000
-VOICE = VoiceOptions()
 
 Encoding = Literal["pcm16", "ogg_opus"]
+# Rounded to milliseconds.
+Seconds = Annotated[float, AfterValidator(lambda value_s: round(value_s, 3))]
 # Given as JSON, and kept as the JSON text that a form has.
 JsonText = Annotated[str, BeforeValidator(lambda value: json.dumps(value, ensure_ascii=False))]
 
 
-class VoiceMessage(ClientMessage):
+class VoiceMessage(VoiceFields):
     """The limits of an utterance. `MessageReader` sets the limit and default of `max_utterance_ms`."""
 
-    threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
-    prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)
-    silence_duration_ms: int = Field(round(VOICE.silence_s * 1000), ge=100, le=5000)
     max_utterance_ms: int = 0
 
     def options(self) -> VoiceOptions:
-        """Return the same in the engine's terms."""
-        return VoiceOptions(
-            threshold=self.threshold,
-            prefix_padding_s=self.prefix_padding_ms / 1000,
-            silence_s=self.silence_duration_ms / 1000,
-            max_utterance_s=self.max_utterance_ms / 1000,
-        )
+        return replace(super().options(), max_utterance_s=self.max_utterance_ms / 1000)
 
 
 class StartMessage(RequestOptions):
@@ -164,6 +157,10 @@ class MessageReader:
 
 
 class _Event(BaseModel):
+    """An event as it is sent. Fields of the same name are those of the engine's event."""
+
+    model_config = ConfigDict(from_attributes=True)
+
     def frame(self) -> str:
         """Return the content of the event's frame."""
         return self.model_dump_json(exclude_none=True)
@@ -186,7 +183,7 @@ class ReadyEvent(_Event):
 class SpeechStartedEvent(_Event):
     type: Literal["speech_started"] = "speech_started"
     utterance: int
-    start_s: float
+    start_s: Seconds
 
 
 class PartialEvent(_Event):
@@ -194,9 +191,9 @@ class PartialEvent(_Event):
     utterance: int
     stable: str
     tail: str
-    start_s: float
-    stable_end_s: float
-    end_s: float
+    start_s: Seconds
+    stable_end_s: Seconds
+    end_s: Seconds
 
 
 class FinalEvent(_Event):
@@ -205,8 +202,8 @@ class FinalEvent(_Event):
     text: str
     finish_reason: FinishReason
     language: str | None
-    start_s: float
-    end_s: float
+    start_s: Seconds
+    end_s: Seconds
     words: list[WordReply] | None
     usage: UsageReply
     times_ms: dict[str, float]
@@ -225,7 +222,7 @@ class FlushedEvent(_Event):
 
 class EndedEvent(_Event):
     type: Literal["ended"] = "ended"
-    audio_s: float
+    audio_s: Seconds
     basis: Basis
     sections: int
     answer: InstructReply | None
@@ -250,10 +247,10 @@ def live_error_event(request_id: str, error: ServeError, *, fatal: bool, utteran
 def event_frame(event: LiveEvent, request_id: str) -> str:
     """Return the content of the frame for an event of the engine. Raises `ValueError` for one that is not for clients."""
     match event:
-        case SpeechStarted(utterance=utterance, start_s=start_s):
-            return SpeechStartedEvent(utterance=utterance, start_s=_rounded(start_s)).frame()
+        case SpeechStarted():
+            return SpeechStartedEvent.model_validate(event).frame()
         case Partial():
-            return _partial_event(event).frame()
+            return PartialEvent.model_validate(event).frame()
         case UtteranceDone():
             return _final_event(event).frame()
         case Problem(error=error, utterance=utterance):
@@ -268,42 +265,17 @@ def event_frame(event: LiveEvent, request_id: str) -> str:
             raise ValueError(f"{type(event).__name__} is not for clients")
 
 
-def _rounded(value_s: float) -> float:
-    return round(value_s, 3)
-
-
 def _reply(done: Done, audio_s: float) -> InstructReply:
     # The answer has words only if the start asked for them.
     return instruct_reply(Answer(done, audio_s), "none" if done.words is None else "words")
 
 
-def _partial_event(event: Partial) -> PartialEvent:
-    return PartialEvent(
-        utterance=event.utterance,
-        stable=event.stable,
-        tail=event.tail,
-        start_s=_rounded(event.start_s),
-        stable_end_s=_rounded(event.stable_end_s),
-        end_s=_rounded(event.end_s),
-    )
-
-
 def _final_event(event: UtteranceDone) -> FinalEvent:
     reply = _reply(event.done, event.end_s - event.start_s)
-    return FinalEvent(
-        utterance=event.utterance,
-        text=reply.text,
-        finish_reason=reply.finish_reason,
-        language=reply.language,
-        start_s=_rounded(event.start_s),
-        end_s=_rounded(event.end_s),
-        words=reply.words,
-        usage=reply.usage,
-        times_ms=reply.times_ms,
-        speculation=reply.speculation,
-    )
+    shared = {name: getattr(reply, name) for name in FinalEvent.model_fields.keys() & InstructReply.model_fields.keys()}
+    return FinalEvent(utterance=event.utterance, start_s=event.start_s, end_s=event.end_s, **shared)
 
 
 def _ended_event(event: Ended) -> EndedEvent:
     answer = None if event.answer is None else _reply(event.answer, event.audio_s)
-    return EndedEvent(audio_s=_rounded(event.audio_s), basis=event.basis, sections=event.sections, answer=answer)
+    return EndedEvent(audio_s=event.audio_s, basis=event.basis, sections=event.sections, answer=answer)

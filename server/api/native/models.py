@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from server.api.context import ServerContext
 from server.api.native.schema import ErrorReply
-from server.api.openai.served_models import ModelCard, card_of
+from server.api.openai.models import ModelCard, card_of
 from server.errors import AdminRequired, NotReady
 
 RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from starlette.websockets import WebSocket
 from server.api.context import ServerContext
 from server.api.live.accepting import serve_socket
 from server.api.live.outbox import CloseReason
-from server.api.live.session import SocketSession
+from server.api.live.session import Dialect, SocketSession
 from server.api.native.messages import (
     DEFAULT_RATE_HZ,
     MAX_FRAME_BYTES,
@@ -24,10 +24,10 @@ from server.audio.stream import OpusStream
 from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Failed, Flushed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush
-from server.errors import InvalidRequest, ServeError
+from server.errors import InvalidRequest
 
 
-class NativeDialect:
+class NativeDialect(Dialect):
     """`Dialect` of `/v1/stream`. The session takes its place in the engine at the `start`, so `ready` means that it has one."""
 
     def __init__(self, session: SocketSession, reader: MessageReader) -> None:
@@ -71,9 +71,6 @@ class NativeDialect:
         if reason.error is None:
             return ()
         return (live_error_event(self._session.request_id, reason.error, fatal=True).frame(),)
-
-    def survives(self, error: ServeError) -> bool:  # noqa: ARG002
-        return False
 
     async def _start(self, message: str | bytes) -> None:
         if isinstance(message, bytes):

@@ -1,6 +1,5 @@
 """`POST /v1/audio/transcriptions` and `POST /v1/audio/translations`."""
 
-import asyncio
 import time
 import uuid
 from functools import partial
@@ -11,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import Form
+from server.api.body import Form, parse_beside_loop
 from server.api.call import Call, StreamWriter
 from server.api.context import ServerContext
 from server.api.exchange import answer_request
@@ -32,8 +31,6 @@ PARAMS = {
     "max_tokens": "max_completion_tokens",
     "instruction": "prompt",
 }
-# JSON that takes longer to parse than other requests should wait.
-LARGE_BYTES = 256 * 1024
 # The kinds of replies beside JSON, for OpenAPI.
 REPLIES: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}, "text/event-stream": {}}
 
@@ -44,10 +41,8 @@ def audio_router(context: ServerContext) -> APIRouter:
 
     async def answer(request: Request, model: type[SpeechOptions]) -> Response:
         async def understand(body: Form | bytearray) -> Call:
-            if isinstance(body, bytearray) and len(body) > LARGE_BYTES:
-                upload = await asyncio.to_thread(parse_upload, body, model)
-            else:
-                upload = parse_upload(body, model)
+            parse = partial(parse_upload, model=model)
+            upload = parse(body) if isinstance(body, Form) else await parse_beside_loop(parse, body)
             options, warnings = parse_options(model, upload.values)
             return _call(context, request, upload, options, warnings)
 

@@ -1,6 +1,5 @@
 """`POST /v1/chat/completions` about speech: messages with a part `input_audio`."""
 
-import asyncio
 import time
 import uuid
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_whole_body
+from server.api.body import parse_beside_loop, read_whole_body
 from server.api.call import Call
 from server.api.context import ServerContext
 from server.api.exchange import answer_request
@@ -27,8 +26,6 @@ from server.engine.types.requests import InstructRequest
 
 # Our fields, and OpenAI's that ask for the same.
 PARAMS = {"audio": "messages", "instruction": "messages", "json_schema": "response_format"}
-# JSON that takes longer to parse than other requests should wait.
-LARGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,8 @@ def chat_router(context: ServerContext) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         async def understand(body: bytearray) -> Call:
-            parse = partial(_parse_chat, body, longest_instruction)
-            chat = await asyncio.to_thread(parse) if len(body) > LARGE_BYTES else parse()
-            return _call(context, request, chat)
+            parse = partial(_parse_chat, longest_instruction=longest_instruction)
+            return _call(context, request, await parse_beside_loop(parse, body))
 
         read = partial(read_whole_body, request, context.bodies)
         return await answer_request(request, context, read, understand)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from server.api.openai.fields import SampledFields
 from server.api.options import ClientMessage
 from server.engine.types.options import Constraint, Priority, SamplingOptions
 from server.errors import InvalidConstraint, InvalidRequest, UnsupportedOption
@@ -45,7 +46,7 @@ class StreamOptions(ClientMessage):
     continuous_usage_stats: bool | None = None
 
 
-class ChatOptions(ClientMessage):
+class ChatOptions(SampledFields):
     """The fields that are read; `refuse_unsupported` is for the others."""
 
     messages: list[Any] = Field(min_length=1, max_length=256, description="One of them with a part `input_audio`.")
@@ -55,11 +56,6 @@ class ChatOptions(ClientMessage):
         None, description="The longest answer in tokens."
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token, and is the default.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, le=1000)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, ge=0.5, le=2)
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | SkipJsonSchema[None] = None
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] = Field([], description="Ends the answer before it.")
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -102,16 +98,11 @@ class ChatOptions(ClientMessage):
     def sampling(self, default_max_tokens: int, max_tokens_limit: int) -> SamplingOptions:
         """Return how the tokens are chosen. Raises `InvalidRequest` for a bad `response_format`."""
         likeliest = self.top_logprobs if self.logprobs else 0 if self.continuous_usage else None
-        return SamplingOptions(
-            max_tokens=min(self.longest or default_max_tokens, max_tokens_limit),
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            temperature=self.temperature,
-            top_k=max(0, self.top_k),
-            top_p=self.top_p,
+        return self.sample(
+            min(self.longest or default_max_tokens, max_tokens_limit),
+            self.temperature,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             logprobs=likeliest,
-            seed=None if self.seed is None else self.seed % 2**63,
             constraint=self._constraint(),
         )
 

@@ -19,8 +19,9 @@ from server.api.openai.schema import (
     completion_usage,
     completion_usage_so_far,
     error_content,
+    finish_reason,
 )
-from server.engine.types.events import Done, TokenLogprob
+from server.engine.types.events import TokenLogprob
 from server.errors import ServeError
 
 JSON_TYPE = "application/json"
@@ -53,7 +54,7 @@ class ChatWriter(StreamWriter):
                     index=0,
                     message=AssistantMessage(role="assistant", content=done.text, refusal=None),
                     logprobs=choice_logprobs(done.logprobs or ()) if self.logprobs else None,
-                    finish_reason=_finish_reason(done),
+                    finish_reason=finish_reason(done),
                 )
             ],
             usage=completion_usage(done.usage),
@@ -73,7 +74,7 @@ class ChatWriter(StreamWriter):
     def last_events(self, answer: Answer) -> Iterable[str]:
         done = answer.done
         self.tokens = done.usage.output_tokens
-        yield self._chunk(ChunkDelta(), reason=_finish_reason(done), **self._warnings(answer))
+        yield self._chunk(ChunkDelta(), reason=finish_reason(done), **self._warnings(answer))
         if self.include_usage:
             yield self._event([], usage=completion_usage(done.usage))
         yield DONE
@@ -104,7 +105,3 @@ class ChatWriter(StreamWriter):
         silence = ("No speech was heard.",) if answer.done.finish_reason == "no_speech" else ()
         warnings = [*self.warnings, *answer.warnings, *silence]
         return {"warnings": warnings} if warnings else {}
-
-
-def _finish_reason(done: Done) -> Literal["stop", "length"]:
-    return "length" if done.finish_reason == "length" else "stop"

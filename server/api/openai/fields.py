@@ -8,13 +8,16 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 from starlette.requests import Request
 
 from server.api.body import AUDIO_FIELDS, PLAIN_NAME, BodyLimits, Form, FormFields, read_form, read_whole_body
 from server.api.options import ClientMessage, Message, field_schemas, list_fields, parse_message
+from server.engine.types.options import SamplingOptions
 from server.errors import AudioTooShort, InvalidRequest
 
 JSON_TYPE = "application/json"
@@ -22,6 +25,29 @@ MAX_WARNINGS = 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})", re.ASCII)
 DATA_URL = re.compile(r"data:[^,]{0,256},")
+
+
+class SampledFields(ClientMessage):
+    """The fields by which OpenAI's and vLLM's clients choose how tokens are drawn, beside the temperature."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, le=1000)
+    repetition_penalty: float = Field(1.0, ge=0.5, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | SkipJsonSchema[None] = None
+
+    def sample(self, max_tokens: int, temperature: float, **more: Any) -> SamplingOptions:
+        """Return the options in the engine's terms, with `more` of these."""
+        return SamplingOptions(
+            max_tokens=max_tokens,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            temperature=temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p,
+            seed=None if self.seed is None else self.seed % 2**63,
+            **more,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from server.engine.types.events import TokenLogprob, Usage
+from server.engine.types.events import Done, TokenLogprob, Usage
 from server.errors import ServeError
 
 DONE = "[DONE]"
@@ -183,6 +183,10 @@ class Completion(_Sent):
     service_tier: str | None = None
     system_fingerprint: None = None
     warnings: list[str] | None = None
+
+
+def finish_reason(done: Done) -> Literal["stop", "length"]:
+    return "length" if done.finish_reason == "length" else "stop"
 
 
 def token_usage(usage: Usage) -> TokenUsage:

@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from server.api.openai.fields import SampledFields
 from server.api.openai.languages import NAMES, language_code, language_name
-from server.api.options import ClientMessage, SpokenLanguages
+from server.api.options import SpokenLanguages, VoiceFields
 from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
 
-VOICE = VoiceOptions()
 MAX_PROMPT_CHARACTERS = 4000
 LIKELIEST = 0
 
@@ -23,21 +23,10 @@ TIMED_FORMATS: tuple[Format, ...] = ("srt", "verbose_json", "vtt")
 ShortText = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class ServerVad(ClientMessage):
-    """How audio is cut at its pauses."""
+class ServerVad(VoiceFields):
+    """How all audio is cut at its pauses."""
 
     type: Literal["server_vad"]
-    threshold: float = Field(VOICE.threshold, ge=0.05, le=0.95)
-    prefix_padding_ms: int = Field(round(VOICE.prefix_padding_s * 1000), ge=0, le=1000)
-    silence_duration_ms: int = Field(round(VOICE.silence_s * 1000), ge=100, le=5000)
-
-    def options(self) -> VoiceOptions:
-        """Return the same in the engine's terms."""
-        return VoiceOptions(
-            threshold=self.threshold,
-            prefix_padding_s=self.prefix_padding_ms / 1000,
-            silence_s=self.silence_duration_ms / 1000,
-        )
 
 
 def _read_strategy(value: object) -> object:
@@ -54,7 +43,7 @@ def _read_strategy(value: object) -> object:
 Strategy = Annotated[Literal["auto"] | ServerVad, BeforeValidator(_read_strategy)]
 
 
-class SpeechOptions(ClientMessage):
+class SpeechOptions(SampledFields):
     """The fields that transcriptions and translations share."""
 
     model: str | SkipJsonSchema[None] = Field(
@@ -83,12 +72,7 @@ class SpeechOptions(ClientMessage):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | SkipJsonSchema[None] = Field(
         None, description="The longest text in tokens."
     )
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, le=1000)
-    repetition_penalty: float = Field(1.0, ge=0.5, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="0 only.")
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
     def _check_offered(self) -> Self:
@@ -135,16 +119,8 @@ class SpeechOptions(ClientMessage):
 
     def sampling(self, max_tokens_limit: int) -> SamplingOptions:
         """Return how the tokens are chosen; without `max_completion_tokens` the transcript is as long as it may be."""
-        return SamplingOptions(
-            max_tokens=min(self.max_completion_tokens or max_tokens_limit, max_tokens_limit),
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            temperature=self.temperature,
-            top_k=max(0, self.top_k),
-            top_p=self.top_p,
-            logprobs=LIKELIEST if self.needs_logprobs else None,
-            seed=None if self.seed is None else self.seed % 2**63,
-        )
+        longest = min(self.max_completion_tokens or max_tokens_limit, max_tokens_limit)
+        return self.sample(longest, self.temperature, logprobs=LIKELIEST if self.needs_logprobs else None)
 
 
 class TranscriptionOptions(SpeechOptions):

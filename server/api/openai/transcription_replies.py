@@ -26,6 +26,7 @@ from server.api.openai.schema import (
     completion_usage_so_far,
     duration_usage,
     error_content,
+    finish_reason,
     token_usage,
     transcript_tokens,
 )
@@ -138,9 +139,10 @@ class ChunkWriter(StreamWriter):
     def last_events(self, answer: Answer) -> Iterable[str]:
         usage = completion_usage(answer.done.usage)
         warnings = self.whole.warning_fields(answer)
-        reason: Literal["stop", "length"] = "length" if answer.done.finish_reason == "length" else "stop"
         told = {"usage": usage} if self.continuous else {}
-        yield self._chunk([ChunkChoice(index=0, delta=ChunkDelta(content=""), finish_reason=reason)], **told, **warnings)
+        yield self._chunk(
+            [ChunkChoice(index=0, delta=ChunkDelta(content=""), finish_reason=finish_reason(answer.done))], **told, **warnings
+        )
         if self.include_usage:
             yield self._chunk([], usage=usage)
         yield DONE

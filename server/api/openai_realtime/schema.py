@@ -126,14 +126,11 @@ class SessionOptions:
 
     def updated_beta(self, session: BetaSession) -> "SessionOptions":
         """Return the same for the session object of the beta API."""
-        fields: dict[str, Any] = {
-            name: value
-            for name, value in (
-                ("transcription", session.input_audio_transcription),
-                ("turn_detection", session.turn_detection),
-            )
-            if {"transcription": "input_audio_transcription"}.get(name, name) in session.model_fields_set
-        }
+        fields: dict[str, Any] = {}
+        if "input_audio_transcription" in session.model_fields_set:
+            fields["transcription"] = session.input_audio_transcription
+        if "turn_detection" in session.model_fields_set:
+            fields["turn_detection"] = session.turn_detection
         if session.input_audio_format is not None:
             fields["format"] = AudioFormat.model_validate({"type": BETA_FORMATS[session.input_audio_format]})
         options = self._with_input(AudioInput.model_construct(_fields_set=set(fields), **fields), "session")
@@ -144,7 +141,9 @@ class SessionOptions:
         if given.format is not None:
             options = replace(options, format=given.format)
         if given.transcription is not None:
-            asked = _checked_transcription(given.transcription, f"{path}.transcription")
+            asked = given.transcription
+            if asked.delay is not None:
+                raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.transcription.delay")
             options = replace(
                 options, transcription=options.transcription.model_copy(update=asked.model_dump(exclude_unset=True))
             )
@@ -198,12 +197,6 @@ def parse(model: type[Parsed], content: object, path: str = "") -> Parsed:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join([*([path] if path else []), *map(str, detail["loc"])])
         raise InvalidRequest(f"{place or 'The message'} is wrong: {detail['msg']}.", param=place or None) from None
-
-
-def _checked_transcription(asked: Transcription, path: str) -> Transcription:
-    if asked.delay is not None:
-        raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.delay")
-    return asked
 
 
 def _checked_include(include: Sequence[str]) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
 """The dialect of OpenAI's Realtime API for transcription sessions: its events in and out."""
 
-import asyncio
 import binascii
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from server.api.body import parse_beside_loop
 from server.api.live.outbox import CloseReason
-from server.api.live.session import SocketSession
+from server.api.live.session import Dialect, SocketSession
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import BetaShape, Item, Shape
 from server.api.openai_realtime.schema import Append, BetaSession, Session, SessionOptions, parse, read_object
@@ -18,13 +18,9 @@ from server.engine.types.events import Failed, Flushed, LiveEvent, Partial, Prob
 from server.engine.types.requests import Flush
 from server.errors import InvalidRequest, ServeError
 
-Result = TypeVar("Result")
-
 # OpenAI's limit on the audio of one message, and what it and the rest take as base64 in JSON.
 MAX_APPEND_BYTES = 15 * 2**20
 MAX_MESSAGE_BYTES = MAX_APPEND_BYTES // 3 * 4 + 65_536
-# Larger messages are read beside the event loop.
-LARGE_BYTES = 65_536
 # Audio that is decoded at a time, so that a large message holds up no other session.
 PIECE_BYTES = 65_536
 # An utterance that is ended by a flush began at least 50 ms before it; the next one may begin a window, 32 ms, before it.
@@ -46,7 +42,7 @@ class Boundary:
     item: Item | None = None
 
 
-class RealtimeDialect:
+class RealtimeDialect(Dialect):
     """`Dialect` of a transcription session. Errors of the client are told and end nothing.
 
     With voice detection an item is an utterance; without it, an item is all speech between two commits. An item's deltas may come
@@ -89,7 +85,7 @@ class RealtimeDialect:
         try:
             if isinstance(message, bytes):
                 raise InvalidRequest("Messages are JSON objects in text frames.")
-            content = await beside_loop(read_object, message)
+            content = await parse_beside_loop(read_object, message)
             event_id = content.get("event_id")
             await self._follow(content, event_id)
         except InvalidRequest as error:
@@ -129,7 +125,7 @@ class RealtimeDialect:
                 self._shape = BetaShape(*self._shape_arguments)
                 await self._update(self._options.updated_beta(parse(BetaSession, content.get("session", {}), "session")))
             case "input_audio_buffer.append":
-                await self._append(await beside_loop(decode_audio, parse(Append, content).audio))
+                await self._append(await parse_beside_loop(decode_audio, parse(Append, content).audio))
             case "input_audio_buffer.commit":
                 self._commit(event_id)
             case "input_audio_buffer.clear":
@@ -274,8 +270,3 @@ def decode_audio(audio: str) -> bytes:
     if len(data) > MAX_APPEND_BYTES:
         raise InvalidRequest(f"A message has at most {MAX_APPEND_BYTES} bytes of audio.", param="audio")
     return data
-
-
-async def beside_loop(function: Callable[[str], Result], text: str) -> Result:
-    """Return `function(text)`, in a thread if the text is large."""
-    return function(text) if len(text) <= LARGE_BYTES else await asyncio.to_thread(function, text)

@@ -1,20 +1,17 @@
 """`/v1/realtime`: a WebSocket for clients of OpenAI's Realtime API, and for those of vLLM, told apart by their first event."""
 
 import contextlib
-from collections.abc import Sequence
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
+from server.api.body import LARGE_CONTENT
 from server.api.context import ServerContext
 from server.api.live.accepting import serve_socket
-from server.api.live.outbox import CloseReason
-from server.api.live.session import Dialect, SocketSession
 from server.api.openai_realtime.schema import read_object
-from server.api.openai_realtime.session import LARGE_BYTES, MAX_MESSAGE_BYTES, RealtimeDialect
+from server.api.openai_realtime.session import MAX_MESSAGE_BYTES, RealtimeDialect
 from server.api.openai_realtime.vllm import VllmDialect, speaks_vllm
-from server.engine.types.events import LiveEvent
-from server.errors import InvalidRequest, ServeError
+from server.errors import InvalidRequest
 
 SUBPROTOCOL = "realtime"
 
@@ -32,7 +29,7 @@ def realtime_router(context: ServerContext) -> APIRouter:
         await serve_socket(
             context,
             socket,
-            lambda session: FirstEventDialect(session, RealtimeDialect(session, model=name, beta=beta)),
+            lambda session: FirstEventDialect(session, model=name, beta=beta),
             max_message_bytes=MAX_MESSAGE_BYTES,
             model=model,
             subprotocols=(SUBPROTOCOL,),
@@ -41,36 +38,18 @@ def realtime_router(context: ServerContext) -> APIRouter:
     return router
 
 
-class FirstEventDialect:
-    """`Dialect` that is OpenAI's until the client's first event shows that it speaks vLLM's."""
+class FirstEventDialect(RealtimeDialect):
+    """`RealtimeDialect` whose session changes to vLLM's if the client's first event shows that it speaks that."""
 
-    def __init__(self, session: SocketSession, dialect: Dialect) -> None:
-        self._session = session
-        self._dialect = dialect
-        self._is_first = True
-
-    @property
-    def idle_timeout_s(self) -> float | None:
-        return self._dialect.idle_timeout_s
-
-    @property
-    def silence_s(self) -> float | None:
-        return self._dialect.silence_s
+    _is_first = True
 
     async def take_message(self, message: str | bytes) -> None:
-        if self._is_first and isinstance(message, str) and len(message) <= LARGE_BYTES:
+        if self._is_first and isinstance(message, str) and len(message) <= LARGE_CONTENT:
             # A message that cannot be read is for the dialect to refuse.
             with contextlib.suppress(InvalidRequest):
                 if speaks_vllm(read_object(message)):
-                    self._dialect = VllmDialect(self._session)
+                    self._session.dialect = VllmDialect(self._session)
+                    await self._session.dialect.take_message(message)
+                    return
         self._is_first = False
-        await self._dialect.take_message(message)
-
-    def frames_of(self, event: LiveEvent) -> Sequence[str]:
-        return self._dialect.frames_of(event)
-
-    def closing_frames(self, reason: CloseReason) -> Sequence[str]:
-        return self._dialect.closing_frames(reason)
-
-    def survives(self, error: ServeError) -> bool:
-        return self._dialect.survives(error)
+        await super().take_message(message)

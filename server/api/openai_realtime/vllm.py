@@ -6,12 +6,13 @@ Source: vLLM's documentation of its realtime API, and what guidellm's client sen
 import json
 from collections.abc import Sequence
 
+from server.api.body import parse_beside_loop
 from server.api.live.outbox import CloseReason
-from server.api.live.session import SocketSession
+from server.api.live.session import Dialect, SocketSession
 from server.api.openai_realtime import events
 from server.api.openai_realtime.events import Item
 from server.api.openai_realtime.schema import Append, Lenient, SessionOptions, parse, read_object
-from server.api.openai_realtime.session import beside_loop, decode_audio
+from server.api.openai_realtime.session import decode_audio
 from server.audio.pcm import PcmStream
 from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Flushed, LiveEvent, Partial, Problem, UtteranceDone
@@ -29,7 +30,7 @@ class Commit(Lenient):
     final: bool = False
 
 
-class VllmDialect:
+class VllmDialect(Dialect):
     """`Dialect` of one transcript after another: it begins with `commit` and ends with a commit that is `final`."""
 
     def __init__(self, session: SocketSession) -> None:
@@ -53,12 +54,12 @@ class VllmDialect:
         try:
             if isinstance(message, bytes):
                 raise InvalidRequest("Messages are JSON objects in text frames.")
-            content = await beside_loop(read_object, message)
+            content = await parse_beside_loop(read_object, message)
             match content["type"]:
                 case "session.update":
                     await self._choose_model(parse(Update, content).model)
                 case "input_audio_buffer.append":
-                    await self._session.push_audio(await beside_loop(decode_audio, parse(Append, content).audio))
+                    await self._session.push_audio(await parse_beside_loop(decode_audio, parse(Append, content).audio))
                 case "input_audio_buffer.commit":
                     self._commit(final=parse(Commit, content).final)
                 case other:
@@ -80,9 +81,6 @@ class VllmDialect:
 
     def closing_frames(self, reason: CloseReason) -> Sequence[str]:
         return () if reason.error is None else (error_frame(reason.error),)
-
-    def survives(self, error: ServeError) -> bool:  # noqa: ARG002
-        return False
 
     async def _choose_model(self, name: str) -> None:
         model = self._session.context.models.find(name)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 DRAFT_POSITIONS = 16
+# Of several engines together these are no plain sums.
+NOT_SUMMED = ("ready", "step_age_s", "predicted_wait_s", "longest_work_s", "counters")
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,12 @@ def combine_stats(members: Mapping[str, EngineStats]) -> RouterStats:
     """Return the stats of engines, by name, as one: all is summed but `step_age_s`, the longest, and `predicted_wait_s`, the
     shortest of those that are ready."""
     every = list(members.values())
+    names = [each.name for each in fields(EngineStats) if each.name not in NOT_SUMMED]
     return RouterStats(
         ready=any(stats.ready for stats in every),
-        waiting=sum(stats.waiting for stats in every),
-        running=sum(stats.running for stats in every),
-        slots=sum(stats.slots for stats in every),
-        queue_limit=sum(stats.queue_limit for stats in every),
         step_age_s=max((stats.step_age_s for stats in every), default=0.0),
         predicted_wait_s=min((stats.predicted_wait_s for stats in every if stats.ready), default=0.0),
-        prefix_cache_bytes=sum(stats.prefix_cache_bytes for stats in every),
-        encoder_cache_bytes=sum(stats.encoder_cache_bytes for stats in every),
-        live_sessions=sum(stats.live_sessions for stats in every),
-        live_limit=sum(stats.live_limit for stats in every),
-        recordings=sum(stats.recordings for stats in every),
-        recording_limit=sum(stats.recording_limit for stats in every),
-        live_jobs=sum(stats.live_jobs for stats in every),
         counters=sum((stats.counters for stats in every), EngineCounters()),
         members=members,
+        **{name: sum(getattr(stats, name) for stats in every) for name in names},
     )
