@@ -20,7 +20,6 @@ from server.api.context import ServerContext, build_decode_pool
 from server.api.deepgram.listen import listen_router
 from server.api.error_replies import error_response
 from server.api.middleware import AccessGuard, RequestContext, request_id_of
-from server.api.native.models import model_admin_router
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
 from server.api.native.session import stream_router
@@ -88,7 +87,6 @@ def create_app(sources: Sequence[ModelSource], settings: Settings, catalogue: Ca
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.include_router(instruct_router(context))
     app.include_router(stream_router(context))
-    app.include_router(model_admin_router(context))
     app.include_router(audio_router(context))
     app.include_router(chat_router(context))
     app.include_router(models_router(context))

@@ -2,10 +2,9 @@
 that.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from starlette.responses import Response
 
@@ -15,7 +14,6 @@ from server.engine.types.events import Basis, Done, Segment, TokenLogprob
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import ServeError
-from server.jobs.job import Job
 from server.registry.registry import ServedModel
 
 
@@ -32,13 +30,6 @@ class Answer:
     sections: int | None = None
     utterances: tuple[Segment, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, job: Job, done: Done, total_s: float) -> Self:
-        """Return the answer of a job that took `total_s`, the decoding of its audio included."""
-        times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
-        done = dataclasses.replace(done, times=times)
-        return cls(done, job.audio_s, job.basis, job.sections, job.utterances, job.warnings)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

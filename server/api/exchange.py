@@ -160,13 +160,20 @@ class _Exchange:
 
     def finish(self, done: Done, first_text_s: float | None) -> Answer:
         """Count and log an answer, whose first text came at `first_text_s`, and return it with its times."""
-        answer = Answer.of(self.job, done, time.perf_counter() - self.started_s)
+        answer = make_answer(self.job, done, time.perf_counter() - self.started_s)
         waited_s = None if first_text_s is None else first_text_s - self.started_s
         self.context.metrics.count_answer(self.model, answer.done, answer.audio_s, waited_s)
         span_of(self.request).add_answer(self.model, answer.done, answer.audio_s)
         tokens, timing = done.usage.output_tokens, server_timing(answer)
         logger.info("request %s: %.2f s of audio, %d tokens, %s", self.request_id, answer.audio_s, tokens, timing)
         return answer
+
+
+def make_answer(job: Job, done: Done, total_s: float) -> Answer:
+    """Return the answer of a job that took `total_s`, the decoding of its audio included."""
+    times = dataclasses.replace(done.times, audio_decode_s=job.audio_decode_s, total_s=total_s)
+    done = dataclasses.replace(done, times=times)
+    return Answer(done, job.audio_s, job.basis, job.sections, job.utterances, job.warnings)
 
 
 def server_timing(answer: Answer) -> str:

@@ -16,11 +16,9 @@ from server.audio.containers import Container, detect_container, detect_header
 from server.audio.mixing import mix_to_mono
 from server.audio.raw import RawFormat
 from server.audio.reader import SLACK_S, AudioReader, Sound, open_file
-from server.audio.types import AudioLimits, Frames, Samples
+from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioLimits, Frames, Samples
 from server.errors import AudioTooLong, AudioTooShort, InvalidAudio, UndecodableAudio
 
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
-MAX_CHANNELS = 8
 # Stereo at 192 kHz, or eight channels at 48 kHz, may be as long as the cap on seconds says; what is wider, less long.
 MAX_VALUES_PER_S = 2 * MAX_RATE_HZ
 # Float files are expected within 1; this leaves room for loud masters and none for garbage.

@@ -11,6 +11,11 @@ Frames = npt.NDArray[np.floating]
 """[frames, channels]"""
 
 
+# What is read, of files and of live audio.
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
+MAX_CHANNELS = 8
+
+
 @dataclass(frozen=True)
 class AudioLimits:
     """The lengths of audio that a caller accepts, and the sample rate that it wants."""

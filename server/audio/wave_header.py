@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from server.errors import InvalidAudio, UndecodableAudio
 
 PCM, FLOAT, ALAW, MULAW, EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
@@ -13,8 +14,6 @@ MAX_HEADER_BYTES = 65_536
 # A recorder that cannot seek writes a placeholder of about this size or 0: the audio lasts as long as bytes come.
 STREAMED_BYTES = 0x7FFF0000
 MAGIC_BYTES = 12
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
-MAX_CHANNELS = 8
 
 
 @dataclass(frozen=True)

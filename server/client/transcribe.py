@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 
 from server.api.call import Answer
+from server.api.exchange import make_answer
 from server.audio.sandbox import DecoderPool
 from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
@@ -45,4 +46,4 @@ async def instruct_file(
         except asyncio.CancelledError:
             job.abort()
             raise
-    return Answer.of(job, done, time.perf_counter() - started_s)
+    return make_answer(job, done, time.perf_counter() - started_s)

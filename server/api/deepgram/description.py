@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from server.api.deepgram.options import ENCODINGS, OPUS_ENCODINGS
-from server.audio.wave_header import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
+from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 
 FLAG: dict[str, Any] = {"type": "boolean"}
 TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}

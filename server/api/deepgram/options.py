@@ -11,7 +11,8 @@ from starlette.datastructures import QueryParams
 
 from server.api.options import ANY_LANGUAGE, DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.raw import Encoding, RawFormat
-from server.audio.wave_header import ALAW, FLOAT, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, MULAW, PCM, PcmFormat
+from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
+from server.audio.wave_header import ALAW, FLOAT, MULAW, PCM, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest
 from server.errors import InvalidRequest
