@@ -5,8 +5,8 @@
 
 Starts the server of a checkout with the default model, sends requests, and lists the files of which a function was called at
 least once per request, in the server's process or its engine's. (The process that decodes audio is confined, and may write no
-counts.) Calls that an idle server makes too are subtracted, and for a frame
-those of a session without audio. The list has two parts:
+counts.) Calls that an idle server makes too are subtracted, and for a frame those of a session without audio. The list has two
+parts:
 
 - the way: files that call on into other files, so that a reader of the request has to follow them;
 - helpers: files that are called and return without a call into another file (data types, counters, arithmetic, a model's run).
