@@ -23,8 +23,8 @@ from server.audio.stream import Channel
 from server.engine.types.events import Done, Failed
 from server.engine.types.protocol import Engine
 from server.errors import AudioTooLong, RequestTimedOut, ServeError
-from server.jobs.events import EventQueue, ResultFuture
-from server.jobs.job import Job, build_job, find_channels
+from server.jobs.events import EventQueue
+from server.jobs.job import Job, build_job, find_channels, run_job
 from server.jobs.long_audio import LongAudioJob
 from server.observability.metrics import StreamOutcome
 
@@ -198,14 +198,7 @@ async def _reply(exchanges: Sequence[_Exchange], call: Call) -> Response:
 
 
 async def _wait_for_answer(exchange: _Exchange) -> Answer:
-    result, job = ResultFuture(), exchange.job
-    job.start(result.put)
-    try:
-        done = await result.wait()
-    except asyncio.CancelledError:
-        job.abort()
-        raise
-    return exchange.finish(done, result.first_text_s)
+    return exchange.finish(*await run_job(exchange.job))
 
 
 class EventStream(Response):

@@ -10,6 +10,7 @@ import uuid
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -51,11 +52,7 @@ class ConnectionLimits:
 
     def protocol(self) -> type[asyncio.Protocol]:
         """Return the factory of connections for uvicorn's `http` setting."""
-
-        def connect(**parameters: Any) -> HttpConnection:
-            return HttpConnection(self, **parameters)
-
-        return cast(type[asyncio.Protocol], connect)
+        return cast(type[asyncio.Protocol], partial(HttpConnection, self))
 
     def unfinished_message(self, address: str, port: int) -> UnfinishedMessage:
         """Return the count of what a WebSocket of this peer sends. Each connection of a trusted proxy is a client of its own."""

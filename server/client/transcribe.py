@@ -1,6 +1,5 @@
 """One audio file through an engine of this process, as the server does it."""
 
-import asyncio
 import contextlib
 import time
 import uuid
@@ -13,8 +12,7 @@ from server.audio.sandbox import DecoderPool
 from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
-from server.jobs.events import ResultFuture
-from server.jobs.job import build_job
+from server.jobs.job import build_job, run_job
 
 
 async def instruct_file(
@@ -39,11 +37,5 @@ async def instruct_file(
         count_audio=lambda _audio_s: None,
     )
     with contextlib.closing(job):
-        result = ResultFuture()
-        job.start(result.put)
-        try:
-            done = await result.wait()
-        except asyncio.CancelledError:
-            job.abort()
-            raise
+        done, _ = await run_job(job)
     return make_answer(job, done, time.perf_counter() - started_s)

@@ -3,6 +3,7 @@
 Which of the two it is shows once the audio is decoded, as far as one piece may last.
 """
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Protocol
 from server.audio.raw import RawFormat
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream, Channel
-from server.engine.types.events import Basis, Event, Segment
+from server.engine.types.events import Basis, Done, Event, Segment
 from server.engine.types.options import Scope, VoiceOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest
+from server.jobs.events import ResultFuture
 from server.jobs.long_audio import BLOCK_S, VOICE, CountAudio, LongAudioJob
 
 
@@ -131,6 +133,20 @@ async def build_job(
         return LongAudioJob(engine, request, audio, decode_s, on_progress, count_audio, voice, scope)
     except BaseException:
         audio.close()
+        raise
+
+
+async def run_job(job: Job) -> tuple[Done, float | None]:
+    """Start a job, and return its answer and when its first text came, by `time.perf_counter`.
+
+    A caller that leaves ends the work. Raises the `ServeError` of a request that fails.
+    """
+    result = ResultFuture()
+    job.start(result.put)
+    try:
+        return await result.wait(), result.first_text_s
+    except asyncio.CancelledError:
+        job.abort()
         raise
 
 
