@@ -11,7 +11,7 @@ Frames = npt.NDArray[np.floating]
 """[frames, channels]"""
 
 
-# What is read, of files and of live audio.
+# The rates and channels that are read, of files and of live audio.
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_CHANNELS = 8
 

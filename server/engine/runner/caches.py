@@ -1,4 +1,4 @@
-"""What outlives a request: caches of K/V of prompt prefixes and of encoder outputs by audio, and what an utterance keeps."""
+"""Caches that outlive a request: K/V of prompt prefixes, encoder outputs by audio, and speech of an utterance that goes on."""
 
 import hashlib
 from collections.abc import Callable, Hashable
