@@ -218,6 +218,6 @@ class MemoryReturn:
         if now_s - self._busy_s >= TRIM_IDLE_S:
             self._since_s = None
             self._act()
-        elif now_s - self._since_s >= TRIM_BUSY_S:
+        elif is_busy and now_s - self._since_s >= TRIM_BUSY_S:
             self._since_s = now_s
             self._act()
