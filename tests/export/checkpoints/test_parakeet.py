@@ -16,8 +16,10 @@ from models.bundle.schema import BundleDescription
 from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.types.options import SamplingOptions
+from server.engine.runner.sequence import new_sequence
+from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest
+from server.errors import InvalidRequest
 from server.model_commands import describe_bundle
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config
@@ -110,7 +112,6 @@ def test_a_live_session_has_an_answer_with_words(server: LiveServer) -> None:
         ({"temperature": "0.5"}, "temperature", "has no decoder, and draws no tokens: temperature has to be 0"),
         ({"presence_penalty": "1"}, "presence_penalty", "presence_penalty has to be 0"),
         ({"repetition_penalty": "1.5"}, "repetition_penalty", "repetition_penalty has to be 1"),
-        ({"regex": "a+"}, "regex", "has no LLM, which regex needs"),
         ({"language": "de"}, "language", "does not know the language 'de'"),
         ({"prompt": "Kisumu"}, "prompt", "does not take a prompt"),
         ({"keywords": '["Kisumu"]'}, "keywords", "does not take keywords"),
@@ -123,6 +124,12 @@ def test_what_it_cannot_do_is_refused(server: LiveServer, fields: dict[str, str]
     error = reply.json()["error"]
     assert error["param"] == param
     assert expected in error["message"]
+
+
+def test_a_pattern_is_refused(models: Models) -> None:
+    asked = InstructRequest("1", AUDIO, ASKED, SamplingOptions(constraint=Constraint("regex", "a+")))
+    with pytest.raises(InvalidRequest, match="has no LLM, which regex needs"):
+        new_sequence(models, asked, lambda _event: None)
 
 
 def test_a_translation_is_refused_by_the_field_that_asked_for_it(server: LiveServer) -> None:
