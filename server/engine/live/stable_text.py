@@ -2,11 +2,14 @@
 
 Every hypothesis holds the words of the utterance so far, or of its last seconds. Words become stable once two hypotheses in a row
 agree on them (LocalAgreement, arXiv 2009.11066 and 2307.14743) and the audio has gone on for a while, because the next words can
-change how the last one is heard.
+change how the last one is heard. Words are shown at once, but what is shown is replaced only by what two hypotheses agree on:
+most hypotheses that differ are corrected by the next one. Words agree where their letters do. A word stays in the case, and with
+the punctuation, in which it was shown.
 """
 
 from collections.abc import Sequence
 
+from models.text.realignment import letters
 from server.engine.runner.heard_words import middle_s
 from server.engine.types.events import Word
 
@@ -27,11 +30,14 @@ class StableText:
         self.stable_end_s = start_s
         self._stable: list[Word] = []
         self._tail: list[Word] = []
+        # The same words as hypotheses had them: the stable ones, and those behind them in the last one.
+        self._settled: list[Word] = []
+        self._heard: list[Word] = []
 
     @property
     def words(self) -> list[Word]:
-        """All words, in seconds of the session."""
-        return [*self._stable, *self._tail]
+        """The words of the last hypothesis, behind the stable ones that are older, in seconds of the session."""
+        return [*self._settled, *self._heard]
 
     @property
     def stable(self) -> str:
@@ -39,7 +45,7 @@ class StableText:
 
     @property
     def tail(self) -> str:
-        return " ".join(word.text for word in self.words)[len(self.stable) :]
+        return " ".join(word.text for word in (*self._stable, *self._tail))[len(self.stable) :]
 
     def update(self, heard: Sequence[Word], end_s: float) -> bool:
         """Take a hypothesis of the audio up to `end_s`, and return whether the text changed.
@@ -47,10 +53,12 @@ class StableText:
         The hypothesis begins at `stable_end_s` at the latest. Its words of the last `GUESSED_S` are left out.
         """
         before = self.stable, self.tail
-        tail = self._beyond_stable([word for word in heard if word.end_s <= end_s - GUESSED_S or _is_text(word)])
-        agreed = self._agreed(tail, end_s)
-        self._stable += tail[:agreed]
-        self._tail = tail[agreed:]
+        new = self._beyond_stable([word for word in heard if word.end_s <= end_s - GUESSED_S or _is_text(word)])
+        self._tail = self._shown(new)
+        agreed = self._agreed(new, end_s)
+        self._stable += self._tail[:agreed]
+        self._settled += new[:agreed]
+        self._tail, self._heard = self._tail[agreed:], new[agreed:]
         if agreed:
             self.stable_end_s = self._stable[-1].end_s
         return (self.stable, self.tail) != before
@@ -60,19 +68,36 @@ class StableText:
         if not self._stable:
             return list(heard)
         last = self._stable[-1]
-        again = [
-            place for place, word in enumerate(heard) if word.text == last.text and abs(word.end_s - last.end_s) <= SAME_WORD_S
-        ]
+        again = [place for place, word in enumerate(heard) if _agree(word, last) and abs(word.end_s - last.end_s) <= SAME_WORD_S]
         return list(heard[again[-1] + 1 :]) if again else [word for word in heard if middle_s(word) > last.end_s]
 
-    def _agreed(self, tail: Sequence[Word], end_s: float) -> int:
+    def _shown(self, new: Sequence[Word]) -> list[Word]:
+        """Return what is shown of a new hypothesis: the words that are shown already, and what follows them or replaces them."""
+        shown = self._tail
+        same = count_same(shown, new)
+        kept = [Word(old.text, word.start_s, word.end_s) for old, word in zip(shown[:same], new, strict=False)]
+        rest, following = shown[same:], new[same:]
+        if not rest or not following:
+            return [*kept, *rest, *following]
+        has_grown = len(rest) == 1 and letters(following[0].text).startswith(letters(rest[0].text))
+        is_agreed = count_same(self._heard[same : same + 1], following) > 0
+        is_text = _is_text(rest[0]) or _is_text(following[0])
+        return [*kept, *(following if has_grown or is_agreed or is_text else rest)]
+
+    def _agreed(self, new: Sequence[Word], end_s: float) -> int:
         """Return how many words of the new tail become stable: those that the last tail began with, too, and one follows."""
-        agreed = 0
-        for old, new in zip(self._tail, tail[:-1], strict=False):
-            if old.text != new.text or new.end_s > end_s - SETTLED_S:
-                break
-            agreed += 1
-        return agreed
+        settled = next((place for place, word in enumerate(new) if word.end_s > end_s - SETTLED_S), len(new))
+        return min(count_same(self._heard, new[:-1]), settled)
+
+
+def count_same(old: Sequence[Word], new: Sequence[Word]) -> int:
+    """Return with how many words that agree both begin."""
+    pairs = enumerate(zip(old, new, strict=False))
+    return next((place for place, pair in pairs if not _agree(*pair)), min(len(old), len(new)))
+
+
+def _agree(a: Word, b: Word) -> bool:
+    return letters(a.text) == letters(b.text)
 
 
 def _is_text(word: Word) -> bool:

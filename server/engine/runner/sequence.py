@@ -79,7 +79,8 @@ class SequenceState:
     sampler: Sampler
     token_constraint: TokenConstraint
     max_tokens: int
-    submitted_at_s: float = field(default_factory=time.perf_counter)
+    # Looked up when it is called: a test may let the clock show another time.
+    submitted_at_s: float = field(default_factory=lambda: time.perf_counter())
     times: StageTimes = field(default_factory=StageTimes)
     of_session: bool = False
     gives_way: bool = False

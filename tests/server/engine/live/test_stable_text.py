@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.text.realignment import letters
 from server.engine.live.stable_text import GUESSED_S, SETTLED_S, StableText
 from server.engine.types.events import Word
 
@@ -31,7 +32,41 @@ def test_words_of_one_hypothesis_alone_are_not_stable() -> None:
     text = StableText(0.0)
     text.update(spoken("one two three"), 9.0)
     text.update(spoken("none two three"), 9.0)
-    assert (text.stable, text.tail) == ("", "none two three")
+    assert (text.stable, text.tail) == ("", "one two three")
+
+
+def test_what_is_shown_is_replaced_by_what_two_hypotheses_agree_on() -> None:
+    text = StableText(0.0)
+    for words in ("one two", "none so", "one two three", "none two three"):
+        text.update(spoken(words), 0.77)
+        assert text.tail.startswith("one two")
+    assert text.update(spoken("none two four"), 0.77)
+    assert (text.stable + text.tail) == "none two four"
+
+
+def test_a_word_stays_as_it_was_shown_in_case_and_punctuation() -> None:
+    text = StableText(0.0)
+    text.update(spoken("so now"), 0.7)
+    text.update(spoken("So, now search"), 0.8)
+    assert (text.stable, text.tail) == ("so", " now search")
+    text.update(spoken("So now, search. In"), 1.2)
+    assert (text.stable, text.tail) == ("so now search", " In")
+    # The draft of the next hypothesis has the words as the last ones wrote them.
+    assert [word.text for word in text.words] == ["So,", "now,", "search.", "In"]
+
+
+def test_a_last_word_grows() -> None:
+    text = StableText(0.0)
+    text.update(spoken("some"), 0.4)
+    text.update([Word("Sometimes", 0.0, 0.4), Word("one", 0.4, 0.6)], 0.8)
+    assert text.tail == "Sometimes one"
+
+
+def test_what_a_shorter_hypothesis_lacks_stays() -> None:
+    text = StableText(0.0)
+    text.update(spoken("one two three"), 0.8)
+    assert not text.update(spoken("one"), 0.9)
+    assert text.tail == "one two three"
 
 
 def test_the_tail_of_a_later_window_goes_on_behind_the_stable_words() -> None:
@@ -49,6 +84,8 @@ def test_a_window_that_hears_other_words_takes_no_stable_word_back() -> None:
     for _ in range(2):
         text.update(spoken("one two three"), 9.0)
     assert text.stable == "one two"
+    assert not text.update(spoken("nun tow free"), 9.0)
+    assert (text.stable, text.tail) == ("one two", " three")
     assert text.update(spoken("nun tow free"), 9.0)
     assert (text.stable, text.tail) == ("one two", " free")
 
@@ -89,5 +126,5 @@ def test_the_stable_prefix_only_grows(hypotheses: list[list[str]], later_s: floa
         text.update(spoken(" ".join(words), start_s=number % 2 * later_s), end_s)
         assert text.stable.startswith(stable)
         assert text.stable_end_s <= end_s
-        assert " ".join(word.text for word in text.words) == text.stable + text.tail
+        assert [letters(word.text) for word in text.words[: len(stable.split())]] == list(map(letters, stable.split()))
         stable = text.stable
