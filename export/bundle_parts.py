@@ -10,7 +10,7 @@ import numpy as np
 
 from export.importers.byte_level_bpe import restore_merges
 from export.precisions import PRECISIONS, Precision
-from models.bundle.schema import ProjectorSection, SpeechTokens, VoiceSection
+from models.bundle.sections import ProjectorSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32

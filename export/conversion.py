@@ -30,7 +30,8 @@ from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.precisions import PRECISIONS
 from export.recipe import Ingredients, LanguageModel
-from models.bundle.schema import BundleDescription, ProjectorSection, PromptSection, SpeechTokens
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import ProjectorSection, PromptSection, SpeechTokens
 from models.encoders.whisper import Arrays, WhisperSection
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32

@@ -26,7 +26,8 @@ from export.checkpoints.t5 import EncoderDecoderModel, read_encoder_decoder
 from export.checkpoints.whisper import read_whisper
 from export.store import Store, model_name
 from models.bundle.io import Bundle, write_bundle
-from models.bundle.schema import BundleDescription, EncoderSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import EncoderSection
 from models.projectors.subsample import MAX_FRAMES, read_adapter
 from models.protocols import BackendError
 from models.registry import import_by_name

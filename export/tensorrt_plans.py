@@ -25,7 +25,7 @@ from export.tensorrt_profiles import Limits
 from export.tensorrt_weights import WEIGHT_FORMATS, float_type_of
 from models.bundle.io import Bundle, BundleError, open_bundle
 from models.bundle.plans import add_plan
-from models.bundle.schema import PlanSection
+from models.bundle.sections import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import find_gpu
 from models.runtimes.cuda.tensorrt_library import BUILDERS, TensorRT, TensorRTError, load_tensorrt

@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
-from models.bundle.schema import EncoderSection, LlmSection, ModelSection, Shapes, SpeechDecoderSection, dimension
+from models.bundle.sections import (
+    EncoderDecoderSection,
+    EncoderSection,
+    LlmSection,
+    ModelSection,
+    Shapes,
+    SpeechDecoderSection,
+    dimension,
+)
 from models.chain import TRANSCRIPTION_INSTRUCTION, Hearing, Models
 from models.encoders.windows import SpeechWindow
 from models.projectors.ctc_head import CtcHeadSection

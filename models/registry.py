@@ -27,7 +27,7 @@ PROJECTORS = {
 }
 SPEECH_DECODERS = {"whisper": "models.speech_decoders.whisper:WhisperDecoderSection"}
 LLMS = {"llama": "models.llms.llama:LlamaSection", "t5": "models.llms.t5:T5Section"}
-"""The families' sections of `bundle.json` (`models.bundle.schema.ModelSection`)."""
+"""The families' sections of `bundle.json` (`models.bundle.sections.ModelSection`)."""
 FEATURES = {
     "log_mel": "models.features.log_mel:LogMel",
     "whole_frames": "models.features.log_mel:WholeFrames",

@@ -17,7 +17,8 @@ from export.checkpoints.lora import lora_scale, merge_lora
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.checkpoints.speech_llms import UNTIED, language_model_of, projector_values
 from export.precisions import PRECISIONS
-from models.bundle.schema import BundleDescription, PromptSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import PromptSection
 from models.encoders.fast_conformer import SUBSAMPLING, FastConformerConfig, FastConformerSection, build_encoder
 from models.features.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ
 from models.graph.linear import INT8, Linear, block_linear, float32_linear

@@ -11,7 +11,7 @@ from export.checkpoints.hub import Source
 from export.checkpoints.llama import largest_position, read_llama
 from export.checkpoints.safetensors_file import CheckpointError
 from export.importers import gguf
-from models.bundle.schema import LlmSection, PromptSection
+from models.bundle.sections import LlmSection, PromptSection
 from models.graph.linear import Float32
 from models.llms.llama import EMBEDDING, SPAN_STEP, Llama
 from models.text.tokeniser import Tokeniser

@@ -15,7 +15,8 @@ from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.checkpoints.speech_llms import UNTIED, language_model_of, projector_values
 from export.checkpoints.whisper import ENCODER_LAYER, ENCODER_NORMS, read_layer, read_norm
 from export.precisions import PRECISIONS
-from models.bundle.schema import BundleDescription, PromptSection, TranscriptsSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import PromptSection, TranscriptsSection
 from models.encoders.qwen3_asr import CONVOLUTIONS, Qwen3AsrSection, build_encoder, chunk_positions, states_of
 from models.encoders.whisper import Arrays
 from models.projectors import two_layers

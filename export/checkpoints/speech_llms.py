@@ -20,7 +20,8 @@ from export.checkpoints.llama import largest_position, read_text_model
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.checkpoints.whisper import read_encoder
 from export.precisions import PRECISIONS
-from models.bundle.schema import BundleDescription, ProjectorSection, PromptSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import ProjectorSection, PromptSection
 from models.encoders.whisper import Arrays
 from models.features.log_mel import HOPS_OF_A_FRAME
 from models.projectors import linear, two_layers, ultravox, voxtral

@@ -10,7 +10,7 @@ from export.bundle_parts import write_t5
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.language_model import QUOTE, end_tokens
 from export.checkpoints.safetensors_file import CheckpointError
-from models.bundle.schema import LlmSection, PromptSection
+from models.bundle.sections import LlmSection, PromptSection
 from models.graph.linear import Float32
 from models.llms.llama import LazyWeights
 from models.llms.t5 import EMBEDDING, T5, T5Config

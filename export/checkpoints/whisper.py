@@ -10,7 +10,7 @@ from export.checkpoints.checkpoint import CTRANSLATE2_WEIGHTS, Checkpoint, read_
 from export.checkpoints.conversion import Conversion
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
-from models.bundle.schema import SpeechTokens
+from models.bundle.sections import SpeechTokens
 from models.encoders.whisper import Arrays, WhisperSection
 from models.graph.linear import Float32
 from models.speech_decoders.whisper import read_tokens

@@ -12,16 +12,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.bundle.schema import (
-    SCHEMA_VERSION,
-    BundleDescription,
-    FileEntry,
-    GraphValues,
-    Manifest,
-    Section,
-    first_problem,
-    migrate,
-)
+from models.bundle.schema import SCHEMA_VERSION, BundleDescription, Manifest, first_problem, migrate
+from models.bundle.sections import FileEntry, GraphValues, Section
 from models.protocols import BackendError
 
 MIGRATED_VERSION = 2

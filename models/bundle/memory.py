@@ -1,7 +1,7 @@
 """The memory that a bundle's models take on a CPU, reckoned from its manifest."""
 
-from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.schema import Manifest
+from models.bundle.sections import EncoderDecoderSection
 
 FLOAT32_BYTES = 4
 # The process with its libraries, and what a request computes with.

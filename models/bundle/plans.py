@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.bundle.io import Bundle, open_bundle, write_bundle
-from models.bundle.schema import BundleDescription, PlanSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import PlanSection
 
 DECODE_PROFILE = 0
 PREFILL_PROFILE = 1

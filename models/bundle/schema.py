@@ -1,285 +1,34 @@
-"""The schema of `bundle.json`, version 3: what a bundle declares of its models.
+"""The schema of `bundle.json`, version 3: the sections of a bundle, and what they require of each other.
 
-`architecture` names a family of `models.registry`, whose section class holds the values that the family needs. At load each
-declared value is compared with the graph (`graph_values`), so that a wrong one is a `BundleError` and not a wrong text.
+`architecture` names a family of `models.registry`, whose section class reads that section.
 """
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.registry import ENCODERS, LLMS, PROJECTORS, SPEECH_DECODERS, VADS, UnknownNameError, look_up, require_known
+from models.bundle.sections import (
+    EncoderSection,
+    FileEntry,
+    FileName,
+    LlmSection,
+    ModelSection,
+    PlanSection,
+    ProjectorSection,
+    PromptSection,
+    Section,
+    SpeechDecoderSection,
+    TranscriptsSection,
+    VoiceSection,
+)
+from models.registry import ENCODERS, LLMS, PROJECTORS, SPEECH_DECODERS, UnknownNameError, look_up
 from models.text.tokeniser import is_transcription
 
 SCHEMA_VERSION: Final = 3
-
-Shapes = Mapping[str, Sequence[Any]]
-"""The shapes of a graph's inputs and outputs by name; a dimension that is not an int is free."""
-GraphValues = Mapping[str, Any]
-
-
-def dimension(shapes: Shapes, tensor: str, axis: int) -> Any:
-    """Return a dimension of an input or output, or None if the graph has no such tensor or axis."""
-    shape = shapes.get(tensor, ())
-    return shape[axis] if -len(shape) <= axis < len(shape) else None
-
-
-def _require_plain_name(name: str) -> str:
-    """Require a relative path with forward slashes whose parts begin with no dot: it can neither leave the folder nor hide."""
-    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    if not re.fullmatch(rf"{part}(/{part})*", name):
-        raise ValueError(f"{name!r} is not the plain name of a file inside the bundle")
-    return name
-
-
-FileName = Annotated[str, AfterValidator(_require_plain_name)]
-TokenIds = tuple[NonNegativeInt, ...]
-
-
-class Section(BaseModel):
-    """One part of `bundle.json`: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelSection(Section):
-    """One model: its family, its precision and its graph. A family's own section adds values and `graph_values`."""
-
-    architecture: str
-    precision: str
-    graph: FileName
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        """Return the graph's own value, read from its `shapes`, for each declared value that they show."""
-        raise NotImplementedError
-
-
-class EncoderSection(ModelSection):
-    """A frozen speech encoder: features in, `states_per_s` states of `width` out.
-
-    `features` names the front end in `models.registry.FEATURES`. Audio is heard with silence behind it: at least
-    `silence_behind_s`, and at least `floor_s` in all. One with `window_s` hears the audio in windows of that length, which do not
-    see each other.
-    """
-
-    features: ClassVar[str]
-    width: PositiveInt
-    states_per_s: PositiveFloat
-    floor_s: NonNegativeFloat = 0.0
-    silence_behind_s: NonNegativeFloat = 0.0
-    window_s: PositiveFloat | None = None
-
-    @property
-    def added_states(self) -> int:
-        """The states of silence that the graph itself adds behind those of the audio."""
-        return 0
-
-    def feature_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of the front end."""
-        return {}
-
-
-class MelEncoderSection(EncoderSection):
-    """An encoder whose front end takes only `mel_bins`, and puts so many frames of them (`STACKED`) into one."""
-
-    STACKED: ClassVar[int] = 1
-    mel_bins: PositiveInt
-
-    def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins}
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        bins = dimension(shapes, "features", 0)
-        return {"mel_bins": bins // self.STACKED if isinstance(bins, int) else bins, "width": dimension(shapes, "states", 1)}
-
-
-class ProjectorSection(ModelSection):
-    """A projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
-
-    One that `drafts` gives a CTC transcript too; one that `reads_padding` gets the states of the silence behind the audio. Only
-    our own has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech
-    under `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
-    tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings. One that `writes`, in tokens of its
-    `own`, gives the answers of a bundle that has neither an LLM nor a speech decoder.
-    """
-
-    drafts: ClassVar[bool] = False
-    writes: ClassVar[bool] = False
-    reads_padding: ClassVar[bool] = False
-    weights: FileName | None = None
-    encoder_width: PositiveInt
-    subsampling: PositiveInt
-    embedding_size: PositiveInt
-    boundary_instructions: tuple[str, ...] | None = None
-    vocabulary: Literal["llm", "speech_decoder", "own"] = "llm"
-    table: FileName | None = None
-
-    @property
-    def frame_states(self) -> int:
-        """How many encoder states one frame of the draft has: as many as one of the projector's own frames."""
-        return self.subsampling
-
-    def require_weights(self) -> str:
-        """Return the trained file. Raises `ValueError` if there is none."""
-        if self.weights is None:
-            raise ValueError(f"a projector of the kind {self.architecture} has no trained file")
-        return self.weights
-
-    def named_files(self) -> set[str]:
-        """Return the files that the section names."""
-        return {each for each in (self.graph, self.weights, self.table) if each}
-
-
-class FrameProjectorSection(ProjectorSection):
-    """A projector of a published model: its graph takes `states` and gives `frames`, and there is no draft."""
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        return {"encoder_width": dimension(shapes, "states", 1), "embedding_size": dimension(shapes, "frames", 1)}
-
-
-class SpeechTokens(Section):
-    """The control tokens of a speech decoder, its languages by their codes, and the tokens that a transcript must not hold.
-
-    A transcript begins with `start`, a language, a task and `no_timestamps`; one of a model that is not `multilingual` with
-    `start` and `no_timestamps`. `suppressed_first` must not be its first text.
-    """
-
-    multilingual: bool = True
-
-    start: NonNegativeInt
-    end: NonNegativeInt
-    transcribe: NonNegativeInt
-    translate: NonNegativeInt
-    no_timestamps: NonNegativeInt
-    no_speech: NonNegativeInt
-    previous: NonNegativeInt
-    languages: dict[str, NonNegativeInt] = Field(min_length=1)
-    suppressed: TokenIds = ()
-    suppressed_first: TokenIds = ()
-
-
-class SpeechDecoderSection(ModelSection):
-    """The decoder of the speech foundation model: it attends to at most `max_states` encoder states, by `memory_graph`.
-
-    A transcript is translated, into English, under `translation_instructions`. In a bundle without a projector the instructions
-    that ask for a transcript are `transcription_instructions`.
-    """
-
-    memory_graph: FileName
-    embedding: FileName
-    tokeniser: FileName
-    layers: PositiveInt
-    embedding_size: PositiveInt
-    vocabulary_size: PositiveInt
-    max_positions: PositiveInt
-    max_states: PositiveInt
-    tokens: SpeechTokens
-    transcription_instructions: tuple[str, ...] = ()
-    translation_instructions: tuple[str, ...] = ()
-
-    def memory_values(self, shapes: Shapes) -> GraphValues:
-        """Return the memory graph's own values, as `graph_values` does the graph's."""
-        raise NotImplementedError
-
-
-class LlmSection(ModelSection):
-    """A frozen LLM with K/V slots. `embedding` is its input embedding table [vocabulary_size, embedding_size]."""
-
-    embedding: FileName
-    tokeniser: FileName
-    layers: PositiveInt
-    key_value_heads: PositiveInt
-    head_size: PositiveInt
-    embedding_size: PositiveInt
-    vocabulary_size: PositiveInt
-    max_positions: PositiveInt
-
-    def named_files(self) -> set[str]:
-        """Return the files that the section names."""
-        return {self.graph, self.embedding, self.tokeniser}
-
-
-class PromptSection(Section):
-    """The token ids of a prompt, as `models.text.tokeniser.PromptTemplate` has them, and those that end an answer."""
-
-    prefix: TokenIds
-    after_instruction: TokenIds
-    suffix: TokenIds
-    end_tokens: TokenIds = Field(min_length=1)
-    after_speech: TokenIds | None = None
-    transcription: TokenIds | None = None
-    before_keywords: str | None = None
-    languages: dict[str, TokenIds] = Field(default_factory=dict)
-    transcription_end: TokenIds = ()
-    published: dict[str, TokenIds] = Field(default_factory=dict)
-
-
-class TranscriptsSection(Section):
-    """How an LLM that only transcribes labels its transcripts, as `models.text.transcript_label.TranscriptLabel` has it."""
-
-    beginning: str
-    marker: NonNegativeInt
-    languages: dict[str, str] = Field(min_length=1)
-
-
-def _require_detector(name: str) -> str:
-    require_known(VADS, name)
-    return name
-
-
-class VoiceSection(Section):
-    """The voice detector: the probability of speech in each window of `window_samples` at `sample_rate_hz`, the bundle's.
-
-    `architecture` names the detector in `models.registry.VADS`.
-    """
-
-    architecture: Annotated[str, AfterValidator(_require_detector)]
-    graph: FileName
-    sample_rate_hz: PositiveInt
-    window_samples: PositiveInt
-
-
-class PlanSection(Section):
-    """A TensorRT plan of one part, for the exact version of the builder and the GPU architecture (such as `sm_90`) that it names.
-
-    `profiles` are the optimisation profiles in order: smallest, best and largest size of each free dimension of the
-    graph, by its name (`export.tensorrt_profiles`). `max_positions` is the slots' length, 0 in parts without slots.
-    `activation_bytes` is the memory between the kernels of its largest step, 0 where it is not known.
-    """
-
-    part: str
-    file: FileName
-    builder: Literal["tensorrt", "tensorrt_rtx"]
-    builder_version: str
-    gpu: str = Field(pattern=r"^sm_[0-9]{2,3}$")
-    precision: str
-    max_positions: NonNegativeInt
-    activation_bytes: NonNegativeInt = 0
-    profiles: tuple[dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]], ...] = Field(min_length=1)
-
-
-class FileEntry(Section):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: NonNegativeInt
-
 
 AnySection = TypeVar("AnySection", bound=ModelSection)
 
@@ -308,6 +57,15 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     detail = error.errors(include_url=False)[0]
     inner = detail.get("ctx", {}).get("place", "")
     return ".".join(str(part) for part in (*detail["loc"], inner) if part != ""), detail["msg"]
+
+
+def _token_ids(value: Any) -> Iterator[int]:
+    """Yield the numbers in the values of a section about tokens."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _token_ids(each)
 
 
 class BundleDescription(Section):
@@ -342,14 +100,12 @@ class BundleDescription(Section):
         self._check_parts()
         if self.projector:
             self._check_projector(self.projector)
-        if self.llm and self.prompt:
-            self._check_prompt(self.llm, self.prompt)
+        if self.llm and self.prompt and max(_token_ids(self.prompt.model_dump())) >= self.llm.vocabulary_size:
+            raise ValueError("prompt holds a token id outside the vocabulary")
         if self.voice.sample_rate_hz != self.sample_rate_hz:
             raise ValueError("voice.sample_rate_hz differs from sample_rate_hz")
         if speech := self.speech_decoder:
-            tokens = speech.tokens.model_dump()
-            listed = (*tokens.pop("languages").values(), *tokens.pop("suppressed"), *tokens.pop("suppressed_first"))
-            if max((*listed, *tokens.values())) >= speech.vocabulary_size:
+            if max(_token_ids(speech.tokens.model_dump())) >= speech.vocabulary_size:
                 raise ValueError("speech_decoder.tokens holds a token id outside the vocabulary")
             if speech.max_states < self.max_audio_s * self.encoder.states_per_s:
                 raise ValueError("speech_decoder.max_states is less than what max_audio_s of audio has")
@@ -382,15 +138,6 @@ class BundleDescription(Section):
             raise ValueError("projector.table is missing, which projector.vocabulary needs")
         if self.llm and self.bridge == "frames" and projector.embedding_size != self.llm.embedding_size:
             raise ValueError("projector.embedding_size differs from llm.embedding_size")
-
-    @staticmethod
-    def _check_prompt(llm: LlmSection, prompt: PromptSection) -> None:
-        fixed = (*prompt.prefix, *prompt.after_instruction, *(prompt.after_speech or ()), *prompt.suffix, *prompt.end_tokens)
-        fixed = (*fixed, *(prompt.transcription or ()), *prompt.transcription_end)
-        named = (*prompt.languages.values(), *prompt.published.values())
-        fixed = (*fixed, *(token for tokens in named for token in tokens))
-        if max(fixed) >= llm.vocabulary_size:
-            raise ValueError("prompt holds a token id outside the vocabulary")
 
     def require_llm(self) -> LlmSection:
         """Return the LLM's section. Raises `ValueError` if there is none."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
-from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.sections import EncoderSection, GraphValues, Shapes, dimension
 from models.encoders.whisper import INTO_STREAM, Arrays, WhisperEncoderWriter
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import MASKED, GraphBuilder

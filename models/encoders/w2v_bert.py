@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.bundle.schema import MelEncoderSection
+from models.bundle.sections import MelEncoderSection
 from models.graph.conformer import ConformerWriter
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from models.bundle.schema import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.sections import EncoderSection, GraphValues, Shapes, dimension
 from models.features.log_mel import HOPS_OF_A_FRAME
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import random_rotation

@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.schema import GraphValues, LlmSection, Shapes, dimension
+from models.bundle.sections import GraphValues, LlmSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import Rotation, spreading_rotation
 from models.graph.writer import MASKED, GraphBuilder, Shape

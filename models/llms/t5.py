@@ -32,8 +32,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.encoder_decoder import EncoderDecoderSection
-from models.bundle.schema import GraphValues, Shapes, dimension
+from models.bundle.sections import EncoderDecoderSection, GraphValues, Shapes, dimension
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import MASKED, GraphBuilder, Shape

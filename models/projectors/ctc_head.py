@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from models.bundle.schema import FileName, GraphValues, ProjectorSection, Shapes, dimension
+from models.bundle.sections import FileName, GraphValues, ProjectorSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
-from models.bundle.schema import FrameProjectorSection
+from models.bundle.sections import FrameProjectorSection
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from models.bundle.schema import FrameProjectorSection, GraphValues
+from models.bundle.sections import FrameProjectorSection, GraphValues
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 from models.protocols import BackendError

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.schema import FileName, GraphValues, ProjectorSection, Shapes, dimension
+from models.bundle.sections import FileName, GraphValues, ProjectorSection, Shapes, dimension
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 from models.projectors.subsample import SubsampleWriter, TrainedAdapter

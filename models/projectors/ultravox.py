@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from models.bundle.schema import FrameProjectorSection
+from models.bundle.sections import FrameProjectorSection
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.stacking import stack_states
 from models.graph.writer import GraphBuilder

@@ -3,7 +3,7 @@
 import zlib
 from dataclasses import dataclass
 
-from models.bundle.schema import SpeechTokens
+from models.bundle.sections import SpeechTokens
 from models.protocols import SpeechDecoder
 from models.text.tokeniser import Tokeniser
 

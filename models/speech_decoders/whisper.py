@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.schema import GraphValues, Shapes, SpeechDecoderSection, dimension
+from models.bundle.sections import GraphValues, Shapes, SpeechDecoderSection, dimension
 from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear

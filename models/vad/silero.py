@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bundle.schema import GraphValues, dimension
+from models.bundle.sections import GraphValues, dimension
 from models.protocols import Float32, VoiceState
 from models.runtimes.onnx.session import open_session, tensor_shapes
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from models.bundle.io import Bundle, BundleError
 from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
-from models.bundle.schema import PlanSection
+from models.bundle.sections import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, find_gpu
 from models.runtimes.cuda.gpu_memory import gigabytes, reckon

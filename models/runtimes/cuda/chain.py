@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from models.assemble import chain_models, draft_table_path, load_speech_decoder, read_trained
-from models.bundle.encoder_decoder import EncoderDecoderSection
 from models.bundle.io import Bundle
 from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
+from models.bundle.sections import EncoderDecoderSection
 from models.chain import Models
 from models.protocols import BackendError, Encoder, EncoderStates, Projector
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter

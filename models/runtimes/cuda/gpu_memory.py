@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.bundle.io import Bundle
-from models.bundle.schema import LlmSection, PlanSection
+from models.bundle.sections import LlmSection, PlanSection
 from models.runtimes.cuda.gpu import aligned
 
 CONTEXT_BYTES = 2 * 2**30

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from models.bundle.schema import Shapes
+from models.bundle.sections import Shapes
 from models.protocols import BackendError
 
 CPU_PROVIDER = "CPUExecutionProvider"

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.bundle.io import HOW_TO_FIX, BundleError, open_bundle, write_bundle
-from models.bundle.schema import BundleDescription, FileEntry, PromptSection, VoiceSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import FileEntry, PromptSection, VoiceSection
 from models.encoders.whisper import WhisperSection
 from models.llms.llama import LlamaSection
 from models.projectors.subsample_ctc import SubsampleCtcSection

@@ -15,7 +15,7 @@ from export.tensorrt_plans import build_into_bundle, main, parse
 from export.tensorrt_profiles import Limits
 from models.bundle.io import Bundle, BundleError, open_bundle
 from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, PlanKey, add_plan, find_plan
-from models.bundle.schema import PlanSection
+from models.bundle.sections import PlanSection
 from models.graph.writer import BFLOAT16
 from models.runtimes.cuda.device import plan_key
 from models.runtimes.cuda.tensorrt_library import load_tensorrt

@@ -9,7 +9,7 @@ import pytest
 
 from models.bundle.io import Bundle, open_bundle
 from models.bundle.plans import add_plan
-from models.bundle.schema import PlanSection
+from models.bundle.sections import PlanSection
 from models.runtimes.cuda.tensorrt_library import load_tensorrt
 from server import cli
 from server.doctor import gpu as doctor_gpu

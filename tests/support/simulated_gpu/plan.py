@@ -1,7 +1,7 @@
 """A plan for a simulated GPU: one ONNX file in float32 with its weights inside, which ONNX Runtime runs on a CPU.
 
 The metadata of the file holds what a TensorRT plan knows besides; `tests.support.simulated_gpu.builder` writes it:
-`format_version`, `profiles` as in `models.bundle.schema.PlanSection`, and `aliases`, which names for each output the input that
+`format_version`, `profiles` as in `models.bundle.sections.PlanSection`, and `aliases`, which names for each output the input that
 it is written into.
 """
 

@@ -17,7 +17,8 @@ from export.tensorrt_parts import Part, adapter_part, llm_part
 from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.io import Bundle, open_bundle, write_bundle
-from models.bundle.schema import BundleDescription, PromptSection, SpeechTokens, VoiceSection
+from models.bundle.schema import BundleDescription
+from models.bundle.sections import PromptSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table

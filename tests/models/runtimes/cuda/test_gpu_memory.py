@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from export.tensorrt_parts import PARTS
 from models.bundle.io import Bundle
 from models.bundle.plans import find_plan
-from models.bundle.schema import PlanSection
+from models.bundle.sections import PlanSection
 from models.runtimes.cuda.chain import load_models_on
 from models.runtimes.cuda.device import OutOfDeviceMemoryError, plan_key
 from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
