@@ -14,7 +14,8 @@ from models.bundle.sections import ProjectorSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
-from models.llms.llama import SPAN_STEP, ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.graph.packed_attention import SPAN_STEP
+from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
 from models.llms.t5 import EMBEDDING as T5_EMBEDDING
 from models.llms.t5 import T5, ExactT5Attention, T5Section, build_t5_decoder, build_t5_memory
 from models.projectors import subsample

@@ -13,7 +13,8 @@ from export.checkpoints.safetensors_file import CheckpointError
 from export.importers import gguf
 from models.bundle.sections import LlmSection, PromptSection
 from models.graph.linear import Float32
-from models.llms.llama import EMBEDDING, SPAN_STEP, Llama
+from models.graph.packed_attention import SPAN_STEP
+from models.llms.llama import EMBEDDING, Llama
 from models.text.tokeniser import Tokeniser
 
 MAX_POSITIONS = 1024

@@ -10,8 +10,9 @@ import numpy as np
 
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
+from models.graph.lazy_weights import LazyWeights
 from models.graph.linear import Float32
-from models.llms.llama import EMBEDDING, LazyWeights, Llama, LlamaConfig
+from models.llms.llama import EMBEDDING, Llama, LlamaConfig
 
 LAYER = (
     "input_layernorm.weight",

@@ -9,8 +9,9 @@ import numpy as np
 
 from export.checkpoints.checkpoint import read_value
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
+from models.graph.lazy_weights import LazyWeights
 from models.graph.linear import Float32
-from models.llms.llama import LazyWeights, Llama
+from models.llms.llama import Llama
 
 FIRST, SECOND = ".lora_A.", ".lora_B."
 

@@ -11,8 +11,8 @@ from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.language_model import QUOTE, end_tokens
 from export.checkpoints.safetensors_file import CheckpointError
 from models.bundle.sections import LlmSection, PromptSection
+from models.graph.lazy_weights import LazyWeights
 from models.graph.linear import Float32
-from models.llms.llama import LazyWeights
 from models.llms.t5 import EMBEDDING, T5, T5Config
 from models.text.tokeniser import Tokeniser
 

@@ -15,8 +15,9 @@ from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from export.importers.byte_level_bpe import qwen2_splitting
+from models.graph.lazy_weights import LazyWeights
 from models.graph.linear import Float32
-from models.llms.llama import LazyWeights, Llama, LlamaConfig
+from models.llms.llama import Llama, LlamaConfig
 
 MODEL_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",

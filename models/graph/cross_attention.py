@@ -1,6 +1,6 @@
 """Attention of packed rows to memory that was written once for each slot: the half of a decoder that reads an encoder.
 
-Beside the inputs of `models.llms.llama.PackedAttention` the graph gets, for memory that is padded to C states:
+Beside the inputs of `models.graph.packed_attention.PackedAttention` the graph gets, for memory that is padded to C states:
 
     cross_key_i, cross_value_i  [B, C, width] float32
     memory_length               [B] int64              how many states of each row are true

@@ -35,8 +35,8 @@ import numpy.typing as npt
 from models.bundle.sections import EncoderDecoderSection, GraphValues, Shapes, dimension
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.packed_attention import PackedAttention, SlotPair
 from models.graph.writer import MASKED, GraphBuilder, Shape
-from models.llms.llama import PackedAttention, SlotPair
 
 EMBEDDING = "shared.weight"
 

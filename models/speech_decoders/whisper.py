@@ -26,9 +26,9 @@ from models.bundle.sections import GraphValues, Shapes, SpeechDecoderSection, di
 from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.packed_attention import PackedAttention, SlotPair
 from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
-from models.llms.llama import PackedAttention, SlotPair
 
 PREFIX = "decoder/"
 

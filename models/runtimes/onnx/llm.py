@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from models.llms.llama import SPAN_STEP
+from models.graph.packed_attention import SPAN_STEP
 from models.protocols import BackendError, DecodeRow, Float32, PrefillRow, SlotState
 from models.runtimes.onnx.embedding_table import EmbeddingTable
 from models.runtimes.onnx.session import open_session, tensor_shapes

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.llms.llama import SPAN_STEP
+from models.graph.packed_attention import SPAN_STEP
 from models.protocols import BackendError, Float32, PrefillRow
 from models.runtimes.onnx.llm import NumpyKVCache, OnnxLLM
 from models.runtimes.onnx.session import open_session, tensor_shapes
