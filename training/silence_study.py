@@ -51,7 +51,7 @@ class Hearing:
         features = torch.from_numpy(log_mel(heard, hop_multiple=2, silent_frames=2))
         own = features.shape[1] // 2 - 1
         rest = SilentRest(round(WINDOW_S * STATES_PER_S)) if self.condensed else None
-        groups = [] if rest is None else [group for group in rest.groups() if own + group[len(group) // 2] < rest.window]
+        groups = [] if rest is None else rest.groups_behind(own)
         places = [*range(own), *(own + group[len(group) // 2] for group in groups)]
         bias = torch.tensor([0.0] * own + [float(np.log(len(group))) for group in groups])
         return encoder.at_places(features, torch.tensor(places), bias), bias

@@ -1,7 +1,7 @@
 """The LLMs of llama's kind in safetensors: Llama, Qwen2 / 2.5, Qwen3, Mistral, SmolLM2 / 3 and Granite."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
-from models.graph.lazy_weights import LazyWeights
+from models.graph.lazy_weights import Compute, LazyWeights, change_weights
 from models.graph.linear import Float32
 from models.llms.llama import EMBEDDING, Llama, LlamaConfig
 
@@ -27,7 +27,6 @@ LAYER = (
 )
 BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
 HEAD_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
-ADDING = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,11 @@ def fold_multipliers(llama: Llama, config: Mapping[str, Any]) -> Llama:
     def scaled(name: str, scale: float) -> Float32:
         return given[name] * np.float32(scale)
 
-    folded: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
+    folded: dict[str, Compute] = {}
     folded["lm_head.weight"] = partial(scaled, EMBEDDING if shape.tied else "lm_head.weight", head)
     folded[EMBEDDING] = partial(scaled, EMBEDDING, embedding)
     for layer in range(shape.layers):
-        folded[f"model.layers.{layer}.self_attn.q_proj.weight"] = partial(
-            scaled, f"model.layers.{layer}.self_attn.q_proj.weight", query
-        )
-        for name in ADDING:
-            folded[f"model.layers.{layer}.{name}"] = partial(scaled, f"model.layers.{layer}.{name}", residual)
-    return Llama(replace(shape, tied=False), LazyWeights(folded))
+        for part, scale in (("self_attn.q_proj", query), ("self_attn.o_proj", residual), ("mlp.down_proj", residual)):
+            name = f"model.layers.{layer}.{part}.weight"
+            folded[name] = partial(scaled, name, scale)
+    return Llama(replace(shape, tied=False), change_weights(given, folded))

@@ -1,6 +1,6 @@
 """Merging of LoRA adapters into the weights of an LLM, one tensor at a time (arXiv 2106.09685)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from export.checkpoints.checkpoint import read_value
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
-from models.graph.lazy_weights import LazyWeights
+from models.graph.lazy_weights import Compute, change_weights
 from models.graph.linear import Float32
 from models.llms.llama import Llama
 
@@ -34,17 +34,17 @@ def merge_lora(llama: Llama, adapter: Tensors, scale: float, place: str, factors
     def merged(name: str, first: str, second: str, factor: float) -> Float32:
         return np.asarray(given[name] + adapter[second] @ adapter[first] * np.float32(factor), np.float32)
 
-    weights: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
+    changes: dict[str, Compute] = {}
     for first in adapter:
         if FIRST not in first:
             continue
         second = first.replace(FIRST, SECOND)
         name = "model.layers." + first.split(".layers.", 1)[-1].split(FIRST)[0] + ".weight"
-        if name not in weights or second not in adapter:
+        if name not in given or second not in adapter:
             raise CheckpointError(f"{place} has an adapter for {first}, which belongs to no weight of the LLM")
         outputs, inputs = given[name].shape
         found = (adapter.place(second).shape[0], adapter.place(first).shape[-1])
         if found != (outputs, inputs):
             raise CheckpointError(f"{place} has an adapter for {first} of {list(found)}, and the weight is {[outputs, inputs]}")
-        weights[name] = partial(merged, name, first, second, scale * factors.get(name.split(".")[-2], 1.0))
-    return replace(llama, weights=LazyWeights(weights))
+        changes[name] = partial(merged, name, first, second, scale * factors.get(name.split(".")[-2], 1.0))
+    return replace(llama, weights=change_weights(given, changes))

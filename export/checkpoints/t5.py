@@ -1,6 +1,5 @@
 """T5, mT5 and mT0 in safetensors: encoder-decoder LLMs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.language_model import QUOTE, end_tokens
 from export.checkpoints.safetensors_file import CheckpointError
 from models.bundle.sections import LlmSection, PromptSection
-from models.graph.lazy_weights import LazyWeights
+from models.graph.lazy_weights import Compute, LazyWeights
 from models.graph.linear import Float32
 from models.llms.t5 import EMBEDDING, T5, T5Config
 from models.text.tokeniser import Tokeniser
@@ -93,7 +92,7 @@ def read_t5(checkpoint: Checkpoint) -> T5:
     query = (shape.heads * shape.head_size, shape.embedding_size)
     require_shape(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight", query, place)
     require_shape(tensors, names[0], (shape.distance_buckets, shape.heads), place)
-    weights: dict[str, Callable[[], Float32]] = {name: partial(tensors.__getitem__, name) for name in names}
+    weights: dict[str, Compute] = {name: partial(tensors.__getitem__, name) for name in names}
     head = "lm_head.weight" if "lm_head.weight" in tensors else table
     scale = shape.embedding_size**-0.5 if _scales_states(config) else 1.0
     weights[EMBEDDING] = partial(tensors.__getitem__, table)

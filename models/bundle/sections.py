@@ -17,6 +17,11 @@ Shapes = Mapping[str, Sequence[Any]]
 GraphValues = Mapping[str, Any]
 
 
+def count_layers(shapes: Shapes, kind: str) -> int:
+    """Return how many layers a decoder's graph has, by the names of a kind of inputs or outputs: `key_0`, `key_1` and so on."""
+    return sum(re.fullmatch(rf"{kind}_[0-9]+", name) is not None for name in shapes)
+
+
 def dimension(shapes: Shapes, tensor: str, axis: int) -> Any:
     """Return a dimension of an input or output, or None if the graph has no such tensor or axis."""
     shape = shapes.get(tensor, ())

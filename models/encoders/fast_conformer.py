@@ -52,8 +52,8 @@ class FastConformerWriter(ConformerWriter):
     """Adds the encoder's parts to a graph. `weights` have NeMo's names without `encoder.`; biases may be missing."""
 
     def __init__(self, config: FastConformerConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
-        super().__init__(GraphBuilder("fast_conformer"), weights)
-        self.config, self.write_linear = config, linear
+        super().__init__(GraphBuilder("fast_conformer"), weights, linear)
+        self.config = config
         self.width = len(weights["pre_encode.out.weight"])
         self.head_size = self.width // config.heads
         self.positions = relative_positions(config.longest, self.width)
@@ -71,7 +71,7 @@ class FastConformerWriter(ConformerWriter):
     def subsample(self, rows: str) -> str:
         """Turn rows [frames, bins] into states [frames / 8, width]."""
         graph = self.graph
-        image = graph.node("Unsqueeze", rows, self.numbers(0, 1))
+        image = graph.node("Unsqueeze", rows, graph.integers(0, 1))
         for names in CONVOLUTIONS:
             for name in names:
                 weight = self.weights[f"pre_encode.conv.{name}.weight"]
@@ -87,8 +87,8 @@ class FastConformerWriter(ConformerWriter):
                     group=len(weight) if name in BY_CHANNEL else 1,
                 )
             image = graph.node("Relu", image)
-        by_time = graph.node("Squeeze", graph.node("Transpose", image, perm=[0, 2, 1, 3]), self.numbers(0))
-        states = self.linear(graph.node("Reshape", by_time, self.numbers(0, -1)), "pre_encode.out")
+        by_time = graph.node("Squeeze", graph.node("Transpose", image, perm=[0, 2, 1, 3]), graph.integers(0))
+        states = self.linear(graph.node("Reshape", by_time, graph.integers(0, -1)), "pre_encode.out")
         if self.config.scale == 1:
             return states
         return graph.node("Mul", states, graph.weight("scale", np.array(self.config.scale, np.float32)))
@@ -127,7 +127,7 @@ class FastConformerWriter(ConformerWriter):
         keys = graph.node("Transpose", self.biased(key, name, "k"), perm=[0, 2, 1])
         scores = graph.node("Add", graph.node("MatMul", by_content, keys), self.score_distances(by_distance, name))
         attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), self.biased(value, name, "v"))
-        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[1, 0, 2]), self.numbers(0, -1))
+        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[1, 0, 2]), graph.integers(0, -1))
         return self.linear(rows, f"{name}.linear_out")
 
     def biased(self, rows: str, name: str, part: str, added: str = "", scale: float = 1.0) -> str:
@@ -137,7 +137,7 @@ class FastConformerWriter(ConformerWriter):
         if added:
             bias = (bias + self.weights[f"{name}.{added}"].reshape(-1)) * np.float32(scale)
         whole = graph.node("Add", rows, graph.weight(f"{name}.bias_{part}{added}", bias.astype(np.float32)))
-        shape = self.numbers(0, self.config.heads, self.head_size)
+        shape = graph.integers(0, self.config.heads, self.head_size)
         return graph.node("Transpose", graph.node("Reshape", whole, shape), perm=[1, 0, 2])
 
     def score_distances(self, query: str, name: str) -> str:
@@ -145,21 +145,17 @@ class FastConformerWriter(ConformerWriter):
         graph, longest = self.graph, self.config.longest
         keys = self.positions @ self.weights[f"{name}.linear_pos.weight"].T
         table = np.ascontiguousarray(keys.reshape(-1, self.config.heads, self.head_size).transpose(1, 2, 0))
-        first = graph.node("Sub", self.numbers(longest), self.count)
-        last = graph.node("Add", self.numbers(longest - 1), self.count)
-        near = graph.node("Slice", graph.weight(f"{name}.distances", table), first, last, self.numbers(2))
-        columns = graph.node("Unsqueeze", graph.node("MatMul", query, near), self.numbers(0))
-        return graph.node("Squeeze", scores_of_distances(graph, columns, self.count), self.numbers(0))
+        first = graph.node("Sub", graph.integers(longest), self.count)
+        last = graph.node("Add", graph.integers(longest - 1), self.count)
+        near = graph.node("Slice", graph.weight(f"{name}.distances", table), first, last, graph.integers(2))
+        columns = graph.node("Unsqueeze", graph.node("MatMul", query, near), graph.integers(0))
+        return graph.node("Squeeze", scores_of_distances(graph, columns, self.count), graph.integers(0))
 
     def bias(self, name: str, size: int) -> Float32:
         return self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else np.zeros(size, np.float32)
 
     def linear(self, x: str, name: str) -> str:
-        weight = self.weights[f"{name}.weight"]
-        product = self.write_linear(self.graph, x, f"{name}.weight", weight.reshape(weight.shape[:2]))
-        if f"{name}.bias" not in self.weights:
-            return product
-        return self.graph.node("Add", product, self.graph.weight(f"{name}.bias", self.weights[f"{name}.bias"]))
+        return super().linear(x, name) if f"{name}.bias" in self.weights else self.product(x, name)
 
 
 def build_encoder(

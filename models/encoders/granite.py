@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.bundle.sections import MelEncoderSection
+from models.graph.blocks import mask_padding, pad_to_blocks
 from models.graph.conformer import ConformerWriter
 from models.graph.distances import scores_of_distances
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.writer import MASKED, GraphBuilder
+from models.graph.writer import GraphBuilder
 
 
 class GraniteSection(MelEncoderSection):
@@ -44,16 +45,16 @@ class GraniteEncoderWriter(ConformerWriter):
     """Adds the encoder's parts to a graph. `weights` have the checkpoint's names without `encoder.`."""
 
     def __init__(self, config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
-        super().__init__(GraphBuilder("granite_encoder"), weights)
-        self.config, self.write_linear = config, linear
+        super().__init__(GraphBuilder("granite_encoder"), weights, linear)
+        self.config = config
 
     def build(self) -> GraphBuilder:
         graph, config = self.graph, self.config
         width, bins = self.weights["input_linear.weight"].shape
         features = graph.input("features", np.float32, [bins, "frames"])
         self.count = graph.node("Shape", features, start=1, end=2)
-        self.span = graph.node("Min", self.count, self.numbers(config.block))
-        self.mask = self.write_mask()
+        self.span = graph.node("Min", self.count, graph.integers(config.block))
+        self.mask, _ = mask_padding(graph, self.count, self.span)
         rows = graph.node("Transpose", features, perm=[1, 0])
         states = graph.node(
             "Add",
@@ -70,7 +71,7 @@ class GraniteEncoderWriter(ConformerWriter):
                 kept.append(states)
         parts = [*kept, states]
         if config.tells_letters and letters is not None:
-            blank = graph.node("Slice", letters, self.numbers(0), self.numbers(1), self.numbers(1))
+            blank = graph.node("Slice", letters, graph.integers(0), graph.integers(1), graph.integers(1))
             parts.append(graph.node("Sub", graph.weight("one", np.array(1, np.float32)), blank))
         whole = graph.node("Concat", *parts, axis=-1) if len(parts) > 1 else graph.node("Identity", states)
         size = width * (1 + len(kept)) + (len(parts) - 1 - len(kept))
@@ -105,25 +106,24 @@ class GraniteEncoderWriter(ConformerWriter):
         scores = graph.node("Add", graph.node("Add", scores, self.score_distances(query, name)), self.mask)
         attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
         size = config.heads * config.head_size
-        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), self.numbers(-1, size))
-        own = graph.node("Slice", rows, self.numbers(0), self.count, self.numbers(0))
+        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), graph.integers(-1, size))
+        own = graph.node("Slice", rows, graph.integers(0), self.count, graph.integers(0))
         return self.linear(own, f"{name}.to_out")
 
     def by_block(self, rows: str) -> str:
         """Turn rows [frames, heads * head size] into [blocks, heads, frames of a block, head size], zeros at the end."""
         graph = self.graph
-        missing = graph.node("Mod", graph.node("Neg", self.count), self.span)
-        padded = graph.node("Pad", rows, graph.node("Concat", self.numbers(0), missing, axis=0), "", self.numbers(0))
-        sizes = self.numbers(self.config.heads, self.config.head_size)
-        shape = graph.node("Concat", self.numbers(-1), self.span, sizes, axis=0)
+        padded = pad_to_blocks(graph, rows, self.count, self.span, axis=0)
+        sizes = graph.integers(self.config.heads, self.config.head_size)
+        shape = graph.node("Concat", graph.integers(-1), self.span, sizes, axis=0)
         return graph.node("Transpose", graph.node("Reshape", padded, shape), perm=[0, 2, 1, 3])
 
     def score_distances(self, query: str, name: str) -> str:
         """Return the scores of how far apart query and key are, in the shape of the other scores."""
         graph, block, span = self.graph, self.config.block, self.span
         table = graph.weight(f"{name}.distances", self.distance_table(f"{name}.rel_pos_emb.weight"))
-        first, last = graph.node("Sub", self.numbers(block), span), graph.node("Add", self.numbers(block - 1), span)
-        near = graph.node("Slice", table, first, last, self.numbers(1))
+        first, last = graph.node("Sub", graph.integers(block), span), graph.node("Add", graph.integers(block - 1), span)
+        near = graph.node("Slice", table, first, last, graph.integers(1))
         return scores_of_distances(graph, graph.node("MatMul", query, near), span)
 
     def distance_table(self, name: str) -> Float32:
@@ -131,24 +131,6 @@ class GraniteEncoderWriter(ConformerWriter):
         config, embeddings = self.config, self.weights[name]
         distances = np.clip(np.arange(config.block - 1, -config.block, -1), -config.block, config.block)
         return np.ascontiguousarray(embeddings[distances + config.largest_distance].T)
-
-    def write_mask(self) -> str:
-        """Return what is added to the scores [blocks, 1, 1, frames of a block]: padding is not seen."""
-        graph, span = self.graph, self.span
-        blocks = graph.node("Div", graph.node("Add", self.count, graph.node("Sub", span, self.numbers(1))), span)
-        ends = [graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1)]
-        places = graph.node("Range", ends[0], graph.node("Squeeze", graph.node("Mul", blocks, span)), ends[1])
-        places = graph.node("Reshape", places, graph.node("Concat", blocks, self.numbers(1, 1), span, axis=0))
-        values = (graph.weight(f"mask.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
-        return graph.node("Where", graph.node("Less", places, self.count), *values)
-
-    def weight(self, name: str) -> str:
-        return self.graph.weight(name, self.weights[name])
-
-    def linear(self, x: str, name: str) -> str:
-        weight = self.weights[f"{name}.weight"]
-        product = self.write_linear(self.graph, x, f"{name}.weight", weight.reshape(weight.shape[:2]))
-        return self.graph.node("Add", product, self.weight(f"{name}.bias"))
 
 
 def build_encoder(config: GraniteConfig, weights: Mapping[str, Float32], linear: Linear = float32_linear) -> GraphBuilder:

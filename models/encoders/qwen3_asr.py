@@ -8,32 +8,23 @@ are Whisper's, but attention stays within windows of several chunks (8 s). A las
 dropped; a last window is padded and masked in the attention only.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from pydantic import PositiveInt
 
-from models.bundle.sections import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.sections import MelEncoderSection
 from models.encoders.whisper import INTO_STREAM, Arrays, WhisperEncoderWriter
+from models.graph.blocks import mask_padding, pad_to_blocks
 from models.graph.linear import Float32, Linear, float32_linear
-from models.graph.writer import MASKED, GraphBuilder
+from models.graph.writer import GraphBuilder
 
 CONVOLUTIONS = ("conv2d1", "conv2d2", "conv2d3")
 SLOWEST_PERIOD = 10_000.0
 
 
-class Qwen3AsrSection(EncoderSection):
+class Qwen3AsrSection(MelEncoderSection):
     """Qwen3-ASR's encoder in `bundle.json`."""
 
     features = "whole_frames"
-    mel_bins: PositiveInt
-
-    def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins}
-
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
 
 
 def halved(length: int) -> int:
@@ -79,19 +70,18 @@ class Qwen3AsrEncoderWriter(WhisperEncoderWriter):
         mel_bins = self.mel_bins(last.shape[1] // channels)
         features = graph.input("features", np.float32, [mel_bins, "frames"])
         frames = graph.node("Shape", features, start=1, end=2)
-        missing = graph.node("Mod", graph.node("Neg", frames), self.numbers(chunk))
-        padded = graph.node("Pad", features, graph.node("Concat", self.numbers(0), missing, axis=0), "", self.numbers(1))
-        by_chunk = graph.node("Reshape", padded, self.numbers(mel_bins, -1, 1, chunk))
+        padded = pad_to_blocks(graph, features, frames, graph.integers(chunk), axis=1)
+        by_chunk = graph.node("Reshape", padded, graph.integers(mel_bins, -1, 1, chunk))
         x = graph.node("Transpose", by_chunk, perm=[1, 2, 0, 3])
         for name in CONVOLUTIONS:
             weight, bias = self.weight(f"{name}/weight"), self.weight(f"{name}/bias")
             x = self.gelu(graph.node("Conv", x, weight, bias, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]))
-        x = graph.node("Reshape", graph.node("Transpose", x, perm=[0, 3, 1, 2]), self.numbers(0, own, last.shape[1]))
+        x = graph.node("Reshape", graph.node("Transpose", x, perm=[0, 3, 1, 2]), graph.integers(0, own, last.shape[1]))
         states = self.rotate(float32_linear(graph, x, "conv_out/weight", last), INTO_STREAM)
         states = graph.node("Add", states, self.weight("position_encodings/encodings"))
-        states = graph.node("Reshape", states, self.numbers(1, -1, self.width))
+        states = graph.node("Reshape", states, graph.integers(1, -1, self.width))
         self.count = self.count_states(frames, own)
-        self.span = graph.node("Min", self.count, self.numbers(self.window))
+        self.span = graph.node("Min", self.count, graph.integers(self.window))
         self.mask = self.write_mask()
         return self.first(states, self.count)
 
@@ -101,46 +91,38 @@ class Qwen3AsrEncoderWriter(WhisperEncoderWriter):
 
     def count_states(self, frames: str, own: int) -> str:
         """Return how many states the audio has [1]: those of its whole chunks, and of the rest."""
-        graph, one, two = self.graph, self.numbers(1), self.numbers(2)
-        whole = graph.node("Mul", graph.node("Div", frames, self.numbers(self.chunk)), self.numbers(own))
-        rest = graph.node("Mod", frames, self.numbers(self.chunk))
+        graph = self.graph
+        one, two = graph.integers(1), graph.integers(2)
+        whole = graph.node("Mul", graph.node("Div", frames, graph.integers(self.chunk)), graph.integers(own))
+        rest = graph.node("Mod", frames, graph.integers(self.chunk))
         for _ in CONVOLUTIONS:
             rest = graph.node("Div", graph.node("Add", rest, one), two)
         return graph.node("Add", whole, rest)
 
     def first(self, states: str, count: str) -> str:
         """Return the first `count` of states [1, more, width]."""
-        return self.graph.node("Slice", states, self.numbers(0), count, self.numbers(1))
+        return self.graph.node("Slice", states, self.graph.integers(0), count, self.graph.integers(1))
 
     def mix(self, query: str, key: str, value: str) -> str:
         """Return the attention of each window's states to each other."""
         graph = self.graph
         windows = [self.by_window(each) for each in (query, key, value)]
         attended = graph.node("Attention", *windows, self.mask, q_num_heads=self.heads, kv_num_heads=self.heads)
-        return self.first(graph.node("Reshape", attended, self.numbers(1, -1, self.width)), self.count)
+        return self.first(graph.node("Reshape", attended, graph.integers(1, -1, self.width)), self.count)
 
     def by_window(self, states: str) -> str:
         """Turn [1, states, width] into [windows, states of a window, width], zeros at the end."""
         graph = self.graph
-        missing = graph.node("Mod", graph.node("Neg", self.count), self.span)
-        padded = graph.node("Pad", states, graph.node("Concat", self.numbers(0), missing, axis=0), "", self.numbers(1))
-        return graph.node("Reshape", padded, graph.node("Concat", self.numbers(-1), self.span, self.numbers(self.width), axis=0))
+        padded = pad_to_blocks(graph, states, self.count, self.span, axis=1)
+        return graph.node(
+            "Reshape", padded, graph.node("Concat", graph.integers(-1), self.span, graph.integers(self.width), axis=0)
+        )
 
     def write_mask(self) -> str:
         """Return what is added to the scores [windows, 1, states of a window, states of a window]: padding is not seen."""
         graph, span = self.graph, self.span
-        windows = graph.node("Div", graph.node("Add", self.count, graph.node("Sub", span, self.numbers(1))), span)
-        ends = [self.graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1)]
-        places = graph.node("Range", ends[0], graph.node("Squeeze", graph.node("Mul", windows, span)), ends[1])
-        shape = graph.node("Concat", windows, self.numbers(1, 1), span, axis=0)
-        places = graph.node("Reshape", places, shape)
-        values = (graph.weight(f"mask.{name}", np.array(value)) for name, value in (("in", np.float32(0)), ("out", MASKED)))
-        seen = graph.node("Where", graph.node("Less", places, self.count), *values)
-        return graph.node("Expand", seen, graph.node("Concat", windows, self.numbers(1), span, span, axis=0))
-
-    def numbers(self, *numbers: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
+        mask, windows = mask_padding(graph, self.count, span)
+        return graph.node("Expand", mask, graph.node("Concat", windows, graph.integers(1), span, span, axis=0))
 
 
 def build_encoder(arrays: Arrays, chunk: int, chunks: int, linear: Linear = float32_linear) -> GraphBuilder:

@@ -42,8 +42,8 @@ class W2vBertWriter(ConformerWriter):
     """Adds the encoder's parts to a graph. `weights` have transformers' names without `wav2vec2_bert.`."""
 
     def __init__(self, config: W2vBertConfig, weights: Mapping[str, Float32], linear: Linear) -> None:
-        super().__init__(GraphBuilder("w2v_bert"), weights)
-        self.config, self.write_linear = config, linear
+        super().__init__(GraphBuilder("w2v_bert"), weights, linear)
+        self.config = config
 
     def build(self) -> GraphBuilder:
         graph = self.graph
@@ -86,12 +86,12 @@ class W2vBertWriter(ConformerWriter):
         biases = [self.weights[f"{part}.bias"] * scale for part, scale in zip(parts, scales, strict=True)]
         product = self.write_linear(graph, states, f"{name}.linear_qkv.weight", np.concatenate(weights))
         packed = graph.node("Add", product, graph.weight(f"{name}.linear_qkv.bias", np.concatenate(biases)))
-        by_head = graph.node("Transpose", graph.node("Reshape", packed, self.numbers(0, 3 * heads, size)), perm=[1, 0, 2])
+        by_head = graph.node("Transpose", graph.node("Reshape", packed, graph.integers(0, 3 * heads, size)), perm=[1, 0, 2])
         query, key, value = graph.nodes("Split", by_head, outputs=3, axis=0, num_outputs=3)
         scores = graph.node("MatMul", query, graph.node("Transpose", key, perm=[0, 2, 1]))
         scores = graph.node("Add", scores, self.score_distances(query, name))
         attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
-        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[1, 0, 2]), self.numbers(0, -1))
+        rows = graph.node("Reshape", graph.node("Transpose", attended, perm=[1, 0, 2]), graph.integers(0, -1))
         return self.linear(rows, f"{name}.linear_out")
 
     def score_distances(self, query: str, name: str) -> str:
@@ -100,18 +100,14 @@ class W2vBertWriter(ConformerWriter):
         distances = np.clip(np.arange(1 - config.longest, config.longest), -config.left, config.right)
         embeddings = self.weights[f"{name}.distance_embedding.weight"][distances + config.left]
         table = graph.weight(f"{name}.distances", np.ascontiguousarray(embeddings.T))
-        first = graph.node("Sub", self.numbers(config.longest), self.count)
-        last = graph.node("Add", self.numbers(config.longest - 1), self.count)
-        near = graph.node("Slice", table, first, last, self.numbers(1))
-        columns = graph.node("Unsqueeze", graph.node("MatMul", query, near), self.numbers(0))
-        return graph.node("Squeeze", scores_of_distances(graph, columns, self.count), self.numbers(0))
+        first = graph.node("Sub", graph.integers(config.longest), self.count)
+        last = graph.node("Add", graph.integers(config.longest - 1), self.count)
+        near = graph.node("Slice", table, first, last, graph.integers(1))
+        columns = graph.node("Unsqueeze", graph.node("MatMul", query, near), graph.integers(0))
+        return graph.node("Squeeze", scores_of_distances(graph, columns, self.count), graph.integers(0))
 
     def linear(self, x: str, name: str) -> str:
-        weight = self.weights[f"{name}.weight"]
-        product = self.write_linear(self.graph, x, f"{name}.weight", weight.reshape(weight.shape[:2]))
-        if f"{name}.bias" not in self.weights:
-            return product
-        return self.graph.node("Add", product, self.graph.weight(f"{name}.bias", self.weights[f"{name}.bias"]))
+        return super().linear(x, name) if f"{name}.bias" in self.weights else self.product(x, name)
 
 
 def build_encoder(config: W2vBertConfig, weights: Mapping[str, Float32], linear: Linear = float32_linear) -> GraphBuilder:

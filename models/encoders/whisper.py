@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from models.bundle.sections import EncoderSection, GraphValues, Shapes, dimension
+from models.bundle.sections import MelEncoderSection
 from models.features.log_mel import HOPS_OF_A_FRAME
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.rotation import random_rotation
@@ -27,7 +27,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 Float64 = npt.NDArray[np.float64]
 
 
-class WhisperSection(EncoderSection):
+class WhisperSection(MelEncoderSection):
     """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`.
 
     With `silent_window_s`, states are computed as in a window of so many seconds whose rest is silence (`SilentRest`). The graph
@@ -35,13 +35,12 @@ class WhisperSection(EncoderSection):
     """
 
     features = "log_mel"
-    mel_bins: PositiveInt
     silent_window_s: NonNegativeFloat = 0.0
     hop_multiple: PositiveInt = HOPS_OF_A_FRAME
     silent_frames: NonNegativeInt = 0
 
     def feature_options(self) -> dict[str, Any]:
-        return {"mel_bins": self.mel_bins, "hop_multiple": self.hop_multiple, "silent_frames": self.silent_frames}
+        return {**super().feature_options(), "hop_multiple": self.hop_multiple, "silent_frames": self.silent_frames}
 
     @property
     def dropped(self) -> int:
@@ -57,9 +56,6 @@ class WhisperSection(EncoderSection):
     def added_states(self) -> int:
         return 0 if self.rest is None else len(self.rest.groups())
 
-    def graph_values(self, shapes: Shapes) -> GraphValues:
-        return {"mel_bins": dimension(shapes, "features", 0), "width": dimension(shapes, "states", 1)}
-
 
 # The names of CTranslate2 in its Whisper models.
 PREFIX = "encoder/"
@@ -72,8 +68,30 @@ OUT_OF_STREAM = "encoder/out_of_stream/weight"
 """[width, width]: turns the last normalisation's result back; the normalisation's own gain and bias come after it."""
 
 
-class WhisperEncoderWriter:
-    """Adds the encoder's parts to a graph; weights become float32, linear products are written by `linear`."""
+class WhisperWriter:
+    """Adds the layers of both of Whisper's stacks; weights become float32, linear products are written by `write_linear`."""
+
+    def __init__(self, graph: GraphBuilder, arrays: Arrays, prefix: str, write_linear: Linear) -> None:
+        """`arrays` are by CTranslate2's names, of which those that begin with `prefix` count."""
+        self.graph, self.write_linear = graph, write_linear
+        self.weights: dict[str, Float32] = {
+            name.removeprefix(prefix): array.astype(np.float32) for name, array in arrays.items() if name.startswith(prefix)
+        }
+
+    def weight(self, name: str) -> str:
+        return self.graph.weight(name, self.weights[name])
+
+    def norm(self, x: str, name: str) -> str:
+        gain, shift = self.weight(f"{name}/gamma"), self.weight(f"{name}/beta")
+        return self.graph.node("LayerNormalization", x, gain, shift, epsilon=LAYER_NORM_EPSILON)
+
+    def linear(self, x: str, name: str) -> str:
+        product = self.write_linear(self.graph, x, f"{name}/weight", self.weights[f"{name}/weight"])
+        return self.graph.node("Add", product, self.weight(f"{name}/bias"))
+
+
+class WhisperEncoderWriter(WhisperWriter):
+    """Adds the encoder's parts to a graph."""
 
     def __init__(
         self,
@@ -86,16 +104,12 @@ class WhisperEncoderWriter:
         rest: SilentRest | None = None,
     ) -> None:
         """Behind the convolutions the last `dropped` states are dropped; `pooled` states at a time are averaged at the end."""
+        super().__init__(GraphBuilder("whisper_encoder", float_type), arrays, PREFIX, linear)
         self.dropped, self.pooled, self.rest = dropped, pooled, rest
         self.attention_bias: tuple[str, ...] = ()
-        self.weights: dict[str, Float32] = {
-            name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)
-        }
         self.heads = int(self.weights["num_heads"])
         self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in self.weights)
         self.width = len(self.weights["layer_norm/gamma"])
-        self.write_linear = linear
-        self.graph = GraphBuilder("whisper_encoder", float_type)
 
     def build(self) -> GraphBuilder:
         graph = self.graph
@@ -124,9 +138,6 @@ class WhisperEncoderWriter:
         self.length = graph.node("Shape", states, start=1, end=2)
         return self.add_positions(states) if self.rest is None else self.add_rest(states, self.rest)
 
-    def weight(self, name: str) -> str:
-        return self.graph.weight(name, self.weights[name])
-
     def convolve(self, x: str, name: str, stride: int) -> str:
         weight, bias = self.weight(f"{name}/weight"), self.weight(f"{name}/bias")
         return self.gelu(self.graph.node("Conv", x, weight, bias, kernel_shape=[3], pads=[1, 1], strides=[stride]))
@@ -152,7 +163,7 @@ class WhisperEncoderWriter:
 
     def number(self, value: int) -> str:
         """Return a constant [1]."""
-        return self.graph.weight(f"number.{value}", np.array([value], np.int64))
+        return self.graph.integers(value, name="number")
 
     def add_positions(self, states: str) -> str:
         table = self.graph.node("Slice", self.weight("position_encodings/encodings"), self.number(0), self.length, self.number(0))
@@ -170,11 +181,6 @@ class WhisperEncoderWriter:
         self.attention_bias = (graph.node("Expand", bias, both),)
         return graph.node("Concat", self.add_positions(states), graph.node("Add", silence, table), axis=1)
 
-    def norm(self, x: str, name: str) -> str:
-        return self.graph.node(
-            "LayerNormalization", x, self.weight(f"{name}/gamma"), self.weight(f"{name}/beta"), epsilon=LAYER_NORM_EPSILON
-        )
-
     def last_norm(self, x: str) -> str:
         graph, gain, bias = self.graph, self.weights["layer_norm/gamma"], self.weight("layer_norm/beta")
         one, zero = graph.weight("last.one", np.ones_like(gain)), graph.weight("last.zero", np.zeros_like(gain))
@@ -188,10 +194,6 @@ class WhisperEncoderWriter:
 
     def gelu(self, x: str) -> str:
         return self.graph.node("Gelu", x)
-
-    def linear(self, x: str, name: str) -> str:
-        product = self.write_linear(self.graph, x, f"{name}/weight", self.weights[f"{name}/weight"])
-        return self.graph.node("Add", product, self.weight(f"{name}/bias"))
 
     def attend(self, x: str, name: str) -> str:
         packed = self.linear(x, f"{name}/linear_0")
@@ -230,9 +232,8 @@ def rotated_encoder(arrays: Arrays) -> Arrays:
     weights = {name: np.asarray(array, np.float64) for name, array in arrays.items() if name.startswith("encoder/")}
     rotation = mean_preserving_rotation(len(weights["encoder/layer_norm/gamma"]))
     weights["encoder/position_encodings/encodings"] = weights["encoder/position_encodings/encodings"] @ rotation.T
-    for name in [
-        name for name in weights if name.endswith("/layer_norm/gamma") and "/layer_" in name[: -len("/layer_norm/gamma")]
-    ]:
+    norms = [name for name in weights if name.endswith("/layer_norm/gamma") and name != "encoder/layer_norm/gamma"]
+    for name in norms:
         part = name.removesuffix("/layer_norm/gamma")
         gain, bias = weights[name], weights[f"{part}/layer_norm/beta"]
         read = weights[f"{part}/linear_0/weight"]

@@ -58,5 +58,4 @@ class CrossAttention:
         return graph.node("Expand", mask, graph.node("Concat", self._sizes(1, 1), tokens, self._sizes(1), axis=0))
 
     def _sizes(self, *sizes: int) -> str:
-        """Return a constant list of integers."""
-        return self._graph.weight(f"crossing.{'.'.join(map(str, sizes))}", np.array(sizes, np.int64))
+        return self._graph.integers(*sizes, name="crossing")

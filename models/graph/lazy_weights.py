@@ -1,14 +1,17 @@
 """Weights that are computed when they are read, so that a large model is never whole in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from models.graph.linear import Float32
 
+Compute = Callable[[], Float32]
+
 
 class LazyWeights(Mapping[str, Float32]):
-    """Weights by name, each computed whenever it is read: a large model is never whole in memory."""
+    """Weights by name, each computed whenever it is read."""
 
-    def __init__(self, compute: Mapping[str, Callable[[], Float32]]) -> None:
+    def __init__(self, compute: Mapping[str, Compute]) -> None:
         self._compute = compute
 
     def __getitem__(self, name: str) -> Float32:
@@ -22,3 +25,8 @@ class LazyWeights(Mapping[str, Float32]):
 
     def __len__(self) -> int:
         return len(self._compute)
+
+
+def change_weights(given: Mapping[str, Float32], changes: Mapping[str, Compute]) -> LazyWeights:
+    """Return the given weights with some in the place of others, and some more."""
+    return LazyWeights({name: partial(given.__getitem__, name) for name in given} | dict(changes))

@@ -1,7 +1,7 @@
 """Attention of packed rows over key/value slots: the half of a decoder that reads what it has written."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -18,6 +18,24 @@ class SlotPair:
 
     key: str
     value: str
+
+    @classmethod
+    def declare(cls, graph: GraphBuilder, layer: int, shape: Shape) -> Self:
+        """Add a layer's slots to the inputs of a graph."""
+        return cls(*(graph.input(f"{name}_{layer}", graph.float_type, shape) for name in ("key", "value")))
+
+    def write(self, graph: GraphBuilder, key: str, value: str, axis: int) -> Self:
+        """Return the slots with new keys and values; `axis` is that of positions."""
+        written = (
+            graph.node("TensorScatter", slot, new, "write_index", axis=axis)
+            for slot, new in ((self.key, key), (self.value, value))
+        )
+        return type(self)(*written)
+
+    def output(self, graph: GraphBuilder, layer: int, shape: Shape) -> None:
+        """Make the pair the outputs of a layer."""
+        for name, value in (("key", self.key), ("value", self.value)):
+            graph.output(value, f"{name}_out_{layer}", graph.float_type, shape)
 
 
 class HeadShape(Protocol):
@@ -77,10 +95,7 @@ class PackedAttention:
         query, key = graph.nodes(
             "Split", self.turn(turning) if turns else turning, self._sizes(width, kv_width), outputs=2, axis=-1
         )
-        written = SlotPair(
-            graph.node("TensorScatter", slots.key, key, "write_index", axis=1),
-            graph.node("TensorScatter", slots.value, value, "write_index", axis=1),
-        )
+        written = slots.write(graph, key, value, axis=1)
         if self.copies > 1:
             query = graph.node("Concat", *[query] * self.copies, axis=-1)
         attended = graph.node(
@@ -119,5 +134,4 @@ class PackedAttention:
         return self.graph.node("Expand", each, self._sizes(1, 1, self.sharing * self.copies))
 
     def _sizes(self, *sizes: int) -> str:
-        """A constant list of integers."""
-        return self.graph.weight(f"sizes.{'.'.join(map(str, sizes))}", np.array(sizes, np.int64))
+        return self.graph.integers(*sizes, name="sizes")

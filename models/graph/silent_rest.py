@@ -33,6 +33,10 @@ class SilentRest:
             first = groups[-1].stop
         return groups
 
+    def groups_behind(self, own: int) -> list[range]:
+        """Return the groups that lie inside the window behind so many states of the audio."""
+        return [group for group in self.groups() if own + group[len(group) // 2] < self.window]
+
     def write(self, graph: GraphBuilder, length: str) -> tuple[str, str]:
         """Return the positions of the groups' states behind `length` [1] states, and what is added to their scores."""
         places = graph.node("Add", length, self._middles(graph))

@@ -110,6 +110,10 @@ class GraphBuilder:
             raise ValueError(f"two different weights are named {name}")
         return name
 
+    def integers(self, *numbers: int, name: str = "numbers") -> str:
+        """Add a constant list of integers, named after them."""
+        return self.weight(f"{name}.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
+
     def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Append an operator with one output and return the output's name; "" leaves out an optional input."""
         return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]

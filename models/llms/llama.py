@@ -28,8 +28,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.sections import GraphValues, LlmSection, Shapes, dimension
-from models.graph.lazy_weights import LazyWeights
+from models.bundle.sections import GraphValues, LlmSection, Shapes, count_layers, dimension
+from models.graph.lazy_weights import Compute, change_weights
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.packed_attention import PackedAttention, SlotPair
 from models.graph.rotation import Rotation, spreading_rotation
@@ -60,7 +60,7 @@ class LlamaSection(LlmSection):
         else:
             heads, head_size = width // self.head_size, width // self.key_value_heads
         return {
-            "layers": sum(name.startswith("key_") and "_out_" not in name for name in shapes),
+            "layers": count_layers(shapes, "key"),
             "key_value_heads": heads,
             "head_size": head_size,
             "max_positions": dimension(shapes, "key_0", 2 if by_head else 1),
@@ -103,7 +103,7 @@ def rotated(model: Llama) -> Llama:
     """A model that computes the same from the same embeddings: `INPUT_ROTATION` takes them into its rotated stream."""
     config, given = model.config, model.weights
     stream, values = spreading_rotation(config.embedding_size), spreading_rotation(config.head_size)
-    rotated_weights: dict[str, Callable[[], Float32]] = {name: partial(given.__getitem__, name) for name in given}
+    changes: dict[str, Compute] = {}
 
     def ones() -> Float32:
         return np.ones(config.embedding_size, np.float32)
@@ -123,22 +123,22 @@ def rotated(model: Llama) -> Llama:
         weight = _turn_heads(given[name], values) if "o_proj" in name else given[name]
         return np.ascontiguousarray(_by_rows(weight.T, stream.turn).T)
 
-    rotated_weights["lm_head.weight"] = partial(reader, EMBEDDING if config.tied else "lm_head.weight", "model.norm.weight")
-    rotated_weights["model.norm.weight"] = ones
-    rotated_weights[INPUT_ROTATION] = lambda: stream.matrix.astype(np.float32)
+    changes["lm_head.weight"] = partial(reader, EMBEDDING if config.tied else "lm_head.weight", "model.norm.weight")
+    changes["model.norm.weight"] = ones
+    changes[INPUT_ROTATION] = lambda: stream.matrix.astype(np.float32)
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}."
         for norm, readers in READERS.items():
-            rotated_weights[f"{prefix}{norm}.weight"] = ones
+            changes[f"{prefix}{norm}.weight"] = ones
             for each in readers:
                 fold = value if each.endswith("v_proj") else reader
-                rotated_weights[f"{prefix}{each}.weight"] = partial(fold, f"{prefix}{each}.weight", f"{prefix}{norm}.weight")
+                changes[f"{prefix}{each}.weight"] = partial(fold, f"{prefix}{each}.weight", f"{prefix}{norm}.weight")
         for each in WRITERS:
-            rotated_weights[f"{prefix}{each}.weight"] = partial(writer, f"{prefix}{each}.weight")
+            changes[f"{prefix}{each}.weight"] = partial(writer, f"{prefix}{each}.weight")
         bias = f"{prefix}self_attn.v_proj.bias"
         if bias in given:
-            rotated_weights[bias] = partial(value_bias, bias)
-    return Llama(dataclasses.replace(config, tied=False), LazyWeights(rotated_weights))
+            changes[bias] = partial(value_bias, bias)
+    return Llama(dataclasses.replace(config, tied=False), change_weights(given, changes))
 
 
 ROWS_AT_ONCE = 4096
@@ -208,10 +208,7 @@ class StandardAttention:
         turned = graph.node("RotaryEmbedding", turning, *tables, "positions") if turns else turning
         query_key = graph.weight("heads.query_key", np.array([heads, kv_heads], np.int64))
         query, key = graph.nodes("Split", turned, query_key, outputs=2, axis=1)
-        written = SlotPair(
-            graph.node("TensorScatter", slots.key, key, "write_index", axis=2),
-            graph.node("TensorScatter", slots.value, value, "write_index", axis=2),
-        )
+        written = slots.write(graph, key, value, axis=2)
         attended = graph.node("Attention", query, written.key, written.value, "", "", "", "kv_length", is_causal=1)
         joined_shape = graph.weight("heads.joined", np.array([0, 0, heads * head_size], np.int64))
         return graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), joined_shape), written
@@ -270,7 +267,7 @@ def build_decoder(
         prefix = f"model.layers.{layer}."
         query, key, value = (weights[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv")
         query_key_value = np.concatenate([attending.order_heads(query), key, value])
-        slots = SlotPair(*(graph.input(f"{name}_{layer}", graph.float_type, attending.slot_shape) for name in ("key", "value")))
+        slots = SlotPair.declare(graph, layer, attending.slot_shape)
         normed = norm(hidden, f"{prefix}input_layernorm.weight")
         projected = body(graph, normed, f"{prefix}self_attn.qkv_proj.weight", query_key_value)
         if f"{prefix}self_attn.q_proj.bias" in weights:
@@ -299,8 +296,7 @@ def build_decoder(
     logits = head(graph, last, head_name, weights[head_name])
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
-        graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
-        graph.output(written.value, f"value_out_{layer}", graph.float_type, attending.slot_shape)
+        written.output(graph, layer, attending.slot_shape)
     return graph
 
 

@@ -32,7 +32,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.sections import EncoderDecoderSection, GraphValues, Shapes, dimension
+from models.bundle.sections import EncoderDecoderSection, GraphValues, Shapes, count_layers, dimension
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.packed_attention import PackedAttention, SlotPair
@@ -47,7 +47,7 @@ class T5Section(EncoderDecoderSection):
     def graph_values(self, shapes: Shapes) -> GraphValues:
         width = dimension(shapes, "key_0", -1)
         return {
-            "layers": sum(name.startswith("key_") and "_out_" not in name for name in shapes),
+            "layers": count_layers(shapes, "key"),
             "key_value_heads": width // self.head_size if isinstance(width, int) else width,
             "head_size": width // self.key_value_heads if isinstance(width, int) else width,
             "max_positions": dimension(shapes, "key_0", 1),
@@ -57,7 +57,7 @@ class T5Section(EncoderDecoderSection):
 
     def memory_values(self, shapes: Shapes) -> GraphValues:
         return {
-            "layers": sum(name.startswith("cross_key_") for name in shapes),
+            "layers": count_layers(shapes, "cross_key"),
             "embedding_size": dimension(shapes, "states", 1),
         }
 
@@ -113,10 +113,6 @@ class T5Writer:
         self.config, self.weights, self.stack, self.write_linear = model.config, model.weights, stack, linear
         self.query_scale = 1.0
 
-    def constant(self, *numbers: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
-
     def norm(self, value: str, name: str) -> str:
         weight = self.graph.weight(name, self.weights[f"{name}.weight"])
         return self.graph.node("RMSNormalization", value, weight, axis=-1, epsilon=self.config.norm_epsilon)
@@ -130,14 +126,14 @@ class T5Writer:
     def by_head(self, value: str, parts: int) -> list[str]:
         """[R, S, parts * H * h] -> `parts` times [R, H, S, h]."""
         graph, config = self.graph, self.config
-        split = graph.node("Reshape", value, self.constant(0, 0, parts * config.heads, config.head_size))
+        split = graph.node("Reshape", value, self.graph.integers(0, 0, parts * config.heads, config.head_size))
         turned = graph.node("Transpose", split, perm=[0, 2, 1, 3])
         return graph.nodes("Split", turned, outputs=parts, axis=1, num_outputs=parts) if parts > 1 else [turned]
 
     def joined(self, value: str) -> str:
         """[R, H, S, h] -> [R, S, H * h]."""
         turned = self.graph.node("Transpose", value, perm=[0, 2, 1, 3])
-        return self.graph.node("Reshape", turned, self.constant(0, 0, self.config.heads * self.config.head_size))
+        return self.graph.node("Reshape", turned, self.graph.integers(0, 0, self.config.heads * self.config.head_size))
 
     def distance_table(self, distances: npt.NDArray[np.int64], *, both_ways: bool) -> str:
         """Return the bias of each distance [distances, H]."""
@@ -199,13 +195,8 @@ class StandardT5Attention:
 
     def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
         graph = self._writer.graph
-        query, *new = self._writer.by_head(projected, 3)
-        written = SlotPair(
-            *(
-                graph.node("TensorScatter", slot, each, "write_index", axis=2)
-                for slot, each in zip((slots.key, slots.value), new, strict=True)
-            )
-        )
+        query, key, value = self._writer.by_head(projected, 3)
+        written = slots.write(graph, key, value, axis=2)
         attended = graph.node("Attention", query, written.key, written.value, self._bias, scale=1.0)
         return self._writer.joined(attended), written
 
@@ -224,7 +215,7 @@ class BiasedAttention(PackedAttention):
 
     def write_mask(self, span: str) -> str:
         """[B, H, S * rows per position, span]"""
-        rows = self.graph.node("Reshape", self.row_positions(), self._writer.constant(0, -1))
+        rows = self.graph.node("Reshape", self.row_positions(), self.graph.integers(0, -1))
         return decoder_bias(self._writer, rows, self.slot_positions(span), self.max_positions)
 
 
@@ -253,8 +244,8 @@ def build_t5_memory(model: T5, *, max_states: int, linear: Linear = float32_line
     writer = T5Writer("t5_memory", model, "encoder", linear, np.float32)
     graph, config = writer.graph, model.config
     given = graph.input("states", np.float32, ["states", config.embedding_size])
-    hidden = graph.node("Unsqueeze", given, writer.constant(0))
-    states = graph.node("Squeeze", _encode(writer, hidden, _distance_bias(writer, hidden, max_states)), writer.constant(0))
+    hidden = graph.node("Unsqueeze", given, writer.graph.integers(0))
+    states = graph.node("Squeeze", _encode(writer, hidden, _distance_bias(writer, hidden, max_states)), writer.graph.integers(0))
     for layer in range(config.layers):
         packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
         for name, value in zip(("key", "value"), graph.nodes("Split", packed, outputs=2, axis=-1, num_outputs=2), strict=True):
@@ -271,7 +262,7 @@ def build_t5_encoder(
     hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
     length = graph.input("length", np.int64, ["rows"])
     tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
-    true = graph.node("Less", _places(writer, tokens), graph.node("Unsqueeze", length, writer.constant(1, 2, 3)))
+    true = graph.node("Less", _places(writer, tokens), graph.node("Unsqueeze", length, writer.graph.integers(1, 2, 3)))
     states = _encode(writer, hidden, writer.masked(true, _distance_bias(writer, hidden, max_tokens)))
     for layer in range(config.layers):
         packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
@@ -302,7 +293,7 @@ def build_t5_decoder(
     for layer in range(config.layers):
         block = f"decoder.block.{layer}"
         part = f"{block}.layer.0.SelfAttention"
-        slots = SlotPair(*(graph.input(f"{name}_{layer}", graph.float_type, attending.slot_shape) for name in ("key", "value")))
+        slots = SlotPair.declare(graph, layer, attending.slot_shape)
         projected = writer.product(writer.norm(hidden, f"{block}.layer.0.layer_norm"), part, "q", "k", "v")
         attended, written = attending.attend(projected, slots)
         all_written.append(written)
@@ -315,8 +306,7 @@ def build_t5_decoder(
     logits = head(graph, last, "lm_head.weight", model.weights["lm_head.weight"])
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
-        graph.output(written.key, f"key_out_{layer}", graph.float_type, attending.slot_shape)
-        graph.output(written.value, f"value_out_{layer}", graph.float_type, attending.slot_shape)
+        written.output(graph, layer, attending.slot_shape)
     return graph
 
 
@@ -344,10 +334,10 @@ def _distance_bias(writer: T5Writer, hidden: str, max_tokens: int) -> str:
     """[1, H, T, T]: the bias of each distance between the positions of hidden [R, T, D]."""
     graph = writer.graph
     places = _places(writer, graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2)))
-    distance = graph.node("Sub", places, graph.node("Unsqueeze", places, writer.constant(1)))
+    distance = graph.node("Sub", places, graph.node("Unsqueeze", places, writer.graph.integers(1)))
     table = writer.distance_table(np.arange(1 - max_tokens, max_tokens), both_ways=True)
-    biases = graph.node("Gather", table, graph.node("Add", distance, writer.constant(max_tokens - 1)))
-    return graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), writer.constant(0))
+    biases = graph.node("Gather", table, graph.node("Add", distance, writer.graph.integers(max_tokens - 1)))
+    return graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), writer.graph.integers(0))
 
 
 def decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: int) -> str:
@@ -356,9 +346,9 @@ def decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: i
     Keys that are later than the query are masked.
     """
     graph = writer.graph
-    back = graph.node("Sub", graph.node("Unsqueeze", positions, writer.constant(2)), places)
-    zero = writer.constant(0)
+    back = graph.node("Sub", graph.node("Unsqueeze", positions, writer.graph.integers(2)), places)
+    zero = writer.graph.integers(0)
     table = writer.distance_table(-np.arange(max_positions), both_ways=False)
     bias = graph.node("Transpose", graph.node("Gather", table, graph.node("Max", back, zero)), perm=[0, 3, 1, 2])
-    seen = graph.node("Unsqueeze", graph.node("GreaterOrEqual", back, zero), writer.constant(1))
+    seen = graph.node("Unsqueeze", graph.node("GreaterOrEqual", back, zero), writer.graph.integers(1))
     return writer.masked(seen, bias)

@@ -18,6 +18,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from models.bundle.sections import FrameProjectorSection
+from models.graph.blocks import pad_to_blocks
+from models.graph.layers import LayerWriter
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 
@@ -59,34 +61,34 @@ class CtcHead:
     subsampling: int
 
 
-class QformerWriter:
+class QformerWriter(LayerWriter):
     """Adds the projector's parts to a graph. `weights` have the checkpoint's names without `projector.`."""
 
     def __init__(self, config: QformerConfig, weights: Mapping[str, Float32], linear: Linear, head: CtcHead | None) -> None:
-        self.config, self.weights, self.write_linear, self.head = config, weights, linear, head
-        self.graph = GraphBuilder("qformer")
+        super().__init__(GraphBuilder("qformer"), weights, linear)
+        self.norm_epsilon, self.config, self.head = config.norm_epsilon, config, head
         self.read_width = weights["qformer.encoder.layer.0.crossattention.attention.key.weight"].shape[1]
 
     def build(self, write_head: Linear) -> GraphBuilder:
         graph, read = self.graph, self.read_width
         states = graph.input("states", np.float32, ["states", read + (self.head is not None)])
         if self.head is not None:
-            heard = graph.node("Slice", states, self.numbers(0), self.numbers(read), self.numbers(1))
-            speaks = graph.node("Slice", states, self.numbers(read), self.numbers(read + 1), self.numbers(1))
+            heard = graph.node("Slice", states, graph.integers(0), graph.integers(read), graph.integers(1))
+            speaks = graph.node("Slice", states, graph.integers(read), graph.integers(read + 1), graph.integers(1))
             self.write_draft(heard, speaks, self.head, write_head)
             states = heard
         frames = self.linear(self.ask(states, read), "linear")
         embedding_size = len(self.weights["linear.bias"])
-        frames = graph.node("Reshape", frames, self.numbers(-1, embedding_size))
+        frames = graph.node("Reshape", frames, graph.integers(-1, embedding_size))
         graph.output(frames, "frames", np.float32, ["frames", embedding_size])
         return graph
 
     def ask(self, states: str, width: int) -> str:
         """Return what the queries find in each window of states [windows, queries, width]."""
         graph, query = self.graph, self.weights["query"]
-        windows = graph.node("Reshape", self.fill(states, self.config.window), self.numbers(-1, self.config.window, width))
+        windows = graph.node("Reshape", self.fill(states, self.config.window), graph.integers(-1, self.config.window, width))
         count = graph.node("Shape", windows, start=0, end=1)
-        shape = graph.node("Concat", count, self.numbers(*query.shape[1:]), axis=0)
+        shape = graph.node("Concat", count, graph.integers(*query.shape[1:]), axis=0)
         found = self.norm(graph.node("Expand", graph.weight("query", query), shape), "qformer.layernorm")
         for layer in range(self.config.layers):
             name = f"qformer.encoder.layer.{layer}"
@@ -108,41 +110,30 @@ class QformerWriter:
     def write_draft(self, states: str, speaks: str, head: CtcHead, write_head: Linear) -> None:
         """Declare the outputs of the head."""
         graph, count = self.graph, head.subsampling
-        weights = graph.node("Reshape", self.fill(speaks, count), self.numbers(-1, count, 1))
-        total = graph.node("ReduceSum", weights, self.numbers(1), keepdims=1)
+        weights = graph.node("Reshape", self.fill(speaks, count), graph.integers(-1, count, 1))
+        total = graph.node("ReduceSum", weights, graph.integers(1), keepdims=1)
         shares = graph.node("Div", weights, graph.node("Add", total, graph.weight("least", np.array(LEAST_WEIGHT, np.float32))))
         width, read = head.weight.shape[1], self.read_width
-        last = graph.node("Slice", states, self.numbers(read - width), self.numbers(read), self.numbers(1))
-        grouped = graph.node("Reshape", self.fill(last, count), self.numbers(-1, count, width))
-        pooled = graph.node("ReduceSum", graph.node("Mul", grouped, shares), self.numbers(1), keepdims=0)
+        last = graph.node("Slice", states, graph.integers(read - width), graph.integers(read), graph.integers(1))
+        grouped = graph.node("Reshape", self.fill(last, count), graph.integers(-1, count, width))
+        pooled = graph.node("ReduceSum", graph.node("Mul", grouped, shares), graph.integers(1), keepdims=0)
         scores = graph.node(
             "Add", write_head(graph, pooled, "out_llm.weight", head.weight), graph.weight("out_llm.bias", head.bias)
         )
         labels = graph.node("Softmax", scores, axis=-1)
         sizes = graph.weight("labels.apart", np.array([1, len(head.weight) - 1], np.int64))
         blank, tokens = graph.nodes("Split", labels, sizes, outputs=2, axis=-1)
-        probabilities, best = graph.nodes("TopK", tokens, self.numbers(min(TOP_TOKENS, len(head.weight) - 1)), outputs=2, axis=-1)
-        graph.output(graph.node("Squeeze", blank, self.numbers(1)), "blank_probability", np.float32, ["draft_frames"])
+        probabilities, best = graph.nodes(
+            "TopK", tokens, graph.integers(min(TOP_TOKENS, len(head.weight) - 1)), outputs=2, axis=-1
+        )
+        graph.output(graph.node("Squeeze", blank, graph.integers(1)), "blank_probability", np.float32, ["draft_frames"])
         graph.output(best, "top_tokens", np.int64, ["draft_frames", "top"])
         graph.output(probabilities, "top_probabilities", np.float32, ["draft_frames", "top"])
 
     def fill(self, rows: str, count: int) -> str:
         """Return rows [n, width] with zeros behind them, as many as make a multiple of `count`."""
-        graph = self.graph
-        missing = graph.node("Mod", graph.node("Neg", graph.node("Shape", rows, start=0, end=1)), self.numbers(count))
-        return graph.node("Pad", rows, graph.node("Concat", self.numbers(0), missing, axis=0), "", self.numbers(0))
-
-    def linear(self, x: str, name: str) -> str:
-        product = self.write_linear(self.graph, x, f"{name}.weight", self.weights[f"{name}.weight"])
-        return self.graph.node("Add", product, self.graph.weight(f"{name}.bias", self.weights[f"{name}.bias"]))
-
-    def norm(self, x: str, name: str) -> str:
-        parts = (self.graph.weight(f"{name}.{part}", self.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
-        return self.graph.node("LayerNormalization", x, *parts, epsilon=self.config.norm_epsilon)
-
-    def numbers(self, *numbers: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
+        length = self.graph.node("Shape", rows, start=0, end=1)
+        return pad_to_blocks(self.graph, rows, length, self.graph.integers(count), axis=0)
 
 
 def build_projector(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from models.bundle.sections import FrameProjectorSection, GraphValues
+from models.graph.layers import LayerWriter
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.writer import GraphBuilder
 from models.protocols import BackendError
@@ -60,13 +61,12 @@ def read_adapter(path: Path) -> TrainedAdapter:
         raise BackendError(f"{path.name} could not be loaded: {error}") from error
 
 
-class SubsampleWriter:
+class SubsampleWriter(LayerWriter):
     """Adds the adapter's parts to a graph; `linear` writes the products."""
 
     def __init__(self, adapter: TrainedAdapter, linear: Linear, float_type: npt.DTypeLike = np.float32) -> None:
-        self.weights, self.config = adapter.weights, adapter.config
-        self.write_linear = linear
-        self.graph = GraphBuilder("adapter", float_type)
+        super().__init__(GraphBuilder("adapter", float_type), adapter.weights, linear)
+        self.config = adapter.config
 
     def build(self) -> GraphBuilder:
         frames = self.linear(self.hidden(), "output")
@@ -87,7 +87,7 @@ class SubsampleWriter:
         return graph.node("Squeeze", self.norm(x, "norm"), self.axes(0))
 
     def axes(self, axis: int) -> str:
-        return self.graph.weight(f"axes.{axis}", np.array([axis], np.int64))
+        return self.graph.integers(axis, name="axes")
 
     def subsample(self, states: str) -> str:
         """Turn [states, encoder_width] into [1, frames, encoder_width], the first of each `reduction` states."""
@@ -112,14 +112,6 @@ class SubsampleWriter:
         angles = np.arange(MAX_FRAMES)[:, None] * frequencies
         cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         return self.graph.weight("rotary.cos", cosines), self.graph.weight("rotary.sin", sines)
-
-    def norm(self, x: str, name: str) -> str:
-        scale, bias = (self.graph.weight(f"{name}.{part}", self.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
-        return self.graph.node("LayerNormalization", x, scale, bias, epsilon=LAYER_NORM_EPSILON)
-
-    def linear(self, x: str, name: str) -> str:
-        product = self.write_linear(self.graph, x, f"{name}.weight", self.weights[f"{name}.weight"])
-        return self.graph.node("Add", product, self.graph.weight(f"{name}.bias", self.weights[f"{name}.bias"]))
 
     def attend(self, x: str, name: str, positions: str) -> str:
         heads = self.config["heads"]

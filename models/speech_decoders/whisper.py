@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.sections import GraphValues, Shapes, SpeechDecoderSection, dimension
-from models.encoders.whisper import LAYER_NORM_EPSILON, Arrays, Float64, mean_preserving_rotation
+from models.bundle.sections import GraphValues, Shapes, SpeechDecoderSection, count_layers, dimension
+from models.encoders.whisper import Arrays, Float64, WhisperWriter, mean_preserving_rotation
 from models.graph.cross_attention import CrossAttention
-from models.graph.linear import Float32, Linear, float32_linear
+from models.graph.linear import Linear, float32_linear
 from models.graph.packed_attention import PackedAttention, SlotPair
 from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
@@ -38,7 +38,7 @@ class WhisperDecoderSection(SpeechDecoderSection):
 
     def graph_values(self, shapes: Shapes) -> GraphValues:
         return {
-            "layers": sum(name.startswith("key_") and "_out_" not in name for name in shapes),
+            "layers": count_layers(shapes, "key"),
             "embedding_size": dimension(shapes, "embeddings", -1),
             "vocabulary_size": dimension(shapes, "logits", 1),
             "max_positions": dimension(shapes, "key_0", 1),
@@ -46,7 +46,7 @@ class WhisperDecoderSection(SpeechDecoderSection):
 
     def memory_values(self, shapes: Shapes) -> GraphValues:
         return {
-            "layers": sum(name.startswith("cross_key_") for name in shapes),
+            "layers": count_layers(shapes, "cross_key"),
             "embedding_size": dimension(shapes, "cross_key_0", 1),
         }
 
@@ -63,10 +63,6 @@ class WhisperDecoderConfig:
     vocabulary_size: int
 
 
-def _weights_of(arrays: Arrays) -> dict[str, Float32]:
-    return {name.removeprefix(PREFIX): array.astype(np.float32) for name, array in arrays.items() if name.startswith(PREFIX)}
-
-
 def read_config(arrays: Arrays) -> WhisperDecoderConfig:
     """Return the shape of the decoder in CTranslate2 weights."""
     heads = int(arrays[f"{PREFIX}num_heads"])
@@ -75,29 +71,13 @@ def read_config(arrays: Arrays) -> WhisperDecoderConfig:
     return WhisperDecoderConfig(layers, heads, heads, width // heads, positions, len(arrays[f"{PREFIX}embeddings/weight"]))
 
 
-class WhisperDecoderWriter:
-    """Adds the parts of both graphs; linear products of the layers are written by `linear`."""
+class WhisperDecoderWriter(WhisperWriter):
+    """Adds the parts of both graphs."""
 
     def __init__(self, name: str, arrays: Arrays, linear: Linear) -> None:
-        self.weights, self.config = _weights_of(arrays), read_config(arrays)
+        super().__init__(GraphBuilder(name), arrays, PREFIX, linear)
+        self.config = read_config(arrays)
         self.width = self.config.heads * self.config.head_size
-        self.graph = GraphBuilder(name)
-        self.write_linear = linear
-
-    def weight(self, name: str) -> str:
-        return self.graph.weight(name, self.weights[name])
-
-    def sizes(self, *sizes: int) -> str:
-        """Return a constant list of integers."""
-        return self.graph.weight(f"numbers.{'.'.join(map(str, sizes))}", np.array(sizes, np.int64))
-
-    def norm(self, x: str, name: str) -> str:
-        gain, shift = self.weight(f"{name}/gamma"), self.weight(f"{name}/beta")
-        return self.graph.node("LayerNormalization", x, gain, shift, epsilon=LAYER_NORM_EPSILON)
-
-    def linear(self, x: str, name: str) -> str:
-        product = self.write_linear(self.graph, x, f"{name}/weight", self.weights[f"{name}/weight"])
-        return self.graph.node("Add", product, self.weight(f"{name}/bias"))
 
 
 def build_memory(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
@@ -132,13 +112,13 @@ def build_decoder(
     hidden = graph.input("embeddings", np.float32, [*own.layout, writer.width])
     wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
     crossing = CrossAttention(graph, config.layers, config.heads, writer.width, rest)
-    packed = graph.node("Gather", graph.node("Reshape", positions, writer.sizes(-1)), "kept", axis=0)
+    packed = graph.node("Gather", graph.node("Reshape", positions, graph.integers(-1)), "kept", axis=0)
     table = graph.weight("position_encodings/encodings", writer.weights["position_encodings/encodings"][:max_positions])
     hidden = graph.node("Add", hidden, graph.node("Gather", table, packed, axis=0))
     all_written = []
     for layer in range(config.layers):
         part = f"layer_{layer}/self_attention"
-        slots = SlotPair(*(graph.input(f"{name}_{layer}", np.float32, own.slot_shape) for name in ("key", "value")))
+        slots = SlotPair.declare(graph, layer, own.slot_shape)
         attended, written = own.attend(writer.linear(writer.norm(hidden, f"{part}/layer_norm"), f"{part}/linear_0"), slots)
         all_written.append(written)
         hidden = graph.node("Add", hidden, writer.linear(attended, f"{part}/linear_1"))
@@ -154,8 +134,7 @@ def build_decoder(
         logits = graph.node("Add", logits, writer.weight("projection/bias"))
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
-        graph.output(written.key, f"key_out_{layer}", np.float32, own.slot_shape)
-        graph.output(written.value, f"value_out_{layer}", np.float32, own.slot_shape)
+        written.output(graph, layer, own.slot_shape)
     return graph
 
 

@@ -18,7 +18,7 @@ def test_states_at_places_are_those_of_the_served_graph(tmp_path: Path) -> None:
     build_encoder(arrays, dropped=1, rest=rest).save(tmp_path / "encoder.onnx")
     speech = np.random.default_rng(0).standard_normal((MEL_BINS, 20)).astype(np.float32)
     features = np.concatenate([speech, np.full((MEL_BINS, 2 * own + 2 - 20), -1.5, np.float32)], axis=1)
-    groups = [group for group in rest.groups() if own + group[len(group) // 2] < rest.window]
+    groups = rest.groups_behind(own)
     places = torch.tensor([*range(own), *(own + group[len(group) // 2] for group in groups)])
     bias = torch.tensor([0.0] * own + [float(np.log(len(group))) for group in groups])
     states = WhisperEncoder(tmp_path / "model.bin").at_places(torch.from_numpy(features), places, bias)

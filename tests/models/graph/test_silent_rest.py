@@ -36,7 +36,7 @@ def test_the_bias_of_memory_is_that_of_the_encoder(tmp_path: Path, own: int, pad
     encoder.output(bias, "bias", np.float32, [count])
     encoder.save(tmp_path / "encoder.onnx")
     places, silent = onnxruntime.InferenceSession(tmp_path / "encoder.onnx").run(None, {"length": np.array([own])})
-    inside = [group for group in rest.groups() if own + group[len(group) // 2] < rest.window]
+    inside = rest.groups_behind(own)
     assert places[: len(inside)].tolist() == [own + group[len(group) // 2] for group in inside]
     assert places.max(initial=0) < rest.window
     expected = [np.log(len(group)) for group in inside] + [MASKED] * (count - len(inside))
