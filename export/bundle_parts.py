@@ -5,8 +5,10 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.importers.byte_level_bpe import restore_merges
 from export.precisions import PRECISIONS, Precision
@@ -15,9 +17,9 @@ from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.graph.packed_attention import SPAN_STEP
-from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
+from models.llms.llama import EMBEDDING, ExactAttention, Llama, LlamaConfig, LlamaSection, build_decoder
 from models.llms.t5 import EMBEDDING as T5_EMBEDDING
-from models.llms.t5 import T5, ExactT5Attention, T5Section, build_t5_decoder, build_t5_memory
+from models.llms.t5 import T5, ExactT5Attention, T5Config, T5Section, build_t5_decoder, build_t5_memory
 from models.projectors import subsample
 from models.projectors.subsample import SubsampleSection, TrainedAdapter
 from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
@@ -143,32 +145,38 @@ def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int, ho
 
     `how` its products are written is that of the precision, where nothing else is given.
     """
-    how, config = how or PRECISIONS[precision], llama.config
-    np.save(folder / "embedding.npy", embedding_table(llama, np.float32 if precision == "fp32" else np.float16))
+    how = how or PRECISIONS[precision]
+    _save_embeddings(llama.weights[EMBEDDING], precision, folder)
     decoder = build_decoder(
         how.prepare_llm(llama), max_positions=max_positions, attention=ExactAttention, body=how.body, head=how.head
     )
     decoder.save(folder / "llm.onnx")
-    return LlamaSection(
-        architecture="llama",
-        precision=precision,
-        graph="llm.onnx",
-        embedding="embedding.npy",
-        tokeniser="tokenizer.json",
-        layers=config.layers,
-        key_value_heads=config.key_value_heads,
-        head_size=config.head_size,
-        embedding_size=config.embedding_size,
-        vocabulary_size=config.vocabulary_size,
-        max_positions=max_positions,
-    )
+    return LlamaSection(architecture="llama", max_positions=max_positions, **_llm_values(llama.config, precision))
+
+
+def _save_embeddings(table: npt.NDArray[np.floating], precision: str, folder: Path) -> None:
+    np.save(folder / "embedding.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
+
+
+def _llm_values(config: LlamaConfig | T5Config, precision: str) -> dict[str, Any]:
+    """Return the values of an LLM's section that are the same for all families."""
+    return {
+        "precision": precision,
+        "graph": "llm.onnx",
+        "embedding": "embedding.npy",
+        "tokeniser": "tokenizer.json",
+        "layers": config.layers,
+        "key_value_heads": config.key_value_heads,
+        "head_size": config.head_size,
+        "embedding_size": config.embedding_size,
+        "vocabulary_size": config.vocabulary_size,
+    }
 
 
 def write_t5(model: T5, precision: str, folder: Path, start_token: int) -> T5Section:
     """Write the graphs and the embeddings of a T5; its tokeniser is `tokenizer.json`, which the caller writes."""
-    how, config = PRECISIONS[precision], model.config
-    table = model.weights[T5_EMBEDDING]
-    np.save(folder / "embedding.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
+    how = PRECISIONS[precision]
+    _save_embeddings(model.weights[T5_EMBEDDING], precision, folder)
     build_t5_memory(model, max_states=MAX_PROMPT_POSITIONS, linear=how.body).save(folder / "llm_memory.onnx")
     decoder = build_t5_decoder(
         model, max_positions=MAX_ANSWER_POSITIONS, attention=ExactT5Attention, linear=how.body, head=how.head
@@ -176,47 +184,32 @@ def write_t5(model: T5, precision: str, folder: Path, start_token: int) -> T5Sec
     decoder.save(folder / "llm.onnx")
     return T5Section(
         architecture="t5",
-        precision=precision,
-        graph="llm.onnx",
         memory_graph="llm_memory.onnx",
-        embedding="embedding.npy",
-        tokeniser="tokenizer.json",
-        layers=config.layers,
-        key_value_heads=config.heads,
-        head_size=config.head_size,
-        embedding_size=config.embedding_size,
-        vocabulary_size=config.vocabulary_size,
         max_positions=MAX_ANSWER_POSITIONS,
         max_states=MAX_PROMPT_POSITIONS,
         start_token=start_token,
+        **_llm_values(model.config, precision),
     )
 
 
 def write_adapter(file: Path, trained: TrainedAdapter, embeddings: Float32, precision: str, folder: Path) -> ProjectorSection:
     """Write the graph of an adapter of ours. One with a CTC head is scored against an LLM's embeddings, and keeps its file."""
-    how = PRECISIONS[precision]
-    if trained.config.get("head") == "frames":
+    how, config = PRECISIONS[precision], trained.config
+    values = {
+        "precision": speech_precision(precision),
+        "graph": "adapter.onnx",
+        "encoder_width": config["encoder_width"],
+        "subsampling": config["reduction"],
+        "embedding_size": config["embedding_size"],
+    }
+    if config.get("head") == "frames":
         subsample.build_projector(trained, how.speech).save(folder / "adapter.onnx")
-        return SubsampleSection(
-            architecture="subsample",
-            precision=speech_precision(precision),
-            graph="adapter.onnx",
-            encoder_width=trained.config["encoder_width"],
-            subsampling=trained.config["reduction"],
-            boundary_instructions=TRANSCRIPTION_INSTRUCTIONS,
-            embedding_size=trained.config["embedding_size"],
-        )
+        return SubsampleSection(architecture="subsample", boundary_instructions=TRANSCRIPTION_INSTRUCTIONS, **values)
     shutil.copyfile(file, folder / "adapter.safetensors")
     build_adapter(trained, embeddings, how.speech, how.head).save(folder / "adapter.onnx")
+    instructions = tuple(config["boundary_instructions"])
     return SubsampleCtcSection(
-        architecture="subsample_ctc",
-        precision=speech_precision(precision),
-        graph="adapter.onnx",
-        weights="adapter.safetensors",
-        encoder_width=trained.config["encoder_width"],
-        subsampling=trained.config["reduction"],
-        boundary_instructions=tuple(trained.config["boundary_instructions"]),
-        embedding_size=trained.config["embedding_size"],
+        architecture="subsample_ctc", weights="adapter.safetensors", boundary_instructions=instructions, **values
     )
 
 

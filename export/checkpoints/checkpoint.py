@@ -1,7 +1,7 @@
 """A checkpoint as it lies in a folder: its configuration, its weights in safetensors or CTranslate2's format, its tokeniser."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,10 @@ class Checkpoint:
 
     def has(self, file: str) -> bool:
         return (self.folder / file).is_file()
+
+    def read_json_if_any(self, file: str) -> dict[str, Any]:
+        """Return the object in a JSON file, an empty one where there is none."""
+        return self.read_json(file) if self.has(file) else {}
 
     def read_json(self, file: str) -> dict[str, Any]:
         """Return the object in a JSON file."""
@@ -120,8 +124,7 @@ def _write_sentencepiece(checkpoint: Checkpoint) -> str:
 
 
 def _added_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
-    config = checkpoint.read_json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
-    return config.get("added_tokens_decoder") or {}
+    return checkpoint.read_json_if_any("tokenizer_config.json").get("added_tokens_decoder") or {}
 
 
 TOKENISERS: dict[str, Callable[[Checkpoint], str]] = {
@@ -137,6 +140,13 @@ def read_value(config: dict[str, Any], key: str, place: str) -> Any:
     if config.get(key) is None:
         raise CheckpointError(f"{place} has no {key} in its config.json")
     return config[key]
+
+
+def require_known_values(known: Mapping[str, Any], given: Mapping[str, Any], part: str, place: str) -> None:
+    """Raise `CheckpointError` for a value of a part that is another than the known one; one that is missing is known."""
+    for name, value in known.items():
+        if given.get(name, value) != value:
+            raise CheckpointError(f"{place} has {part} with {name} {given[name]!r}; known is {value!r}")
 
 
 def require_shape(tensors: Tensors, name: str, shape: tuple[int, ...], place: str) -> None:

@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from export.bundle_parts import MAX_AUDIO_S, voice_section
+from export.bundle_parts import MAX_AUDIO_S, TRANSCRIPTION_INSTRUCTIONS, speech_precision, voice_section
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.hub import Hub
+from export.precisions import PRECISIONS, Precision
 from models.bundle.schema import BundleDescription
+from models.bundle.sections import EncoderSection, ProjectorSection
 from models.features.log_mel import SAMPLE_RATE_HZ
+from models.graph.linear import INT8, Linear, block_linear, float32_linear
+from models.graph.writer import GraphBuilder
+
+AnyEncoder = TypeVar("AnyEncoder", bound=EncoderSection)
 
 VOICE_LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
 
@@ -37,6 +43,31 @@ class Conversion:
     name: str
     options: PullOptions
     hub: Hub
+
+    @property
+    def precision(self) -> Precision:
+        """How products are written."""
+        return PRECISIONS[self.options.precision]
+
+    @property
+    def block_linear(self) -> Linear:
+        """How the products of encoders with channels of very different sizes are written: in blocks, which stand them."""
+        return float32_linear if self.options.precision == "fp32" else block_linear(INT8)
+
+    def save_encoder(self, graph: GraphBuilder, kind: type[AnyEncoder], architecture: str, **values: Any) -> AnyEncoder:
+        """Write an encoder's graph, and return its section with the family's own values."""
+        graph.save(self.folder / "encoder.onnx")
+        precision = speech_precision(self.options.precision)
+        return kind(architecture=architecture, precision=precision, graph="encoder.onnx", **values)
+
+    def save_projector(
+        self, graph: GraphBuilder, kind: type[ProjectorSection], architecture: str, encoder_width: int, **values: Any
+    ) -> ProjectorSection:
+        """Write a projector's graph, and return its section. It subsamples by 1, unless the `values` say something else."""
+        graph.save(self.folder / "projector.onnx")
+        own = {"subsampling": 1, "boundary_instructions": TRANSCRIPTION_INSTRUCTIONS, **values}
+        precision = speech_precision(self.options.precision)
+        return kind(architecture=architecture, precision=precision, graph="projector.onnx", encoder_width=encoder_width, **own)
 
     def describe(self, **sections: Any) -> BundleDescription:
         """Return a description with these sections."""

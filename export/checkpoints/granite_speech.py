@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS, speech_precision
+from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
-from export.checkpoints.language_model import LanguageModel, lay_out
+from export.checkpoints.language_model import UNTIED, LanguageModel, language_model_of, text_tensors
 from export.checkpoints.lora import lora_scale, merge_lora
 from export.checkpoints.safetensors_file import CheckpointError, Tensors, read_file
-from export.checkpoints.speech_llms import UNTIED, language_model_of, part_of, projector_values, text_tensors
-from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription
+from models.bundle.sections import PromptSection
 from models.encoders.granite import GraniteConfig, GraniteSection, build_encoder
-from models.graph.linear import INT8, Float32, Linear, block_linear, float32_linear
+from models.graph.linear import Float32
 from models.llms.llama import Llama
 from models.projectors.qformer import CtcHead, QformerConfig, QformerCtcSection, QformerSection, build_projector
-from models.text.tokeniser import Tokeniser, plain_words
+from models.text.tokeniser import plain_words
 
 PUBLISHED_INSTRUCTION = "can you transcribe the speech into a written format?"
 TRANSLATED_INTO = ("English", "French", "German", "Spanish", "Portuguese", "Japanese", "Italian", "Mandarin")
@@ -35,7 +34,6 @@ DRAFT_SUBSAMPLING = 4
 def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
     """Write a Granite-speech, with its LoRA adapter merged."""
     config, place, tensors = checkpoint.config, checkpoint.name, checkpoint.tensors
-    how, folder = PRECISIONS[conversion.options.precision], conversion.folder
     text = {"rms_norm_eps": 1e-6, **read_value(config, "text_config", place), **UNTIED}
     if text.get("model_type") != "granite":
         raise CheckpointError(
@@ -45,15 +43,23 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
     llm = replace(llm, llama=merge_adapter(checkpoint, llm.llama, float(text.get("residual_multiplier", 1)), text))
 
     audio = read_value(config, "encoder_config", place)
-    encoder_tensors = part_of(tensors, "encoder.")
+    encoder_tensors = tensors.part("encoder.")
     width, features = read_value(audio, "hidden_dim", place), read_value(audio, "input_dim", place)
     require_shape(encoder_tensors, "input_linear.weight", (width, features), place)
     head = read_head(checkpoint)
     shape = read_shape(audio, config, place, tells_letters=head is not None)
-    build_encoder(shape, encoder_tensors, _encoder_linear(conversion.options.precision)).save(folder / "encoder.onnx")
     read_width = width * (1 + len(shape.concatenated))
+    states_width = read_width + (head is not None)
+    encoder = conversion.save_encoder(
+        build_encoder(shape, encoder_tensors, conversion.block_linear),
+        GraniteSection,
+        "granite",
+        mel_bins=features // 2,
+        width=states_width,
+        states_per_s=STATES_PER_S,
+    )
 
-    projector, asked = part_of(tensors, "projector."), read_value(config, "projector_config", place)
+    projector, asked = tensors.part("projector."), read_value(config, "projector_config", place)
     window, rate = int(config.get("window_size", 15)), int(config.get("downsample_rate", 5))
     qformer = QformerConfig(
         layers=read_value(asked, "num_hidden_layers", place),
@@ -66,31 +72,24 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
     key = "qformer.encoder.layer.0.crossattention.attention.key.weight"
     require_shape(projector, key, (queries[2], read_width), place)
     scaled = scale_frames(projector, float(text.get("embedding_multiplier", 1)))
-    build_projector(qformer, scaled, how.speech, head, how.head).save(folder / "projector.onnx")
-    size = len(scaled["linear.bias"])
-    values = projector_values("qformer", conversion, read_width + (head is not None), rate, size)
-    values["boundary_instructions"] = (PUBLISHED_INSTRUCTION, *TRANSCRIPTION_INSTRUCTIONS)
-    if head is not None:
-        values |= {"architecture": "qformer_ctc", "draft_subsampling": head.subsampling}
+    how = conversion.precision
+    section = conversion.save_projector(
+        build_projector(qformer, scaled, how.speech, head, how.head),
+        QformerSection if head is None else QformerCtcSection,
+        "qformer" if head is None else "qformer_ctc",
+        states_width,
+        subsampling=rate,
+        embedding_size=len(scaled["linear.bias"]),
+        boundary_instructions=(PUBLISHED_INSTRUCTION, *TRANSCRIPTION_INSTRUCTIONS),
+        **({} if head is None else {"draft_subsampling": head.subsampling}),
+    )
     return conversion.describe(
-        encoder=GraniteSection(
-            architecture="granite",
-            precision=speech_precision(conversion.options.precision),
-            graph="encoder.onnx",
-            mel_bins=features // 2,
-            width=read_width + (head is not None),
-            states_per_s=STATES_PER_S,
-        ),
-        projector=QformerSection(**values) if head is None else QformerCtcSection(**values),
-        llm=llm.write(conversion.options.precision, folder),
+        encoder=encoder,
+        projector=section,
+        llm=llm.write(conversion.options.precision, conversion.folder),
         prompt=_prompt(llm),
         licences={place: read_licence(checkpoint)},
     )
-
-
-def _encoder_linear(precision: str) -> Linear:
-    """Return how the encoder's products are written: in blocks, which stand channels of very different sizes."""
-    return float32_linear if precision == "fp32" else block_linear(INT8)
 
 
 def read_shape(audio: dict[str, Any], config: dict[str, Any], place: str, *, tells_letters: bool) -> GraniteConfig:
@@ -142,13 +141,12 @@ def merge_adapter(checkpoint: Checkpoint, llama: Llama, residual: float, config:
     return merge_lora(llama, adapter, lora_scale(options, checkpoint.name), checkpoint.name, factors)
 
 
-def _prompt(llm: LanguageModel) -> Any:
-    tokeniser = Tokeniser.from_json(llm.tokeniser_json)
-    prompt = lay_out(llm.template, llm.ends, tokeniser, f"{SPEECH}{INSTRUCTION}")
+def _prompt(llm: LanguageModel) -> PromptSection:
+    encode = llm.tokeniser.encode
     translations = {
-        plain_words(asked.replace("English", name)): tuple(tokeniser.encode(f"translate the speech to {language}"))
+        plain_words(asked.replace("English", name)): tuple(encode(f"translate the speech to {language}"))
         for name, language in {**dict(zip(TRANSLATED_INTO, TRANSLATED_INTO, strict=True)), **OTHER_NAMES}.items()
         for asked in TRANSLATION_INSTRUCTIONS
     }
-    own = {"transcription": tuple(tokeniser.encode(PUBLISHED_INSTRUCTION)), "before_keywords": BEFORE_KEYWORDS}
-    return prompt.model_copy(update={**own, "published": translations})
+    own = {"transcription": tuple(encode(PUBLISHED_INSTRUCTION)), "before_keywords": BEFORE_KEYWORDS, "published": translations}
+    return llm.lay_out(f"{SPEECH}{INSTRUCTION}").model_copy(update=own)

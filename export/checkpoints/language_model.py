@@ -1,6 +1,7 @@
 """An LLM with all that a bundle needs of it: weights, tokeniser, chat template and the tokens that end an answer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from export.bundle_parts import write_llm
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, ChatTemplate, new_chat_template, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.hub import Source
-from export.checkpoints.llama import largest_position, read_llama
-from export.checkpoints.safetensors_file import CheckpointError
+from export.checkpoints.llama import largest_position, read_text_model
+from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.importers import gguf
 from models.bundle.sections import LlmSection, PromptSection
 from models.graph.linear import Float32
@@ -19,6 +20,8 @@ from models.text.tokeniser import Tokeniser
 
 MAX_POSITIONS = 1024
 """Positions of a K/V slot: speech, instruction and answer together."""
+UNTIED = {"tie_word_embeddings": False}
+"""For LLMs in a speech LLM, whose head stands there by itself, whatever their own configuration says; a missing one is tied."""
 WRITTEN = (-1,)
 """Stands for tokens of text, or frames of speech, before a part of a template."""
 QUOTE = '\n\nThis is what the speaker said: "'
@@ -44,6 +47,11 @@ class LanguageModel:
             raise CheckpointError(f"{self.name} was made for {self.positions} positions, and {SPAN_STEP} are needed at least")
         return write_llm(self.llama, precision, folder, positions)
 
+    @cached_property
+    def tokeniser(self) -> Tokeniser:
+        """The tokeniser, opened."""
+        return Tokeniser.from_json(self.tokeniser_json)
+
     @property
     def embeddings(self) -> Float32:
         """The embeddings [vocabulary, embedding_size] of the tokens."""
@@ -51,22 +59,21 @@ class LanguageModel:
 
     def speech_prompt(self) -> PromptSection:
         """Return the prompt in which the LLM hears the speech."""
-        return lay_out(self.template, self.ends, Tokeniser.from_json(self.tokeniser_json), f"{INSTRUCTION}\n{SPEECH}")
+        return self.lay_out(f"{INSTRUCTION}\n{SPEECH}")
 
     def transcript_prompt(self) -> PromptSection:
         """Return the prompt in which the LLM is asked about a transcript."""
-        return lay_out(self.template, self.ends, Tokeniser.from_json(self.tokeniser_json), f'{INSTRUCTION}{QUOTE}{SPEECH}"')
+        return self.lay_out(f'{INSTRUCTION}{QUOTE}{SPEECH}"')
 
-
-def lay_out(template: ChatTemplate, ends: tuple[int, ...], tokeniser: Tokeniser, turn: str) -> PromptSection:
-    """Return the prompt of a user's turn, in which the marks of instruction and speech stand in this or the other order."""
-    marks = (INSTRUCTION, SPEECH) if turn.index(INSTRUCTION) < turn.index(SPEECH) else (SPEECH, INSTRUCTION)
-    first, *rest = template.cut(turn, *marks)
-    prefix = tuple(tokeniser.encode_template(first))
-    between, suffix = (tuple(tokeniser.encode_template(part, before=WRITTEN)) for part in rest)
-    if marks[0] == INSTRUCTION:
-        return PromptSection(prefix=prefix, after_instruction=between, suffix=suffix, end_tokens=ends)
-    return PromptSection(prefix=prefix, after_speech=between, after_instruction=(), suffix=suffix, end_tokens=ends)
+    def lay_out(self, turn: str) -> PromptSection:
+        """Return the prompt of a user's turn, in which the marks of instruction and speech stand in this or the other order."""
+        marks = (INSTRUCTION, SPEECH) if turn.index(INSTRUCTION) < turn.index(SPEECH) else (SPEECH, INSTRUCTION)
+        first, *rest = self.template.cut(turn, *marks)
+        prefix = tuple(self.tokeniser.encode_template(first))
+        between, suffix = (tuple(self.tokeniser.encode_template(part, before=WRITTEN)) for part in rest)
+        if marks[0] == INSTRUCTION:
+            return PromptSection(prefix=prefix, after_instruction=between, suffix=suffix, end_tokens=self.ends)
+        return PromptSection(prefix=prefix, after_speech=between, after_instruction=(), suffix=suffix, end_tokens=self.ends)
 
 
 def read_language_model(source: Source) -> LanguageModel:
@@ -74,21 +81,35 @@ def read_language_model(source: Source) -> LanguageModel:
     if source.gguf is not None:
         return _read_gguf(source.gguf)
     checkpoint = source.checkpoint
+    template = read_chat_template(checkpoint)
+    return language_model_of(checkpoint, checkpoint.tensors, checkpoint.config, template, checkpoint.name)
+
+
+def language_model_of(
+    checkpoint: Checkpoint, tensors: Tensors, config: dict[str, Any], template: ChatTemplate, place: str
+) -> LanguageModel:
+    """Return the LLM in `tensors`, with the tokeniser of `checkpoint`. Raises `CheckpointError`."""
     tokeniser = checkpoint.open_tokeniser()
     return LanguageModel(
-        checkpoint.name,
-        read_llama(checkpoint),
+        place,
+        read_text_model(tensors, config, place),
         checkpoint.tokeniser_json,
-        read_chat_template(checkpoint),
-        end_tokens(checkpoint, checkpoint.config, tokeniser),
-        largest_position(checkpoint.config),
+        template,
+        end_tokens(checkpoint, config, tokeniser),
+        largest_position(config),
     )
+
+
+def text_tensors(tensors: Tensors) -> Tensors:
+    """Return the tensors of the LLM in a speech LLM by the names that it has alone."""
+    older = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+    return tensors.renamed({**older, "model.language_model.": "model.", "lm_head.": "lm_head."})
 
 
 def end_tokens(checkpoint: Checkpoint, config: dict[str, Any], tokeniser: Tokeniser) -> tuple[int, ...]:
     """Return the tokens that end an answer, of the generation's configuration, the model's and the tokeniser's."""
-    generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
-    named = checkpoint.read_json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else {}
+    generation = checkpoint.read_json_if_any("generation_config.json")
+    named = checkpoint.read_json_if_any("tokenizer_config.json")
     ids: list[int] = []
     for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
         ids += value if isinstance(value, list) else [value] if isinstance(value, int) else []

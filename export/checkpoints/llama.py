@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.checkpoint import read_value, require_shape
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from models.graph.lazy_weights import Compute, LazyWeights, change_weights
 from models.graph.linear import Float32
@@ -46,11 +46,6 @@ FAMILIES = {
     "granite": Family(multiplies=True),
 }
 """By the `model_type` of `config.json`."""
-
-
-def read_llama(checkpoint: Checkpoint) -> Llama:
-    """Read an LLM that is a checkpoint of its own. Raises `CheckpointError`."""
-    return read_text_model(checkpoint.tensors, checkpoint.config, checkpoint.name)
 
 
 def read_text_model(tensors: Tensors, config: Mapping[str, Any], place: str) -> Llama:

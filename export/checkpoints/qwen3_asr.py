@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle_parts import speech_precision
 from export.checkpoints.chat_template import new_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
+from export.checkpoints.language_model import UNTIED, language_model_of
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
-from export.checkpoints.speech_llms import UNTIED, language_model_of, projector_values
 from export.checkpoints.whisper import ENCODER_LAYER, ENCODER_NORMS, read_layer, read_norm
-from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription
 from models.bundle.sections import PromptSection, TranscriptsSection
 from models.encoders.qwen3_asr import CONVOLUTIONS, Qwen3AsrSection, build_encoder, chunk_positions, states_of
@@ -47,35 +45,33 @@ def convert_qwen3_asr(conversion: Conversion, checkpoint: Checkpoint) -> BundleD
     audio = read_value(config, "audio_config", place)
     tokeniser = checkpoint.open_tokeniser()
     require_tokens(tokeniser, place)
-    tensors, how = checkpoint.tensors, PRECISIONS[conversion.options.precision]
+    tensors, how = checkpoint.tensors, conversion.precision
 
     chunk, window = 2 * int(audio.get("n_window", 50)), int(audio.get("n_window_infer", 800))
     if window % chunk:
         raise CheckpointError(f"{place} has windows of {window} frames, which are no whole number of chunks of {chunk}")
     arrays = read_encoder(tensors.renamed({f"{name}audio_tower.": "" for name in ("thinker.", "model.", "")}), audio, place)
-    encoder = build_encoder(how.prepare_encoder(arrays), chunk, window // chunk, how.speech)
-    encoder.save(conversion.folder / "encoder.onnx")
-
-    weights = _projector_tensors(tensors)
     width = read_value(audio, "d_model", place)
-    two_layers.build_projector(weights, width, linear=how.speech).save(conversion.folder / "projector.onnx")
-    values = projector_values("two_layers", conversion, width, 1, len(weights["linear_2.weight"]))
+    encoder = conversion.save_encoder(
+        build_encoder(how.prepare_encoder(arrays), chunk, window // chunk, how.speech),
+        Qwen3AsrSection,
+        "qwen3_asr",
+        mel_bins=read_value(audio, "num_mel_bins", place),
+        width=width,
+        states_per_s=states_of(chunk) * HOPS_PER_S / chunk,
+        window_s=window / HOPS_PER_S,
+    )
+    weights = _projector_tensors(tensors)
+    graph, size = two_layers.build_projector(weights, width, linear=how.speech), len(weights["linear_2.weight"])
+    projector = conversion.save_projector(graph, two_layers.TwoLayersSection, "two_layers", width, embedding_size=size)
 
     text = {"rms_norm_eps": 1e-6, **read_value(config, "text_config", place), **UNTIED, "model_type": "qwen3"}
     ends = {"eos_token_id": config.get("eos_token_id", whole.get("eos_token_id"))}
     template = new_chat_template("", {}, place)
     llm = language_model_of(checkpoint, _text_tensors(tensors), {**text, **_plain_rotation(text), **ends}, template, place)
     return conversion.describe(
-        encoder=Qwen3AsrSection(
-            architecture="qwen3_asr",
-            precision=speech_precision(conversion.options.precision),
-            graph="encoder.onnx",
-            mel_bins=read_value(audio, "num_mel_bins", place),
-            width=width,
-            states_per_s=states_of(chunk) * HOPS_PER_S / chunk,
-            window_s=window / HOPS_PER_S,
-        ),
-        projector=two_layers.TwoLayersSection(**values),
+        encoder=encoder,
+        projector=projector,
         llm=llm.write(conversion.options.precision, conversion.folder),
         prompt=PromptSection(
             prefix=tuple(tokeniser.encode_template(BEFORE_CONTEXT)),

@@ -99,6 +99,10 @@ class Tensors(Mapping[str, Float32]):
                 found[renames[old] + name.removeprefix(old)] = tensor
         return Tensors(found, self._name, renames, self._in_files)
 
+    def part(self, name: str) -> "Tensors":
+        """Return the tensors of a part, whose names begin with `model.` in newer checkpoints."""
+        return self.renamed({f"model.{name}": "", name: ""})
+
     def replaced(self, old: str, new: str) -> "Tensors":
         """Return the tensors with a part of their names replaced."""
         found = {name.replace(old, new): tensor for name, tensor in self._tensors.items()}

@@ -6,20 +6,16 @@ from typing import Any
 from export.bundle_parts import (
     MASKED_SILENCE,
     NO_SILENCE,
-    TRANSCRIPTION_INSTRUCTIONS,
     WHOLE_WINDOW,
     HeardSilence,
-    speech_precision,
     write_encoder,
 )
-from export.checkpoints.chat_template import INSTRUCTION, SPEECH, ChatTemplate, new_chat_template, read_chat_template
+from export.checkpoints.chat_template import INSTRUCTION, SPEECH, new_chat_template, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_value
 from export.checkpoints.conversion import Conversion, read_licence
-from export.checkpoints.language_model import LanguageModel, end_tokens, lay_out
-from export.checkpoints.llama import largest_position, read_text_model
-from export.checkpoints.safetensors_file import CheckpointError, Tensors
+from export.checkpoints.language_model import UNTIED, LanguageModel, language_model_of, text_tensors
+from export.checkpoints.safetensors_file import CheckpointError
 from export.checkpoints.whisper import read_encoder
-from export.precisions import PRECISIONS
 from models.bundle.schema import BundleDescription
 from models.bundle.sections import ProjectorSection, PromptSection
 from models.encoders.whisper import Arrays
@@ -32,8 +28,6 @@ CHATML = (
     "{{ message['content'] }}{{ '<|im_end|>\\n<|im_start|>assistant\\n' }}{% endfor %}"
 )
 MISTRAL = "{% for message in messages %}{{ '<s>[INST]' + message['content'] + '[/INST]' }}{% endfor %}"
-UNTIED = {"tie_word_embeddings": False}
-"""The head stands in the checkpoint by itself, whatever the LLM's own configuration says; one that is missing is tied."""
 VOXTRAL_LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "nl", "pt")
 """Those that Voxtral's card names for transcripts."""
 TRANSCRIBE = "[TRANSCRIBE]"
@@ -57,12 +51,11 @@ class SpeechLlm:
         folder, precision = conversion.folder, conversion.options.precision
         encoder = write_encoder(self.encoder, precision, folder, self.silence, pooled=self.pooled, hop_multiple=self.hop_multiple)
         llm = self.llm.write(precision, folder)
-        tokeniser = Tokeniser.from_json(self.llm.tokeniser_json)
         return conversion.describe(
             encoder=encoder,
             projector=projector,
             llm=llm,
-            prompt=lay_out(self.llm.template, self.llm.ends, tokeniser, self.turn),
+            prompt=self.llm.lay_out(self.turn),
             licences={self.checkpoint.name: read_licence(self.checkpoint)},
         )
 
@@ -96,10 +89,10 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
     for name in ("ln_pre.weight", "linear_1.weight", "linear_2.weight"):
         if name not in projector:
             raise CheckpointError(f"{checkpoint.name} lacks {ULTRAVOX_PROJECTOR}{name}")
-    graph = ultravox.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
-    graph.save(conversion.folder / "projector.onnx")
-    section = ultravox.UltravoxSection(
-        **projector_values("ultravox", conversion, width, stacked, len(projector["linear_2.weight"]))
+    graph = ultravox.build_projector(projector, width, stacked, conversion.precision.speech)
+    size = len(projector["linear_2.weight"])
+    section = conversion.save_projector(
+        graph, ultravox.UltravoxSection, "ultravox", width, subsampling=stacked, embedding_size=size
     )
     return SpeechLlm(checkpoint, encoder, llm, f"{INSTRUCTION}\n{SPEECH}").write(conversion, section)
 
@@ -107,11 +100,11 @@ def convert_ultravox(conversion: Conversion, checkpoint: Checkpoint) -> BundleDe
 def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
     """Write a Qwen2-Audio."""
     tensors, config = checkpoint.tensors, checkpoint.config
-    encoder = read_encoder(part_of(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
-    projector = dict(part_of(tensors, "multi_modal_projector.linear."))
+    encoder = read_encoder(tensors.part("audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(tensors.part("multi_modal_projector.linear."))
     width = encoder["encoder/conv1/weight"].shape[0]
-    linear.build_projector(projector, PRECISIONS[conversion.options.precision].speech).save(conversion.folder / "projector.onnx")
-    section = linear.LinearSection(**projector_values("linear", conversion, width, 1, len(projector["weight"])))
+    graph = linear.build_projector(projector, conversion.precision.speech)
+    section = conversion.save_projector(graph, linear.LinearSection, "linear", width, embedding_size=len(projector["weight"]))
     text_config = {"model_type": "qwen2", "rms_norm_eps": 1e-5, **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(CHATML, {}, checkpoint.name)
     llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
@@ -122,19 +115,19 @@ def convert_qwen2_audio(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
 def convert_voxtral(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
     """Write a Voxtral, which always hears 30 s."""
     tensors, config = checkpoint.tensors, checkpoint.config
-    encoder = read_encoder(part_of(tensors, "audio_tower."), _audio_config(checkpoint), checkpoint.name)
-    projector = dict(part_of(tensors, "multi_modal_projector."))
+    encoder = read_encoder(tensors.part("audio_tower."), _audio_config(checkpoint), checkpoint.name)
+    projector = dict(tensors.part("multi_modal_projector."))
     width = encoder["encoder/conv1/weight"].shape[0]
     stacked = projector["linear_1.weight"].shape[1] // width
-    graph = two_layers.build_projector(projector, width, stacked, PRECISIONS[conversion.options.precision].speech)
-    graph.save(conversion.folder / "projector.onnx")
-    section = voxtral.VoxtralSection(**projector_values("voxtral", conversion, width, stacked, len(projector["linear_2.weight"])))
+    graph = two_layers.build_projector(projector, width, stacked, conversion.precision.speech)
+    size = len(projector["linear_2.weight"])
+    section = conversion.save_projector(graph, voxtral.VoxtralSection, "voxtral", width, subsampling=stacked, embedding_size=size)
     text_config = {"model_type": "llama", **read_value(config, "text_config", checkpoint.name), **UNTIED}
     template = new_chat_template(MISTRAL, {}, checkpoint.name)
     llm = language_model_of(checkpoint, text_tensors(tensors), text_config, template, checkpoint.name)
     turn = f"[BEGIN_AUDIO]{SPEECH}{INSTRUCTION}"
     description = SpeechLlm(checkpoint, encoder, llm, turn, silence=WHOLE_WINDOW).write(conversion, section)
-    prompt = transcribe_without_words(description.require_prompt(), Tokeniser.from_json(llm.tokeniser_json), checkpoint.name)
+    prompt = transcribe_without_words(description.require_prompt(), llm.tokeniser, checkpoint.name)
     return description.model_copy(update={"prompt": prompt})
 
 
@@ -154,32 +147,6 @@ def transcribe_without_words(prompt: PromptSection, tokeniser: Tokeniser, place:
     return prompt.model_copy(update=mode)
 
 
-def projector_values(
-    architecture: str, conversion: Conversion, encoder_width: int, subsampling: int, embedding_size: int
-) -> dict[str, Any]:
-    """Return the values of a projector's section."""
-    return {
-        "architecture": architecture,
-        "precision": speech_precision(conversion.options.precision),
-        "graph": "projector.onnx",
-        "encoder_width": encoder_width,
-        "subsampling": subsampling,
-        "embedding_size": embedding_size,
-        "boundary_instructions": TRANSCRIPTION_INSTRUCTIONS,
-    }
-
-
-def part_of(tensors: Tensors, name: str) -> Tensors:
-    """Return the tensors of a part, whose names begin with `model.` in newer checkpoints."""
-    return tensors.renamed({f"model.{name}": "", name: ""})
-
-
-def text_tensors(tensors: Tensors) -> Tensors:
-    """Return the LLM's tensors by the names that it has alone."""
-    older = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
-    return tensors.renamed({**older, "model.language_model.": "model.", "lm_head.": "lm_head."})
-
-
 def _audio_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the encoder's configuration by Whisper's names; Voxtral has names of its own."""
     config = dict(read_value(checkpoint.config, "audio_config", checkpoint.name))
@@ -190,18 +157,3 @@ def _audio_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoder_ffn_dim": "intermediate_size",
     }
     return {**config, **{name: config[other] for name, other in own.items() if name not in config and other in config}}
-
-
-def language_model_of(
-    checkpoint: Checkpoint, tensors: Tensors, config: dict[str, Any], template: ChatTemplate, place: str
-) -> LanguageModel:
-    """Return the LLM in `tensors`, with the tokeniser of `checkpoint`."""
-    tokeniser = checkpoint.open_tokeniser()
-    return LanguageModel(
-        place,
-        read_text_model(tensors, config, place),
-        checkpoint.tokeniser_json,
-        template,
-        end_tokens(checkpoint, config, tokeniser),
-        largest_position(config),
-    )

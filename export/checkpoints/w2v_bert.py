@@ -2,9 +2,8 @@
 
 import math
 
-from export.bundle_parts import MAX_AUDIO_S, speech_precision
-from export.checkpoints.canary_qwen import encoder_linear, require_known_values
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.bundle_parts import MAX_AUDIO_S
+from export.checkpoints.checkpoint import Checkpoint, read_value, require_known_values, require_shape
 from export.checkpoints.conversion import Conversion
 from models.encoders.w2v_bert import W2vBertConfig, W2vBertSection, build_encoder
 from models.encoders.whisper import STATES_PER_S
@@ -15,7 +14,7 @@ KNOWN = {"hidden_act": "swish", "position_embeddings_type": "relative_key", "lay
 
 def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> W2vBertSection:
     """Write the encoder. Raises `CheckpointError`."""
-    config, place, precision = checkpoint.config, checkpoint.name, conversion.options.precision
+    config, place = checkpoint.config, checkpoint.name
     require_known_values(KNOWN, config, "an encoder", place)
     weights = checkpoint.tensors
     if any(name.startswith("wav2vec2_bert.") for name in weights):
@@ -29,12 +28,7 @@ def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> W2vBertSe
     require_shape(weights, f"{last}.distance_embedding.weight", (left + right + 1, width // heads), place)
     require_shape(weights, f"{last}.linear_q.weight", (width, width), place)
     shape = W2vBertConfig(layers, heads, left, right, longest=math.ceil(MAX_AUDIO_S * STATES_PER_S) + 1)
-    build_encoder(shape, weights, encoder_linear(precision)).save(conversion.folder / "encoder.onnx")
-    return W2vBertSection(
-        architecture="w2v_bert",
-        precision=speech_precision(precision),
-        graph="encoder.onnx",
-        mel_bins=bins // STACKED,
-        width=width,
-        states_per_s=STATES_PER_S,
+    graph = build_encoder(shape, weights, conversion.block_linear)
+    return conversion.save_encoder(
+        graph, W2vBertSection, "w2v_bert", mel_bins=bins // STACKED, width=width, states_per_s=STATES_PER_S
     )

@@ -55,7 +55,7 @@ def read_whisper(checkpoint: Checkpoint) -> WhisperWeights:
     tensors = _hugging_face_tensors(checkpoint)
     encoder = read_encoder(tensors.renamed({"model.encoder.": ""}), checkpoint.config, checkpoint.name)
     decoder = read_decoder(tensors, checkpoint.config, checkpoint.name)
-    generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else checkpoint.config
+    generation = checkpoint.read_json_if_any("generation_config.json") or checkpoint.config
     vocabulary = len(decoder["decoder/embeddings/weight"])
     listed = {
         "lang_ids": list((generation.get("lang_to_id") or {}).values()) or _language_ids(tokeniser),
