@@ -8,7 +8,6 @@ against where it is named so, or of another recogniser's transcripts, the plain 
 The rules are those of `loadtest/support/judging.py`. Writes `answers.json` and `answers.md`.
 """
 
-import argparse
 import json
 import threading
 import time
@@ -26,7 +25,10 @@ from tqdm import tqdm
 from loadtest.support.asking import open_client
 from loadtest.support.judging import OUTCOMES, Case, Outcome, judge, normal_words, token_f1
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
+from loadtest.support.plots import open_plot
 from loadtest.support.recordings import read_rows
+from loadtest.support.results import write_results
 
 MAX_TOKENS = "64"
 BUSY = (429, 503, 504)
@@ -196,28 +198,21 @@ def report(rows: Sequence[Mapping[str, Any]], systems: Mapping[str, Sequence[Jud
 
 def plot(systems: Mapping[str, Sequence[Judged]], path: Path) -> None:
     """Draw the share of right answers by kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     kinds = list(dict.fromkeys(each.kind for each in next(iter(systems.values()))))
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     width = 0.8 / len(systems)
-    for number, (name, judged) in enumerate(systems.items()):
-        of_kind = [[each.outcome == "right" for each in judged if each.kind == kind] for kind in kinds]
-        heights = [100 * mean(each) if each else 0.0 for each in of_kind]
-        axes.bar([place + (number - (len(systems) - 1) / 2) * width for place in range(len(kinds))], heights, width, label=name)
-    axes.set_xticks(range(len(kinds)), kinds)
-    axes.set_ylabel("right answers, %")
-    axes.set_ylim(0, 100)
-    axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with open_plot(path, size=(9, 3.6)) as axes:
+        for number, (name, judged) in enumerate(systems.items()):
+            of_kind = [[each.outcome == "right" for each in judged if each.kind == kind] for kind in kinds]
+            heights = [100 * mean(each) if each else 0.0 for each in of_kind]
+            places = [place + (number - (len(systems) - 1) / 2) * width for place in range(len(kinds))]
+            axes.bar(places, heights, width, label=name)
+        axes.set_xticks(range(len(kinds)), kinds)
+        axes.set(ylabel="right answers, %", ylim=(0, 100))
+        axes.legend()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--url", help="a server to ask; without it files alone are judged")
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with manifest.jsonl and the audio")
     parser.add_argument("--beside", action="append", default=[], metavar="NAME=FILE", help="answers by request id, as JSON")
@@ -237,10 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = report(rows, systems)
     print("\n".join(lines))
     if parsed.out is not None:
-        parsed.out.mkdir(parents=True, exist_ok=True)
         told = {name: [asdict(each) for each in judged] for name, judged in systems.items()}
-        (parsed.out / "answers.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (parsed.out / "answers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_results(parsed.out, "answers", told, "\n".join(lines) + "\n")
     if parsed.plot is not None:
         plot(systems, parsed.plot)
 

@@ -7,7 +7,6 @@ python -m loadtest.dialects --server-pid PID         # processor time of the ser
 The processor time leaves the engine's process out, which does the same for all.
 """
 
-import argparse
 import base64
 import statistics
 import time
@@ -16,17 +15,18 @@ from pathlib import Path
 
 import httpx
 
+from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.markdown import table
+from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.process import own_cpu_seconds
 
 CLIP = Path(__file__).parents[1] / "tests" / "clips" / "ljspeech-LJ001-0002.flac"
 ROUNDS = 3
-INSTRUCTION = "Transcribe the speech to text."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
     parser.add_argument("--clip", type=Path, default=CLIP)
     parser.add_argument("--requests", type=int, default=200, help="of each kind")
     parser.add_argument("--server-pid", type=int, help="the process id of the server")
@@ -42,14 +42,14 @@ def main() -> None:
 def senders(client: httpx.Client, audio: bytes) -> dict[str, Callable[[], httpx.Response]]:
     """Return a function for each kind of request that gets the transcript of `audio`."""
     part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(audio).decode(), "format": "flac"}}
-    messages = [{"role": "user", "content": [{"type": "text", "text": INSTRUCTION}, part]}]
+    messages = [{"role": "user", "content": [{"type": "text", "text": TRANSCRIBE}, part]}]
     form = {"model": "whisper-1"}
 
     def transcribe(**fields: str) -> httpx.Response:
         return client.post("/v1/audio/transcriptions", files={"file": audio}, data={**form, **fields})
 
     return {
-        "instruct": lambda: client.post("/v1/instruct", files={"audio": audio}, data={"instruction": INSTRUCTION}),
+        "instruct": lambda: client.post("/v1/instruct", files={"audio": audio}, data={"instruction": TRANSCRIBE}),
         "transcriptions": transcribe,
         "transcriptions, verbose_json": lambda: transcribe(response_format="verbose_json"),
         "transcriptions, stream": lambda: transcribe(stream="true"),

@@ -7,21 +7,21 @@ turn on each recording so that the machine's moods hit all alike. Exact drafts m
 where they do not, the recording is named and the exit status is 1. Writes `draft_policies.json` and `draft_policies.md`.
 """
 
-import argparse
-import json
 import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from loadtest.support.asking import ask_about, open_client
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
+from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
+from loadtest.support.results import write_results
 from loadtest.support.words import word_error_rate
 
 POLICIES = ("off", "exact", "relaxed")
@@ -39,18 +39,6 @@ class Recording:
 def read_recordings(manifest: Path) -> list[Recording]:
     """Read the English recordings of a manifest."""
     return [Recording(manifest.parent / row["file"], row["text"], row["set"]) for row in read_rows(manifest, "en")]
-
-
-def ask(client: httpx.Client, recording: Recording, policy: str) -> dict[str, Any]:
-    """The server's reply. Raises `httpx.HTTPError` where it is none."""
-    reply = client.post(
-        "/v1/instruct",
-        files={"audio": recording.path.read_bytes()},
-        data={"instruction": TRANSCRIBE, "draft": policy},
-    )
-    reply.raise_for_status()
-    answer: dict[str, Any] = reply.json()
-    return answer
 
 
 def summarise(recordings: list[Recording], replies: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -90,24 +78,22 @@ def markdown(summary: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
     parser.add_argument("--eval", type=Path, required=True, help="JSON lines with file, text, set and language")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     recordings = read_recordings(arguments.eval)
     replies: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
-    with httpx.Client(base_url=arguments.url, timeout=120) as client:
+    with open_client(arguments.url) as client:
         for recording in tqdm(recordings, unit="clip"):
             for policy in POLICIES:
-                replies[policy].append(ask(client, recording, policy))
+                replies[policy].append(ask_about(client, recording.path, TRANSCRIBE, draft=policy))
     texts = {policy: [answer["text"] for answer in answers] for policy, answers in replies.items()}
     changed = [r.path.name for r, off, exact in zip(recordings, texts["off"], texts["exact"], strict=True) if off != exact]
     summary = summarise(recordings, replies)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     result = {"recordings": len(recordings), "changed_by_exact_drafts": changed, "policies": summary, "texts": texts}
-    (arguments.out / "draft_policies.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (arguments.out / "draft_policies.md").write_text(markdown(summary), encoding="utf-8")
+    write_results(arguments.out, "draft_policies", result, markdown(summary))
     print(markdown(summary))
     print(f"exact drafts changed {len(changed)} of {len(recordings)} texts {' '.join(changed)}")
     return 1 if changed else 0

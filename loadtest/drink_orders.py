@@ -9,7 +9,6 @@ stand in what the answer says was said. Beside the server's answers stands a gue
 a slot what is commonest. An answer that is not valid makes the exit status 1. Writes `drink_orders.json` and `drink_orders.md`.
 """
 
-import argparse
 import json
 import sys
 import zlib
@@ -23,8 +22,11 @@ import httpx
 import jsonschema
 from tqdm import tqdm
 
+from loadtest.support.asking import ask_about, open_client
 from loadtest.support.markdown import table
+from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
+from loadtest.support.results import write_results
 from loadtest.support.words import words_of
 
 Slots = dict[str, str]
@@ -126,10 +128,7 @@ def commonest(orders: list[Order]) -> Slots:
 
 def ask(client: httpx.Client, order: Order, instruction: str, schema: dict[str, Any]) -> Result:
     """Raises `httpx.HTTPError` where there is no answer."""
-    fields = {"instruction": instruction, "json_schema": json.dumps(schema), "max_tokens": "200"}
-    response = client.post("/v1/instruct", files={"audio": order.path.read_bytes()}, data=fields)
-    response.raise_for_status()
-    reply = response.json()
+    reply = ask_about(client, order.path, instruction, json_schema=json.dumps(schema), max_tokens="200")
     answered: dict[str, str] = {}
     problem = None
     try:
@@ -207,8 +206,8 @@ def listing(results: list[Result]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines with file, set and intent")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--out", type=Path, help="where the results go; without it they are printed only")
@@ -217,7 +216,7 @@ def main() -> int:
     schema, instruction = schema_of(orders), instruction_of(EXAMPLES)
     shuffled = Random(SEED).sample(orders, len(orders))
     asked = [*shuffled[: arguments.count], *(order for order in shuffled[arguments.count :] if order.held_out)]
-    with httpx.Client(base_url=arguments.url, timeout=120, trust_env=False) as client:
+    with open_client(arguments.url) as client:
         results = [ask(client, order, instruction, schema) for order in tqdm(asked, unit="order")]
     chosen = {
         f"{TOLD} at random": results[:TOLD],
@@ -228,11 +227,9 @@ def main() -> int:
     print(listing(results[:TOLD]))
     print(summary_table(groups))
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         report = {"instruction": instruction, "schema": schema, "groups": groups, "results": [asdict(r) for r in results]}
-        (arguments.out / "drink_orders.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         text = f"{summary_table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{instruction}\n```\n"
-        (arguments.out / "drink_orders.md").write_text(text, encoding="utf-8")
+        write_results(arguments.out, "drink_orders", report, text)
     return 0 if all(result.problem is None for result in results) else 1
 
 

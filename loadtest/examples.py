@@ -5,30 +5,23 @@
 The recordings are the first `--count` of `--set` in `eval.jsonl`.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 
-from loadtest.support.asking import open_client
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.asking import ask_about, open_client
+from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
 
 INSTRUCTIONS = (
-    "Transcribe the speech to text.",
+    TRANSCRIBE,
     "What is the speaker talking about?",
     "Summarise what was said in one sentence.",
 )
 MAX_TOKENS = "64"
-
-
-def ask(client: httpx.Client, instruction: str, audio: bytes) -> str:
-    """Return the answer. Raises `httpx.HTTPError`."""
-    reply = client.post("/v1/instruct", files={"audio": audio}, data={"instruction": instruction, "max_tokens": MAX_TOKENS})
-    reply.raise_for_status()
-    return str(reply.json()["text"])
 
 
 def page(set_name: str, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]]) -> list[str]:
@@ -50,9 +43,9 @@ def page(set_name: str, rows: Sequence[dict[str, Any]], answers: Sequence[Sequen
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with eval.jsonl and its recordings")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
+    add_eval_flag(parser)
     parser.add_argument("--set", default="libri_other")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -60,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"] == parsed.set][: parsed.count]
     with open_client(parsed.url) as client:
         answers = [
-            [ask(client, instruction, (parsed.data / row["file"]).read_bytes()) for instruction in INSTRUCTIONS]
+            [ask_about(client, parsed.data / row["file"], each, max_tokens=MAX_TOKENS)["text"] for each in INSTRUCTIONS]
             for row in tqdm(rows, desc="recordings")
         ]
     parsed.out.write_text("\n".join(page(parsed.set, rows, answers)) + "\n", encoding="utf-8")

@@ -6,8 +6,6 @@ Starts a server of its own. Clients post one request after the other; then the e
 requests that were under way it is told what came back, and how long after the fault. Writes `faults.json` and `faults.md`.
 """
 
-import argparse
-import json
 import os
 import signal
 import sys
@@ -22,10 +20,11 @@ import httpx
 from loadtest.clients.server import BenchServer, Body, make_body
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
+from loadtest.support.paths import ROOT, SELF_CHECK_CLIP
 from loadtest.support.process import process_tree
+from loadtest.support.results import write_results
 
-ROOT = Path(__file__).parent.parent
-CLIP = ROOT / "server" / "assets" / "selfcheck.flac"
 FAULTS = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 STALL_TIMEOUT_S = 3.0
 WARM_UP_S = 2.0
@@ -146,19 +145,15 @@ def markdown(reports: list[Report]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    body = make_body(CLIP.read_bytes(), TRANSCRIBE)
+    body = make_body(SELF_CHECK_CLIP.read_bytes(), TRANSCRIBE)
     with BenchServer(ROOT, ["--stall-timeout-s", str(STALL_TIMEOUT_S)]) as server:
         reports = [inflict(name, server, body, arguments.clients) for name in FAULTS]
-    arguments.out.mkdir(parents=True, exist_ok=True)
     title = f"{arguments.clients} clients; a stalled engine is given up after {STALL_TIMEOUT_S:g} s.\n\n"
-    (arguments.out / "faults.md").write_text(title + markdown(reports), encoding="utf-8")
-    (arguments.out / "faults.json").write_text(
-        json.dumps([asdict(report) for report in reports], indent=1) + "\n", encoding="utf-8"
-    )
+    write_results(arguments.out, "faults", [asdict(report) for report in reports], title + markdown(reports))
     print(markdown(reports))
     return 0 if all(report.same_texts and report.afterwards_ok for report in reports) else 1
 

@@ -10,7 +10,6 @@ row for each kind as soon as it is known, and at the end the table; exit status 
 left, where a call had another outcome than its kind says, or where memory grew by more than 4 MiB for 2,000 calls.
 """
 
-import argparse
 import http.client
 import json
 import random
@@ -19,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -33,10 +31,11 @@ from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.sessions import AUDIO_S, CLIPS, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
+from loadtest.support.paths import ROOT
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings
 
-ROOT = Path(__file__).parent.parent
 CALLS, WARM_UP_CALLS = 2000, 1000
 BAR_CALLS = 2000
 """The number of calls for which `MAX_GROWTH_MIB` are allowed."""
@@ -208,7 +207,7 @@ def measure(server: BenchServer, caller: Caller, kind: str, warm_up: int, calls:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_server_flags(parser)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--calls", type=int, default=CALLS, help="of each kind, that count (default: %(default)s)")

@@ -7,7 +7,6 @@ transcribed without keywords, with its rare words among those of other recording
 Recall is the share of rare words that a transcript holds. A leak is a keyword in a transcript of audio that does not hold it.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ import httpx
 from tqdm import tqdm
 
 from loadtest.support import markdown
+from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
 from loadtest.support.words import plain_words, word_error_rate
 
-INSTRUCTION = "Transcribe the speech to text."
 SHORTEST_LETTERS, MOST_SEEN = 6, 1
 OTHERS = 8
 """Keywords of other recordings in each request."""
@@ -79,7 +79,7 @@ def measure(clips: Sequence[Clip], client: httpx.Client) -> dict[str, Column]:
         others = choose_others(clips, clip, random)
         mixed = random.sample([*clip.rare, *others], len(clip.rare) + len(others))
         for name, keywords in ((WITHOUT, []), (OWN, mixed), (OTHERS_ALONE, others)):
-            text = ask_about(client, clip.file, INSTRUCTION, language="en", keywords=json.dumps(keywords))["text"]
+            text = ask_about(client, clip.file, TRANSCRIBE, language="en", keywords=json.dumps(keywords))["text"]
             words = plain_words(text).split()
             column = columns[name]
             column.found += sum(word in words for word in clip.rare)
@@ -106,8 +106,8 @@ def report(clips: Sequence[Clip], columns: dict[str, Column]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with train.jsonl, eval.jsonl and recordings")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all that hold a rare word")

@@ -9,7 +9,6 @@ batch requests come at three times the capacity while an interactive client asks
 within the phase. Prints a table; exits with 1 if a target is missed.
 """
 
-import argparse
 import asyncio
 import itertools
 import random
@@ -25,6 +24,7 @@ import httpx
 from loadtest.clients.server import make_body
 from loadtest.hostile.target import Target, add_target_flags, open_target
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
 from loadtest.support.statistics import percentile
 
 ADDRESSES = [f"127.0.1.{number}" for number in range(1, 9)]
@@ -235,7 +235,7 @@ async def measure(target: Target, seconds: float, period_s: float = 1.0) -> Repo
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_target_flags(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each phase")
     arguments = parser.parse_args()

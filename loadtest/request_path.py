@@ -13,7 +13,6 @@ parts:
   A reader may take them at their word.
 """
 
-import argparse
 import json
 import re
 import struct
@@ -30,7 +29,9 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-ROOT = Path(__file__).parents[1]
+from loadtest.support.options import new_parser
+from loadtest.support.paths import ROOT
+
 CLIP = ROOT / "tests" / "clips" / "ljspeech-LJ001-0016.flac"
 FOLDERS = ("server", "models", "kernels")
 REQUESTS = 6
@@ -79,7 +80,7 @@ sys.setprofile(count)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--root", type=Path, default=ROOT)
     root = parser.parse_args().root.resolve()
     with counted_server(root) as (url, read_counts):

@@ -4,7 +4,6 @@ Every recording is posted to both, one at a time, and to the right one again amo
 a GPU's runtimes against the CPU's: serve one bundle by both.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
@@ -12,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from tqdm import tqdm
 
+from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.asking import ask_about, open_client
+from loadtest.support.options import new_parser
 from loadtest.support.recordings import read_rows
 
-INSTRUCTIONS = ("Transcribe the speech to text.", "What is the speaker talking about?")
+INSTRUCTIONS = (TRANSCRIBE, "What is the speaker talking about?")
 LONGEST_S = 15.0
-TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,15 @@ def choose(data: Path, count: int, seed: int) -> list[Path]:
     return random.Random(seed).sample(files, min(count, len(files)))
 
 
-def ask(url: str, question: Question) -> str:
-    """The text. Raises `httpx.HTTPStatusError`."""
-    reply = httpx.post(
-        f"{url}/v1/instruct",
-        files={"audio": question.file.read_bytes()},
-        data={"instruction": question.instruction, "max_tokens": "48"},
-        timeout=TIMEOUT_S,
-    )
-    reply.raise_for_status()
-    text: str = reply.json()["text"]
-    return text
-
-
 def ask_all(url: str, questions: Sequence[Question], clients: int, name: str) -> list[str]:
-    with ThreadPoolExecutor(clients) as pool:
-        return list(tqdm(pool.map(lambda each: ask(url, each), questions), name, len(questions)))
+    """Return the texts in order, asked for so many at a time. Raises `httpx.HTTPError`."""
+    with open_client(url) as client, ThreadPoolExecutor(clients) as pool:
+        answers = pool.map(lambda each: ask_about(client, each.file, each.instruction, max_tokens="48")["text"], questions)
+        return list(tqdm(answers, name, len(questions)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--left", required=True, metavar="URL")
     parser.add_argument("--right", required=True, metavar="URL")
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="with eval.jsonl and its recordings")

@@ -10,14 +10,12 @@ files, threads, or more than 4 MiB of memory between the middle and the end; and
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,13 +27,13 @@ from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.support.footprint import Footprint, Reading, Watch, footprints, total
 from loadtest.support.machine import describe_run
 from loadtest.support.markdown import conditions, table
-from loadtest.support.memory_plot import plot_memory
+from loadtest.support.options import add_data_flag, add_results_flag, new_parser
+from loadtest.support.paths import CLIPS, ROOT
+from loadtest.support.plots import plot_memory
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings
+from loadtest.support.results import write_results
 
-ROOT = Path(__file__).parent.parent
-CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = Path(__file__).parent / "results"
 SESSIONS = 2000
 WARM_UP_SESSIONS = 100
 CONCURRENCY = 16
@@ -191,11 +189,11 @@ def _same_processes(looks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], d
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--sessions", type=int, default=SESSIONS, help="how many (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="how many at a time (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: loadtest/results)")
+    add_data_flag(parser)
+    add_results_flag(parser)
     add_server_flags(parser)
     arguments = parser.parse_args()
     try:
@@ -203,10 +201,8 @@ def main() -> int:
     except ServerError as error:
         print(f"sessions: {error}", file=sys.stderr)
         return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "sessions.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = markdown(result)
-    (arguments.out / "sessions.md").write_text(text, encoding="utf-8")
+    write_results(arguments.out, "sessions", result, text)
     title = f"{arguments.sessions} live sessions, begun and dropped"
     plot_memory({"all processes": readings}, arguments.out / "sessions.png", title, result["machine"].split(",")[0])
     print(text)

@@ -7,7 +7,6 @@ without case and punctuation. `--peer` is faster-whisper base in 8 bits, beam 1,
 it out. `--moonshine` is Moonshine tiny in ONNX Runtime, for English.
 """
 
-import argparse
 import json
 import re
 import time
@@ -23,11 +22,12 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
 from loadtest.support import markdown
+from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
 from loadtest.support.words import MakeWords, plain_words, word_error_rate
 
-INSTRUCTION = "Transcribe the speech to text."
 SERVER = "server"
 ENGLISH_ONLY = ("Moonshine tiny",)
 FIVE_S = (4.0, 6.0)
@@ -70,7 +70,7 @@ def measure(
             column = of_system.setdefault(row["set"], Column())
             started_s = time.perf_counter()
             if name == SERVER:
-                reply = ask_about(client, file, INSTRUCTION, language=language if tell_language else None)
+                reply = ask_about(client, file, TRANSCRIBE, language=language if tell_language else None)
                 text, passes = reply["text"], reply["speculation"]["llm_passes"]
             else:
                 text, passes = peers[name](file, language), 0
@@ -119,9 +119,9 @@ def report_five_seconds(results: dict[str, dict[str, Column]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with eval.jsonl and its recordings")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
+    add_eval_flag(parser)
     parser.add_argument("--sets", help="comma-separated; default: all that have a text")
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")

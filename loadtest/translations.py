@@ -7,8 +7,6 @@ in 8 bits, beam 1, which is told the language; the server is told it with `--tel
 defaults. Writes `translations.json` and `translations.md`.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +19,9 @@ from tqdm import tqdm
 from loadtest.peers.transcribers import load_faster_whisper
 from loadtest.support.asking import ask_about, open_client
 from loadtest.support.markdown import table
+from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
+from loadtest.support.results import write_results
 from loadtest.transcripts import language_of
 
 INSTRUCTION = "Translate the speech into English."
@@ -83,9 +83,9 @@ def report(results: dict[str, dict[str, Column]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with eval.jsonl and its recordings")
+    parser = new_parser(__doc__)
+    add_url_flag(parser)
+    add_eval_flag(parser)
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
@@ -107,10 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = report(results)
     print("\n".join(lines))
     if parsed.out is not None:
-        parsed.out.mkdir(parents=True, exist_ok=True)
         told = {name: {each: asdict(column) for each, column in system.items()} for name, system in results.items()}
-        (parsed.out / "translations.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (parsed.out / "translations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_results(parsed.out, "translations", told, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Every system runs in a process of its own on all cores, and only one works at a 
 to `--out`. Exit status 1 where the run is void: it says why, and its figures must not be quoted.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -26,15 +25,14 @@ from loadtest.bench.decode import measure_decode, transcript_rates
 from loadtest.bench.latency import Peer, Sample, System, Thinbridge, measure_latency, texts_by_clip, time_request, transcribe_all
 from loadtest.bench.report import write_report
 from loadtest.clients.load import LoadResult, Question, measure_load
-from loadtest.clients.server import BenchServer, ServerError, make_body
+from loadtest.clients.server import BenchServer, ServerError, add_server_flags, make_body, server_options
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_data_flag, new_parser
+from loadtest.support.paths import CLIPS, RESULTS, ROOT
 from loadtest.support.process import LinePeer, OthersWatch, PeerError, cpu_seconds, peak_memory_mib
 from loadtest.support.recordings import HOW, BenchClip, make_clips, read_recordings, write_clip
 from loadtest.support.statistics import complete_summary, find_void, percentile
 
-ROOT = Path(__file__).parents[2]
-CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = ROOT / "loadtest" / "results"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick"
 LOAD_LENGTH_S = 5.0
 BATCH_CLIPS = 16
@@ -116,20 +114,19 @@ def load_questions(samples: list[Sample], clips: list[BenchClip]) -> list[Questi
     return [Question(make_body(clip.audio, draft="exact"), clip.seconds, min(texts[clip.name])) for clip in known]
 
 
-def run(plan: Plan, threads: int, data: Path | None, server_options: list[str], cache_options: list[str]) -> dict[str, Any]:
+def run(plan: Plan, threads: int, data: Path | None, options: list[str], cache_options: list[str]) -> dict[str, Any]:
     """Measure all; the result as it is written. Raises `PeerError` or `ServerError` where a system cannot be run."""
     result: dict[str, Any] = describe_run(ROOT)
     weights = run_json("training.peer_weights", cache_options)
     recordings = read_recordings(data, CLIPS, MAX_WHOLE_RECORDINGS)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        server = stack.enter_context(BenchServer(ROOT, server_options))
+        server = stack.enter_context(BenchServer(ROOT, options))
         clips = make_clips(recordings, list(plan.lengths_s), plan.clips_per_length, folder)
         whole = [write_clip(folder, r.name, r.samples, r.text) for r in recordings if r.seconds <= 30]
         with contextlib.ExitStack() as peers:
-            options = ["--threads", str(threads)]
             whisper, llama = (
-                peers.enter_context(LinePeer([sys.executable, "-m", module, *arguments, *options], ROOT))
+                peers.enter_context(LinePeer([sys.executable, "-m", module, *arguments, "--threads", str(threads)], ROOT))
                 for module, arguments in (
                     ("loadtest.peers.whisper_peer", ["--model", weights["faster_whisper"]]),
                     ("loadtest.peers.llama_peer", ["--model", weights["llm"]]),
@@ -189,13 +186,12 @@ def run(plan: Plan, threads: int, data: Path | None, server_options: list[str], 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="few of everything, to see that it works")
     parser.add_argument("--samples", type=int, help=f"requests of each system at each length (default: {FULL.samples})")
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
+    add_data_flag(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each peer (default: all cores)")
-    parser.add_argument("--bundle", help="for the server; default: the default bundle")
-    parser.add_argument("--cache-dir", help="where bundle and peers' weights are kept; default: the server's own")
+    add_server_flags(parser)
     parser.add_argument(
         "--out", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}, of a smoke run {QUICK_RESULTS.relative_to(ROOT)}"
     )
@@ -204,9 +200,8 @@ def main() -> int:
     if arguments.samples:
         plan = dataclasses.replace(plan, samples=arguments.samples)
     cache_options = ["--cache-dir", arguments.cache_dir] if arguments.cache_dir else []
-    server_options = [*cache_options, *(["--bundle", arguments.bundle] if arguments.bundle else [])]
     try:
-        result = run(plan, arguments.threads, arguments.data, server_options, cache_options)
+        result = run(plan, arguments.threads, arguments.data, server_options(arguments), cache_options)
     except (PeerError, ServerError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

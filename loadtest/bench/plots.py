@@ -3,25 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from loadtest.support.plots import describe_conditions, open_plot
+
 SHOWN = ("features_ms", "queue_ms", "encode_ms", "adapter_ms", "prefill_ms", "decode_ms", "overhead_ms")
 
 
 def write_plots(result: dict[str, Any], folder: Path) -> None:
     """latency.png, stages.png and throughput.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    note = f"{result['machine'].split(',')[0]}, {result['threads']} threads, {result['date'][:10]}"
-    if result["void"]:
-        note += " - VOID"
+    note = f"{describe_conditions(result)}, {result['threads']} threads"
     for name, draw, columns in (("latency", _latency, 1), ("stages", _stages, 1), ("throughput", _throughput, 2)):
-        figure, axes = plt.subplots(1, columns, figsize=(8.5 if columns == 1 else 11, 5), layout="constrained")
-        draw(axes, result)
-        figure.supxlabel(note, fontsize=7, color="grey")
-        figure.savefig(folder / f"{name}.png", dpi=110)
-        plt.close(figure)
+        with open_plot(folder / f"{name}.png", columns=columns, size=(8.5 if columns == 1 else 11, 5), note=note) as axes:
+            draw(axes, result)
 
 
 def _latency(axes: Any, result: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The benchmark's result as files: latest.json, latest.md and plots."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from loadtest.bench.analysis import INSIDE
 from loadtest.bench.plots import write_plots
 from loadtest.support.markdown import conditions, table, void_note
+from loadtest.support.results import write_results
 
 TARGETS = {
     "latency_ratio_vs_faster_whisper_5s": ("at most", 0.25, "request to text, p50, ours over faster-whisper base int8 beam 1"),
@@ -21,10 +21,8 @@ TARGETS = {
 
 def write_report(result: dict[str, Any], folder: Path) -> str:
     """Write all files; returns the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "latest.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = markdown(result)
-    (folder / "latest.md").write_text(text, encoding="utf-8")
+    write_results(folder, "latest", result, text)
     write_plots(result, folder)
     return text
 

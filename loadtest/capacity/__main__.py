@@ -10,7 +10,6 @@ roofline (`hardware.py`), which nothing has confirmed.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from loadtest.capacity.report import describe_costs, describe_levels, describe_v
 from loadtest.clients.server import ServerError, add_server_flags, server_options
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.support.machine import describe_run
+from loadtest.support.paths import CLIPS, ROOT
 from loadtest.support.recordings import Recording, read_recordings
+from loadtest.support.results import write_results
 
-ROOT = Path(__file__).parents[2]
-CLIPS = ROOT / "tests" / "clips" / "clips.json"
 MAX_RECORDINGS = 8
 MAX_STREAM_RECORDINGS = 60
 STREAMS = 2
@@ -73,11 +72,9 @@ def validate_command(arguments: argparse.Namespace) -> int:
     run = describe_run(ROOT)
     costs = measure(arguments, recordings, streams)
     result = {"run": run} | validate(ROOT, costs, recordings, streams, arguments.seconds, server_options(arguments))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_costs(costs, arguments.out / "capacity_costs.json")
-    (arguments.out / "capacity.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = describe_validation(result)
-    (arguments.out / "capacity.md").write_text(page, encoding="utf-8")
+    write_results(arguments.out, "capacity", result, page)
+    write_costs(costs, arguments.out / "capacity_costs.json")
     print(page)
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 from loadtest.capacity.costs import StageCosts
 from loadtest.capacity.levels import Level
 from loadtest.support.markdown import conditions, table
+from loadtest.support.plots import open_plot
 
 # The aim of the model.
 TOLERANCE = 0.15
@@ -41,23 +42,15 @@ def describe_levels(levels: Sequence[Level]) -> list[str]:
 
 def plot_levels(systems: Mapping[str, Sequence[Level]], path: Path) -> None:
     """Plot the waits for finals by the number of live sessions, one line for each system."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    axes: Any
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    for number, (name, levels) in enumerate(systems.items()):
-        sessions = [level.mix.sessions for level in levels]
-        for percent, style in ((50, "--"), (95, "-")):
-            waits = [level.row()[f"final_p{percent}_ms"] for level in levels]
-            axes.plot(sessions, waits, style, marker="o", color=f"C{number}", label=f"{name}, p{percent}")
-    axes.set(xscale="log", yscale="log", xlabel="live sessions on one engine", ylabel="end of speech to final (ms)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with open_plot(path) as axes:
+        for number, (name, levels) in enumerate(systems.items()):
+            sessions = [level.mix.sessions for level in levels]
+            for percent, style in ((50, "--"), (95, "-")):
+                waits = [level.row()[f"final_p{percent}_ms"] for level in levels]
+                axes.plot(sessions, waits, style, marker="o", color=f"C{number}", label=f"{name}, p{percent}")
+        axes.set(xscale="log", yscale="log", xlabel="live sessions on one engine", ylabel="end of speech to final (ms)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
 
 
 def describe_validation(result: dict[str, Any]) -> str:

@@ -10,16 +10,16 @@ attack, during it, and after `--settle-seconds`; C3, which kills decode workers,
 may open few files: start one after `ulimit -n 1024`. Prints one table; exits with 1 if any attack misses the targets.
 """
 
-import argparse
 import sys
 
 from loadtest.hostile.attacks import ATTACKS, chosen_attacks
 from loadtest.hostile.target import check_loopback, read_target
 from loadtest.hostile.trial import carry_out, report
+from loadtest.support.options import new_parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--url", required=True, help="the server, at a loopback address; it is slowed down and may fail")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"which attacks; default: all of {', '.join(ATTACKS)}")
     parser.add_argument("--server-pid", type=int, help="the server's process id, which C3 needs")

@@ -10,7 +10,6 @@ work than the neighbours have under way. Prints a table; exits with 1 where an a
 the p99 until the place is free is above 250 ms.
 """
 
-import argparse
 import json
 import random
 import socket
@@ -31,6 +30,7 @@ from loadtest.clients.stream import Refused, Script, run_stream
 from loadtest.hostile.raw import masked_frame, request_head, websocket_head
 from loadtest.hostile.target import RATE_HZ, Target, add_target_flags, open_target
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
 from loadtest.support.statistics import percentile
 
 Kind = Literal["json", "sse", "websocket"]
@@ -210,7 +210,7 @@ def try_aborts(target: Target, seeds: Sequence[int]) -> Report:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_target_flags(parser)
     parser.add_argument("--aborts", type=int, default=300)
     arguments = parser.parse_args()

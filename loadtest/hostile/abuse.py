@@ -8,7 +8,6 @@ W2 (live sessions that read nothing) and H3-slow (uploads of a byte per second),
 the load of the machine before the run: on a busy machine the victim's times say little. Exits with 1 where a target is missed.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from loadtest.hostile.attacks import ATTACKS
 from loadtest.hostile.target import ROOT, read_target
 from loadtest.hostile.trial import Outcome, carry_out
 from loadtest.support.markdown import table
+from loadtest.support.options import new_parser
 
 STALLS = ("W1", "W2", "H3-slow")
 MAX_SLOWDOWN, MAX_GROWTH_MIB = 1.2, 64.0
@@ -81,7 +81,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_server_flags(parser)
     parser.add_argument("--aborts", type=int, default=300)
     parser.add_argument(

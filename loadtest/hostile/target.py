@@ -6,7 +6,6 @@ import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,9 +13,8 @@ import numpy.typing as npt
 import soundfile
 
 from loadtest.clients.server import BenchServer, add_server_flags, server_options
+from loadtest.support.paths import ROOT, SELF_CHECK_CLIP
 
-ROOT = Path(__file__).parents[2]
-CLIP = ROOT / "server" / "assets" / "selfcheck.flac"
 RATE_HZ = 16_000
 
 Int16 = npt.NDArray[np.int16]
@@ -49,9 +47,9 @@ def check_loopback(url: str) -> None:
 
 def read_target(url: str) -> Target:
     """Return the server and the clip that comes with it."""
-    samples, rate_hz = soundfile.read(CLIP, dtype="int16")
+    samples, rate_hz = soundfile.read(SELF_CHECK_CLIP, dtype="int16")
     if rate_hz != RATE_HZ:
-        raise ValueError(f"{CLIP} is not at {RATE_HZ} Hz")
+        raise ValueError(f"{SELF_CHECK_CLIP} is not at {RATE_HZ} Hz")
     return Target(url, samples)
 
 

@@ -31,13 +31,12 @@ from loadtest.live.figures import final_text
 from loadtest.live.levels import Level, LevelResult, run_level
 from loadtest.live.report import describe_level, write_report
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_data_flag, add_results_flag, new_parser
+from loadtest.support.paths import CLIPS, ROOT
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings, write_clip
 from loadtest.support.statistics import find_void
 
-ROOT = Path(__file__).parents[2]
-CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = ROOT / "loadtest" / "results"
 MAX_RECORDINGS = 150
 MAX_RECORDING_S = 5.0
 """So that there is much to measure in little time."""
@@ -127,12 +126,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="audio of a stream (default: %(default)g)")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="numbers of streams (default: 1 2 4)")
     parser.add_argument("--silence-ms", type=int, nargs="+", default=SILENCES_MS, help="settings of it (default: 500 200)")
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: loadtest/results)")
+    add_data_flag(parser)
+    add_results_flag(parser)
     add_server_flags(parser)
     arguments = parser.parse_args()
     try:

@@ -1,6 +1,5 @@
 """The result of `loadtest.live` as files: live.json, live.md and live.png."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 from loadtest.live.figures import count_revisions
 from loadtest.live.levels import LevelResult
 from loadtest.support.markdown import conditions, table, void_note
+from loadtest.support.plots import describe_conditions, open_plot
+from loadtest.support.results import write_results
 from loadtest.support.statistics import distribution_ms, percentile
 
 TARGET_STREAMS = 2
@@ -57,10 +58,8 @@ def _distribution(seconds: Sequence[float | None]) -> dict[str, float] | None:
 
 def write_report(result: dict[str, Any], folder: Path) -> str:
     """Write all files; returns the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "live.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = markdown(result)
-    (folder / "live.md").write_text(text, encoding="utf-8")
+    write_results(folder, "live", result, text)
     write_plot(result, folder / "live.png")
     return text
 
@@ -175,41 +174,32 @@ def _targets(levels: list[dict[str, Any]]) -> list[str]:
 
 def write_plot(result: dict[str, Any], path: Path) -> None:
     """p50 with a whisker to p95, of finals and of first texts, by number of streams."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    series: dict[tuple[int, bool], list[dict[str, Any]]] = {}
-    for row in _sorted(result["levels"]):
-        series.setdefault((row["silence_ms"], row["rest"] is not None), []).append(row)
-    for number, ((silence_ms, rest), rows) in enumerate(series.items()):
-        label = f"{silence_ms} ms of silence{', REST beside' if rest else ''}"
-        for axes, key in ((left, "final"), (right, "first_partial")):
-            points = [(row["streams"] * 1.03 ** (number - 1.5), row[key]) for row in rows if row[key]]
-            middle = [values["p50_ms"] for _, values in points]
-            whisker = [[0] * len(points), [values["p95_ms"] - values["p50_ms"] for _, values in points]]
-            axes.errorbar(
-                [place for place, _ in points],
-                middle,
-                yerr=whisker,
-                label=label,
-                color=f"C{number}",
-                marker="o",
-                capsize=3,
-                linestyle="--" if rest else "-",
-            )
-    left.set(title="True end of speech to final: p50, whisker to p95", ylabel="ms")
-    right.set(title="True onset to first text: p50, whisker to p95", ylabel="ms")
-    counts = sorted({row["streams"] for row in result["levels"]})
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.set(xlabel="streams", ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    note = f"{result['machine'].split(',')[0]}, {result['date'][:10]}" + (" - VOID" if result["void"] else "")
-    figure.supxlabel(note, fontsize=7, color="grey")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with open_plot(path, columns=2, size=(11, 4.5), note=describe_conditions(result)) as (left, right):
+        series: dict[tuple[int, bool], list[dict[str, Any]]] = {}
+        for row in _sorted(result["levels"]):
+            series.setdefault((row["silence_ms"], row["rest"] is not None), []).append(row)
+        for number, ((silence_ms, rest), rows) in enumerate(series.items()):
+            label = f"{silence_ms} ms of silence{', REST beside' if rest else ''}"
+            for axes, key in ((left, "final"), (right, "first_partial")):
+                points = [(row["streams"] * 1.03 ** (number - 1.5), row[key]) for row in rows if row[key]]
+                middle = [values["p50_ms"] for _, values in points]
+                whisker = [[0] * len(points), [values["p95_ms"] - values["p50_ms"] for _, values in points]]
+                axes.errorbar(
+                    [place for place, _ in points],
+                    middle,
+                    yerr=whisker,
+                    label=label,
+                    color=f"C{number}",
+                    marker="o",
+                    capsize=3,
+                    linestyle="--" if rest else "-",
+                )
+        left.set(title="True end of speech to final: p50, whisker to p95", ylabel="ms")
+        right.set(title="True onset to first text: p50, whisker to p95", ylabel="ms")
+        counts = sorted({row["streams"] for row in result["levels"]})
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.set(xlabel="streams", ylim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)

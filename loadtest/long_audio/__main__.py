@@ -32,12 +32,11 @@ from loadtest.long_audio.text import SeamReport, add_up, compare
 from loadtest.support.footprint import Reading, Watch
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_data_flag, add_results_flag, new_parser
+from loadtest.support.paths import CLIPS, ROOT
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import RATE_HZ, read_recordings, write_clip
 
-ROOT = Path(__file__).parents[2]
-CLIPS = ROOT / "tests" / "clips" / "clips.json"
-RESULTS = ROOT / "loadtest" / "results"
 MAX_RECORDINGS = 150
 FILE_MINUTES = [30.0, 180.0]
 LIVE_MINUTES = 60.0
@@ -166,11 +165,11 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list[R
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--minutes", type=float, nargs="*", default=FILE_MINUTES, help="lengths of files (default: 30 180)")
     parser.add_argument("--live-minutes", type=float, default=LIVE_MINUTES, help="length of the session; 0: none (default: 60)")
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: loadtest/results)")
+    add_data_flag(parser)
+    add_results_flag(parser)
     add_server_flags(parser)
     arguments = parser.parse_args()
     try:

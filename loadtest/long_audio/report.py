@@ -1,28 +1,25 @@
 """The result of `loadtest.long_audio` as files: long_audio.json, long_audio.md and long_audio.png."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest.support.footprint import Reading
 from loadtest.support.markdown import conditions, table
-from loadtest.support.memory_plot import plot_memory
+from loadtest.support.plots import plot_memory
+from loadtest.support.results import write_results
 
 FILE_FIGURES = ("file_mib", "wall_s", "rtfx", "cpu_s_per_audio_s", "memory_before_mib", "peak_mib", "memory_after_mib")
 
 
 def write_report(result: dict[str, Any], watches: Mapping[str, Sequence[Reading]], folder: Path) -> str:
     """Write all files; returns the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
     memory = {
         name: [[round(r.moment_s - readings[0].moment_s, 1), round(r.total_mib, 1)] for r in readings]
         for name, readings in watches.items()
     }
-    written = result | {"memory": memory}
-    (folder / "long_audio.json").write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = markdown(result)
-    (folder / "long_audio.md").write_text(text, encoding="utf-8")
+    write_results(folder, "long_audio", result | {"memory": memory}, text)
     plot_memory(watches, folder / "long_audio.png", "Memory while long audio is answered", result["machine"].split(",")[0])
     return text
 

@@ -9,9 +9,7 @@ have time to. Exit status 1 where a bar is missed, 2 where the run is void: its 
 machine.
 """
 
-import argparse
 import itertools
-import json
 import subprocess
 import sys
 import tempfile
@@ -33,10 +31,11 @@ from loadtest.soak.proxy import Proxy
 from loadtest.soak.report import markdown, plot
 from loadtest.support.footprint import Watch
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_results_flag, new_parser
+from loadtest.support.paths import ROOT
 from loadtest.support.process import OthersWatch
+from loadtest.support.results import write_results
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "loadtest" / "results"
 SERVER_PROCESS = "server"
 WARM_UP_SHARE, MAX_WARM_UP_S = 0.15, 300.0
 WATCH_PERIOD_S = 2.0
@@ -115,12 +114,12 @@ def inject_until(end_s: float, period_s: float, target: Target, names: Sequence[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_server_flags(parser)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--period", type=float, metavar="SECONDS", help="from one fault to the next")
     parser.add_argument("--users", type=int, default=6)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_results_flag(parser)
     parser.add_argument("--only", nargs="*", default=[""], metavar="TEXT", help="faults with one of these in their names")
     arguments = parser.parse_args()
     names = [name for name in FAULTS if any(text in name for text in arguments.only)]
@@ -167,10 +166,8 @@ def main() -> int:
         "period_s": round(period_s, 1),
         "void": void,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "soak.md").write_text(markdown(result, bars, injections, outcomes, begin_s), encoding="utf-8")
     details = {"bars": [asdict(bar) for bar in bars], "faults": [asdict(each) for each in injections]}
-    (arguments.out / "soak.json").write_text(json.dumps(result | details, indent=1) + "\n", encoding="utf-8")
+    write_results(arguments.out, "soak", result | details, markdown(result, bars, injections, outcomes, begin_s))
     plot(outcomes, injections, watch.readings, arguments.out / "soak.png", begin_s)
     for bar in bars:
         print(f"{bar.name}: {bar.value} (limit {bar.limit}) {'' if bar.kept is None else 'kept' if bar.kept else 'MISSED'}")

@@ -8,6 +8,7 @@ from typing import Any
 from loadtest.soak.bars import Bar, Injection, Outcome, outside_of
 from loadtest.support.footprint import Reading
 from loadtest.support.markdown import conditions, table, void_note
+from loadtest.support.plots import open_plot
 from loadtest.support.statistics import percentile
 
 SHOWN_ERRORS = 12
@@ -73,29 +74,27 @@ def plot(
     outcomes: Sequence[Outcome], injections: Sequence[Injection], readings: Sequence[Reading], path: Path, begin_s: float
 ) -> None:
     """Latencies and failures above, memory of the processes below, faults as stripes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (above, below) = plt.subplots(2, 1, figsize=(10, 7), sharex=True, layout="constrained")
-    for name in sorted({each.name for each in outcomes} - {"revised words", "session"}):
-        good = [each for each in outcomes if each.name == name and each.error is None]
-        above.scatter([each.end_s - begin_s for each in good], [each.seconds for each in good], s=6, label=name)
-    failed = [each for each in outcomes if each.error]
-    above.scatter(
-        [each.end_s - begin_s for each in failed], [each.seconds for each in failed], s=30, c="black", marker="x", label="failed"
-    )
-    above.set(ylabel="seconds", yscale="symlog", title="Outcomes; stripes are faults")
-    above.legend(fontsize=7, ncols=3)
-    for name in sorted({name for reading in readings for name in reading.resident_mib}):
-        seen = [reading for reading in readings if name in reading.resident_mib]
-        below.plot([each.moment_s - begin_s for each in seen], [each.resident_mib[name] for each in seen], label=name)
-    below.set(xlabel="time (s)", ylabel="resident memory (MiB)", ylim=(0, None))
-    below.legend(fontsize=7)
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-        for each in injections:
-            axes.axvspan(each.begin_s - begin_s, each.end_s - begin_s, color="orange", alpha=0.3)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    with open_plot(path, rows=2, size=(10, 7)) as (above, below):
+        for name in sorted({each.name for each in outcomes} - {"revised words", "session"}):
+            good = [each for each in outcomes if each.name == name and each.error is None]
+            above.scatter([each.end_s - begin_s for each in good], [each.seconds for each in good], s=6, label=name)
+        failed = [each for each in outcomes if each.error]
+        above.scatter(
+            [each.end_s - begin_s for each in failed],
+            [each.seconds for each in failed],
+            s=30,
+            c="black",
+            marker="x",
+            label="failed",
+        )
+        above.set(ylabel="seconds", yscale="symlog", title="Outcomes; stripes are faults")
+        above.legend(fontsize=7, ncols=3)
+        for name in sorted({name for reading in readings for name in reading.resident_mib}):
+            seen = [reading for reading in readings if name in reading.resident_mib]
+            below.plot([each.moment_s - begin_s for each in seen], [each.resident_mib[name] for each in seen], label=name)
+        below.set(xlabel="time (s)", ylabel="resident memory (MiB)", ylim=(0, None))
+        below.legend(fontsize=7)
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+            for each in injections:
+                axes.axvspan(each.begin_s - begin_s, each.end_s - begin_s, color="orange", alpha=0.3)

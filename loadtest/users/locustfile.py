@@ -17,8 +17,8 @@ from locust import HttpUser, between, events, task
 
 from loadtest.support.answers import AnswerChecker, Clip, read_clips
 from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
+from loadtest.support.paths import CLIPS
 
-CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90
 
 

@@ -22,9 +22,9 @@ from urllib3 import PoolManager
 
 from loadtest.support.answers import AnswerChecker, Clip, read_clips
 from loadtest.support.instructions import TRANSCRIBE
+from loadtest.support.paths import CLIPS
 from loadtest.users.slips import Slips, add_slip_option
 
-CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 REQUEST_TIMEOUT_S = 90
 MAX_CONNECTIONS = 1000
 

@@ -13,7 +13,6 @@ import itertools
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
@@ -23,16 +22,17 @@ from loadtest.clients.stream import Refused, Script, StreamRun, run_stream
 from loadtest.live.audio import Speech, StreamAudio, clear_speech, make_stream
 from loadtest.live.checks import complaints
 from loadtest.live.figures import count_revisions, match
+from loadtest.support.options import add_data_flag
+from loadtest.support.paths import CLIPS
 from loadtest.support.recordings import read_recordings
 from loadtest.users.slips import Slips, add_slip_option
 
-CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
 MAX_RECORDINGS = 150
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
+    add_data_flag(parser)
     parser.add_argument("--session-seconds", type=float, default=20.0, help="audio of one session")
     parser.add_argument("--silence-ms", type=int, default=500, help="silence that ends an utterance")
     parser.add_argument("--sessions", type=int, help="stop after this many sessions (default: at --run-time)")
