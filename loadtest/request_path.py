@@ -14,9 +14,7 @@ parts:
 """
 
 import json
-import re
 import struct
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -29,6 +27,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
+from loadtest.clients.server import BenchServer
 from loadtest.support.options import new_parser
 from loadtest.support.paths import ROOT
 
@@ -40,7 +39,6 @@ FRAME_S = 0.02
 SETTLE_S = 1.5
 Call = tuple[Path, Path]
 """The calling and the called file."""
-START_TIMEOUT_S = 300.0
 
 # Imported by every Python process of the server: counts calls by the calling and the called file ("caller>called", the caller is
 # empty for the first file of a thread or task), and writes the counts every quarter of a second.
@@ -161,30 +159,15 @@ def counted_server(root: Path) -> Iterator[tuple[str, Callable[[], Counter[Call]
         inject.mkdir()
         (inject / "sitecustomize.py").write_text(COUNTER)
         python = root / ".venv" / "bin" / "python"
-        variables = [
-            f"REQUEST_PATH_ROOT={root}",
-            f"REQUEST_PATH_OUT={out}",
-            f"REQUEST_PATH_FOLDERS={','.join(FOLDERS)}",
-            f"PYTHONPATH={inject}:{root}",
-        ]
-        interpreter = python if python.exists() else sys.executable
-        command = ["env", *variables, str(interpreter), "-m", "server", "serve", "--port", "0"]
-        server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
-        try:
-            yield wait_for_address(server), lambda: read(out)
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def wait_for_address(server: subprocess.Popen[str]) -> str:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    for line in server.stdout or ():
-        if found := re.search(r"Open (http://\S+)", line):
-            return found[1]
-        if time.monotonic() > deadline_s:
-            break
-    raise SystemExit("The server did not become ready.")
+        variables = {
+            "REQUEST_PATH_ROOT": str(root),
+            "REQUEST_PATH_OUT": str(out),
+            "REQUEST_PATH_FOLDERS": ",".join(FOLDERS),
+            "PYTHONPATH": f"{inject}:{root}",
+        }
+        interpreter = str(python) if python.exists() else sys.executable
+        with BenchServer(root, [], python=interpreter, environment=variables) as server:
+            yield server.url, lambda: read(out)
 
 
 def read(out: Path) -> Counter[Call]:

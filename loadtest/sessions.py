@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from loadtest.clients.drops import as_opus, choose, play
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.support.footprint import Footprint, Reading, Watch, footprints, total
+from loadtest.support.gauges import read_metrics
 from loadtest.support.machine import describe_run
 from loadtest.support.markdown import conditions, table
 from loadtest.support.options import add_data_flag, add_results_flag, new_parser
@@ -47,11 +47,11 @@ WATCH_PERIOD_S = 2.0
 MAX_GROWTH_MIB = 4.0
 SHOWN = 20
 GAUGES = (
-    "thinbridge_live_sessions",
-    "thinbridge_live_jobs",
-    "thinbridge_stream_sockets",
-    "thinbridge_num_requests_running",
-    "thinbridge_num_requests_waiting",
+    "live_sessions",
+    "live_jobs",
+    "stream_sockets",
+    "num_requests_running",
+    "num_requests_waiting",
 )
 """All of them are 0 where nothing is going on."""
 
@@ -67,14 +67,9 @@ class Look:
 
 def read_gauges(server: BenchServer) -> dict[str, float]:
     """The gauges by name. Raises `ServerError` for one that the server does not have."""
-    text = server.client.get("/metrics").text
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            # Those of all models together.
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    values = read_metrics(server.client)
     if missing := [name for name in GAUGES if name not in values]:
-        raise ServerError(f"The server has no metric {missing[0]}.")
+        raise ServerError(f"The server has no metric thinbridge_{missing[0]}.")
     return {name: values[name] for name in GAUGES}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 Float64 = npt.NDArray[np.float64]
 WorkKind = Literal["file", "answer", "partial", "draft"]
@@ -189,29 +190,6 @@ def write_costs(costs: StageCosts, path: Path) -> None:
 def read_costs(path: Path) -> StageCosts:
     """Read what `write_costs` wrote. Raises `OSError`, and `ValueError` if it is something else."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return StageCosts(
-            **fields
-            | {
-                "encode": EncodeCost(
-                    fields["encode"]["call_s"], tuple(fields["encode"]["lengths_s"]), tuple(fields["encode"]["row_s"])
-                ),
-                "heard_s": tuple(fields["heard_s"]),
-                "decoders": tuple(DecoderCost(**each) for each in fields["decoders"]),
-                "spread": Spread(**{stage: tuple(points) for stage, points in fields["spread"].items()}),
-                "profiles": tuple(
-                    WorkProfile(**each | {"phases": tuple(Phase(**phase) for phase in each["phases"])})
-                    for each in fields["profiles"]
-                ),
-                "streams": tuple(
-                    StreamProfile(
-                        each["audio_s"],
-                        tuple(StreamEvent(**event) for event in each["events"]),
-                        tuple((start_s, end_s) for start_s, end_s in each["spoken"]),
-                    )
-                    for each in fields["streams"]
-                ),
-            }
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not hold stage costs: {error!r}") from None
+        return TypeAdapter(StageCosts).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} does not hold stage costs: {error}") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loadtest.capacity.costs import StageCosts, WorkProfile
 from loadtest.capacity.simulation import MixOutcome, TrafficMix, repeat_profile, simulate_mix
-from loadtest.support.statistics import percentile
+from loadtest.support.statistics import percentile, percentile_ms
 
 WARM_UP_S = 5.0
 PERCENTILES = (50, 95, 99)
@@ -23,8 +23,8 @@ class Level:
         return {
             "mix": self.mix.name,
             "files_per_s": round(self.outcome.files_per_s, 2),
-            **{f"file_p{each}_ms": _percentile_ms(self.outcome.file_waits_s, each) for each in PERCENTILES},
-            **{f"final_p{each}_ms": _percentile_ms(self.outcome.final_waits_s, each) for each in PERCENTILES},
+            **{f"file_p{each}_ms": percentile_ms(self.outcome.file_waits_s, each) for each in PERCENTILES},
+            **{f"final_p{each}_ms": percentile_ms(self.outcome.final_waits_s, each) for each in PERCENTILES},
             "partials_per_session_s": round(self.outcome.partials / self.outcome.seconds / self.mix.sessions, 2)
             if self.mix.sessions
             else None,
@@ -69,7 +69,3 @@ def find_most_sessions(costs: StageCosts, seconds: float, limit_s: float, counts
         yield level
         if not level.outcome.final_waits_s or percentile(level.outcome.final_waits_s, 95) > limit_s:
             return
-
-
-def _percentile_ms(waits_s: Sequence[float], percent: float) -> float | None:
-    return round(1000 * percentile(waits_s, percent), 1) if waits_s else None

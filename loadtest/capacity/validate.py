@@ -19,7 +19,7 @@ from loadtest.live.audio import StreamAudio
 from loadtest.live.levels import Level, run_level
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import Recording, write_clip
-from loadtest.support.statistics import percentile
+from loadtest.support.statistics import percentile_ms
 
 SEEDS = 5
 ARRIVALS_SEED = 0
@@ -123,8 +123,7 @@ def compare(mix: TrafficMix, predicted: MixOutcome, measured: MixOutcome) -> dic
     for name in ("file", "final"):
         expected_s, found_s = getattr(predicted, f"{name}_waits_s"), getattr(measured, f"{name}_waits_s")
         figures += [
-            (f"{name}_p{percent}_ms", _percentile_ms(expected_s, percent), _percentile_ms(found_s, percent))
-            for percent in (50, 95)
+            (f"{name}_p{percent}_ms", percentile_ms(expected_s, percent), percentile_ms(found_s, percent)) for percent in (50, 95)
         ]
     row["figures"] = {
         name: {
@@ -209,10 +208,6 @@ async def _play_open(
                 await asyncio.sleep(max(0.0, started_s + at_s - time.perf_counter()))
                 under_way.create_task(post(questions[number], started_s + at_s))
     return outcome
-
-
-def _percentile_ms(waits_s: Sequence[float], percent: float) -> float | None:
-    return 1000 * percentile(waits_s, percent) if waits_s else None
 
 
 def _round(value: float | None) -> float | None:

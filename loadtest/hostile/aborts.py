@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +29,7 @@ from loadtest.clients.server import make_body
 from loadtest.clients.stream import Refused, Script, run_stream
 from loadtest.hostile.raw import masked_frame, request_head, websocket_head
 from loadtest.hostile.target import RATE_HZ, Target, add_target_flags, open_target
+from loadtest.support.gauges import read_metrics
 from loadtest.support.markdown import table
 from loadtest.support.options import new_parser
 from loadtest.support.statistics import percentile
@@ -178,11 +179,7 @@ def gauge_reader(client: httpx.Client) -> Callable[[], tuple[int, int]]:
     """Return a function that reads how many requests and how many sessions a server has, at its door or in its engine."""
 
     def read() -> tuple[int, int]:
-        values: defaultdict[str, float] = defaultdict(float)
-        for line in client.get("/metrics").text.splitlines():
-            if line.startswith("thinbridge_"):
-                name, value = line.removeprefix("thinbridge_").rsplit(" ", 1)
-                values[name.partition("{")[0]] += float(value)
+        values = read_metrics(client)
         engine_requests = values["num_requests_waiting"] + values["num_requests_running"]
         requests = max(values["instruct_in_flight"], engine_requests)
         return int(requests), int(max(values["stream_sockets"], values["live_sessions"]))

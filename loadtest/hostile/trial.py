@@ -8,7 +8,6 @@ import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from loadtest.hostile.target import Target
 from loadtest.hostile.victim import VICTIM_TIMEOUT_S, Measurement, Victim
 from loadtest.support.footprint import Watch
 from loadtest.support.markdown import table
-from loadtest.support.process import process_tree
+from loadtest.support.process import find_processes
 from loadtest.support.statistics import percentile
 
 HEAD_START_S = 2.0
@@ -85,13 +84,10 @@ def _measure(name: str, target: Target, server_pid: int | None, alone_s: float, 
 
 def kill_decode_workers(server_pid: int) -> int:
     """Kill the processes below the server that decode audio, and return how many there were."""
-    killed = 0
-    for pid in process_tree(server_pid)[1:]:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"server.audio.worker" in command or b"server.decode_worker" in command:
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-    return killed
+    workers = find_processes(server_pid, "server.audio.worker")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    return len(workers)
 
 
 def _attack(name: str, target: Target, begun: Event) -> None:

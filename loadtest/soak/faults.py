@@ -15,7 +15,7 @@ from loadtest.faults import engine_pid, seconds_until_ready
 from loadtest.hostile import raw
 from loadtest.soak.clock import Clock
 from loadtest.soak.proxy import Proxy
-from loadtest.support.process import process_tree
+from loadtest.support.process import find_processes, process_tree
 
 HOLD_S = 5.0
 """How long a fault that does not end by itself lasts."""
@@ -39,16 +39,6 @@ Fault = Callable[[Target], None]
 """Inflicts a fault, waits until its cause is gone and, where it made the server unready, until that is over."""
 
 
-def processes_of(server: BenchServer, module: str) -> list[int]:
-    """Return the server's child processes that run a module."""
-    found = []
-    for pid in process_tree(server.pid)[1:]:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
-
-
 def _signal_engine(number: signal.Signals) -> Fault:
     def inflict(target: Target) -> None:
         moment_s = time.monotonic()
@@ -60,7 +50,7 @@ def _signal_engine(number: signal.Signals) -> Fault:
 
 def _kill(module: str) -> Fault:
     def inflict(target: Target) -> None:
-        for pid in processes_of(target.server, module):
+        for pid in find_processes(target.server.pid, module):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -69,7 +59,7 @@ def _kill(module: str) -> Fault:
 
 def _stop_for_a_while(module: str) -> Fault:
     def inflict(target: Target) -> None:
-        stopped = processes_of(target.server, module)
+        stopped = find_processes(target.server.pid, module)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
@@ -140,7 +130,7 @@ FAULTS: dict[str, Fault] = {
     "engine frozen (SIGSTOP)": _signal_engine(signal.SIGSTOP),
     "decoders frozen for 5 s (SIGSTOP)": _stop_for_a_while(DECODERS),
     "2 connections post broken Ogg files of 8 MB": _attack(raw.repeated(2, raw.post_ogg_bomb)),
-    "decoders without further memory for 5 s": _take_memory_from(lambda server: processes_of(server, DECODERS)),
+    "decoders without further memory for 5 s": _take_memory_from(lambda server: find_processes(server.pid, DECODERS)),
     "50 uploads at a byte per second": _attack(raw.repeated(50, raw.drip_upload)),
     "constraint processes killed (SIGKILL)": _kill(CONSTRAINTS),
     "8 uploads broken off": _attack(raw.repeated(8, raw.break_upload_off)),

@@ -5,7 +5,6 @@ import contextlib
 import socket
 import struct
 import threading
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -76,6 +75,6 @@ class Proxy:
             raise TimeoutError("the proxy did not start")
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(START_TIMEOUT_S)

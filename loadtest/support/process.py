@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -21,6 +20,16 @@ def process_tree(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [pid, *(each for child in children for each in process_tree(int(child)))]
+
+
+def find_processes(pid: int, module: str) -> list[int]:
+    """Return the descendants of a process that run a Python module."""
+    found = []
+    for each in process_tree(pid)[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if module.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
+                found.append(each)
+    return found
 
 
 def cpu_seconds(pid: int) -> float:
@@ -127,7 +136,7 @@ class LinePeer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

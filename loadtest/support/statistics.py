@@ -27,6 +27,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return float(np.percentile(values, percent, method="inverted_cdf"))
 
 
+def percentile_ms(seconds: Sequence[float], percent: float) -> float | None:
+    """Return a percentile in milliseconds; None if there are no values."""
+    return round(1000 * percentile(seconds, percent), 2) if seconds else None
+
+
 def distribution_ms(seconds: Sequence[float]) -> dict[str, float]:
     """Return p50, p95 and p99 in milliseconds, and the number of values."""
     return {f"p{percent}_ms": round(1000 * percentile(seconds, percent), 2) for percent in (50, 95, 99)} | {"n": len(seconds)}

@@ -9,7 +9,6 @@ when a transcript is too far from the known text, or when the same clip and inst
 
 import random
 from argparse import ArgumentParser
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
@@ -20,13 +19,12 @@ from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
 from loadtest.support.paths import CLIPS
 
 REQUEST_TIMEOUT_S = 90
+from loadtest.users.clips import REQUEST_TIMEOUT_S, add_clip_options, count_refusal, wait_if_refused
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--clips", type=Path, default=CLIPS, help="JSON list of clips with their texts")
-    parser.add_argument("--max-wer", type=float, default=0.75, help="word error rate above which a transcript is a failure")
-    parser.add_argument("--requests", type=int, help="stop after this many requests (default: at --run-time)")
+    add_clip_options(parser)
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
@@ -61,13 +59,11 @@ class Microphone(HttpUser):
             name=name,
             catch_response=True,
         ) as response:
-            if response.status_code == 429:
-                response.request_meta["name"] = "refused (429)"
-                response.success()
-            elif complaint := self.checker.complaint(clip, instruction, response.status_code, response.content or b""):
+            if not count_refusal(response) and (
+                complaint := self.checker.complaint(clip, instruction, response.status_code, response.content or b"")
+            ):
                 response.failure(complaint)
-        if response.status_code == 429:
-            gevent.sleep(float(response.headers.get("Retry-After", "1")))
+        wait_if_refused(response)
         if self.environment.stats.total.num_requests == self.environment.parsed_options.requests:
             # Not from here: it waits for every user to end, this one included.
             gevent.spawn(self.environment.runner.quit)

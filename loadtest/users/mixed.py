@@ -25,6 +25,7 @@ from locust import HttpUser, User, between, events, task
 from loadtest.support.answers import last_event
 from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
 from loadtest.users import locustfile, stream
+from loadtest.users.clips import count_refusal, wait_if_refused
 
 BAD_FILES = {
     "empty": b"",
@@ -125,10 +126,8 @@ class EventClient(KeyedClient):
         with self.client.post(
             "/v1/instruct", files={"audio": (clip.name, clip.audio)}, data=data, name="events", catch_response=True, timeout=90
         ) as response:
-            if response.status_code == 429:
-                response.request_meta["name"] = "refused (429)"
-                response.success()
-                gevent.sleep(float(response.headers.get("Retry-After", "1")))
+            if count_refusal(response):
+                wait_if_refused(response)
             elif response.status_code != 200:
                 response.failure(f"status {response.status_code}")
             elif (last := last_event(response.text)) != "instruct.text.done":

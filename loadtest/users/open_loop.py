@@ -12,7 +12,6 @@ and its exit status is 1.
 import random
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
@@ -23,19 +22,17 @@ from urllib3 import PoolManager
 from loadtest.support.answers import AnswerChecker, Clip, read_clips
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.paths import CLIPS
+from loadtest.users.clips import REQUEST_TIMEOUT_S, add_clip_options, count_refusal
 from loadtest.users.slips import Slips, add_slip_option
 
-REQUEST_TIMEOUT_S = 90
 MAX_CONNECTIONS = 1000
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--clips", type=Path, default=CLIPS, help="JSON list of clips with their texts")
-    parser.add_argument("--max-wer", type=float, default=0.75, help="word error rate above which a transcript is a failure")
+    add_clip_options(parser)
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second, on average")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
-    parser.add_argument("--requests", type=int, help="stop after this many requests (default: at --run-time)")
     add_slip_option(parser)
 
 
@@ -86,10 +83,7 @@ class Arrivals(HttpUser):
             catch_response=True,
         ) as response:
             answered_s = time.perf_counter()
-            complaint = ""
-            if response.status_code == 429:
-                response.request_meta["name"] = "refused (429)"
-                response.success()
+            if count_refusal(response):
                 return
             if complaint := self.checker.complaint(clip, TRANSCRIBE, response.status_code, response.content or b""):
                 response.failure(complaint)
