@@ -1,15 +1,11 @@
-"""The measurement of stage costs on this machine: the real engine, in this process, writes down what its stages run and take."""
+"""The measurement of stage costs on this machine, by the real engine in this process."""
 
 import dataclasses
-import itertools
 import os
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +24,17 @@ from loadtest.capacity.costs import (
     fit_costs,
     share_lengths,
 )
-from loadtest.clients.server import MAX_TOKENS, BenchServer, make_body
+from loadtest.capacity.traced_engine import (
+    ENCODE_LENGTHS_S,
+    PIECE_S,
+    Trace,
+    TracedEngine,
+    run_lengths,
+    run_requests,
+    run_streams,
+    to_float,
+)
+from loadtest.clients.server import BenchServer, make_body
 from loadtest.faults import engine_pid
 from loadtest.live.audio import StreamAudio
 from loadtest.support.instructions import TRANSCRIBE
@@ -37,94 +43,15 @@ from loadtest.support.process import cpu_seconds
 from loadtest.support.recordings import RATE_HZ, Recording, write_clip
 from models.bundle.io import open_bundle
 from models.chain import Models
-from models.protocols import Float32
 from server.cli import get_bundle
-from server.engine.engine import LocalEngine
 from server.engine.factory import load_on_device
 from server.engine.live.endpointing import Endpointer, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.runner.sequence import SequenceState
 from server.engine.scheduler.scheduler import STEP_TOKENS
-from server.engine.types.events import Delta, Done, Ended, Event, Failed, LiveEvent
-from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
-from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
+from server.engine.types.options import Priority, VoiceOptions
 from server.settings import Settings
 
-QUESTION = "Name the topic of the speech in one word."
-QUESTION_TOKENS = 24
-PIECE_S = 0.04
-# Requests side by side in one round each: one alone, some, and all slots.
-ROUNDS = (1, 2, 4)
-# The lengths at which the encoder's cost is measured, which need not be proportional to them.
-ENCODE_LENGTHS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 DOOR_REQUESTS = 24
-ANSWER_TIMEOUT_S = 120.0
-
-
-@dataclass
-class Trace:
-    """The stages that an engine ran: their sizes, their seconds, and the work of every request by its id."""
-
-    encodes: list[tuple[list[float], float]] = field(default_factory=list)
-    prefills: list[tuple[list[tuple[int, int]], float]] = field(default_factory=list)
-    decodes: list[tuple[Counter[int], float]] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    sequences: dict[str, SequenceState] = field(default_factory=dict)
-    work: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-
-
-class TracedEngine(LocalEngine):
-    """A `LocalEngine` that writes down each stage, the settling of its answers included."""
-
-    def __init__(self, models: Models, settings: Settings) -> None:
-        super().__init__(models, RATE_HZ, 30.0, settings.queue_limit, step_tokens=STEP_TOKENS)
-        self.trace = Trace()
-        self._staged_s = 0.0
-
-    @property
-    def answers_questions(self) -> bool:
-        """Whether the model has an LLM behind its speech decoder."""
-        return len(self._models.decoders) > 1
-
-    def _step(self) -> None:
-        started_s, self._staged_s = time.perf_counter(), 0.0
-        super()._step()
-        self.trace.steps.append(time.perf_counter() - started_s - self._staged_s)
-
-    def _decode(self, batch: list[SequenceState]) -> None:
-        rows = Counter(sequence.decoders[0] for sequence in batch)
-        for sequence in batch:
-            self._work_at(sequence)[1] += 1
-        took_s = self._time(lambda: LocalEngine._decode(self, batch))
-        if batch:
-            self.trace.decodes.append((rows, took_s))
-
-    def _prefill(self, work: list[tuple[SequenceState, int]]) -> None:
-        rows = [(sequence.decoders[0], positions) for sequence, positions in work]
-        for sequence, positions in work:
-            self._work_at(sequence)[0] += positions
-        took_s = self._time(lambda: LocalEngine._prefill(self, work))
-        if work:
-            self.trace.prefills.append((rows, took_s))
-
-    def _encode(self) -> None:
-        batch = [sequence for sequence in self._encoding if not sequence.ended]
-        for sequence in batch:
-            self.trace.sequences[sequence.request.id] = sequence
-        audio_s = [len(sequence.request.audio) / RATE_HZ for sequence in batch]
-        took_s = self._time(lambda: LocalEngine._encode(self))
-        if batch:
-            self.trace.encodes.append((audio_s, took_s))
-
-    def _time(self, stage: Callable[[], None]) -> float:
-        started_s = time.perf_counter()
-        stage()
-        took_s = time.perf_counter() - started_s
-        self._staged_s += took_s
-        return took_s
-
-    def _work_at(self, sequence: SequenceState) -> list[int]:
-        work = self.trace.work.setdefault(sequence.request.id, {})
-        return work.setdefault(sequence.decoders[0], [0, 0])
 
 
 def measure_costs(
@@ -141,11 +68,11 @@ def measure_costs(
     engine.start()
     engine.trace = Trace()
     try:
-        _run_lengths(engine, recordings)
+        run_lengths(engine, recordings)
         # Only their encoding counts: no request is so short of words.
         engine.trace = Trace(encodes=engine.trace.encodes)
-        _run_requests(engine, recordings)
-        _run_streams(engine, streams)
+        run_requests(engine, recordings)
+        run_streams(engine, streams)
     finally:
         engine.drain(5.0)
     costs = fit_trace(engine.trace, models, f"{bundle.manifest.name}, this machine", recordings)
@@ -167,21 +94,19 @@ def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Reco
     """Fit the costs to what was traced."""
     encode_cost = fit_encode(trace.encodes)
     count = len(models.decoders)
-    prefill = fit_costs([_prefill_columns(rows, count) for rows, _ in trace.prefills], [took for _, took in trace.prefills])
-    decode = fit_costs([_decode_columns(rows, count) for rows, _ in trace.decodes], [took for _, took in trace.decodes])
+    prefill_rows = [_prefill_columns(rows, count) for rows, _ in trace.prefills]
+    decode_rows = [_decode_columns(rows, count) for rows, _ in trace.decodes]
+    encode_s, prefill_s, decode_s = (
+        [took_s for _, took_s in stages] for stages in (trace.encodes, trace.prefills, trace.decodes)
+    )
+    prefill, decode = fit_costs(prefill_rows, prefill_s), fit_costs(decode_rows, decode_s)
     decoders = tuple(
         DecoderCost(*prefill[3 * number : 3 * number + 3], *decode[2 * number : 2 * number + 2]) for number in range(count)
     )
     spread = Spread(
-        find_spread([took for _, took in trace.encodes], [encode_cost.predict_s(audio_s) for audio_s, _ in trace.encodes]),
-        find_spread(
-            [took for _, took in trace.prefills],
-            [float(np.dot(prefill, _prefill_columns(rows, count))) for rows, _ in trace.prefills],
-        ),
-        find_spread(
-            [took for _, took in trace.decodes],
-            [float(np.dot(decode, _decode_columns(rows, count))) for rows, _ in trace.decodes],
-        ),
+        find_spread(encode_s, [encode_cost.predict_s(audio_s) for audio_s, _ in trace.encodes]),
+        find_spread(prefill_s, [float(np.dot(prefill, row)) for row in prefill_rows]),
+        find_spread(decode_s, [float(np.dot(decode, row)) for row in decode_rows]),
     )
     return StageCosts(
         name,
@@ -265,11 +190,6 @@ def profile_stream(models: Models, stream: StreamAudio) -> StreamProfile:
     return StreamProfile(audio_s, tuple(events), tuple((each.start_s, each.end_s) for each in stream.spoken))
 
 
-def to_float(stream: StreamAudio) -> Float32:
-    """Return a session's samples as the engine takes them."""
-    return np.multiply(stream.samples, 1 / 32768, dtype=np.float32)
-
-
 def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recording]) -> tuple[float, float]:
     """Return the median of what a client of a server waits beyond the queue and the models, and the processor seconds of all but
     the engine's process for one request, the client's own included."""
@@ -292,87 +212,6 @@ def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recordin
             waits.append(took_s - sum(times.get(f"{stage}_ms", 0.0) for stage in stages) / 1000)
         door_cpu_s = (outside_s() - begun_s) / DOOR_REQUESTS
     return float(np.median(waits[1:])), door_cpu_s
-
-
-def _run_lengths(engine: TracedEngine, recordings: Sequence[Recording]) -> None:
-    """Have speech of every length encoded, by itself and side by side; each is another piece, which no cache has."""
-    speech = np.concatenate([each.samples for each in recordings])
-    numbers = itertools.count()
-    for side_by_side in ROUNDS:
-        with ThreadPoolExecutor(side_by_side) as pool:
-            for length_s in ENCODE_LENGTHS_S:
-                for future in [
-                    pool.submit(
-                        _ask,
-                        engine,
-                        f"length/{number}",
-                        Recording(f"{number}", "", np.resize(np.roll(speech, 160 * number), round(length_s * RATE_HZ))),
-                        TRANSCRIBE,
-                        1,
-                    )
-                    for number in itertools.islice(numbers, max(ROUNDS))
-                ]:
-                    future.result()
-
-
-def _run_requests(engine: TracedEngine, recordings: Sequence[Recording]) -> None:
-    """Transcribe every recording in rounds of so many side by side, then ask questions about some."""
-    for side_by_side in ROUNDS:
-        with ThreadPoolExecutor(side_by_side) as pool:
-            for future in [
-                pool.submit(_ask, engine, f"file/{side_by_side}/{each.name}", each, TRANSCRIBE, MAX_TOKENS) for each in recordings
-            ]:
-                future.result()
-    if engine.answers_questions:
-        for side_by_side in ROUNDS:
-            with ThreadPoolExecutor(side_by_side) as pool:
-                for future in [
-                    pool.submit(_ask, engine, f"question/{side_by_side}/{each.name}", each, QUESTION, QUESTION_TOKENS)
-                    for each in recordings[: max(ROUNDS)]
-                ]:
-                    future.result()
-
-
-def _ask(engine: TracedEngine, id: str, recording: Recording, instruction: str, max_tokens: int) -> None:
-    """Have one request answered. Raises `RuntimeError` if it fails."""
-    ended = threading.Event()
-    outcome: list[Event] = []
-
-    def deliver(event: Event) -> None:
-        if not isinstance(event, Delta):
-            outcome.append(event)
-            ended.set()
-
-    engine.submit(InstructRequest(id, recording.samples, instruction, SamplingOptions(max_tokens=max_tokens)), deliver)
-    if not ended.wait(ANSWER_TIMEOUT_S) or not isinstance(outcome[0], Done):
-        raise RuntimeError(f"the request {id} was not answered: {outcome}")
-
-
-def _run_streams(engine: TracedEngine, streams: Sequence[StreamAudio]) -> None:
-    """Play sessions side by side in real time."""
-    with ThreadPoolExecutor(len(streams)) as pool:
-        for future in [pool.submit(_play, engine, f"session {number}", each) for number, each in enumerate(streams)]:
-            future.result()
-
-
-def _play(engine: TracedEngine, id: str, stream: StreamAudio) -> None:
-    ended = threading.Event()
-
-    def deliver(event: LiveEvent) -> None:
-        if isinstance(event, Ended | Failed):
-            ended.set()
-
-    engine.open_live(LiveRequest(id, TRANSCRIBE), deliver)
-    samples = to_float(stream)
-    piece = round(PIECE_S * RATE_HZ)
-    began_s = time.monotonic()
-    for start in range(0, len(samples), piece):
-        end = min(start + piece, len(samples))
-        time.sleep(max(0.0, began_s + end / RATE_HZ - time.monotonic()))
-        engine.push(id, Audio(samples[start:end]))
-    engine.push(id, EndOfAudio())
-    if not ended.wait(ANSWER_TIMEOUT_S):
-        raise RuntimeError(f"the session {id} did not end")
 
 
 def _kind_of(sequence: SequenceState) -> WorkKind:

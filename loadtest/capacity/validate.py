@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from loadtest.capacity.costs import StageCosts, WorkProfile
-from loadtest.capacity.measure import QUESTION, QUESTION_TOKENS
 from loadtest.capacity.simulation import MixOutcome, TrafficMix, draw_arrivals, simulate_mix
+from loadtest.capacity.traced_engine import QUESTION, QUESTION_TOKENS
 from loadtest.clients.load import Question, measure_load
 from loadtest.clients.server import REQUEST_TIMEOUT_S, BenchServer, make_body
 from loadtest.live.audio import StreamAudio

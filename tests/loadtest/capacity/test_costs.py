@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.capacity.costs import EncodeCost, find_spread, fit_costs, read_costs, write_costs
-from loadtest.capacity.measure import ENCODE_LENGTHS_S, fit_encode
+from loadtest.capacity.measure import fit_encode
+from loadtest.capacity.traced_engine import ENCODE_LENGTHS_S
 from tests.loadtest.capacity.fake_costs import ENCODE_S, make_costs
 
 
