@@ -5,8 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from export.gpu_bench import bench
-from export.gpu_bench.bench import Scale, Section, Timing, describe_machine, time_adapter, time_llm
+from export.gpu_bench import timing
+from export.gpu_bench.__main__ import describe_machine
+from export.gpu_bench.adapter import time_adapter
+from export.gpu_bench.llm import time_llm
+from export.gpu_bench.timing import Scale, Section, Timing
 from tests.support.gpu.rig import Rig, simulated_rig
 from tests.support.kernels.interpreter import interpreted
 
@@ -39,7 +42,7 @@ def test_the_llm_is_measured(rig: Rig) -> None:
 def test_the_adapter_is_measured_by_every_contender(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Compiling takes half a minute, and a pass of the interpreter seconds: here nothing is run twice.
     monkeypatch.setattr(torch, "compile", lambda work: work)
-    monkeypatch.setattr(bench, "time_host", run_once)
+    monkeypatch.setattr(timing, "time_host", run_once)
     with interpreted():
         whole, operators = time_adapter(rig.device, rig.bundle, SCALE)
     assert [row for row in whole.rows if "could not" in row[1]] == []

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.gpu_bench.bench import load_plan
+from export.gpu_bench.timing import load_plan
 from models.protocols import LLM
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from tests.support.gpu.attention import Comparison, MakePassage, Oracles, compare, mean_error, random_passages, text_passages

@@ -6,8 +6,8 @@ from typing import cast
 
 import numpy as np
 
-from export.gpu_bench.bench import load_plan
 from export.gpu_bench.steps import StepRig, random_inputs
+from export.gpu_bench.timing import load_plan
 from models.runtimes.cuda.device import Result, Stream
 from models.runtimes.cuda.llm_tensorrt import buckets
 from models.runtimes.cuda.steps import StepInputs, StepShape

@@ -83,7 +83,7 @@ def gpu_rig() -> Rig:
     """Return the default models on the GPU of this machine; plans that are missing are built."""
     # Only where there is a GPU are the packages that these need.
     from export.default_bundle import default_cache_dir
-    from export.gpu_bench.bench import prepare_bundle
+    from export.gpu_bench.__main__ import prepare_bundle
     from export.importers.gguf import read_llama
     from export.parity import PREFIX, PROMPTS, SUFFIX
     from export.tensorrt_plans import default_weights
