@@ -19,7 +19,7 @@ from models.graph.linear import Float32
 from models.graph.packed_attention import SPAN_STEP
 from models.llms.llama import EMBEDDING, ExactAttention, Llama, LlamaConfig, LlamaSection, build_decoder
 from models.llms.t5 import EMBEDDING as T5_EMBEDDING
-from models.llms.t5 import T5, ExactT5Attention, T5Config, T5Section, build_t5_decoder, build_t5_memory
+from models.llms.t5 import T5, T5Config, T5Section, build_t5_decoder, build_t5_memory
 from models.projectors import subsample
 from models.projectors.subsample import SubsampleSection, TrainedAdapter
 from models.projectors.subsample_ctc import SubsampleCtcSection, build_adapter
@@ -178,9 +178,7 @@ def write_t5(model: T5, precision: str, folder: Path, start_token: int) -> T5Sec
     how = PRECISIONS[precision]
     _save_embeddings(model.weights[T5_EMBEDDING], precision, folder)
     build_t5_memory(model, max_states=MAX_PROMPT_POSITIONS, linear=how.body).save(folder / "llm_memory.onnx")
-    decoder = build_t5_decoder(
-        model, max_positions=MAX_ANSWER_POSITIONS, attention=ExactT5Attention, linear=how.body, head=how.head
-    )
+    decoder = build_t5_decoder(model, max_positions=MAX_ANSWER_POSITIONS, linear=how.body, head=how.head)
     decoder.save(folder / "llm.onnx")
     return T5Section(
         architecture="t5",

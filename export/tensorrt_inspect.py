@@ -39,13 +39,12 @@ class ProfileReport:
     waits: int
     activation_bytes: int
 
-    def kernels_per_layer(self, attentions_per_layer: int = 1) -> int:
+    def kernels_per_layer(self) -> int:
         """Kernels from a layer's attention to the next layer's, as most layers have them: the first has what is done once.
 
         Raises `StatisticsError` where there is but one layer.
         """
-        layers = self.attentions[::attentions_per_layer]
-        return mode(after - before for before, after in pairwise(layers))
+        return mode(after - before for before, after in pairwise(self.attentions))
 
 
 @dataclass(frozen=True)

@@ -33,19 +33,6 @@ def decoder_profiles(limits: Limits) -> list[Profile]:
     ]
 
 
-def crossing_decoder_profiles(limits: Limits) -> list[Profile]:
-    """Of a decoder that also attends to an encoder's output (`models.llms.t5`): a prefill is the start token or a draft."""
-    encoded = (1, min(128, limits.prefill_tokens), limits.prefill_tokens)
-    return [{**profile, "encoded": encoded} for profile in decoder_profiles(limits)]
-
-
-def text_encoder_profiles(limits: Limits) -> list[Profile]:
-    """Of the encoder of `models.llms.t5`."""
-    return [
-        {"rows": (1, 1, limits.prefill_rows), "tokens": (1, min(128, limits.prefill_tokens), limits.prefill_tokens)},
-    ]
-
-
 def speech_encoder_profiles(limits: Limits, silent_frames: int = 0) -> list[Profile]:
     """Of `models.encoders.whisper`: one utterance, at its own length, and `silent_frames` behind it."""
     least, most = 2 + silent_frames, limits.audio_frames + silent_frames

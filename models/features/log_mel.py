@@ -20,7 +20,6 @@ WINDOW_SAMPLES = 400
 MEL_BINS = 80
 # Audio is padded with silence to a multiple of this, so that encoder states subsampled 4x (12.5 a second) cover all of it.
 HOPS_OF_A_FRAME = 8
-PAD_SAMPLES = HOPS_OF_A_FRAME * HOP_SAMPLES
 
 
 def hertz_to_mel(hertz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

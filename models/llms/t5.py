@@ -8,26 +8,13 @@ The memory, which is run once for a prompt of F positions, instruction and speec
 The decoder, with slots and packed rows as in `models.llms.llama` and memory as in `models.graph.cross_attention`; an answer
 begins with the decoder's start token at position 0. A position's logits are the same bits whatever else runs.
 
-For TensorRT there is an encoder over R rows of T positions:
-
-    embeddings   [R, T, D] float32    in
-    length       [R] int64            in   how many positions of each row are true; the rest is padding
-    cross_key_i, cross_value_i        out  [R, H, T, h]
-
-and the same decoder with `StandardT5Attention`:
-
-    embeddings, positions, write_index, wanted, key_i, value_i, logits, key_out_i, value_out_i   as there, slots [R, H, P, h]
-    cross_key_i, cross_value_i        in   [R, H, "encoded", h] as the encoder gave them
-    cross_length [R] int64            in   the encoder's `length`
-
 Positions come in as a bias per distance, which holds the mask too: it is computed once a step and shared by all layers. T5 does
 not scale scores.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +23,7 @@ from models.bundle.sections import EncoderDecoderSection, GraphValues, Shapes, c
 from models.graph.cross_attention import CrossAttention
 from models.graph.linear import Float32, Linear, float32_linear
 from models.graph.packed_attention import PackedAttention, SlotPair
-from models.graph.writer import MASKED, GraphBuilder, Shape
+from models.graph.writer import MASKED, GraphBuilder
 
 EMBEDDING = "shared.weight"
 
@@ -108,10 +95,10 @@ def distance_bucket(distance: npt.NDArray[np.int64], config: T5Config, *, both_w
 class T5Writer:
     """The parts that encoder and decoder share; `linear` writes the layers' products. Queries are multiplied by `query_scale`."""
 
-    def __init__(self, name: str, model: T5, stack: str, linear: Linear, float_type: npt.DTypeLike) -> None:
-        self.graph = GraphBuilder(name, float_type)
+    def __init__(self, name: str, model: T5, stack: str, linear: Linear, query_scale: float = 1.0) -> None:
+        self.graph = GraphBuilder(name)
         self.config, self.weights, self.stack, self.write_linear = model.config, model.weights, stack, linear
-        self.query_scale = 1.0
+        self.query_scale = query_scale
 
     def norm(self, value: str, name: str) -> str:
         weight = self.graph.weight(name, self.weights[f"{name}.weight"])
@@ -123,26 +110,11 @@ class T5Writer:
         weight = np.concatenate([self.weights[f"{prefix}.{name}.weight"] * scales.get(name, np.float32(1)) for name in names])
         return self.write_linear(self.graph, value, f"{prefix}.{'_'.join(names)}.weight", weight)
 
-    def by_head(self, value: str, parts: int) -> list[str]:
-        """[R, S, parts * H * h] -> `parts` times [R, H, S, h]."""
-        graph, config = self.graph, self.config
-        split = graph.node("Reshape", value, self.graph.integers(0, 0, parts * config.heads, config.head_size))
-        turned = graph.node("Transpose", split, perm=[0, 2, 1, 3])
-        return graph.nodes("Split", turned, outputs=parts, axis=1, num_outputs=parts) if parts > 1 else [turned]
-
-    def joined(self, value: str) -> str:
-        """[R, H, S, h] -> [R, S, H * h]."""
-        turned = self.graph.node("Transpose", value, perm=[0, 2, 1, 3])
-        return self.graph.node("Reshape", turned, self.graph.integers(0, 0, self.config.heads * self.config.head_size))
-
     def distance_table(self, distances: npt.NDArray[np.int64], *, both_ways: bool) -> str:
         """Return the bias of each distance [distances, H]."""
         name = f"{self.stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         buckets = distance_bucket(distances, self.config, both_ways=both_ways)
         return self.graph.weight(f"{self.stack}.distance_bias", self.weights[name][buckets])
-
-    def masked(self, seen: str, bias: str) -> str:
-        return self.graph.node("Where", seen, bias, self.graph.weight("masked", np.array(MASKED)))
 
     def feed_forward(self, hidden: str, layer: str) -> str:
         normed = self.norm(hidden, f"{layer}.layer_norm")
@@ -155,57 +127,6 @@ class T5Writer:
         return self.graph.node("Add", hidden, self.product(gated, f"{layer}.DenseReluDense", "wo"))
 
 
-class DecoderAttention(Protocol):
-    """Writes both attentions of all layers of one decoder; made once per graph, where it declares the inputs that it needs."""
-
-    layout: Shape
-    """The dimensions of the new positions outside the attention: [R, S], or [T] where rows are packed."""
-    slot_shape: Shape
-
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
-        """Return the attended values [*layout, H * h] of query, key and value in one, and the slots as written."""
-        ...
-
-    def cross(self, query: str, layer: int) -> str:
-        """Return the attention [*layout, H * h] of queries to the memory."""
-        ...
-
-
-DecoderAttentionWriter = Callable[[T5Writer, int], DecoderAttention]
-"""Starts the attention of a graph with slots of so many positions; `positions` and `write_index` are declared already."""
-
-
-class StandardT5Attention:
-    """ONNX's `Attention` over slots [R, H, P, h] and memory by heads, as TensorRT runs it."""
-
-    layout: Shape = ("rows", "tokens")
-
-    def __init__(self, writer: T5Writer, max_positions: int) -> None:
-        graph, config = writer.graph, writer.config
-        self._writer = writer
-        self.slot_shape: Shape = ["rows", config.heads, max_positions, config.head_size]
-        graph.input("cross_length", np.int64, ["rows"])
-        shape: Shape = ["rows", config.heads, "encoded", config.head_size]
-        self._memory = [
-            [graph.input(f"cross_{name}_{layer}", graph.float_type, shape) for name in ("key", "value")]
-            for layer in range(config.layers)
-        ]
-        places = graph.weight("places", np.arange(max_positions, dtype=np.int64))
-        self._bias = decoder_bias(writer, "positions", places, max_positions)
-
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
-        graph = self._writer.graph
-        query, key, value = self._writer.by_head(projected, 3)
-        written = slots.write(graph, key, value, axis=2)
-        attended = graph.node("Attention", query, written.key, written.value, self._bias, scale=1.0)
-        return self._writer.joined(attended), written
-
-    def cross(self, query: str, layer: int) -> str:
-        (by_head,) = self._writer.by_head(query, 1)
-        node = self._writer.graph.node("Attention", by_head, *self._memory[layer], "", "", "", "cross_length", scale=1.0)
-        return self._writer.joined(node)
-
-
 class BiasedAttention(PackedAttention):
     """`PackedAttention` with T5's bias of each distance in its mask."""
 
@@ -216,36 +137,16 @@ class BiasedAttention(PackedAttention):
     def write_mask(self, span: str) -> str:
         """[B, H, S * rows per position, span]"""
         rows = self.graph.node("Reshape", self.row_positions(), self.graph.integers(0, -1))
-        return decoder_bias(self._writer, rows, self.slot_positions(span), self.max_positions)
-
-
-class ExactT5Attention:
-    """Packed rows, whose results are the same bits however a sequence is cut and whatever runs beside it.
-
-    Scores are scaled by the operators, which the queries' weights undo.
-    """
-
-    def __init__(self, writer: T5Writer, max_positions: int) -> None:
-        config = writer.config
-        writer.query_scale = math.sqrt(config.head_size)
-        self._own = BiasedAttention(writer, max_positions)
-        self._crossing = CrossAttention(writer.graph, config.layers, config.heads, config.heads * config.head_size)
-        self.layout, self.slot_shape = self._own.layout, self._own.slot_shape
-
-    def attend(self, projected: str, slots: SlotPair) -> tuple[str, SlotPair]:
-        return self._own.attend(projected, slots)
-
-    def cross(self, query: str, layer: int) -> str:
-        return self._crossing.attend(query, layer)
+        return _decoder_bias(self._writer, rows, self.slot_positions(span), self.max_positions)
 
 
 def build_t5_memory(model: T5, *, max_states: int, linear: Linear = float32_linear) -> GraphBuilder:
     """Return the graph of the memory, described above, for prompts of at most `max_states` positions."""
-    writer = T5Writer("t5_memory", model, "encoder", linear, np.float32)
+    writer = T5Writer("t5_memory", model, "encoder", linear)
     graph, config = writer.graph, model.config
     given = graph.input("states", np.float32, ["states", config.embedding_size])
-    hidden = graph.node("Unsqueeze", given, writer.graph.integers(0))
-    states = graph.node("Squeeze", _encode(writer, hidden, _distance_bias(writer, hidden, max_states)), writer.graph.integers(0))
+    hidden = graph.node("Unsqueeze", given, graph.integers(0))
+    states = graph.node("Squeeze", _encode(writer, hidden, _distance_bias(writer, hidden, max_states)), graph.integers(0))
     for layer in range(config.layers):
         packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
         for name, value in zip(("key", "value"), graph.nodes("Split", packed, outputs=2, axis=-1, num_outputs=2), strict=True):
@@ -253,102 +154,78 @@ def build_t5_memory(model: T5, *, max_states: int, linear: Linear = float32_line
     return graph
 
 
-def build_t5_encoder(
-    model: T5, *, max_tokens: int, linear: Linear = float32_linear, float_type: npt.DTypeLike = np.float32
-) -> GraphBuilder:
-    """Return the encoder described above, for at most `max_tokens` positions."""
-    writer = T5Writer("t5_encoder", model, "encoder", linear, float_type)
-    graph, config = writer.graph, model.config
-    hidden = graph.input("embeddings", np.float32, ["rows", "tokens", config.embedding_size])
-    length = graph.input("length", np.int64, ["rows"])
-    tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
-    true = graph.node("Less", _places(writer, tokens), graph.node("Unsqueeze", length, writer.graph.integers(1, 2, 3)))
-    states = _encode(writer, hidden, writer.masked(true, _distance_bias(writer, hidden, max_tokens)))
-    for layer in range(config.layers):
-        packed = writer.product(states, f"decoder.block.{layer}.layer.1.EncDecAttention", "k", "v")
-        for name, value in zip(("key", "value"), writer.by_head(packed, 2), strict=True):
-            shape: Shape = ["rows", config.heads, "tokens", config.head_size]
-            graph.output(value, f"cross_{name}_{layer}", graph.float_type, shape)
-    return graph
-
-
 def build_t5_decoder(
-    model: T5,
-    *,
-    max_positions: int,
-    attention: DecoderAttentionWriter = StandardT5Attention,
-    linear: Linear = float32_linear,
-    head: Linear = float32_linear,
-    float_type: npt.DTypeLike = np.float32,
+    model: T5, *, max_positions: int, linear: Linear = float32_linear, head: Linear = float32_linear
 ) -> GraphBuilder:
     """Return the decoder described above with slots of `max_positions`; `head` writes the product that gives the logits."""
-    writer = T5Writer("t5_decoder", model, "decoder", linear, float_type)
+    # Attention scales scores, which T5 does not do: the queries' weights undo it.
+    writer = T5Writer("t5_decoder", model, "decoder", linear, query_scale=math.sqrt(model.config.head_size))
     graph, config = writer.graph, model.config
     graph.input("positions", np.int64, ["rows", "tokens"])
     graph.input("write_index", np.int64, ["rows"])
-    attending = attention(writer, max_positions)
-    hidden = graph.input("embeddings", np.float32, [*attending.layout, config.embedding_size])
-    wanted = graph.input("wanted", np.int64, ["wanted", len(attending.layout)])
+    own = BiasedAttention(writer, max_positions)
+    crossing = CrossAttention(graph, config.layers, config.heads, config.heads * config.head_size)
+    hidden = graph.input("embeddings", np.float32, [*own.layout, config.embedding_size])
+    wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
     all_written = []
     for layer in range(config.layers):
         block = f"decoder.block.{layer}"
         part = f"{block}.layer.0.SelfAttention"
-        slots = SlotPair.declare(graph, layer, attending.slot_shape)
+        slots = SlotPair.declare(graph, layer, own.slot_shape)
         projected = writer.product(writer.norm(hidden, f"{block}.layer.0.layer_norm"), part, "q", "k", "v")
-        attended, written = attending.attend(projected, slots)
+        attended, written = own.attend(projected, slots)
         all_written.append(written)
         hidden = graph.node("Add", hidden, writer.product(attended, part, "o"))
         part = f"{block}.layer.1.EncDecAttention"
         query = writer.product(writer.norm(hidden, f"{block}.layer.1.layer_norm"), part, "q")
-        hidden = graph.node("Add", hidden, writer.product(attending.cross(query, layer), part, "o"))
+        hidden = graph.node("Add", hidden, writer.product(crossing.attend(query, layer), part, "o"))
         hidden = writer.feed_forward(hidden, f"{block}.layer.2")
     last = graph.node("GatherND", writer.norm(hidden, "decoder.final_layer_norm"), wanted)
     logits = head(graph, last, "lm_head.weight", model.weights["lm_head.weight"])
     graph.output(logits, "logits", np.float32, ["wanted", config.vocabulary_size])
     for layer, written in enumerate(all_written):
-        written.output(graph, layer, attending.slot_shape)
+        written.output(graph, layer, own.slot_shape)
     return graph
 
 
 def _encode(writer: T5Writer, hidden: str, bias: str) -> str:
     """Return the encoder's states [R, T, D] of embeddings [R, T, D]."""
-    graph = writer.graph
-    for layer in range(writer.config.layers):
+    graph, config = writer.graph, writer.config
+    for layer in range(config.layers):
         block = f"encoder.block.{layer}"
         attention = f"{block}.layer.0.SelfAttention"
         normed = writer.norm(hidden, f"{block}.layer.0.layer_norm")
-        parts = writer.by_head(writer.product(normed, attention, "q", "k", "v"), 3)
-        attended = writer.joined(graph.node("Attention", *parts, bias, scale=1.0))
+        packed = writer.product(normed, attention, "q", "k", "v")
+        by_head = graph.node("Reshape", packed, graph.integers(0, 0, 3 * config.heads, config.head_size))
+        parts = graph.nodes("Split", graph.node("Transpose", by_head, perm=[0, 2, 1, 3]), outputs=3, axis=1, num_outputs=3)
+        joined = graph.node("Transpose", graph.node("Attention", *parts, bias, scale=1.0), perm=[0, 2, 1, 3])
+        attended = graph.node("Reshape", joined, graph.integers(0, 0, config.heads * config.head_size))
         hidden = graph.node("Add", hidden, writer.product(attended, attention, "o"))
         hidden = writer.feed_forward(hidden, f"{block}.layer.1")
     return writer.norm(hidden, "encoder.final_layer_norm")
 
 
-def _places(writer: T5Writer, tokens: str) -> str:
-    """[T]: the numbers from 0 on."""
-    zero, one = (writer.graph.weight(f"number.{number}", np.array(number, np.int64)) for number in (0, 1))
-    return writer.graph.node("Range", zero, tokens, one)
-
-
 def _distance_bias(writer: T5Writer, hidden: str, max_tokens: int) -> str:
     """[1, H, T, T]: the bias of each distance between the positions of hidden [R, T, D]."""
     graph = writer.graph
-    places = _places(writer, graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2)))
-    distance = graph.node("Sub", places, graph.node("Unsqueeze", places, writer.graph.integers(1)))
+    tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
+    zero, one = (graph.weight(f"number.{number}", np.array(number, np.int64)) for number in (0, 1))
+    places = graph.node("Range", zero, tokens, one)
+    distance = graph.node("Sub", places, graph.node("Unsqueeze", places, graph.integers(1)))
     table = writer.distance_table(np.arange(1 - max_tokens, max_tokens), both_ways=True)
-    biases = graph.node("Gather", table, graph.node("Add", distance, writer.graph.integers(max_tokens - 1)))
-    return graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), writer.graph.integers(0))
+    biases = graph.node("Gather", table, graph.node("Add", distance, graph.integers(max_tokens - 1)))
+    return graph.node("Unsqueeze", graph.node("Transpose", biases, perm=[2, 0, 1]), graph.integers(0))
 
 
-def decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: int) -> str:
+def _decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: int) -> str:
     """[R, H, S, P]: the bias of each distance between queries at `positions` [R, S] and keys at `places` [P].
 
     Keys that are later than the query are masked.
     """
     graph = writer.graph
-    back = graph.node("Sub", graph.node("Unsqueeze", positions, writer.graph.integers(2)), places)
-    zero = writer.graph.integers(0)
+    back = graph.node("Sub", graph.node("Unsqueeze", positions, graph.integers(2)), places)
+    zero = graph.integers(0)
     table = writer.distance_table(-np.arange(max_positions), both_ways=False)
     bias = graph.node("Transpose", graph.node("Gather", table, graph.node("Max", back, zero)), perm=[0, 3, 1, 2])
-    seen = graph.node("Unsqueeze", graph.node("GreaterOrEqual", back, zero), writer.graph.integers(1))
-    return writer.masked(seen, bias)
+    seen = graph.node("Unsqueeze", graph.node("GreaterOrEqual", back, zero), graph.integers(1))
+    return graph.node("Where", seen, bias, graph.weight("masked", np.array(MASKED)))

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.tensorrt_build import attention_nodes, network_attentions, patch_attention
+from export.tensorrt_speech import build_by_head_encoder
+from models.graph.silent_rest import SilentRest
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import build_decoder
-from models.llms.t5 import build_t5_decoder
 from models.runtimes.cuda.tensorrt_library import TensorRT, TensorRTError, load_tensorrt
 from tests.support.tiny.tiny_llama import tiny_llama
-from tests.support.tiny.tiny_t5 import tiny_t5
+from tests.support.tiny.tiny_whisper import arrays_of, random_encoder
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has no package for this processor")
 
@@ -132,14 +133,14 @@ def test_every_layer_of_a_decoder_is_patched(tmp_path: Path) -> None:
     assert not any(each.decomposable for each in attentions)
 
 
-def test_an_attention_that_crosses_gets_lengths_and_no_corner_and_one_with_a_bias_neither(tmp_path: Path) -> None:
-    parsed = Parsed(build_t5_decoder(tiny_t5()[0], max_positions=32, float_type=BFLOAT16), tmp_path)
+def test_an_attention_with_a_bias_gets_neither_lengths_nor_a_corner(tmp_path: Path) -> None:
+    encoder = build_by_head_encoder(arrays_of(random_encoder(0)), BFLOAT16, dropped=1, rest=SilentRest(60))
+    parsed = Parsed(encoder, tmp_path)
     parsed.patch()
-    own, crossing = parsed.attentions()[::2], parsed.attentions()[1::2]
-    kinds = parsed.library.module.CausalMaskKind
-    assert {each.causal_kind for each in (*own, *crossing)} == {kinds.NONE}
-    assert all(each.mask is not None and each.key_value_lengths is None for each in own)
-    assert all(each.mask is None and each.key_value_lengths is not None for each in crossing)
+    attentions = parsed.attentions()
+    assert len(attentions) == 2
+    assert {each.causal_kind for each in attentions} == {parsed.library.module.CausalMaskKind.NONE}
+    assert all(each.mask is not None and each.key_value_lengths is None for each in attentions)
 
 
 def test_a_parser_that_loses_an_attention_is_found_out(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from export import tensorrt_build
 from export.default_recipe import DEFAULT_RECIPE
-from export.random_models import QWEN2_500M, SMOLLM2_135M, T5_SMALL, random_llama, random_t5
 from export.tensorrt_build import Profile, build_plan, make_monitor, require_room
 from export.tensorrt_inspect import PlanReport, ProfileReport, inspect_plan
 from export.tensorrt_parts import Part, llm_part
@@ -21,19 +20,17 @@ from export.tensorrt_plans import build_part
 from export.tensorrt_profiles import (
     Limits,
     adapter_profiles,
-    crossing_decoder_profiles,
     decoder_profiles,
     speech_encoder_profiles,
-    text_encoder_profiles,
 )
 from export.tensorrt_speech import build_by_head_encoder, build_dense_adapter
 from export.tensorrt_weights import WEIGHT_FORMATS
 from models.graph.linear import INT8, block_linear
 from models.graph.writer import BFLOAT16, GraphBuilder
 from models.llms.llama import build_decoder
-from models.llms.t5 import build_t5_decoder, build_t5_encoder
 from models.projectors.subsample import read_adapter
 from models.runtimes.cuda.tensorrt_library import Messages, TensorRT, TensorRTError, load_tensorrt
+from tests.support.tiny.random_llama import QWEN2_500M, SMOLLM2_135M, random_llama
 from tests.support.tiny.tiny_llama import tiny_llama
 from tests.support.tiny.tiny_whisper import arrays_of, random_encoder
 
@@ -105,15 +102,6 @@ def test_a_part_of_smollm2_135m_is_lean_and_its_weights_are_stored_once(tmp_path
 def test_qwen2_with_shared_heads_and_biases_is_lean(tmp_path: Path) -> None:
     model = random_llama(replace(QWEN2_500M, vocabulary_size=512), layers=2, query_bias=True)
     assert_lean(build(build_decoder(model, max_positions=256, float_type=BFLOAT16), decoder_profiles(LIMITS), tmp_path), 2)
-
-
-def test_t5_fuses_both_attentions_of_every_layer(tmp_path: Path) -> None:
-    model = random_t5(replace(T5_SMALL, vocabulary_size=512, layers=3))
-    encoder = build(build_t5_encoder(model, max_tokens=64, float_type=BFLOAT16), text_encoder_profiles(LIMITS), tmp_path)
-    assert len(encoder.profiles[0].attentions) == 3
-    decoder = build(build_t5_decoder(model, max_positions=64, float_type=BFLOAT16), crossing_decoder_profiles(LIMITS), tmp_path)
-    assert [len(profile.attentions) for profile in decoder.profiles] == [6, 6]
-    assert decoder.profiles[0].kernels_per_layer(2) <= 16
 
 
 def test_encoder_and_adapter_fuse_every_attention(tmp_path: Path) -> None:

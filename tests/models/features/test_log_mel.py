@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from models.features.log_mel import PAD_SAMPLES, SAMPLE_RATE_HZ, WholeFrames, log_mel
+from models.features.log_mel import HOP_SAMPLES, HOPS_OF_A_FRAME, SAMPLE_RATE_HZ, WholeFrames, log_mel
 from tests.support.inputs.clip_files import CLIPS, ClipFile, clip_path
+
+PAD_SAMPLES = HOPS_OF_A_FRAME * HOP_SAMPLES
 
 
 def reference(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

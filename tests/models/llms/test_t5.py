@@ -1,93 +1,96 @@
-"""The T5 graphs compute what transformers computes, with padded rows, over slots, a token or several at a time."""
+"""T5 in the engine's form: transformers' logits, tied or not and gated or not, and the same bits however it is run."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
 
-from models.graph.writer import GraphBuilder
-from models.llms.t5 import build_t5_decoder, build_t5_encoder
+from export.precisions import PRECISIONS
+from models.llms.t5 import T5, build_t5_decoder, build_t5_memory
+from models.protocols import DecodeRow, Float32, PrefillRow
+from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder
 from tests.support.tiny.tiny_t5 import VOCABULARY, tiny_t5
 
-Array = npt.NDArray[Any]
-
-POSITIONS, MAX_TOKENS = 32, 48
-LENGTHS = [40, 17]
-TOLERANCE = 1e-4
+SLOTS, TOKENS = 3, [0, 5, 17, 90, 9, 9, 33, 71, 71, 2, 8, 8, 14]
 
 
-def session(graph: GraphBuilder, folder: Path) -> onnxruntime.InferenceSession:
-    graph.save(folder / f"{graph.name}.onnx")
-    return onnxruntime.InferenceSession(folder / f"{graph.name}.onnx", providers=["CPUExecutionProvider"])
+def open_t5(model: T5, folder: Path, precision: str) -> OnnxEncoderDecoder:
+    how = PRECISIONS[precision]
+    decoder = build_t5_decoder(model, max_positions=64, linear=how.body, head=how.head)
+    decoder.save(folder / "decoder.onnx")
+    build_t5_memory(model, max_states=150, linear=how.body).save(folder / "memory.onnx")
+    np.save(folder / "embedding.npy", model.weights["shared.weight"])
+    files = folder / "decoder.onnx", folder / "memory.onnx", folder / "embedding.npy"
+    return OnnxEncoderDecoder(*files, max_states=150, start_token=0, slots=SLOTS, threads=1)
 
 
-class Slots:
-    """Runs the decoder graph over slots, as an engine would."""
+def prompt(seed: int, positions: int) -> Float32:
+    return np.random.default_rng(seed).normal(0, 0.3, (positions, 64)).astype(np.float32)
 
-    def __init__(self, decoder: onnxruntime.InferenceSession, crossed: dict[str, Array], lengths: list[int]) -> None:
-        self.decoder, self.crossed, self.lengths = decoder, crossed, lengths
-        names = [value.name for value in decoder.get_inputs() if value.name.startswith(("key_", "value_"))]
-        self.slots = {name: np.zeros((len(lengths), 4, POSITIONS, 16), np.float32) for name in names}
-        self.names = [value.name for value in decoder.get_outputs()]
 
-    def step(self, embeddings: Array, positions: list[int]) -> Array:
-        """Logits [rows, tokens, vocabulary]."""
-        rows, tokens, _ = embeddings.shape
-        feeds = {
-            "embeddings": embeddings,
-            "positions": np.array(positions)[:, None] + np.arange(tokens),
-            "write_index": np.array(positions),
-            "wanted": np.array([(row, token) for row in range(rows) for token in range(tokens)]),
-            "cross_length": np.array(self.lengths),
-        }
-        outputs = dict(zip(self.names, self.decoder.run(None, {**feeds, **self.slots, **self.crossed}), strict=True))
-        self.slots = {name: outputs[name.replace("_", "_out_")] for name in self.slots}
-        logits: Array = outputs["logits"].reshape(rows, tokens, VOCABULARY)
-        return logits
+def reference(theirs: T5ForConditionalGeneration, read: Float32, tokens: Sequence[int]) -> Float32:
+    with torch.inference_mode():
+        result: Float32 = theirs(
+            inputs_embeds=torch.from_numpy(read)[None], decoder_input_ids=torch.tensor([tokens])
+        ).logits[0].numpy()  # fmt: skip
+    return result
+
+
+@pytest.mark.parametrize("kind", ["gated, untied", "relu, tied"])
+def test_logits_equal_transformers(kind: str, tmp_path: Path) -> None:
+    gated = kind.startswith("gated")
+    ours, theirs = tiny_t5(gated=gated, tied=not gated)
+    decoder = open_t5(ours, tmp_path, "fp32")
+    for seed, positions in enumerate((70, 3, 129)):
+        read = prompt(seed, positions)
+        decoder.write_memory(0, read)
+        (logits,) = decoder.prefill([PrefillRow(0, 0, decoder.embed(TOKENS), wanted=len(TOKENS))])
+        np.testing.assert_allclose(logits, reference(theirs, read, TOKENS), atol=2e-4)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slots, Array, Array]:
-    """Our decoder over encoded rows, its tokens' embeddings [rows, tokens, D], and transformers' logits of those tokens."""
-    folder = tmp_path_factory.mktemp("t5")
-    ours, theirs = tiny_t5()
-    generator = np.random.default_rng(0)
-    source = generator.integers(0, VOCABULARY, (2, max(LENGTHS)))
-    text = generator.integers(0, VOCABULARY, (2, 20))
-    seen = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
-    with torch.inference_mode():
-        inputs = {"input_ids": torch.from_numpy(source), "attention_mask": torch.from_numpy(seen)}
-        expected = theirs(**inputs, decoder_input_ids=torch.from_numpy(text)).logits.numpy()
-    table = ours.weights["shared.weight"]
-    encoder = session(build_t5_encoder(ours, max_tokens=MAX_TOKENS), folder)
-    crossed = encoder.run(None, {"embeddings": table[source], "length": np.array(LENGTHS)})
-    names = [value.name for value in encoder.get_outputs()]
-    decoder = session(build_t5_decoder(ours, max_positions=POSITIONS), folder)
-    return Slots(decoder, dict(zip(names, crossed, strict=True)), LENGTHS), table[text], expected
+def int8(tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoderDecoder:
+    return open_t5(tiny_t5()[0], tmp_path_factory.mktemp("t5"), "int8")
 
 
-def test_whole_texts_equal_transformers(model: tuple[Slots, Array, Array]) -> None:
-    slots, embeddings, expected = model
-    np.testing.assert_allclose(slots.step(embeddings, [0, 0]), expected, atol=TOLERANCE)
+def alone(decoder: OnnxEncoderDecoder, read: Float32) -> Float32:
+    decoder.write_memory(0, read)
+    (logits,) = decoder.prefill([PrefillRow(0, 0, decoder.embed(TOKENS), wanted=len(TOKENS))])
+    return logits
 
 
-def test_a_token_at_a_time_equals_transformers_and_what_lies_beyond_is_not_seen(model: tuple[Slots, Array, Array]) -> None:
-    slots, embeddings, expected = model
-    slots.step(embeddings[:, ::-1], [5, 5])  # leaves other keys behind, in front of what is written now
-    np.testing.assert_allclose(slots.step(embeddings[:, :4], [0, 0]), expected[:, :4], atol=TOLERANCE)
-    for position in range(4, 20):
-        logits = slots.step(embeddings[:, position : position + 1], [position, position])
-        np.testing.assert_allclose(logits[:, 0], expected[:, position], atol=TOLERANCE)
+@pytest.mark.parametrize("cuts", [[1] * 13, [5, 8], [1, 12]])
+def test_cuts_change_no_bit(int8: OnnxEncoderDecoder, cuts: list[int]) -> None:
+    read = prompt(1, 40)
+    expected = alone(int8, read)
+    int8.write_memory(0, read)
+    parts, position = [], 0
+    for cut in cuts:
+        rows = [DecodeRow(0, position, TOKENS[position : position + cut])]
+        parts += int8.decode(rows)
+        position += cut
+    np.testing.assert_array_equal(np.concatenate(parts), expected)
 
 
-def test_padding_of_the_source_reaches_nothing(model: tuple[Slots, Array, Array]) -> None:
-    slots, embeddings, expected = model
-    spoiled = {name: each.copy() for name, each in slots.crossed.items()}
-    for each in spoiled.values():
-        each[1, :, LENGTHS[1] :] = 1e4
-    again = Slots(slots.decoder, spoiled, LENGTHS)
-    np.testing.assert_allclose(again.step(embeddings, [0, 0]), expected, atol=TOLERANCE)
+def test_neighbours_and_moves_change_no_bit(int8: OnnxEncoderDecoder) -> None:
+    reads = [prompt(seed, positions) for seed, positions in enumerate((20, 149, 64))]
+    expected = [alone(int8, read) for read in reads]
+    for slot, read in enumerate(reads):
+        int8.write_memory(slot, read)
+    half = len(TOKENS) // 2
+    rows = [PrefillRow(slot, 0, int8.embed(TOKENS[:half]), wanted=half) for slot in range(SLOTS)]
+    for logits, each in zip(int8.prefill(rows), expected, strict=True):
+        np.testing.assert_array_equal(logits, each[:half])
+    int8.cache.move(2, 0, half)
+    rest = int8.decode([DecodeRow(slot, half, TOKENS[half:]) for slot in range(2)])
+    for logits, each in zip(rest, (expected[2], expected[1]), strict=True):
+        np.testing.assert_array_equal(logits, each[half:])
+
+
+def test_a_prompt_that_is_too_long_has_no_place(int8: OnnxEncoderDecoder) -> None:
+    with pytest.raises(ValueError, match="a slot holds 1 to"):
+        int8.write_memory(0, prompt(0, 300))
+    assert int8.vocabulary_size == VOCABULARY

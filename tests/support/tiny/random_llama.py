@@ -1,11 +1,10 @@
-"""Models of well-known shapes with random weights: for what depends on shapes alone, such as a compiler's choice of kernels."""
+"""Decoders of well-known shapes with random weights: for what depends on shapes alone, such as a compiler's choice of kernels."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from models.llms.llama import Llama, LlamaConfig
-from models.llms.t5 import T5, T5Config
 
 SMOLLM2_135M = LlamaConfig(
     layers=30,
@@ -30,17 +29,6 @@ QWEN2_500M = LlamaConfig(
     rope_theta=1_000_000.0,
     norm_epsilon=1e-6,
     tied=True,
-)
-T5_SMALL = T5Config(
-    layers=8,
-    embedding_size=512,
-    heads=6,
-    head_size=64,
-    feed_forward_size=1024,
-    vocabulary_size=32_128,
-    distance_buckets=32,
-    largest_distance=128,
-    norm_epsilon=1e-6,
 )
 
 
@@ -77,25 +65,3 @@ def random_llama(config: LlamaConfig, *, layers: int | None = None, query_bias: 
             drawing.draw(f"{prefix}.mlp.{name}_proj.weight", config.feed_forward_size, width)
         drawing.draw(f"{prefix}.mlp.down_proj.weight", width, config.feed_forward_size)
     return Llama(config, drawing.weights)
-
-
-def random_t5(config: T5Config) -> T5:
-    """A T5 encoder-decoder."""
-    drawing, width, inner = _Drawing(), config.embedding_size, config.heads * config.head_size
-    drawing.draw("lm_head.weight", config.vocabulary_size, width)
-    for stack, attentions in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
-        drawing.draw(f"{stack}.final_layer_norm.weight", width)
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        drawing.draw(bias, config.distance_buckets, config.heads)
-        for block in (f"{stack}.block.{layer}" for layer in range(config.layers)):
-            for number, attention in enumerate(attentions):
-                drawing.draw(f"{block}.layer.{number}.layer_norm.weight", width)
-                for name in "qkv":
-                    drawing.draw(f"{block}.layer.{number}.{attention}.{name}.weight", inner, width)
-                drawing.draw(f"{block}.layer.{number}.{attention}.o.weight", width, inner)
-            feed_forward = f"{block}.layer.{len(attentions)}"
-            drawing.draw(f"{feed_forward}.layer_norm.weight", width)
-            for name in ("wi_0", "wi_1"):
-                drawing.draw(f"{feed_forward}.DenseReluDense.{name}.weight", config.feed_forward_size, width)
-            drawing.draw(f"{feed_forward}.DenseReluDense.wo.weight", width, config.feed_forward_size)
-    return T5(config, drawing.weights)
