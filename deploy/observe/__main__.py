@@ -6,14 +6,11 @@ Needs Debian's package `prometheus` and the extras `dev` and `operations`. Start
 own. Exit status 1 where a query has no value or the alert did not fire.
 """
 
-import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,33 +20,18 @@ from deploy.observe.report import markdown, plot_panels, without_value
 from loadtest.clients.server import BenchServer, add_server_flags, server_options
 from loadtest.faults import engine_pid
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_results_flag, new_parser
+from loadtest.support.paths import ROOT
 from loadtest.support.process import OthersWatch
+from loadtest.support.results import write_results
+from loadtest.users.headless import running_users
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "loadtest" / "results"
 PERIOD = "2s"
 RATE_INTERVAL = "1m"
 SHOWN_ELSEWHERE = {("Thinbridge", "Time to first token"), ("Thinbridge", "End of an utterance to its answer")}
 """Panels that both dashboards have."""
 ALERT = "ThinbridgeEngineRestarted"
 ALERT_WAIT_S = 60.0
-
-
-def start_users(url: str, seconds: float, users: int) -> subprocess.Popen[str]:
-    """Start locust's mixed users, which stop by themselves."""
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "users" / "mixed.py"), "--headless", "--host", url]
-    command += [
-        "--users",
-        str(users),
-        "--spawn-rate",
-        "2",
-        "--run-time",
-        f"{seconds:.0f}s",
-        "--stop-timeout",
-        "30",
-        "--only-summary",
-    ]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def await_alert(prometheus: Prometheus, name: str, timeout_s: float) -> list[str]:
@@ -61,11 +43,11 @@ def await_alert(prometheus: Prometheus, name: str, timeout_s: float) -> list[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_server_flags(parser)
     parser.add_argument("--seconds", type=float, default=180.0, help="of load; at least two minutes fill the rates")
     parser.add_argument("--users", type=int, default=6)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_results_flag(parser)
     arguments = parser.parse_args()
 
     result: dict[str, Any] = describe_run(ROOT)
@@ -73,8 +55,8 @@ def main() -> int:
     with (
         BenchServer(ROOT, server_options(arguments)) as server,
         Prometheus([urlsplit(server.url).netloc], period=PERIOD) as prometheus,
+        running_users(server.url, arguments.users, arguments.seconds) as users,
     ):
-        users = start_users(server.url, arguments.seconds, arguments.users)
         time.sleep(arguments.seconds - 5)
         queries = [*dashboard_queries(RATE_INTERVAL), *rule_queries()]
         found = [(query, prometheus.query(query.expression)) for query in queries]
@@ -94,10 +76,8 @@ def main() -> int:
         "alert_wait_s": ALERT_WAIT_S,
         "complaints": [line for line in summary.splitlines() if line.startswith(("VOID: ", "FAILED: "))],
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "observe.md").write_text(markdown(result, found, fired, "observe.png"), encoding="utf-8")
     values = [{"title": query.title, "expression": query.expression, "values": value} for query, value in found]
-    (arguments.out / "observe.json").write_text(json.dumps(result | {"queries": values}, indent=1) + "\n", encoding="utf-8")
+    write_results(arguments.out, "observe", result | {"queries": values}, markdown(result, found, fired, "observe.png"))
     panels: dict[tuple[str, str], list[tuple[str, Series]]] = {}
     for query, points in series:
         if points and (query.source, query.title) not in SHOWN_ELSEWHERE:

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -23,11 +22,6 @@ Series = list[tuple[Mapping[str, str], list[tuple[float, float]]]]
 
 class PrometheusError(RuntimeError):
     """Prometheus did not start, or refused a query."""
-
-
-def is_installed() -> bool:
-    """Whether `prometheus` and `promtool` are there; Debian has both in the package `prometheus`."""
-    return all(shutil.which(name) for name in ("prometheus", "promtool"))
 
 
 class Prometheus:
@@ -105,7 +99,7 @@ class Prometheus:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from loadtest.support.options import add_results_flag, new_parser
 from loadtest.support.paths import ROOT
 from loadtest.support.process import OthersWatch
 from loadtest.support.results import write_results
+from loadtest.users.headless import running_users
 
 SERVER_PROCESS = "server"
 WARM_UP_SHARE, MAX_WARM_UP_S = 0.15, 300.0
@@ -49,19 +49,9 @@ CALM_S = SETTLE_S + 10.0
 MAX_OTHER_CPU_SHARE = 0.2
 
 
-@contextmanager
-def running_users(url: str, users: int, seconds: float, record: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run locust's mixed users, which stop by themselves; end them with the block."""
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "users" / "mixed.py"), "--headless", "--host", url]
-    command += ["--users", str(users), "--spawn-rate", "2", "--run-time", f"{seconds:.0f}s", "--stop-timeout", "60"]
-    command += ["--only-summary", "--record", str(record), "--max-failed", "1", "--max-p95-s", "1000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(60)
+def soak_options(record: Path) -> list[str]:
+    """Return the users' options: their record, and limits that only `judge_outcomes` sets."""
+    return ["--record", str(record), "--max-failed", "1", "--max-p95-s", "1000"]
 
 
 def inject(name: str, target: Target) -> Injection:
@@ -136,13 +126,16 @@ def main() -> int:
     ):
         others = OthersWatch()
         record = Path(folder) / "record.jsonl"
-        with running_users(proxy.url, arguments.users, warm_up_s, Path(folder) / "warm_up.jsonl") as users:
+        with running_users(proxy.url, arguments.users, warm_up_s, *soak_options(Path(folder) / "warm_up.jsonl")) as users:
             users.communicate(timeout=warm_up_s + USERS_END_S)
         before = look(server, 0)
         begin_s = time.monotonic()
         seconds = arguments.seconds - warm_up_s
         period_s = arguments.period or choose_period(seconds, len(names))
-        with Watch(server.pid, WATCH_PERIOD_S) as watch, running_users(proxy.url, arguments.users, seconds, record) as users:
+        with (
+            Watch(server.pid, WATCH_PERIOD_S) as watch,
+            running_users(proxy.url, arguments.users, seconds, *soak_options(record)) as users,
+        ):
             time.sleep(FIRST_FAULT_S)
             injections = inject_until(begin_s + seconds, period_s, Target(server, proxy, clock), names)
             summary = users.communicate(timeout=max(0.0, begin_s + seconds - time.monotonic()) + USERS_END_S)[0]

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy.observe.prometheus import Prometheus, is_installed
+from deploy.observe.prometheus import Prometheus
 from deploy.observe.queries import Query, dashboard_queries, rule_queries
 from loadtest.clients.server import BenchServer, make_body
 from loadtest.clients.stream import Refused, Script, run_stream
@@ -24,7 +25,10 @@ from tests.support.tiny.tiny_bundle import write_transcribing_bundle
 
 pytestmark = [
     pytest.mark.operations,
-    pytest.mark.skipif(not is_installed(), reason="Prometheus is not installed (Debian's package prometheus)"),
+    pytest.mark.skipif(
+        not (shutil.which("prometheus") and shutil.which("promtool")),
+        reason="Prometheus is not installed (Debian's package prometheus)",
+    ),
 ]
 
 ROOT = Path(__file__).parents[2]
