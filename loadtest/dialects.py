@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.process import own_cpu_seconds

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
 

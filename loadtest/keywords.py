@@ -18,8 +18,8 @@ import httpx
 from tqdm import tqdm
 
 from loadtest.support import markdown
-from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
 from loadtest.support.words import plain_words, word_error_rate

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import new_parser
 from loadtest.support.recordings import read_rows
 

@@ -22,8 +22,8 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
 from loadtest.support import markdown
-from loadtest.support.answers import TRANSCRIBE
 from loadtest.support.asking import ask_about, open_client
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
 from loadtest.support.words import MakeWords, plain_words, word_error_rate

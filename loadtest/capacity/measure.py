@@ -37,7 +37,6 @@ from loadtest.capacity.traced_engine import (
 from loadtest.clients.server import BenchServer, make_body
 from loadtest.faults import engine_pid
 from loadtest.live.audio import StreamAudio
-from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.machine import describe_run
 from loadtest.support.process import cpu_seconds
 from loadtest.support.recordings import RATE_HZ, Recording, write_clip

@@ -13,7 +13,7 @@ import numpy as np
 
 from loadtest.clients.server import MAX_TOKENS
 from loadtest.live.audio import StreamAudio
-from loadtest.support.answers import TRANSCRIBE
+from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.recordings import RATE_HZ, Recording
 from models.chain import Models
 from models.protocols import Float32

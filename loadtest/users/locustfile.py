@@ -16,9 +16,6 @@ from locust import HttpUser, between, events, task
 
 from loadtest.support.answers import AnswerChecker, Clip, read_clips
 from loadtest.support.instructions import OTHER_INSTRUCTIONS, TRANSCRIBE
-from loadtest.support.paths import CLIPS
-
-REQUEST_TIMEOUT_S = 90
 from loadtest.users.clips import REQUEST_TIMEOUT_S, add_clip_options, count_refusal, wait_if_refused
 
 

@@ -21,7 +21,6 @@ from urllib3 import PoolManager
 
 from loadtest.support.answers import AnswerChecker, Clip, read_clips
 from loadtest.support.instructions import TRANSCRIBE
-from loadtest.support.paths import CLIPS
 from loadtest.users.clips import REQUEST_TIMEOUT_S, add_clip_options, count_refusal
 from loadtest.users.slips import Slips, add_slip_option
 
