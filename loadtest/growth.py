@@ -28,11 +28,11 @@ from loadtest.hostile.aborts import KINDS as ABORT_KINDS
 from loadtest.hostile.aborts import leave
 from loadtest.hostile.target import Target, read_target
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
-from loadtest.sessions import AUDIO_S, CLIPS, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
+from loadtest.sessions import AUDIO_S, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.markdown import table
 from loadtest.support.options import new_parser
-from loadtest.support.paths import ROOT
+from loadtest.support.paths import CLIPS, ROOT
 from loadtest.support.process import OthersWatch
 from loadtest.support.recordings import read_recordings
 

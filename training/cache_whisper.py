@@ -25,14 +25,13 @@ import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from export.conversion import SUBSAMPLING
 from models.chain import Hearing
 from models.encoders.whisper import STATES_PER_S
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from training.cache_states import CachedUtterance, open_cache, read_index
-from training.data import JOINED, is_held_out
+from training.data import JOINED, REDUCTION, is_held_out
 
-HEARING = Hearing(10.0, 3.0, math.inf, SAMPLE_RATE_HZ, SUBSAMPLING, SUBSAMPLING / STATES_PER_S)
+HEARING = Hearing(10.0, 3.0, math.inf, SAMPLE_RATE_HZ, REDUCTION, REDUCTION / STATES_PER_S)
 """At least 10 s in all and 3 s of silence: the served encoder hears a condensed window of 30 s (`SilentRest`), which is nearer to
 Whisper's own and gives the adapter much the same states."""
 

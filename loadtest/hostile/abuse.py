@@ -17,10 +17,11 @@ from loadtest.clients.server import BenchServer, add_server_flags, server_option
 from loadtest.hostile.aborts import MAX_FREE_S, try_aborts
 from loadtest.hostile.aborts import Report as AbortReport
 from loadtest.hostile.attacks import ATTACKS
-from loadtest.hostile.target import ROOT, read_target
+from loadtest.hostile.target import read_target
 from loadtest.hostile.trial import Outcome, carry_out
 from loadtest.support.markdown import table
 from loadtest.support.options import new_parser
+from loadtest.support.paths import ROOT
 
 STALLS = ("W1", "W2", "H3-slow")
 MAX_SLOWDOWN, MAX_GROWTH_MIB = 1.2, 64.0

@@ -62,9 +62,10 @@ def test_predicted_is_set_against_measured() -> None:
 
 
 def test_costs_of_other_recordings_are_refused(tmp_path: Path) -> None:
+    from loadtest.support.paths import CLIPS
     from loadtest.support.recordings import read_recordings
 
-    recordings = read_recordings(None, command.CLIPS, 2)
+    recordings = read_recordings(None, CLIPS, 2)
     with pytest.raises(ValueError, match="measured with other recordings"):
         make_trials(make_costs(), recordings, [], 1.0, tmp_path)
 
