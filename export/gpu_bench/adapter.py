@@ -1,4 +1,4 @@
-"""What the adapter takes on a GPU, by our kernels and by what they have to beat."""
+"""The times of the adapter on a GPU, by our kernels and by what they have to beat."""
 
 import os
 from collections.abc import Callable, Iterator

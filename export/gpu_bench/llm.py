@@ -1,4 +1,4 @@
-"""What the LLM takes on a GPU: memory, and the times of its steps."""
+"""The memory that the LLM takes on a GPU, and the times of its steps."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -22,7 +22,10 @@ MAY_ALSO_IMPORT = {
     "server/cli.py": {"export"},
     "server/model_commands.py": {"export"},
     "training/endpointing_study.py": {"server"},
-    **{f"loadtest/capacity/{name}.py": {"server", "models"} for name in ("__main__", "engine", "measure", "streams")},
+    **{
+        f"loadtest/capacity/{name}.py": {"server", "models"}
+        for name in ("__main__", "engine", "measure", "streams", "traced_engine")
+    },
     **{f"loadtest/played/{name}.py": {"server", "models"} for name in ("__main__", "engine")},
 }
 MAY_READ_ENVIRONMENT = {"server/settings.py", "export/default_bundle.py"}
