@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -66,12 +66,16 @@ def test_the_check_runs_with_what_its_extra_installs() -> None:
 
 
 def _installed_by(extra: str) -> set[str]:
-    """Return the distributions that come with the project and one of its extras."""
+    """Return the distributions that come with the project and one of its extras, as far as they are installed."""
     installed, left = set[str](), [("thinbridge", extra)]
     while left:
         name, with_extra = left.pop()
         installed.add(name)
-        for text in requires(name) or ():
+        try:
+            requirements = requires(name) or ()
+        except PackageNotFoundError:
+            continue
+        for text in requirements:
             needed = Requirement(text)
             is_wanted = needed.marker is None or needed.marker.evaluate({"extra": with_extra})
             if is_wanted and (each := canonicalize_name(needed.name)) not in installed:
