@@ -3,10 +3,10 @@
     python -m loadtest.drink_orders --url http://127.0.0.1:8000 --manifest DATA/train.jsonl --out loadtest/results
 
 The schema has what was said, and then the slots of all orders in the manifest, each with the values that occur, and all of them
-optional. The instruction shows a few orders that are none of the clips. Ten orders are told one by one and a hundred are
-counted, chosen by a fixed seed, and those that the adapter was not trained on. A slot counts as heard where its value's words
-stand in what the answer says was said. Beside the server's answers stands a guesser that has heard no clip and always says of
-a slot what is commonest. An answer that is not valid makes the exit status 1. Writes `drink_orders.json` and `drink_orders.md`.
+optional. Ten orders are told one by one and a hundred are counted, chosen by a fixed seed, and those that the adapter was not
+trained on. A slot counts as heard where its value's words stand in what the answer says was said. Beside the server's answers
+stands a guesser that has heard no clip and always says of a slot what is commonest. An answer that is not valid makes the exit
+status 1. Writes `drink_orders.json` and `drink_orders.md`.
 """
 
 import json
@@ -35,30 +35,8 @@ SET = "coffee_orders_unlabelled"
 SAID = "said"
 # In the order in which they are mostly said.
 SLOTS = ("numberOfShots", "size", "roast", "coffeeDrink", "milkAmount", "sugarAmount")
-EXAMPLES: dict[str, Slots] = {
-    "Get me a latte.": {"coffeeDrink": "latte"},
-    "Make me a double shot dark roast espresso.": {
-        "numberOfShots": "double shot",
-        "roast": "dark roast",
-        "coffeeDrink": "espresso",
-    },
-    "Can I have a sixteen ounce iced mocha with some cream and a lot of brown sugar?": {
-        "size": "sixteen ounce",
-        "coffeeDrink": "iced mocha",
-        "milkAmount": "some cream",
-        "sugarAmount": "a lot of brown sugar",
-    },
-    "I'd like a small americano with almond milk.": {
-        "size": "small",
-        "coffeeDrink": "americano",
-        "milkAmount": "almond milk",
-    },
-    "Could I get a triple shot cappuccino with sweetener?": {
-        "numberOfShots": "triple shot",
-        "coffeeDrink": "cappuccino",
-        "sugarAmount": "sweetener",
-    },
-}
+INSTRUCTION = f"Write the order as JSON. Say of {', '.join(SLOTS[:-1])} and {SLOTS[-1]} only what the speaker ordered."
+"""Chosen among seven on twelve other clips. With examples the default LLM takes one of them for the order."""
 SEED = 4
 TOLD = 10
 # The adapter's training left out one clip of so many.
@@ -112,23 +90,15 @@ def schema_of(orders: list[Order]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [SAID], "additionalProperties": False}
 
 
-def instruction_of(examples: dict[str, Slots]) -> str:
-    """Shows how what is said becomes an order."""
-    lines = ["Write each order as JSON."]
-    for said, slots in examples.items():
-        lines += [said, json.dumps({SAID: said, **slots}, separators=(",", ":"))]
-    return "\n".join(lines)
-
-
 def commonest(orders: list[Order]) -> Slots:
     """Return the commonest value of every slot; slots that are mostly left out are missing."""
     guesses = {name: Counter(order.slots.get(name) for order in orders).most_common(1)[0][0] for name in SLOTS}
     return {name: value for name, value in guesses.items() if value is not None}
 
 
-def ask(client: httpx.Client, order: Order, instruction: str, schema: dict[str, Any]) -> Result:
+def ask(client: httpx.Client, order: Order, schema: dict[str, Any]) -> Result:
     """Raises `httpx.HTTPError` where there is no answer."""
-    reply = ask_about(client, order.path, instruction, json_schema=json.dumps(schema), max_tokens="200")
+    reply = ask_about(client, order.path, INSTRUCTION, json_schema=json.dumps(schema), max_tokens="200")
     answered: dict[str, str] = {}
     problem = None
     try:
@@ -213,11 +183,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the results go; without it they are printed only")
     arguments = parser.parse_args()
     orders = read_orders(arguments.manifest)
-    schema, instruction = schema_of(orders), instruction_of(EXAMPLES)
+    schema = schema_of(orders)
     shuffled = Random(SEED).sample(orders, len(orders))
     asked = [*shuffled[: arguments.count], *(order for order in shuffled[arguments.count :] if order.held_out)]
     with open_client(arguments.url) as client:
-        results = [ask(client, order, instruction, schema) for order in tqdm(asked, unit="order")]
+        results = [ask(client, order, schema) for order in tqdm(asked, unit="order")]
     chosen = {
         f"{TOLD} at random": results[:TOLD],
         f"{arguments.count} at random": results[: arguments.count],
@@ -227,8 +197,8 @@ def main() -> int:
     print(listing(results[:TOLD]))
     print(summary_table(groups))
     if arguments.out is not None:
-        report = {"instruction": instruction, "schema": schema, "groups": groups, "results": [asdict(r) for r in results]}
-        text = f"{summary_table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{instruction}\n```\n"
+        report = {"instruction": INSTRUCTION, "schema": schema, "groups": groups, "results": [asdict(r) for r in results]}
+        text = f"{summary_table(groups)}\n{listing(results[:TOLD])}\nThe instruction:\n\n```\n{INSTRUCTION}\n```\n"
         write_results(arguments.out, "drink_orders", report, text)
     return 0 if all(result.problem is None for result in results) else 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from loadtest.drink_orders import EXAMPLES, SAID, SLOTS, Order, Result, commonest, is_heard, schema_of, summarise
+from loadtest.drink_orders import INSTRUCTION, SAID, SLOTS, Order, Result, commonest, is_heard, schema_of, summarise
 from tests.support.clients.live_server import audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -34,10 +34,8 @@ def test_the_schema_takes_every_order_that_occurs_and_no_other_value() -> None:
             jsonschema.validate(wrong, schema)
 
 
-def test_examples_say_what_they_order() -> None:
-    for said, slots in EXAMPLES.items():
-        assert set(slots) <= set(SLOTS)
-        assert all(is_heard(value, said) for value in slots.values())
+def test_the_instruction_names_every_slot() -> None:
+    assert all(f" {name}" in INSTRUCTION for name in SLOTS)
 
 
 def test_values_are_heard_as_whole_words_together() -> None:
