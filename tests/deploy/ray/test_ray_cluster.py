@@ -6,19 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from deploy.ray.engine import RayEngine
-from deploy.ray.scaling import Fleet
-from models.bundle.io import open_bundle
 from server.engine.types.events import Done, Ended
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveRequest
 from server.errors import EngineFailed
-from server.settings import Settings
 from tests.support.clients.engine_call import Call, request
 from tests.support.clients.live_client import LiveClient
 from tests.support.clients.live_server import audio_file, instruct, live_server, tone
@@ -28,6 +24,7 @@ from tests.support.clients.ray_fleet import (
     RATE_HZ,
     SETTINGS,
     Clients,
+    EngineCluster,
     replica_processes,
     run_session,
     session_audio,
@@ -37,51 +34,24 @@ from tests.support.clients.ray_fleet import (
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
-class Cluster:
-    """A Ray cluster on this machine. Ray is imported here, so that collecting these tests does not need it."""
-
-    def __init__(self, module: ModuleType, bundle: Path) -> None:
-        self.module = module
-        self._bundle = bundle
-        module.join_cluster(None, cpus=2)
-
-    def deploy(self, replicas: int, settings: Settings = SETTINGS) -> None:
-        """Run so many replicas, or update those that run."""
-        fleet = Fleet(replicas, replicas, cpus=0.5)
-        self.module.deploy_engines(APPLICATION, self._bundle, settings, fleet)
-
-    def open_edge(self) -> RayEngine:
-        """Return the engine of an edge, yet to be started."""
-        return RayEngine(self.module.find_engines(APPLICATION), open_bundle(self._bundle).manifest)
-
-
 @pytest.fixture(scope="module")
-def cluster(bundle: Path) -> Iterator[Cluster]:
+def cluster(bundle: Path) -> Iterator[EngineCluster]:
     pytest.importorskip("ray")
     from deploy.ray import cluster
 
-    running = Cluster(cluster, bundle)
-    yield running
+    cluster.join_cluster(None, cpus=2)
+    yield EngineCluster(cluster, bundle, cpus=0.5)
     cluster.leave_cluster(stop=True)
 
 
 @pytest.fixture(scope="module")
-def fleet(cluster: Cluster) -> Iterator[RayEngine]:
-    """Run two replicas, and an edge's engine over them."""
-    cluster.deploy(2)
-    engine = cluster.open_edge()
-    engine.start()
-    yield engine
-    engine.drain(1.0)
+def fleet(cluster: EngineCluster) -> Iterator[RayEngine]:
+    yield from cluster.run_fleet()
 
 
 @pytest.fixture
-def two(fleet: RayEngine, cluster: Cluster) -> RayEngine:
-    """Return the fleet with both replicas ready, whatever the test before has done to it."""
-    if len(fleet.stats().members) != 2:
-        cluster.deploy(2)
-    wait_for_members(fleet, 2)
-    return fleet
+def two(fleet: RayEngine, cluster: EngineCluster) -> RayEngine:
+    return cluster.restore_two(fleet)
 
 
 def test_two_replicas_give_the_texts_of_one_process(two: RayEngine, single: Engine) -> None:
@@ -109,7 +79,7 @@ def test_sessions_stay_with_their_replicas(two: RayEngine, single: Engine) -> No
     assert all(expected)
 
 
-def test_the_edge_answers_over_http(two: RayEngine, cluster: Cluster) -> None:
+def test_the_edge_answers_over_http(two: RayEngine, cluster: EngineCluster) -> None:
     with live_server(cluster.open_edge()) as server:
         deadline_s = time.monotonic() + CHANGE_TIMEOUT_S
         while server.client.get("/ready").status_code != 200:
@@ -144,7 +114,7 @@ def test_a_killed_replica_costs_its_own_requests_only(two: RayEngine) -> None:
     assert isinstance(outcomes[-1], Done)
 
 
-def test_scale_in_loses_no_answer(two: RayEngine, cluster: Cluster) -> None:
+def test_scale_in_loses_no_answer(two: RayEngine, cluster: EngineCluster) -> None:
     sessions = [LiveClient(two, LiveRequest(f"open {number}", "Transcribe.")) for number in range(4)]
     for number, session in enumerate(sessions):
         session.say(session_audio(number)[:8_000])
@@ -163,7 +133,7 @@ def test_scale_in_loses_no_answer(two: RayEngine, cluster: Cluster) -> None:
     assert all(session.texts() for session in sessions)
 
 
-def test_a_rolling_update_loses_no_answer(two: RayEngine, cluster: Cluster) -> None:
+def test_a_rolling_update_loses_no_answer(two: RayEngine, cluster: EngineCluster) -> None:
     clients = Clients(two, 4)
     clients.wait_for(4)
     before = set(replica_processes())

@@ -11,21 +11,18 @@ from typing import Any
 import pytest
 
 from deploy.ray.engine import RayEngine
-from deploy.ray.scaling import Fleet
 from loadtest.support.process import process_tree
-from models.bundle.io import open_bundle
 from server.engine.types.events import Done, Ended, Failed
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import LiveRequest
 from server.errors import EngineFailed, NotReady, ServeError
-from server.settings import Settings
 from tests.support.clients.engine_call import Call, request, wait_until
 from tests.support.clients.live_client import LiveClient
 from tests.support.clients.ray_fleet import (
-    APPLICATION,
     CHANGE_TIMEOUT_S,
     SETTINGS,
     Clients,
+    EngineCluster,
     replica_processes,
     run_session,
     session_audio,
@@ -39,7 +36,7 @@ HALF_A_SESSION = 8_000
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
-class Nodes:
+class Nodes(EngineCluster):
     """A Ray cluster: the head with the edge, and a second node. Each has one CPU to give away, so room for one replica."""
 
     def __init__(self, bundle: Path) -> None:
@@ -47,8 +44,7 @@ class Nodes:
 
         from deploy.ray import cluster
 
-        self.module = cluster
-        self._bundle = bundle
+        super().__init__(cluster, bundle, cpus=1.0)
         self._resources = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
         head = {"include_dashboard": False, "_system_config": cluster.SYSTEM_CONFIG, **self._resources}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -73,14 +69,6 @@ class Nodes:
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    def deploy(self, replicas: int, settings: Settings = SETTINGS) -> None:
-        """Run so many replicas, or update those that run."""
-        self.module.deploy_engines(APPLICATION, self._bundle, settings, Fleet(replicas, replicas, cpus=1.0))
-
-    def open_edge(self) -> RayEngine:
-        """Return the engine of an edge, yet to be started."""
-        return RayEngine(self.module.find_engines(APPLICATION), open_bundle(self._bundle).manifest)
 
     def replicas(self) -> list[int]:
         """Return how many engine replicas run on each node."""
@@ -109,20 +97,12 @@ def nodes(bundle: Path) -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def fleet(nodes: Nodes) -> Iterator[RayEngine]:
     """Run a replica on each node, and an edge's engine over them."""
-    nodes.deploy(2)
-    engine = nodes.open_edge()
-    engine.start()
-    yield engine
-    engine.drain(1.0)
+    yield from nodes.run_fleet()
 
 
 @pytest.fixture
 def two(fleet: RayEngine, nodes: Nodes) -> RayEngine:
-    """Return the fleet with both replicas ready, whatever the test before has done to it."""
-    if len(fleet.stats().members) != 2:
-        nodes.deploy(2)
-    wait_for_members(fleet, 2)
-    return fleet
+    return nodes.restore_two(fleet)
 
 
 def open_sessions(fleet: RayEngine) -> tuple[list[LiveClient], dict[str, int]]:

@@ -2,11 +2,15 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from deploy.ray.engine import RayEngine
+from deploy.ray.scaling import Fleet
+from models.bundle.io import open_bundle
 from models.protocols import Float32
 from server.engine.types.events import Done, Ended
 from server.engine.types.protocol import Engine
@@ -22,6 +26,41 @@ SETTINGS = Settings(engine="thread", threads=1, drain_timeout_s=20)
 RATE_HZ = 16_000
 CHANGE_TIMEOUT_S = 90.0
 RETRY_S = 0.2
+
+
+class EngineCluster:
+    """A running Ray cluster whose engine replicas take `cpus` each. `module` is `deploy.ray.cluster`.
+
+    That imports Ray, so it is given, and collecting tests does not need Ray.
+    """
+
+    def __init__(self, module: ModuleType, bundle: Path, cpus: float) -> None:
+        self.module = module
+        self._bundle, self._cpus = bundle, cpus
+
+    def deploy(self, replicas: int, settings: Settings = SETTINGS) -> None:
+        """Run so many replicas, or update those that run."""
+        fleet = Fleet(replicas, replicas, cpus=self._cpus)
+        self.module.deploy_engines(APPLICATION, self._bundle, settings, fleet)
+
+    def open_edge(self) -> RayEngine:
+        """Return the engine of an edge, yet to be started."""
+        return RayEngine(self.module.find_engines(APPLICATION), open_bundle(self._bundle).manifest)
+
+    def run_fleet(self) -> Iterator[RayEngine]:
+        """Run two replicas, yield an edge's engine over them, and drain that."""
+        self.deploy(2)
+        engine = self.open_edge()
+        engine.start()
+        yield engine
+        engine.drain(1.0)
+
+    def restore_two(self, fleet: RayEngine) -> RayEngine:
+        """Return the fleet with two replicas ready, whatever the test before has done to it."""
+        if len(fleet.stats().members) != 2:
+            self.deploy(2)
+        wait_for_members(fleet, 2)
+        return fleet
 
 
 def wait_for_members(fleet: RayEngine, count: int) -> None:
