@@ -142,13 +142,8 @@ class SameThreadWorker(WorkerThread):
 
     def submit_work(self, work: Callable[[], None]) -> Future[None]:
         """Do a piece of work."""
-        future: Future[None] = Future()
-        try:
-            work()
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
+        future = super().submit_work(work)
+        self._do_next()
         return future
 
 
