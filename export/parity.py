@@ -17,7 +17,7 @@ import numpy.typing as npt
 from export.importers.gguf import read_llama, read_tokeniser
 from models.llms.llama import ExactAttention, StandardAttention, build_decoder, embedding_table
 from models.protocols import DecodeRow, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 
 PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"

@@ -23,7 +23,7 @@ from export.store import folder_bytes
 from models.graph.linear import INT4, block_linear, row_linear
 from models.llms.llama import Llama
 from models.protocols import DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 
 POSITIONS, SLOTS, PROMPT = 512, 4, 64
 FLOAT_COMPUTE = 1

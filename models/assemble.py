@@ -30,10 +30,9 @@ from models.protocols import (
     SpeechDecoder,
 )
 from models.registry import FEATURES, VADS, look_up
+from models.runtimes.onnx.decoder import OnnxEncoderDecoder, OnnxLLM, OnnxMemoryDecoder
 from models.runtimes.onnx.encoder import OnnxEncoder
-from models.runtimes.onnx.llm import OnnxLLM
 from models.runtimes.onnx.projector import OnnxCtcHead, OnnxDraftingProjector, OnnxFrameProjector, OnnxProjector
-from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder, OnnxSpeechDecoder
 from models.speech_decoders.speech_model import SpeechModel
 from models.text.tokeniser import PromptTemplate, Tokeniser
 from models.text.transcript_label import TranscriptLabel
@@ -103,11 +102,11 @@ def _load_projector(bundle: Bundle, threads: int) -> Projector:
 
 
 def load_speech_decoder(
-    bundle: Bundle, slots: int, threads: int, open_decoder: Callable[..., OnnxSpeechDecoder] = OnnxSpeechDecoder
+    bundle: Bundle, slots: int, threads: int, open_decoder: Callable[..., OnnxMemoryDecoder] = OnnxMemoryDecoder
 ) -> SpeechDecoder | None:
     """Load the bundle's speech decoder, if it has one, on the CPU. Raises as `load_models` does.
 
-    `open_decoder` takes what `OnnxSpeechDecoder` takes.
+    `open_decoder` takes what `OnnxMemoryDecoder` takes.
     """
     section = bundle.manifest.speech_decoder
     if section is None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models.bundle.io import open_bundle
 from models.protocols import LLM, DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from models.text.constraint import Grammars, TokenConstraint
 from models.text.tokeniser import PromptTemplate, Tokeniser, lay_out_prompt
 from training.spoken_requests.request import SpokenRequest, read_requests

@@ -1,5 +1,6 @@
-"""Turn text into token ids and back, and lay out prompts."""
+"""Turn text into token ids and back, at once or as they arrive, and lay out prompts."""
 
+import codecs
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -131,6 +132,69 @@ def _without_specials(model: dict[str, Any], specials: Mapping[str, int]) -> dic
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in kept]
         kept = [merge for merge, pair in zip(kept, pairs, strict=True) if {*pair, "".join(pair)} <= vocabulary.keys()]
     return {**model, "vocab": vocabulary, "merges": kept, "unk_token": unknown if unknown in vocabulary else None}
+
+
+class Detokeniser:
+    """The text of one answer, in deltas that never split a character.
+
+    The deltas joined equal `tokeniser.decode(tokens).strip(padding)`, cut before the stop string that is complete first, or the
+    longest of several that end together. Stop strings are found before stripping. Padding is held back until text follows it,
+    and a possible beginning of a stop string until it is decided.
+
+    A label before the text may name its `language`, or say that nothing was said (`is_silent`); `marker` is the token that ends
+    the label that is being written. Here is none.
+    """
+
+    language: str | None = None
+    is_silent: bool = False
+    marker: int | None = None
+
+    def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...] = (), padding: str | None = None) -> None:
+        """`stop` holds no empty string. `padding` is as for `str.strip`: characters, or None for whitespace."""
+        self.text = ""
+        self.stopped = False
+        self._tokeniser = tokeniser
+        self._stop = stop
+        self._padding = padding
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._undecided = ""
+        self._held_back = ""
+
+    def push(self, token: int) -> str:
+        """Return the text that this token completes: often none, and none for special tokens or once `stopped` is set."""
+        return self._search(self._decoder.decode(self._tokeniser.token_bytes(token)))
+
+    def finish(self) -> str:
+        """Return the last delta: the text that was held back, and U+FFFD if the answer ended within a character."""
+        delta = self._search(self._decoder.decode(b"", final=True))
+        undecided, self._undecided = self._undecided, ""
+        return delta + self._append(undecided)
+
+    def _search(self, piece: str) -> str:
+        if self.stopped or not piece:
+            return ""
+        if not self._stop:
+            return self._append(piece)
+        text = self._undecided + piece
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._undecided = True, ""
+            return self._append(text[: min(found)[1]])
+        decided = len(text) - max(overlap(text, stop) for stop in self._stop)
+        self._undecided = text[decided:]
+        return self._append(text[:decided])
+
+    def _append(self, piece: str) -> str:
+        pending = self._held_back + piece if self.text else piece.lstrip(self._padding)
+        delta = pending.rstrip(self._padding)
+        self._held_back = pending[len(delta) :]
+        self.text += delta
+        return delta
+
+
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    return next(length for length in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:length]))
 
 
 def plain_words(instruction: str) -> str:

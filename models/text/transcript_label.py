@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from models.text.tokeniser import Tokeniser
+from models.text.tokeniser import Detokeniser, Tokeniser
 
 LONGEST_NAME = 40
 """Characters of a label behind its beginning; longer text is none."""
@@ -46,6 +46,43 @@ class TranscriptLabel:
 
     def _read_name(self, text: str) -> str:
         return text.strip().casefold().removeprefix(self.beginning.casefold()).strip()
+
+
+class LabelledDetokeniser(Detokeniser):
+    """The text behind a label, which is no part of it. Tokens that begin no label, or come without its marker, are text."""
+
+    def __init__(self, tokeniser: Tokeniser, stop: tuple[str, ...], label: TranscriptLabel) -> None:
+        super().__init__(tokeniser, stop)
+        self.marker = label.marker
+        self._label = label
+        self._labelled: list[int] = []
+        self._names_none = False
+
+    def push(self, token: int) -> str:
+        if self.marker is None:
+            return super().push(token)
+        if token == self.marker:
+            self._read_label()
+            return ""
+        self._labelled.append(token)
+        return "" if self._label.may_begin(self._tokeniser.decode(self._labelled)) else self._take_for_text()
+
+    def finish(self) -> str:
+        """Return the last delta. A label that was cut short is dropped, any other text of the kind is text."""
+        is_cut_short = self.marker is not None and self._label.is_cut_short(self._tokeniser.decode(self._labelled))
+        taken = "" if is_cut_short else self._take_for_text()
+        delta = taken + super().finish()
+        self.is_silent = self._names_none and not self.text
+        return delta
+
+    def _read_label(self) -> None:
+        text = self._tokeniser.decode(self._labelled)
+        self.language, self._names_none = self._label.read_language(text), self._label.names_none(text)
+        self.marker, self._labelled = None, []
+
+    def _take_for_text(self) -> str:
+        tokens, self.marker, self._labelled = self._labelled, None, []
+        return "".join(super(LabelledDetokeniser, self).push(token) for token in tokens)
 
 
 def lay_out_context(prompt: str, keywords: Sequence[str]) -> str:

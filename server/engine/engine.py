@@ -15,7 +15,8 @@ from server.engine.live.sessions import LiveSessions
 from server.engine.request_table import RequestTable
 from server.engine.runner.encode_stage import WorkerThread
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import SequenceState, compile_constraint, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import compile_constraint, new_sequence
 from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
 from server.engine.types.events import Event, LiveEvent

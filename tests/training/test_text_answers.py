@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.bundle.io import open_bundle
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from models.text.tokeniser import PromptTemplate, Tokeniser
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
 from training.spoken_requests.request import SpokenRequest, write_requests

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from models.ctc import frame_embeddings, projector_output
 from models.projectors.subsample import TrainedAdapter
 from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import DeviceError, Stream, copy
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.utterances import LANES, settling
+from models.runtimes.onnx.projector import frame_embeddings, projector_output
 
 OUTPUTS = ("blank_probability", "top_tokens", "top_probabilities", "residual")
 

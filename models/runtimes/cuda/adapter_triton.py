@@ -12,11 +12,11 @@ from torch import Tensor
 from kernels.adapter.forward import AdapterFrames, UtteranceFrames
 from kernels.adapter.graphs import Bucket, Graph, GraphAdapter
 from kernels.adapter.weights import AdapterWeights, map_tensors, pack_adapter
-from models.ctc import projector_output
 from models.projectors.subsample import TrainedAdapter
 from models.protocols import ProjectorOutput
 from models.runtimes.cuda.device import Device, DeviceError, Stream, capture_launched, copy, upload
 from models.runtimes.cuda.utterances import settling
+from models.runtimes.onnx.projector import projector_output
 
 BUCKET_FRAMES = (64, 128, 256)
 """Buckets below the one for the longest utterance. Padding costs little, but a bucket's frames decide how the kernels tile."""

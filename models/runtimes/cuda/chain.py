@@ -26,7 +26,7 @@ from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.tensorrt_library import Builder, TensorRTError
 from models.runtimes.cuda.utterances import FRAMES_PER_STATE, settling
-from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
+from models.runtimes.onnx.decoder import OnnxMemoryDecoder
 
 EncoderRuntime = Literal["onnxruntime", "tensorrt"]
 AdapterRuntime = Literal["triton", "tensorrt"]
@@ -140,7 +140,7 @@ def _require_gpu_encoder(bundle: Bundle) -> None:
         )
 
 
-class HostSpeechDecoder(OnnxSpeechDecoder):
+class HostSpeechDecoder(OnnxMemoryDecoder):
     """Implements `models.protocols.SpeechDecoder` for states that lie on a device. For one thread, which may be the LLM's.
 
     The copies have a stream of their own, so that they wait for neither the encoder nor the LLM. States are finished when an

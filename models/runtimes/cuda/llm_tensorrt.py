@@ -11,7 +11,7 @@ from models.runtimes.cuda.device import Device
 from models.runtimes.cuda.plan import Plan, PlanContext
 from models.runtimes.cuda.slots import SlotMemory
 from models.runtimes.cuda.steps import INPUTS, CapturedStep, Step, StepInputs, StepMemory, StepShape, all_places
-from models.runtimes.onnx.embedding_table import EmbeddingTable
+from models.runtimes.onnx.decoder import EmbeddingTable
 
 DRAFT_TOKENS = (5, 9, 17)
 """A token and the drafts that follow it (`server.engine.runner.speculation`): steps of these lengths are captured, and those

@@ -1,4 +1,8 @@
-"""Projectors on ONNX Runtime: encoder states in, the LLM's input frames and perhaps a CTC draft out."""
+"""Projectors on ONNX Runtime: encoder states in, the LLM's input frames and perhaps a CTC draft out.
+
+Our own adapter gives the LLM one embedding for each run of the CTC path: the mean of its frames. The embedding of a frame is
+the expected embedding of its best tokens (a "posterior bridge") plus a learned residual.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.ctc import NO_TOKEN, frame_embeddings, projector_output
+from models.ctc import NO_TOKEN
 from models.protocols import CtcDraft, Float32, Int64, ProjectorOutput
 from models.runtimes.onnx.session import open_session, tensor_shapes
 
@@ -92,3 +96,43 @@ def read_draft(blank: Float32, tokens: Int64, probabilities: Float32) -> CtcDraf
     chosen = np.where(spoken, probabilities[:, 0], 0).astype(np.float32)
     given = (probabilities[kept] / np.maximum(1 - blank[kept], np.finfo(np.float32).tiny)[:, None]).astype(np.float32)
     return CtcDraft(best, chosen, blank, kept, tokens[kept], given)
+
+
+def run_starts(kept: Int64, best: Int64) -> npt.NDArray[np.intp]:
+    """Return where a run begins among kept frames: at another token, or after a dropped frame. kept, best [n]."""
+    fresh = np.ones(len(kept), bool)
+    fresh[1:] = (best[1:] != best[:-1]) | (kept[1:] != kept[:-1] + 1)
+    return np.flatnonzero(fresh)
+
+
+def frame_embeddings(table: npt.NDArray[Any], tokens: Int64, probabilities: Float32, residual: Float32) -> Float32:
+    """Return the embedding of each kept frame [n, embedding_size].
+
+    `table` [vocabulary, embedding_size] is the LLM's; tokens and probabilities [n, K], residual [n, embedding_size].
+    """
+    if not len(tokens):
+        return np.empty((0, residual.shape[1]), np.float32)
+    shares = probabilities / probabilities.sum(-1, keepdims=True)
+    return np.asarray(np.einsum("nk,nke->ne", shares, table[tokens].astype(np.float32)) + residual, np.float32)
+
+
+def projector_output(
+    blank_probability: Float32, kept: Int64, tokens: Int64, probabilities: Float32, embeddings: Float32
+) -> ProjectorOutput:
+    """Return an utterance's output from blank_probability [frames] and its kept frames' numbers, tokens and embeddings."""
+    best_token = np.full(len(blank_probability), NO_TOKEN, np.int64)
+    probability = np.zeros(len(blank_probability), np.float32)
+    if len(kept):
+        best_token[kept] = tokens[:, 0]
+        probability[kept] = probabilities[:, 0] * (1 - blank_probability[kept])
+    draft = CtcDraft(best_token, probability, blank_probability, kept, tokens, probabilities)
+    return ProjectorOutput(_average_over_runs(kept, tokens, embeddings), draft)
+
+
+def _average_over_runs(kept: Int64, tokens: Int64, embeddings: Float32) -> Float32:
+    """Return one embedding per run [runs, embedding_size]."""
+    if not len(kept):
+        return embeddings
+    starts = run_starts(kept, tokens[:, 0])
+    lengths = np.diff(np.append(starts, len(kept)))
+    return (np.add.reduceat(embeddings, starts) / lengths[:, None]).astype(np.float32)

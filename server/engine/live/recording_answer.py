@@ -12,7 +12,8 @@ import numpy as np
 
 from models.chain import Models
 from models.protocols import Float32, ProjectorOutput
-from server.engine.runner.sequence import SequenceState, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
 from server.engine.types.requests import InstructRequest, LiveRequest
 from server.errors import EngineFailed

@@ -18,7 +18,8 @@ from server.engine.live.recording_answer import RecordingAnswer
 from server.engine.live.stable_text import StableText
 from server.engine.live.utterance import Utterance
 from server.engine.runner.heard_words import read_words, shift_words
-from server.engine.runner.sequence import SequenceState, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.runner.transcript import longest_transcript
 from server.engine.types.events import (
     Delta,

@@ -19,7 +19,8 @@ from server.engine.runner.caches import PREFIX_CACHE_BYTES, AudioKey, ByteCache,
 from server.engine.runner.ctc_answer import write_answer
 from server.engine.runner.encode_stage import EncodeStage, WorkerThread, attempt
 from server.engine.runner.sampling import Sampler
-from server.engine.runner.sequence import SPEECH_DECODER, Memory, SequenceState, answer_detokeniser, compile_constraint
+from server.engine.runner.sequence import SPEECH_DECODER, Memory, SequenceState
+from server.engine.runner.sequence_builder import answer_detokeniser, compile_constraint
 from server.engine.runner.speculation import Draft, TokenDraft
 from server.engine.runner.transcript import TranscriptStage
 from server.engine.runner.verification import RunnerCounters, Verifier

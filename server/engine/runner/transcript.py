@@ -25,10 +25,11 @@ from models.speech_decoders.speech_model import (
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_heard
-from server.engine.runner.detokenise import Detokeniser
+from models.text.tokeniser import Detokeniser
 from server.engine.runner.heard_words import continue_words, read_words
 from server.engine.runner.sampling import Sampler
-from server.engine.runner.sequence import Memory, SequenceState, lay_out_speech_context
+from server.engine.runner.sequence import Memory, SequenceState
+from server.engine.runner.sequence_builder import lay_out_speech_context
 from server.engine.types.options import SamplingOptions, VoiceOptions
 
 Verdict = Literal["understood", "silence", "write again"]

@@ -40,7 +40,7 @@ from models.protocols import Float32, PrefillRow
 from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request
+from server.engine.runner.sequence_builder import lay_out_request
 from server.engine.types.requests import InstructRequest
 from tests.export.checkpoints.test_speech_llms import TOKENS, ask, run_together
 from tests.models.test_voice_onnx import write_graph

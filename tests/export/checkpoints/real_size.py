@@ -33,7 +33,7 @@ from models.bundle.io import Bundle, open_bundle
 from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import new_sequence
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from tests.models.test_voice_onnx import write_graph

@@ -15,7 +15,7 @@ from models.chain import Models
 from models.ctc import find_runs
 from models.protocols import CtcDraft, EncoderStates, ProjectorOutput
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_request, new_sequence
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest

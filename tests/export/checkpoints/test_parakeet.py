@@ -16,7 +16,7 @@ from models.bundle.schema import BundleDescription
 from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import new_sequence
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest

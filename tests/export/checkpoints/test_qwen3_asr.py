@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_request, new_sequence
 from server.engine.types.events import Done, Event, Failed
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest

@@ -10,7 +10,8 @@ import pytest
 from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import SequenceState, lay_out_request, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import lay_out_request, new_sequence
 from server.engine.types.events import Done
 from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest

@@ -26,7 +26,7 @@ from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_request, new_sequence
 from server.engine.types.events import Delta, Done, Event
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from export.importers.gguf import GgufError, read_llama, read_tokeniser
 from models.llms.llama import ExactAttention, build_decoder, embedding_table, rotated
 from models.protocols import PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from models.text.tokeniser import Tokeniser
 
 MERGES = ["Ġ Ġ", "h e", "l l", "he ll", "hell o", "Ġ hello", "1 2", "Ġ 1", "' s", "Ċ Ċ", "Ã ©"]

@@ -9,8 +9,8 @@ from models.graph.linear import Linear, float32_linear, row_linear
 from models.graph.rotation import random_rotation, spreading_rotation
 from models.llms.llama import ExactAttention, Llama, build_decoder, embedding_table, rotated
 from models.protocols import Float32, PrefillRow
+from models.runtimes.onnx.decoder import OnnxLLM
 from models.runtimes.onnx.encoder import OnnxEncoder
-from models.runtimes.onnx.llm import OnnxLLM
 from tests.models.graph.test_linear import product
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen
 from tests.support.tiny.tiny_whisper import MEL_BINS, arrays_of, random_encoder

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from models.llms.llama import AttentionWriter, ExactAttention, Llama, StandardAttention, build_decoder, embedding_table
 from models.protocols import BackendError, DecodeRow, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, tiny_llama, tiny_qwen
 
 Float32 = npt.NDArray[np.float32]

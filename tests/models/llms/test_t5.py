@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration
 from export.precisions import PRECISIONS
 from models.llms.t5 import T5, build_t5_decoder, build_t5_memory
 from models.protocols import DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.speech_decoder import OnnxEncoderDecoder
+from models.runtimes.onnx.decoder import OnnxEncoderDecoder
 from tests.support.tiny.tiny_t5 import VOCABULARY, tiny_t5
 
 SLOTS, TOKENS = 3, [0, 5, 17, 90, 9, 9, 33, 71, 71, 2, 8, 8, 14]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from export.tensorrt_speech import build_dense_adapter
-from models.ctc import NO_TOKEN, collapse, run_starts
+from models.ctc import NO_TOKEN, collapse
 from models.projectors.subsample import read_adapter
 from models.projectors.subsample_ctc import build_adapter
-from models.runtimes.onnx.projector import ADAPTER_OUTPUTS, OnnxProjector
+from models.runtimes.onnx.projector import ADAPTER_OUTPUTS, OnnxProjector, run_starts
 from models.runtimes.onnx.session import open_session
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import bridge, ctc_runs

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from export.precisions import PRECISIONS
 from models.llms.llama import ExactAttention, build_decoder, embedding_table
 from models.protocols import DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama
 
 SLOTS = 4

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from export.precisions import PRECISIONS
 from models.graph.silent_rest import SilentRest
 from models.protocols import DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.speech_decoder import OnnxSpeechDecoder
+from models.runtimes.onnx.decoder import OnnxMemoryDecoder
 from models.speech_decoders.whisper import build_decoder, build_memory, embedding_table, rotated_decoder
 from tests.support.tiny.tiny_whisper import WIDTH, decoder_arrays, random_whisper
 
@@ -29,20 +29,20 @@ def oracle() -> WhisperForConditionalGeneration:
 
 def open_decoder(
     oracle: WhisperForConditionalGeneration, folder: Path, precision: str, rest: SilentRest | None = None
-) -> OnnxSpeechDecoder:
+) -> OnnxMemoryDecoder:
     how = PRECISIONS[precision]
     arrays = how.prepare_speech_decoder(decoder_arrays(oracle))
     build_decoder(arrays, max_positions=64, linear=how.speech, head=how.head, rest=rest).save(folder / "decoder.onnx")
     build_memory(decoder_arrays(oracle), how.speech).save(folder / "memory.onnx")
     np.save(folder / "embedding.npy", embedding_table(arrays, np.float32))
     files = folder / "decoder.onnx", folder / "memory.onnx", folder / "embedding.npy"
-    return OnnxSpeechDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
+    return OnnxMemoryDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
 
 
 @pytest.fixture(scope="module", params=[None, SilentRest(200)], ids=["plain", "condensed"])
 def int8(
     request: pytest.FixtureRequest, oracle: WhisperForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory
-) -> OnnxSpeechDecoder:
+) -> OnnxMemoryDecoder:
     return open_decoder(oracle, tmp_path_factory.mktemp("int8"), "int8", request.param)
 
 
@@ -57,7 +57,7 @@ def reference_logits(oracle: WhisperForConditionalGeneration, states: Float32, t
     return logits
 
 
-def read_all(decoder: OnnxSpeechDecoder, slot: int, tokens: Sequence[int], position: int = 0) -> Float32:
+def read_all(decoder: OnnxMemoryDecoder, slot: int, tokens: Sequence[int], position: int = 0) -> Float32:
     (logits,) = decoder.prefill([PrefillRow(slot, position, decoder.embed(tokens), len(tokens))])
     return logits
 
@@ -94,7 +94,7 @@ def test_the_rotated_weights_give_the_same_logits(oracle: WhisperForConditionalG
     build_memory(decoder_arrays(oracle)).save(tmp_path / "memory.onnx")
     np.save(tmp_path / "embedding.npy", embedding_table(arrays, np.float32))
     files = tmp_path / "decoder.onnx", tmp_path / "memory.onnx", tmp_path / "embedding.npy"
-    decoder = OnnxSpeechDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
+    decoder = OnnxMemoryDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
     decoder.write_memory(0, states)
     np.testing.assert_allclose(read_all(decoder, 0, TOKENS), reference_logits(oracle, states, TOKENS), atol=2e-3)
 
@@ -104,7 +104,7 @@ def test_the_rotated_weights_give_the_same_logits(oracle: WhisperForConditionalG
     cuts=st.lists(st.integers(1, 4), min_size=3, max_size=10),
     counts=st.lists(st.integers(80, MAX_STATES), min_size=SLOTS, max_size=SLOTS),
 )
-def test_a_row_has_the_same_bits_beside_others_and_in_pieces(int8: OnnxSpeechDecoder, cuts: list[int], counts: list[int]) -> None:
+def test_a_row_has_the_same_bits_beside_others_and_in_pieces(int8: OnnxMemoryDecoder, cuts: list[int], counts: list[int]) -> None:
     alone = []
     for number, count in enumerate(counts):
         int8.write_memory(0, random_states(number, count))
@@ -121,7 +121,7 @@ def test_a_row_has_the_same_bits_beside_others_and_in_pieces(int8: OnnxSpeechDec
         np.testing.assert_array_equal(np.concatenate([logits[slot] for logits in together]), alone[slot][:done])
 
 
-def test_the_memory_moves_with_the_slot(int8: OnnxSpeechDecoder) -> None:
+def test_the_memory_moves_with_the_slot(int8: OnnxMemoryDecoder) -> None:
     int8.write_memory(0, random_states(0, 100))
     expected = read_all(int8, 0, TOKENS)
     int8.write_memory(0, random_states(1, 20))
@@ -131,7 +131,7 @@ def test_the_memory_moves_with_the_slot(int8: OnnxSpeechDecoder) -> None:
     np.testing.assert_array_equal(read_all(int8, 0, TOKENS[6:], 6), expected[6:])
 
 
-def test_a_longer_memory_leaves_the_others_as_they_are(int8: OnnxSpeechDecoder) -> None:
+def test_a_longer_memory_leaves_the_others_as_they_are(int8: OnnxMemoryDecoder) -> None:
     int8.write_memory(0, random_states(0, 10))
     expected = read_all(int8, 0, TOKENS)
     int8.write_memory(1, random_states(1, MAX_STATES))
@@ -139,7 +139,7 @@ def test_a_longer_memory_leaves_the_others_as_they_are(int8: OnnxSpeechDecoder) 
 
 
 @pytest.mark.parametrize("count", [0, MAX_STATES + 64])
-def test_memory_that_does_not_fit_is_refused(int8: OnnxSpeechDecoder, count: int) -> None:
+def test_memory_that_does_not_fit_is_refused(int8: OnnxMemoryDecoder, count: int) -> None:
     with pytest.raises(ValueError, match="a slot holds 1 to"):
         int8.write_memory(0, random_states(0, count))
 
@@ -148,7 +148,7 @@ START, LANGUAGE, TRANSCRIBE, TRANSLATE, LAST = 1, 5, 7, 8, 9
 LENGTH = 24
 
 
-def write_greedily(decoder: OnnxSpeechDecoder, slot: int, prompt: list[int], draft: list[int]) -> list[int]:
+def write_greedily(decoder: OnnxMemoryDecoder, slot: int, prompt: list[int], draft: list[int]) -> list[int]:
     """Write `LENGTH` tokens; before each pass the rest of the draft is proposed, of which the first tokens may stand."""
     rows, proposed = read_all(decoder, slot, prompt)[-1:], [0]
     written: list[int] = []
@@ -178,7 +178,7 @@ def test_the_text_is_that_of_transformers_with_any_draft(
         assert write_greedily(decoder, 1, prompt, draft) == expected
 
 
-def test_a_preempted_slot_goes_on_in_another_with_its_memory_written_again(int8: OnnxSpeechDecoder) -> None:
+def test_a_preempted_slot_goes_on_in_another_with_its_memory_written_again(int8: OnnxMemoryDecoder) -> None:
     int8.write_memory(1, random_states(0, 100))
     expected = read_all(int8, 1, TOKENS)
     state = int8.cache.read(1, 6)
@@ -190,7 +190,7 @@ def test_a_preempted_slot_goes_on_in_another_with_its_memory_written_again(int8:
     np.testing.assert_array_equal(read_all(int8, 3, TOKENS[6:], 6), expected[6:])
 
 
-def test_a_slot_without_memory_is_refused(int8: OnnxSpeechDecoder) -> None:
+def test_a_slot_without_memory_is_refused(int8: OnnxMemoryDecoder) -> None:
     int8.write_memory(0, random_states(0, 10))
     with pytest.raises(ValueError, match="slots 0 to 1 have no memory"):
         int8.decode([DecodeRow(slot, 0, [1]) for slot in range(2)])

@@ -20,7 +20,8 @@ from models.text import constraint as token_constraint
 from models.text import grammar
 from models.text.constraint import Grammars, TokenConstraint
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import SequenceState, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.runner.speculation import TokenDraft
 from server.engine.types.events import Ended
 from server.engine.types.options import Constraint, SamplingOptions, Scope

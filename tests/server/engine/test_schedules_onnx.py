@@ -10,7 +10,7 @@ import pytest
 
 from export.precisions import PRECISIONS
 from models.llms.llama import ExactAttention, build_decoder, embedding_table
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from server.engine.types.requests import InstructRequest
 from tests.support.fakes.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.support.fakes.fake_models import tokeniser_definition

@@ -15,7 +15,7 @@ from models.protocols import Float32
 from models.speech_decoders.speech_model import LONGEST_TRANSCRIPT, is_loop
 from server.engine.engine import LocalEngine
 from server.engine.runner import transcript
-from server.engine.runner.sequence import lay_out_speech_context
+from server.engine.runner.sequence_builder import lay_out_speech_context
 from server.engine.runner.transcript import (
     BEGINNING_BOOST,
     CONTINUING_BOOST,

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence import SequenceState, new_sequence
+from server.engine.runner.sequence import SequenceState
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.events import Done
 from server.engine.types.requests import InstructRequest
 from tests.support.fakes.fake_models import FakeLLM, fake_models

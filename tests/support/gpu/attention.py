@@ -16,7 +16,7 @@ from export.tensorrt_build import LENGTHS_INPUT
 from models.graph.linear import transposed_linear
 from models.llms.llama import Llama, build_decoder, embedding_table
 from models.protocols import LLM, DecodeRow, Float32, PrefillRow
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 
 SLOTS = 4
 """The cases need so many."""

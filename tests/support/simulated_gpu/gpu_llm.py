@@ -9,7 +9,7 @@ from export.tensorrt_profiles import Limits
 from models.llms.llama import StandardAttention, build_decoder, embedding_table
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from tests.support.simulated_gpu.builder import build_simulated_part
 from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.tiny.tiny_llama import MAX_POSITIONS, VOCABULARY, tiny_llama

@@ -17,7 +17,7 @@ from models.protocols import BackendError, DecodeRow, Float32, PrefillRow
 from models.runtimes.cuda.device import DeviceError, OutOfDeviceMemoryError
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan, PlanContext
-from models.runtimes.onnx.llm import OnnxLLM
+from models.runtimes.onnx.decoder import OnnxLLM
 from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.simulated_gpu.gpu_llm import SLOTS, build_llm_plan, on_cpu, on_simulated_gpu
 from tests.support.simulated_gpu.raw_plan import build, graph_part

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.ctc import collapse
-from server.engine.runner.sequence import new_sequence
+from server.engine.runner.sequence_builder import new_sequence
 from server.engine.runner.speculation import DraftGate, TokenDraft
 from server.engine.runner.verification import RELAXED_OVERRUN
 from server.engine.types.options import DraftPolicy, SamplingOptions

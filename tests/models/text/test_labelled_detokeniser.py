@@ -2,8 +2,7 @@
 
 import pytest
 
-from models.text.transcript_label import TranscriptLabel
-from server.engine.runner.detokenise import LabelledDetokeniser
+from models.text.transcript_label import LabelledDetokeniser, TranscriptLabel
 from tests.support.fakes.fake_models import END_TOKEN, tiny_tokeniser
 
 LABEL = TranscriptLabel("language ", END_TOKEN, {"en": "English", "zh": "Chinese"})

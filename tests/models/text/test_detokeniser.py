@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.runner.detokenise import Detokeniser
+from models.text.tokeniser import Detokeniser
 from tests.support.fakes.fake_models import SPECIAL_TOKENS, tiny_tokeniser
 
 TOKENS = st.lists(st.integers(0, 329))
