@@ -13,8 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 Float64 = npt.NDArray[np.float64]
 WorkKind = Literal["file", "answer", "partial", "draft"]
-StreamEventKind = Literal["began", "paused", "resumed", "over"]
+StreamEventKind = Literal["began", "silent", "paused", "speaks", "resumed", "over"]
 
+# A live session sends its audio in pieces of so many seconds.
+PIECE_S = 0.04
 SPREAD_POINTS = 21
 # Profiles next in length among which a request's work is drawn.
 NEIGHBOURS = 3
@@ -84,7 +86,11 @@ class WorkProfile:
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """An event of the endpointer, `at_s` after the session's first sample; `end_s` is where the utterance would end."""
+    """An event of the endpointer, `at_s` after the session's first sample; `end_s` is where the utterance would end.
+
+    An utterance is `silent` before its silence has lasted long enough to be `paused`; then it `speaks` again, and, if it was
+    paused, is `resumed`.
+    """
 
     kind: StreamEventKind
     at_s: float
@@ -117,7 +123,9 @@ class StageCosts:
     `heard_s` are the seconds that the encoder hears of utterances of `encode.lengths_s`, padding included. `step_s` is what
     a step costs beside its stages, `door_s` what a request waits outside the engine, `door_cpu_s` the processor seconds that it
     takes there (server, decoder, client) on `cores` cores, `voice_s` the detection of voice in one
-    second of live audio, on a thread beside the engine's. With `encodes_beside`, the encoder runs beside the decoders (on a GPU).
+    second of live audio, on a thread beside the engine's, and `words_s` the timing of the words in one second of live audio, on
+    another one, before an answer or a written partial is told. With `encodes_beside`, the encoder runs beside the decoders (on a
+    GPU).
     """
 
     name: str
@@ -130,6 +138,7 @@ class StageCosts:
     door_cpu_s: float = 0.0
     cores: int = 1
     voice_s: float = 0.0
+    words_s: float = 0.0
     encodes_beside: bool = False
     slots: int = 4
     queue_limit: int = 16

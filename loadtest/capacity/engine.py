@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,17 @@ from server.errors import DeadlineUnmeetable, Overloaded
 
 # Tokens that a decode pass brings, on average: a preempted request has to prefill them again.
 TOKENS_PER_PASS = 2
+
+
+class Outside(Protocol):
+    """What happens outside of the engine while it encodes."""
+
+    @property
+    def next_due_s(self) -> float:
+        """When something happens next; infinite if nothing will."""
+
+    def take_due(self, now_s: float) -> None:
+        """Have happen what is due by now, which may submit and cancel requests."""
 
 
 class RefusedError(RuntimeError):
@@ -81,12 +93,21 @@ class SimulatedEngine:
         client: str = "",
         priority: Priority = Priority.INTERACTIVE,
         of_session: bool = False,
+        gives_way: bool = False,
     ) -> SimulatedRequest:
         """Queue a request as the engine's `RequestTable` does. Raises `RefusedError`."""
         self._numbers += 1
         decoders = tuple(phase.decoder for phase in work.phases)
         entry = SchedulerEntry(
-            str(self._numbers), client, priority, work.audio_s, now_s, math.inf, of_session=of_session, decoders=decoders
+            str(self._numbers),
+            client,
+            priority,
+            work.audio_s,
+            now_s,
+            math.inf,
+            of_session=of_session,
+            gives_way=gives_way,
+            decoders=decoders,
         )
         if not of_session:
             self._admit(entry, now_s)
@@ -104,8 +125,8 @@ class SimulatedEngine:
         if request.entry.id in self._requests and self.scheduler.is_queued(request.entry.id):
             self._forget(request)
 
-    def step(self, now_s: float) -> float:
-        """Run one step that begins now, and return when it ends."""
+    def step(self, now_s: float, outside: Outside | None = None) -> float:
+        """Run one step that begins now, and return when it ends. `outside` goes on while the step encodes."""
         for request in [each for each in self._requests.values() if each.cancelled]:
             self._forget(request)
         for id in self.scheduler.preempt_requests(now_s):
@@ -121,7 +142,7 @@ class SimulatedEngine:
         now_s = self._prefill([(self._requests[id], positions) for id, positions in step.prefill], now_s)
         goes_on = self._costs.encodes_beside and (step.decode or step.prefill) and now_s < self._encoded_at_s
         if self._encoding and not goes_on:
-            now_s = self._encode(now_s)
+            now_s = self._encode(now_s, outside)
         return now_s
 
     def _admit(self, entry: SchedulerEntry, now_s: float) -> None:
@@ -170,11 +191,18 @@ class SimulatedEngine:
                 self._settle(request, now_s)
         return now_s
 
-    def _encode(self, now_s: float) -> float:
-        batch, self._encoding = self._encoding, []
+    def _encode(self, now_s: float, outside: Outside | None) -> float:
+        batch, self._encoding = [request for request in self._encoding if not request.cancelled], []
         took_s = max(0.0, self._encoded_at_s - now_s) if self._costs.encodes_beside else self._encode_s
+        end_s = now_s + took_s
+        while outside is not None and outside.next_due_s < end_s and not self._outruns(batch):
+            now_s = max(now_s, outside.next_due_s)
+            outside.take_due(now_s)
+        if self._outruns(batch):
+            self._give_up(batch)
+            return now_s
+        now_s = end_s
         self._measure(self.admission.encode_s, took_s, sum(request.work.audio_s for request in batch))
-        now_s += took_s
         for request in batch:
             if request.entry.id not in self._requests:
                 continue
@@ -183,6 +211,17 @@ class SimulatedEngine:
             else:
                 self._finish(request, now_s)
         return now_s
+
+    def _outruns(self, batch: Sequence[SimulatedRequest]) -> bool:
+        """Return whether encoding a batch gives way, by the rule of `RequestTable.outruns`."""
+        wanted = [request.entry for request in batch if not request.cancelled]
+        return all(entry.gives_way and self.scheduler.has_queued_before(entry) for entry in wanted)
+
+    def _give_up(self, batch: Sequence[SimulatedRequest]) -> None:
+        for request in batch:
+            self._forget(request)
+            if not request.cancelled:
+                request.end(None)
 
     def _settle(self, request: SimulatedRequest, now_s: float) -> None:
         """Have a request that is through with its phase go on with the next one, or end."""
@@ -211,7 +250,12 @@ class SimulatedEngine:
         if request.work.phases:
             self.admission.record_answer(positions, sum(phase.passes for phase in request.work.phases))
         if not request.cancelled:
-            request.end(now_s)
+            request.end(now_s + self._words_s(request))
+
+    def _words_s(self, request: SimulatedRequest) -> float:
+        """Return how long another thread times the words of an answer, or of a partial that was written."""
+        has_words = request.entry.of_session and len(request.work.phases) > 0
+        return self._costs.words_s * request.work.audio_s if has_words else 0.0
 
     def _forget(self, request: SimulatedRequest) -> None:
         if self._requests.pop(request.entry.id, None) is not None:

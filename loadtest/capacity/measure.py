@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.capacity.costs import (
+    PIECE_S,
     DecoderCost,
     EncodeCost,
     Phase,
@@ -26,7 +27,6 @@ from loadtest.capacity.costs import (
 )
 from loadtest.capacity.traced_engine import (
     ENCODE_LENGTHS_S,
-    PIECE_S,
     Trace,
     TracedEngine,
     run_lengths,
@@ -116,6 +116,7 @@ def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Reco
             len(models.pad_audio(np.zeros(round(each * RATE_HZ), np.float32))) / RATE_HZ for each in encode_cost.lengths_s
         ),
         step_s=float(np.median(trace.steps)),
+        words_s=measure_words_s(trace),
         encodes_beside=models.encodes_beside,
         step_tokens=STEP_TOKENS,
         spread=spread,
@@ -139,7 +140,7 @@ def list_work(trace: Trace, names: Sequence[str]) -> list[WorkProfile]:
     """Return the work of the requests that were traced; requests about recordings have ids like `file/round/name`."""
     profiles: dict[tuple[WorkKind, str, float], WorkProfile] = {}
     for id, sequence in trace.sequences.items():
-        if not sequence.finished:
+        if not sequence.finished or sequence.error:
             continue
         kind = _kind_of(sequence)
         name = next((each for each in names if id.endswith(f"/{each}")), "")
@@ -149,6 +150,13 @@ def list_work(trace: Trace, names: Sequence[str]) -> list[WorkProfile]:
         key = f"{id.partition('/')[0]}/{name}" if name else id
         profiles.setdefault((kind, key, audio_s), WorkProfile(kind, key if name else "", audio_s, phases))
     return list(profiles.values())
+
+
+def measure_words_s(trace: Trace) -> float:
+    """Return what it takes to time the words in one second of audio, with detokenisation, which takes next to nothing."""
+    timed = [sequence for sequence in trace.sequences.values() if sequence.words is not None]
+    audio_s = sum(len(sequence.request.audio) / RATE_HZ for sequence in timed)
+    return sum(sequence.times.detokenise_s for sequence in timed) / audio_s if timed else 0.0
 
 
 def measure_voice_s(models: Models, stream: StreamAudio) -> float:
@@ -172,7 +180,11 @@ def profile_stream(models: Models, stream: StreamAudio) -> StreamProfile:
     events: list[StreamEvent] = []
     for number, probability in enumerate(probabilities):
         at_s = float(np.ceil((number + 1) * window / RATE_HZ / PIECE_S) * PIECE_S)
-        for event in endpointer.push([probability]):
+        was_silent = endpointer.is_silent
+        told = endpointer.push([probability])
+        if endpointer.is_silent != was_silent and not any(isinstance(event, SpeechOver) for event in told):
+            events.append(StreamEvent("speaks" if was_silent else "silent", at_s))
+        for event in told:
             match event:
                 case SpeechBegan(start):
                     events.append(StreamEvent("began", at_s, start / RATE_HZ))

@@ -103,25 +103,27 @@ class _Simulation:
             self._schedule(self._draw_gap_s(), self._arrive)
         now_s = busy_s = 0.0
         while now_s < math.inf:
-            self._take_due(now_s)
+            self.take_due(now_s)
             if self._engine.has_work:
-                began_s, now_s = now_s, self._engine.step(now_s)
+                began_s, now_s = now_s, self._engine.step(now_s, self)
                 busy_s += max(0.0, min(now_s, self._end_s) - max(began_s, self._begin_s))
             else:
-                now_s = max(now_s, self._next_due_s())
+                now_s = max(now_s, self.next_due_s)
         self._outcome.final_waits_s = [wait_s for stream in self._streams for wait_s in stream.list_waits_s()]
         self._outcome.partials = sum(stream.partials for stream in self._streams)
         self._outcome.utilisation = busy_s / self._outcome.seconds
         return self._outcome
 
-    def _next_due_s(self) -> float:
+    @property
+    def next_due_s(self) -> float:
+        """When something happens next outside of the engine."""
         due_s = self._due[0][0] if self._due else math.inf
         return min([due_s, *(stream.next_due_s for stream in self._streams)])
 
     def _schedule(self, at_s: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self._due, (at_s, next(self._order), action))
 
-    def _take_due(self, now_s: float) -> None:
+    def take_due(self, now_s: float) -> None:
         """Do what is due, files at the time at which they came, and have sessions cut what was heard, as before each step."""
         while self._due and self._due[0][0] <= now_s:
             at_s, _, action = heapq.heappop(self._due)

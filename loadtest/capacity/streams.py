@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadtest.capacity.costs import StageCosts, StreamEvent, StreamProfile, WorkKind, WorkProfile
+from loadtest.capacity.costs import PIECE_S, StageCosts, StreamEvent, StreamProfile, WorkKind, WorkProfile
 from loadtest.capacity.engine import SimulatedEngine, SimulatedRequest
 from server.engine.live.session import (
     FIRST_PARTIAL_INTERVAL_S,
+    LONGEST_FIRST_WAIT_S,
     LONGEST_WRITING_S,
     PARTIAL_INTERVAL_S,
     PARTIAL_SHARE,
@@ -29,6 +30,7 @@ class SimulatedUtterance:
 
     start_s: float
     partial_due_s: float
+    is_silent: bool = False
     end_s: float = 0.0
     has_words: bool = False
     over_at_s: float = math.inf
@@ -63,14 +65,14 @@ class SimulatedStream:
         self._events = deque(self.profile.events)
         self._current: SimulatedUtterance | None = None
         self._unanswered: deque[SimulatedUtterance] = deque()
-        self._hypothesis_took_s = 0.0
+        self._hypothesis_took_s = self._draft_took_s = 0.0
 
     @property
     def next_due_s(self) -> float:
         """When the session has something for the engine next; infinite if nothing is left."""
         due_s = self._events[0].at_s if self._events else math.inf
         utterance = self._current
-        if utterance is not None and utterance.partial is None and utterance.answer is None:
+        if utterance is not None and self._lacks_partial(utterance):
             due_s = min(due_s, max(utterance.partial_due_s, 0.0))
         return self.begin_s + due_s
 
@@ -90,16 +92,23 @@ class SimulatedStream:
                 waits.append(told[-1] - end_s)
         return waits
 
+    @staticmethod
+    def _lacks_partial(utterance: SimulatedUtterance) -> bool:
+        return utterance.partial is None and utterance.answer is None and not utterance.is_silent
+
     def _heard_s(self, now_s: float) -> float:
         """Return how much audio was heard by now; the session's own due times are never missed by rounding."""
         return now_s - self.begin_s + ROUNDING_S
 
     def _follow(self, event: StreamEvent, now_s: float) -> None:
         if event.kind == "began":
-            due_s = event.start_s + VoiceOptions.prefix_padding_s + FIRST_PARTIAL_INTERVAL_S
-            self._current = SimulatedUtterance(event.start_s, due_s)
+            wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
+            due_s = event.start_s + VoiceOptions.prefix_padding_s + wait_s
+            self._current = SimulatedUtterance(event.start_s, next_piece_s(due_s))
         elif self._current is None:
             return
+        elif event.kind in ("silent", "speaks"):
+            self._current.is_silent = event.kind == "silent"
         elif event.kind == "paused":
             self._request_answer(self._current, event.end_s, now_s)
         elif event.kind == "resumed":
@@ -112,6 +121,7 @@ class SimulatedStream:
             utterance.answered_at_s = math.inf if at_s is None else at_s
             self._release()
 
+        self._drop_partial(utterance)
         utterance.end_s = end_s
         work = self.costs.draw_work("answer", end_s - utterance.start_s, self.random)
         utterance.answer = self._submit(work, Priority.LIVE, end, now_s)
@@ -121,12 +131,15 @@ class SimulatedStream:
             self.engine.cancel(utterance.answer)
         utterance.answer, utterance.answered_at_s = None, math.inf
 
+    def _drop_partial(self, utterance: SimulatedUtterance) -> None:
+        if utterance.partial is not None:
+            self.engine.cancel(utterance.partial)
+            utterance.partial = None
+
     def _end_utterance(self, utterance: SimulatedUtterance, end_s: float, now_s: float) -> None:
         if utterance.answer is None or utterance.end_s != end_s:
             self._withdraw_answer(utterance)
             self._request_answer(utterance, end_s, now_s)
-        if utterance.partial is not None:
-            self.engine.cancel(utterance.partial)
         utterance.over_at_s = now_s
         self._unanswered.append(utterance)
         self._current = None
@@ -143,7 +156,7 @@ class SimulatedStream:
 
     def _begin_partial(self, now_s: float) -> None:
         utterance, heard_s = self._current, self._heard_s(now_s)
-        if utterance is None or utterance.partial is not None or utterance.answer is not None:
+        if utterance is None or not self._lacks_partial(utterance):
             return
         if heard_s < utterance.partial_due_s:
             return
@@ -153,19 +166,27 @@ class SimulatedStream:
         def end(at_s: float | None) -> None:
             utterance.partial = None
             if at_s is None:
+                utterance.partial_due_s = next_piece_s(utterance.partial_due_s + PIECE_S)
                 return
             took_s = at_s - now_s
             self.partials += 1
             self._hypothesis_took_s = took_s if is_written else 0.0
+            if not is_written:
+                self._draft_took_s = took_s
             utterance.has_words = heard_s - utterance.start_s > VoiceOptions.prefix_padding_s + FIRST_WORD_S
             interval_s = PARTIAL_INTERVAL_S if utterance.has_words else FIRST_PARTIAL_INTERVAL_S
-            utterance.partial_due_s = heard_s + max(interval_s, took_s / PARTIAL_SHARE)
+            utterance.partial_due_s = next_piece_s(heard_s + max(interval_s, took_s / PARTIAL_SHARE))
 
         audio_s = min(PARTIAL_WINDOW_S, heard_s - utterance.start_s)
         work = self.costs.draw_work(kind, audio_s, self.random)
-        utterance.partial = self._submit(work, Priority.PARTIAL, end, now_s)
+        utterance.partial = self._submit(work, Priority.PARTIAL, end, now_s, gives_way=True)
 
     def _submit(
-        self, work: WorkProfile, priority: Priority, end: Callable[[float | None], None], now_s: float
+        self, work: WorkProfile, priority: Priority, end: Callable[[float | None], None], now_s: float, *, gives_way: bool = False
     ) -> SimulatedRequest:
-        return self.engine.submit(work, end, now_s, client=self.client, priority=priority, of_session=True)
+        return self.engine.submit(work, end, now_s, client=self.client, priority=priority, of_session=True, gives_way=gives_way)
+
+
+def next_piece_s(at_s: float) -> float:
+    """Return the end of the piece of audio that brings the moment `at_s`."""
+    return math.ceil(at_s / PIECE_S - ROUNDING_S) * PIECE_S

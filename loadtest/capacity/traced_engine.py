@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from loadtest.capacity.costs import PIECE_S
 from loadtest.clients.server import MAX_TOKENS
 from loadtest.live.audio import StreamAudio
 from loadtest.support.instructions import TRANSCRIBE
@@ -27,7 +28,6 @@ from server.settings import Settings
 
 QUESTION = "Name the topic of the speech in one word."
 QUESTION_TOKENS = 24
-PIECE_S = 0.04
 # Requests side by side in one round each: one alone, some, and all slots.
 ROUNDS = (1, 2, 4)
 # The lengths at which the encoder's cost is measured, which need not be proportional to them.
@@ -87,7 +87,8 @@ class TracedEngine(LocalEngine):
             self.trace.sequences[sequence.request.id] = sequence
         audio_s = [len(sequence.request.audio) / RATE_HZ for sequence in batch]
         took_s = self._time(lambda: LocalEngine._encode(self))
-        if batch:
+        # A batch that gave way is not a whole one.
+        if batch and not any(sequence.error for sequence in batch):
             self.trace.encodes.append((audio_s, took_s))
 
     def _time(self, stage: Callable[[], None]) -> float:
@@ -170,7 +171,7 @@ def _play(engine: TracedEngine, id: str, stream: StreamAudio) -> None:
         if isinstance(event, Ended | Failed):
             ended.set()
 
-    engine.open_live(LiveRequest(id, TRANSCRIBE), deliver)
+    engine.open_live(LiveRequest(id, TRANSCRIBE, word_times="required"), deliver)
     samples = to_float(stream)
     piece = round(PIECE_S * RATE_HZ)
     began_s = time.monotonic()
