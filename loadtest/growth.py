@@ -6,8 +6,9 @@
 Starts a server of its own. Half of the files come from an address that no other has, so that a table by client shows. Before
 and ten times within the calls that count it waits until the server's gauges say that nothing goes on, and looks at each of its
 processes: growth is the slope of a straight line through these looks, because one look is off by some MiB either way. Prints a
-row for each kind as soon as it is known, and at the end the table; exit status 1 where gauges, processes, files or threads are
-left, where a call had another outcome than its kind says, or where memory grew by more than 4 MiB for 2,000 calls.
+row and the looks for each kind as soon as they are known, and at the end the table; exit status 1 where gauges, processes,
+files or threads are left, where a call had another outcome than its kind says, or where memory grew by more than 4 MiB for
+2,000 calls.
 """
 
 import http.client
@@ -146,7 +147,7 @@ class Growth:
 
     def mib(self, *names: str) -> float:
         """Return by how much the processes of some names grew together, by the straight line through all looks."""
-        held = [sum(each.resident_mib for each in seen.processes if each.name in names) for seen in self.looks]
+        held = [sum(each.anonymous_mib for each in seen.processes if each.name in names) for seen in self.looks]
         return float(np.polyfit([seen.sessions for seen in self.looks], held, 1)[0]) * self.calls
 
     @property
@@ -167,6 +168,14 @@ class Growth:
     @property
     def is_good(self) -> bool:
         return self.bar_mib <= MAX_GROWTH_MIB and not self.left and not self.wrong
+
+    def list_looks(self) -> list[str]:
+        """Return a line for the processes of each name: the MiB that they held at each look."""
+        held = {
+            name: [sum(each.anonymous_mib for each in seen.processes if each.name == name) for seen in self.looks]
+            for name in sorted(self.names)
+        }
+        return [f"{name}: {', '.join(f'{mib:.1f}' for mib in looks)}" for name, looks in held.items()]
 
     def row(self) -> list[object]:
         """Return the cells below `HEAD`."""
@@ -221,7 +230,7 @@ def main() -> int:
             caller, others, growths = Caller(read_target(server.url), speech, as_opus(speech)), OthersWatch(), []
             for kind in arguments.kinds:
                 growths.append(measure(server, caller, kind, arguments.warm_up, arguments.calls, arguments.concurrency))
-                print(json.dumps(growths[-1].row()), *growths[-1].wrong[:SHOWN], sep="\n", flush=True)
+                print(json.dumps(growths[-1].row()), *growths[-1].list_looks(), *growths[-1].wrong[:SHOWN], sep="\n", flush=True)
     except ServerError as error:
         print(f"growth: {error}", file=sys.stderr)
         return 2

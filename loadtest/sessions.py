@@ -91,7 +91,7 @@ def leaks(before: Look, middle: Look, after: Look) -> list[str]:
         for kind in ("processes", "files", "threads")
         if ended[kind] > begun[kind]
     ]
-    growth_mib = total(after.processes)["resident_mib"] - total(middle.processes)["resident_mib"]
+    growth_mib = total(after.processes)["anonymous_mib"] - total(middle.processes)["anonymous_mib"]
     if growth_mib > MAX_GROWTH_MIB:
         found.append(f"memory grew by {growth_mib:.1f} MiB from session {middle.sessions} to session {after.sessions}")
     return found
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Reading]]:
 def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     before, middle, after = result["totals"]
-    growths = [round(late["resident_mib"] - early["resident_mib"], 2) for early, late in ((before, middle), (middle, after))]
+    growths = [round(late["anonymous_mib"] - early["anonymous_mib"], 2) for early, late in ((before, middle), (middle, after))]
     wrong = result["leaks"] + result["wrongly_ended"][:SHOWN]
     lines = [
         "# Live sessions begun and dropped",
@@ -154,7 +154,7 @@ def markdown(result: dict[str, Any]) -> str:
             ["after sessions", "processes", "open files", "threads", "MiB"], [list(each.values()) for each in result["totals"]]
         ),
         "",
-        "All processes of the server together, when nothing was going on; pages that several share count in each. By process:",
+        "All processes of the server together, when nothing was going on, without pages of files. By process:",
         "",
         *table(
             ["process", "MiB before", "after", "open files before", "after", "threads before", "after"],
@@ -163,7 +163,7 @@ def markdown(result: dict[str, Any]) -> str:
                     first["name"],
                     *(
                         cell
-                        for key in ("resident_mib", "files", "threads")
+                        for key in ("anonymous_mib", "files", "threads")
                         for cell in (round(first[key], 1), round(last[key], 1))
                     ),
                 ]

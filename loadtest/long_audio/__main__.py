@@ -102,7 +102,7 @@ def measure_file(
         "cpu_s_per_audio_s": round((last.cpu_s - first.cpu_s) / reply["audio_s"], 4),
         "memory_before_mib": round(first.total_mib, 1),
         "peak_mib": round(peak.total_mib, 1),
-        "peak_by_process_mib": {name: round(mib, 1) for name, mib in peak.resident_mib.items()},
+        "peak_by_process_mib": {name: round(mib, 1) for name, mib in peak.anonymous_mib.items()},
         "memory_after_mib": round(last.total_mib, 1),
         "finish_reason": reply["finish_reason"],
         **asdict(report),

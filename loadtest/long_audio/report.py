@@ -63,8 +63,8 @@ def _files(files: Sequence[dict[str, Any]]) -> list[str]:
             [[f"{row['minutes']:g} min", *(row[name] for name in FILE_FIGURES)] for row in files],
         ),
         "",
-        "Resident memory of all processes of the server; pages that several share count in each, and the file as it came is part "
-        "of it. At the peak, by process:",
+        "Memory of all processes of the server without pages of files; the audio as it came is part of it. At the peak, by "
+        "process:",
         "",
         *(f"- {row['minutes']:g} min: {_by_process(row['peak_by_process_mib'])}" for row in files),
         "",
@@ -91,12 +91,12 @@ def _by_process(held_mib: Mapping[str, float]) -> str:
 
 
 def _live(live: dict[str, Any]) -> list[str]:
-    names = list(live["stretches"][-1]["resident_mib"]) if live["stretches"] else []
+    names = list(live["stretches"][-1]["anonymous_mib"]) if live["stretches"] else []
     rows = [
         [
             f"{each['start_s'] / 60:.1f} to {each['end_s'] / 60:.1f}",
             round(each["cpu_s_per_audio_s"], 4),
-            *(round(each["resident_mib"].get(name, 0.0), 1) for name in names),
+            *(round(each["anonymous_mib"].get(name, 0.0), 1) for name in names),
         ]
         for each in live["stretches"]
     ]

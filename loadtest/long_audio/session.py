@@ -19,7 +19,7 @@ class Stretch:
     start_s: float
     end_s: float
     cpu_s_per_audio_s: float
-    resident_mib: dict[str, float]
+    anonymous_mib: dict[str, float]
 
 
 def stretches(run: StreamRun, readings: Sequence[Reading], window_s: float = WINDOW_S) -> list[Stretch]:
@@ -43,7 +43,7 @@ def stretches(run: StreamRun, readings: Sequence[Reading], window_s: float = WIN
                     first_s,
                     last_s,
                     (last.cpu_s - first.cpu_s) / (last_s - first_s),
-                    {name: mean(reading.resident_mib.get(name, 0.0) for _, reading in within) for name in last.resident_mib},
+                    {name: mean(reading.anonymous_mib.get(name, 0.0) for _, reading in within) for name in last.anonymous_mib},
                 )
             )
         start_s += window_s

@@ -65,7 +65,7 @@ def outside_of(outcomes: Sequence[Outcome], injections: Sequence[Injection]) -> 
 
 def slope_mib(readings: Sequence[Reading], process: str) -> float:
     """Return by how much a process grows in ten minutes, by the straight line through all readings."""
-    points = [(reading.moment_s, reading.resident_mib[process]) for reading in readings if process in reading.resident_mib]
+    points = [(reading.moment_s, reading.anonymous_mib[process]) for reading in readings if process in reading.anonymous_mib]
     if len(points) < 2:
         return 0.0
     moments_s, memory_mib = np.array(points).T

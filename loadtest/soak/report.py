@@ -89,10 +89,10 @@ def plot(
         )
         above.set(ylabel="seconds", yscale="symlog", title="Outcomes; stripes are faults")
         above.legend(fontsize=7, ncols=3)
-        for name in sorted({name for reading in readings for name in reading.resident_mib}):
-            seen = [reading for reading in readings if name in reading.resident_mib]
-            below.plot([each.moment_s - begin_s for each in seen], [each.resident_mib[name] for each in seen], label=name)
-        below.set(xlabel="time (s)", ylabel="resident memory (MiB)", ylim=(0, None))
+        for name in sorted({name for reading in readings for name in reading.anonymous_mib}):
+            seen = [reading for reading in readings if name in reading.anonymous_mib]
+            below.plot([each.moment_s - begin_s for each in seen], [each.anonymous_mib[name] for each in seen], label=name)
+        below.set(xlabel="time (s)", ylabel="anonymous memory (MiB)", ylim=(0, None))
         below.legend(fontsize=7)
         for axes in (above, below):
             axes.grid(alpha=0.3)

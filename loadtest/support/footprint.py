@@ -10,16 +10,19 @@ from typing import Self
 
 from loadtest.support.process import cpu_seconds, process_tree
 
-PAGE_BYTES = 4096
+ANONYMOUS = re.compile(r"Rss(?:Anon|Shmem):\s+(\d+) kB")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """One process. `name` is the module that it runs; resident memory counts shared pages too."""
+    """One process. `name` is the module that it runs.
+
+    Anonymous memory is what the process wrote itself. Pages of files, such as libraries, come and go as the kernel wants it.
+    """
 
     pid: int
     name: str
-    resident_mib: float
+    anonymous_mib: float
     files: int
     threads: int
 
@@ -30,9 +33,9 @@ def footprints(pid: int) -> list[Footprint]:
     for each in process_tree(pid):
         folder = Path(f"/proc/{each}")
         try:
-            resident_mib = int((folder / "statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+            anonymous_mib = sum(map(int, ANONYMOUS.findall((folder / "status").read_text()))) / 1024
             files, threads = (sum(1 for _ in (folder / kind).iterdir()) for kind in ("fd", "task"))
-            found.append(Footprint(each, _name(folder), resident_mib, files, threads))
+            found.append(Footprint(each, _name(folder), anonymous_mib, files, threads))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -51,21 +54,21 @@ def total(held: Iterable[Footprint]) -> dict[str, float]:
         "processes": len(held),
         "files": sum(each.files for each in held),
         "threads": sum(each.threads for each in held),
-        "resident_mib": round(sum(each.resident_mib for each in held), 2),
+        "anonymous_mib": round(sum(each.anonymous_mib for each in held), 2),
     }
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A moment of the monotonic clock: resident memory of the processes by name, and the CPU time that all of them have used."""
+    """A moment of the monotonic clock: anonymous memory of the processes by name, and the CPU time that all of them have used."""
 
     moment_s: float
-    resident_mib: dict[str, float]
+    anonymous_mib: dict[str, float]
     cpu_s: float
 
     @property
     def total_mib(self) -> float:
-        return sum(self.resident_mib.values())
+        return sum(self.anonymous_mib.values())
 
 
 class Watch:
@@ -79,10 +82,10 @@ class Watch:
 
     def read(self) -> Reading:
         """Take a reading now."""
-        resident_mib: dict[str, float] = {}
+        anonymous_mib: dict[str, float] = {}
         for each in footprints(self._pid):
-            resident_mib[each.name] = resident_mib.get(each.name, 0.0) + each.resident_mib
-        reading = Reading(time.monotonic(), resident_mib, cpu_seconds(self._pid))
+            anonymous_mib[each.name] = anonymous_mib.get(each.name, 0.0) + each.anonymous_mib
+        reading = Reading(time.monotonic(), anonymous_mib, cpu_seconds(self._pid))
         self.readings.append(reading)
         return reading
 

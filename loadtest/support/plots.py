@@ -40,6 +40,6 @@ def plot_memory(watches: Mapping[str, Sequence[Reading]], path: Path, title: str
         for name, readings in watches.items():
             seconds = [reading.moment_s - readings[0].moment_s for reading in readings]
             axes.plot(seconds, [reading.total_mib for reading in readings], label=name)
-        axes.set(title=title, xlabel="time (s)", ylabel="resident memory of the server's processes (MiB)", ylim=(0, None))
+        axes.set(title=title, xlabel="time (s)", ylabel="anonymous memory of the server's processes (MiB)", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

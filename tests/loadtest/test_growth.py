@@ -44,7 +44,7 @@ QUIET = Look(0, {}, [Footprint(1, "server", 100.0, 30, 8), Footprint(2, "server.
 
 def grown(mib: float, files: int = 0) -> Look:
     server, engine = QUIET.processes
-    return replace(QUIET, sessions=500, processes=[server, replace(engine, resident_mib=400.0 + mib, files=20 + files)])
+    return replace(QUIET, sessions=500, processes=[server, replace(engine, anonymous_mib=400.0 + mib, files=20 + files)])
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_second_of_audio_that_costs_ever_more() -> None:
     assert (second.start_s, second.end_s) == (100, 190)
     assert first.cpu_s_per_audio_s == pytest.approx(0.1)
     assert second.cpu_s_per_audio_s == pytest.approx(0.3)
-    assert (first.resident_mib, second.resident_mib) == ({"server": 104.5}, {"server": 114.5})
+    assert (first.anonymous_mib, second.anonymous_mib) == ({"server": 104.5}, {"server": 114.5})
 
 
 def test_a_session_that_nobody_watched_has_no_stretches() -> None:
@@ -97,7 +97,7 @@ def result(**changes: Any) -> dict[str, Any]:
     words = asdict(compare(PARTS, ALL)) | {"lost_share": 0.0, "recordings": 3}
     memory = {"memory_before_mib": 800, "peak_mib": 900, "memory_after_mib": 850, "peak_by_process_mib": {"server": 900}}
     times = {"wall_s": 60.0, "rtfx": 30.0, "cpu_s_per_audio_s": 0.05}
-    stretch = {"start_s": 0.0, "end_s": 300.0, "cpu_s_per_audio_s": 0.07, "resident_mib": {"server": 100.0}}
+    stretch = {"start_s": 0.0, "end_s": 300.0, "cpu_s_per_audio_s": 0.07, "anonymous_mib": {"server": 100.0}}
     live = {"minutes": 60.0, "utterances": 9, "partials": 8, "peak_mib": 900, "stretches": [stretch], "complaints": []}
     machine = {"date": "2026-01-01", "git_revision": "abc", "machine": "a machine", "python": "3", "versions": {}}
     return {

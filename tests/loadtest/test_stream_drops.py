@@ -72,8 +72,8 @@ def changed(**values: Any) -> Look:
     ("after", "expected"),
     [
         (QUIET, []),
-        (changed(resident_mib=403.9), []),
-        (changed(resident_mib=404.5), ["memory grew by 4.5 MiB from session 0 to session 2000"]),
+        (changed(anonymous_mib=403.9), []),
+        (changed(anonymous_mib=404.5), ["memory grew by 4.5 MiB from session 0 to session 2000"]),
         (changed(files=21), ["51 files after all sessions, 50 before"]),
         (changed(threads=6), ["14 threads after all sessions, 13 before"]),
         (
@@ -108,10 +108,10 @@ def test_footprints_of_a_process_and_its_children() -> None:
             wait_until(lambda: len(watch.readings) >= 3)
         parent = footprints(process.pid)[0]
         process.communicate("\n", timeout=20)
-    assert parent.resident_mib > 50
+    assert parent.anonymous_mib > 50
     assert 23 <= parent.files < 40
     assert parent.threads == 1
     assert total([parent, parent])["files"] == 2 * parent.files
-    assert watch.peak().total_mib >= parent.resident_mib
-    assert set(watch.peak().resident_mib) == {parent.name, "timeit"}
+    assert watch.peak().total_mib >= parent.anonymous_mib
+    assert set(watch.peak().anonymous_mib) == {parent.name, "timeit"}
     assert footprints(process.pid) == []
