@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from tests.models.test_voice_onnx import write_graph
 from tests.support.clients.runner_client import run
-from tests.support.tiny.tiny_checkpoints import write_tokeniser
-from tests.support.tiny.tiny_speech_llms import GRANITE_CHAT, GRANITE_SPECIALS
+from tests.support.tiny.tiny_checkpoints import write_qwen_tokeniser, write_tokeniser
+from tests.support.tiny.tiny_speech_llms import GRANITE_CHAT, GRANITE_SPECIALS, QWEN3_ASR_SPECIALS
 
 LENGTHS_S = (5, 11, 30)
 TOKENS_PER_S = 3.5
@@ -69,25 +69,59 @@ def granite_4_1b() -> Any:
     )  # fmt: skip
 
 
-SIZES: dict[str, tuple[Callable[[], Any], str]] = {
-    "granite-4.0-1b-speech": (granite_4_1b, "GraniteSpeechForConditionalGeneration"),
+def qwen3_asr_600m() -> Any:
+    """Return the configuration of Qwen3-ASR-0.6B."""
+    encoder = {
+        "num_mel_bins": 128, "encoder_layers": 18, "encoder_attention_heads": 14, "encoder_ffn_dim": 3584, "d_model": 896,
+        "output_dim": 1024, "downsample_hidden_size": 480, "n_window": 50, "n_window_infer": 800,
+    }  # fmt: skip
+    text = {
+        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 65_536,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return transformers.Qwen3ASRConfig(audio_config=encoder, text_config=text, tie_word_embeddings=True)
+
+
+def write_granite_tokeniser(folder: Path) -> None:
+    """Write a tokeniser of few tokens with a chat template."""
+    write_tokeniser(folder / "tokenizer.json", GRANITE_SPECIALS)
+    named = {"chat_template": GRANITE_CHAT, "eos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+
+@dataclass(frozen=True)
+class RealSize:
+    """The configuration of a model, its class in transformers, and what writes its tokeniser into a folder."""
+
+    configure: Callable[[], Any]
+    architecture: str
+    write_tokeniser: Callable[[Path], object]
+
+
+SIZES = {
+    "granite-4.0-1b-speech": RealSize(granite_4_1b, "GraniteSpeechForConditionalGeneration", write_granite_tokeniser),
+    "qwen3-asr-0.6b": RealSize(
+        qwen3_asr_600m, "Qwen3ASRForConditionalGeneration", lambda folder: write_qwen_tokeniser(folder, QWEN3_ASR_SPECIALS)
+    ),
 }
-"""The configuration of each model, and its class in transformers."""
 
 
 def write_checkpoint(name: str, folder: Path) -> None:
     """Write random weights in bfloat16, tensor by tensor, with a tokeniser of few tokens."""
-    configure, architecture = SIZES[name]
-    config = configure()
+    size = SIZES[name]
+    config = size.configure()
     with torch.device("meta"):
-        tensors = getattr(transformers, architecture)(config).state_dict()
+        tensors = getattr(transformers, size.architecture)(config).state_dict()
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
     shapes = {each: list(tensor.shape) for each, tensor in tensors.items() if tensor.is_floating_point()}
     folder.mkdir(parents=True)
     header, end = {}, 0
     for each, shape in shapes.items():
-        size = 2 * int(np.prod(shape, dtype=np.int64))
-        header[each] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
+        size_bytes = 2 * int(np.prod(shape, dtype=np.int64))
+        header[each] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size_bytes]}
+        end += size_bytes
     text, random = json.dumps(header).encode(), np.random.default_rng(0)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -95,10 +129,8 @@ def write_checkpoint(name: str, folder: Path) -> None:
             is_scale = each.endswith(("running_var", "norm.weight", "LayerNorm.weight", "layernorm.weight"))
             values = random.standard_normal(shape, np.float32) * np.float32(SCALE) + np.float32(is_scale)
             file.write(values.astype(bfloat16).tobytes())
-    (folder / "config.json").write_text(json.dumps({**config.to_dict(), "architectures": [architecture]}))
-    write_tokeniser(folder / "tokenizer.json", GRANITE_SPECIALS)
-    named = {"chat_template": GRANITE_CHAT, "eos_token": "<|end_of_text|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), "architectures": [size.architecture]}))
+    size.write_tokeniser(folder)
 
 
 def import_checkpoint(name: str, folder: Path, precision: str) -> Bundle:
