@@ -22,6 +22,14 @@ SPREAD_POINTS = 21
 NEIGHBOURS = 3
 
 
+STAGES = {
+    "encode": ("features", "encode", "adapter"),
+    "prefill": ("prefill",),
+    "decode": ("decode",),
+}
+"""The stages that have costs, and the times of a request that are theirs."""
+
+
 def share_lengths(audio_s: Sequence[float], lengths_s: Sequence[float]) -> Float64:
     """Return how much of a batch of utterances counts as each of some rising lengths, by linear interpolation."""
     return np.array([np.interp(audio_s, lengths_s, each).sum() for each in np.eye(len(lengths_s))])
@@ -46,13 +54,14 @@ class EncodeCost:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """Seconds of one decoder's passes: for the call, each row, and (prefill) each position."""
+    """Seconds of one decoder's passes: for the call, each row, and each position, of which drafts bring several to a row."""
 
     prefill_call_s: float
     prefill_row_s: float
     prefill_position_s: float
     decode_call_s: float
     decode_row_s: float
+    decode_position_s: float
 
     def predict_prefill_s(self, positions: Sequence[int]) -> float:
         """Return the seconds that a prefill of so many positions per row takes."""
@@ -60,18 +69,21 @@ class DecoderCost:
             return 0.0
         return self.prefill_call_s + self.prefill_row_s * len(positions) + self.prefill_position_s * sum(positions)
 
-    def predict_decode_s(self, rows: int) -> float:
-        """Return the seconds that a decode pass of so many rows takes."""
-        return self.decode_call_s + self.decode_row_s * rows if rows else 0.0
+    def predict_decode_s(self, positions: Sequence[float]) -> float:
+        """Return the seconds that a decode pass of so many positions per row takes."""
+        if not positions:
+            return 0.0
+        return self.decode_call_s + self.decode_row_s * len(positions) + self.decode_position_s * sum(positions)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The work of a request at one decoder: positions to prefill, then decode passes."""
+    """The work of a request at one decoder: positions to prefill, then decode passes of `pass_positions` each, on average."""
 
     decoder: int
     positions: int
     passes: int
+    pass_positions: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,23 @@ class StageCosts:
     profiles: tuple[WorkProfile, ...] = ()
     streams: tuple[StreamProfile, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
+
+    def stretched(self, encode: float, prefill: float, decode: float) -> "StageCosts":
+        """Return these costs with every stage longer by its factor."""
+        row_s = tuple(encode * each for each in self.encode.row_s)
+        decoders = tuple(
+            DecoderCost(
+                prefill * each.prefill_call_s,
+                prefill * each.prefill_row_s,
+                prefill * each.prefill_position_s,
+                decode * each.decode_call_s,
+                decode * each.decode_row_s,
+                decode * each.decode_position_s,
+            )
+            for each in self.decoders
+        )
+        encode_cost = EncodeCost(encode * self.encode.call_s, self.encode.lengths_s, row_s)
+        return dataclasses.replace(self, encode=encode_cost, decoders=decoders)
 
     def draw_work(self, kind: WorkKind, audio_s: float, random: np.random.Generator) -> WorkProfile:
         """Return the measured work of an utterance about as long.

@@ -19,7 +19,7 @@ TOKENS_PER_PASS = 2
 
 
 class Outside(Protocol):
-    """What happens outside of the engine while it encodes."""
+    """The clients and sessions around the engine, which go on while it encodes."""
 
     @property
     def next_due_s(self) -> float:
@@ -168,7 +168,7 @@ class SimulatedEngine:
 
     def _decode(self, batch: Sequence[SimulatedRequest], now_s: float) -> float:
         took_s = self._draw(self._costs.spread.decode) * sum(
-            cost.predict_decode_s(sum(request.phases[0].decoder == number for request in batch))
+            cost.predict_decode_s([request.phases[0].pass_positions for request in batch if request.phases[0].decoder == number])
             for number, cost in enumerate(self._costs.decoders)
         )
         self._measure(self.admission.decode_s, took_s, min(1, len(batch)))

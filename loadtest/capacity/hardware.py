@@ -104,7 +104,7 @@ def _predict_decoder(shape: DecoderShape, operations_hz: float, bytes_hz: float)
     call_s = shape.parameters * WEIGHT_BYTES / bytes_hz + _launches_s(shape.layers)
     position_s = 2 * shape.parameters / operations_hz
     row_s = shape.cache_bytes / bytes_hz + HOST_ROW_S
-    return DecoderCost(call_s, row_s, position_s, call_s, row_s + position_s)
+    return DecoderCost(call_s, row_s, position_s, call_s, row_s, position_s)
 
 
 def _launches_s(layers: int) -> float:

@@ -4,14 +4,16 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from loadtest.capacity.costs import (
     PIECE_S,
+    STAGES,
     DecoderCost,
     EncodeCost,
     Phase,
@@ -50,7 +52,8 @@ from server.engine.scheduler.scheduler import STEP_TOKENS
 from server.engine.types.options import Priority, VoiceOptions
 from server.settings import Settings
 
-DOOR_REQUESTS = 24
+# How often every recording is sent to a server.
+DOOR_ROUNDS = 3
 
 
 def measure_costs(
@@ -83,24 +86,31 @@ def measure_costs(
         slots=settings.slots,
         queue_limit=settings.queue_limit,
     )
+    alone = sum_stages(dataclasses.asdict(engine.trace.sequences[f"file/1/{each.name}"].times) for each in recordings)
     # Two copies of the models would not fit small machines.
     del models, engine
-    door_s, door_cpu_s = measure_door_s(root, options, recordings)
-    return dataclasses.replace(costs, door_s=door_s, door_cpu_s=door_cpu_s, cores=len(os.sched_getaffinity(0)))
+    door = measure_door(root, options, recordings)
+    slower = {stage: door.stages_s[stage] / DOOR_ROUNDS / alone[stage] for stage in STAGES}
+    return dataclasses.replace(
+        costs.stretched(**slower),
+        door_s=door.wait_s,
+        door_cpu_s=door.cpu_s,
+        cores=len(os.sched_getaffinity(0)),
+        conditions=conditions | {"served_over_alone": {stage: round(each, 3) for stage, each in slower.items()}},
+    )
 
 
 def fit_trace(trace: Trace, models: Models, name: str, recordings: Sequence[Recording]) -> StageCosts:
     """Fit the costs to what was traced."""
     encode_cost = fit_encode(trace.encodes)
     count = len(models.decoders)
-    prefill_rows = [_prefill_columns(rows, count) for rows, _ in trace.prefills]
-    decode_rows = [_decode_columns(rows, count) for rows, _ in trace.decodes]
+    prefill_rows, decode_rows = ([_columns(rows, count) for rows, _ in each] for each in (trace.prefills, trace.decodes))
     encode_s, prefill_s, decode_s = (
         [took_s for _, took_s in stages] for stages in (trace.encodes, trace.prefills, trace.decodes)
     )
     prefill, decode = fit_costs(prefill_rows, prefill_s), fit_costs(decode_rows, decode_s)
     decoders = tuple(
-        DecoderCost(*prefill[3 * number : 3 * number + 3], *decode[2 * number : 2 * number + 2]) for number in range(count)
+        DecoderCost(*prefill[3 * number : 3 * number + 3], *decode[3 * number : 3 * number + 3]) for number in range(count)
     )
     spread = Spread(
         find_spread(encode_s, [encode_cost.predict_s(audio_s) for audio_s, _ in trace.encodes]),
@@ -144,7 +154,10 @@ def list_work(trace: Trace, names: Sequence[str]) -> list[WorkProfile]:
             continue
         kind = _kind_of(sequence)
         name = next((each for each in names if id.endswith(f"/{each}")), "")
-        phases = tuple(Phase(number, *counts) for number, counts in sorted(trace.work.get(id, {}).items()))
+        phases = tuple(
+            Phase(number, positions, passes, in_passes / passes if passes else 1.0)
+            for number, (positions, passes, in_passes) in sorted(trace.work.get(id, {}).items())
+        )
         audio_s = round(len(sequence.request.audio) / RATE_HZ, 3)
         # The same file is the same work each time.
         key = f"{id.partition('/')[0]}/{name}" if name else id
@@ -201,28 +214,45 @@ def profile_stream(models: Models, stream: StreamAudio) -> StreamProfile:
     return StreamProfile(audio_s, tuple(events), tuple((each.start_s, each.end_s) for each in stream.spoken))
 
 
-def measure_door_s(root: Path, options: list[str], recordings: Sequence[Recording]) -> tuple[float, float]:
-    """Return the median of what a client of a server waits beyond the queue and the models, and the processor seconds of all but
-    the engine's process for one request, the client's own included."""
+@dataclass(frozen=True)
+class Door:
+    """The figures of requests to a server, one after the other.
+
+    These are the median wait beyond queue and models, the processor seconds of a request outside of the engine's process, the
+    client's own included, and the seconds of the stages of all.
+    """
+
+    wait_s: float
+    cpu_s: float
+    stages_s: dict[str, float]
+
+
+def measure_door(root: Path, options: list[str], recordings: Sequence[Recording]) -> Door:
+    """Send every recording to a server so many times."""
     with BenchServer(root, options) as server, tempfile.TemporaryDirectory() as folder:
-        waits = []
         engine = engine_pid(server.pid)
 
         def outside_s() -> float:
             return cpu_seconds(server.pid) - cpu_seconds(engine) + time.process_time()
 
         bodies = [make_body(write_clip(Path(folder), each.name, each.samples).audio) for each in recordings]
-        for number in range(DOOR_REQUESTS + 1):
-            if number == 1:
-                begun_s = outside_s()
-            body = bodies[number % len(bodies)]
+        server.answer(bodies[0])
+        begun_s, waits, told = outside_s(), [], []
+        for body in DOOR_ROUNDS * bodies:
             started_s = time.perf_counter()
             times = server.answer(body)["times_ms"]
             took_s = time.perf_counter() - started_s
-            stages = ("queue", "features", "encode", "adapter", "prefill", "decode", "detokenise")
-            waits.append(took_s - sum(times.get(f"{stage}_ms", 0.0) for stage in stages) / 1000)
-        door_cpu_s = (outside_s() - begun_s) / DOOR_REQUESTS
-    return float(np.median(waits[1:])), door_cpu_s
+            told.append({name: times.get(f"{name}_ms", 0.0) / 1000 for name in ("queue", "detokenise", *chain(*STAGES.values()))})
+            waits.append(took_s - sum(told[-1].values()))
+        cpu_s = (outside_s() - begun_s) / len(waits)
+    stages_s = sum_stages({f"{name}_s": each for name, each in times.items()} for times in told)
+    return Door(float(np.median(waits)), cpu_s, stages_s)
+
+
+def sum_stages(times: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the seconds of each stage over requests, given the times of each."""
+    given = list(times)
+    return {stage: sum(each[f"{name}_s"] for each in given for name in names) for stage, names in STAGES.items()}
 
 
 def _kind_of(sequence: SequenceState) -> WorkKind:
@@ -233,15 +263,10 @@ def _kind_of(sequence: SequenceState) -> WorkKind:
     return "draft" if sequence.request.sampling.max_tokens == 0 else "partial"
 
 
-def _prefill_columns(rows: Sequence[tuple[int, int]], decoders: int) -> list[float]:
+def _columns(rows: Sequence[tuple[int, int]], decoders: int) -> list[float]:
     """Return calls, rows and positions of each decoder."""
     columns: list[float] = []
     for number in range(decoders):
         positions = [each for decoder, each in rows if decoder == number]
         columns += [float(bool(positions)), len(positions), sum(positions)]
     return columns
-
-
-def _decode_columns(rows: Counter[int], decoders: int) -> list[float]:
-    """Return calls and rows of each decoder."""
-    return [value for number in range(decoders) for value in (float(rows[number] > 0), float(rows[number]))]

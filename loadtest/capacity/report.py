@@ -26,7 +26,8 @@ def describe_costs(costs: StageCosts) -> list[str]:
     for number, decoder in enumerate(costs.decoders):
         per_row = f"{_ms(decoder.prefill_row_s)} per row, {_ms(decoder.prefill_position_s)} per position"
         rows.append([f"decoder {number}, prefill", _ms(decoder.prefill_call_s), per_row])
-        rows.append([f"decoder {number}, decode pass", _ms(decoder.decode_call_s), f"{_ms(decoder.decode_row_s)} per row"])
+        per_row = f"{_ms(decoder.decode_row_s)} per row, {_ms(decoder.decode_position_s)} per position"
+        rows.append([f"decoder {number}, decode pass", _ms(decoder.decode_call_s), per_row])
     rows.append(["step, beside its stages", _ms(costs.step_s), ""])
     rows.append(["door, per request", _ms(costs.door_s), ""])
     rows.append(["voice detection, on another thread", "", f"{_ms(costs.voice_s)} per second of live audio"])

@@ -3,7 +3,6 @@
 import itertools
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,11 +36,15 @@ ANSWER_TIMEOUT_S = 120.0
 
 @dataclass
 class Trace:
-    """The stages that an engine ran: their sizes, their seconds, and the work of every request by its id."""
+    """The stages that an engine ran: their sizes, their seconds, and the work of every request by its id.
+
+    A prefill and a decode pass have the decoder and the positions of each of their rows. The work at a decoder is positions to
+    prefill, decode passes, and the positions of these.
+    """
 
     encodes: list[tuple[list[float], float]] = field(default_factory=list)
     prefills: list[tuple[list[tuple[int, int]], float]] = field(default_factory=list)
-    decodes: list[tuple[Counter[int], float]] = field(default_factory=list)
+    decodes: list[tuple[list[tuple[int, int]], float]] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     sequences: dict[str, SequenceState] = field(default_factory=dict)
     work: dict[str, dict[int, list[int]]] = field(default_factory=dict)
@@ -66,9 +69,11 @@ class TracedEngine(LocalEngine):
         self.trace.steps.append(time.perf_counter() - started_s - self._staged_s)
 
     def _decode(self, batch: list[SequenceState]) -> None:
-        rows = Counter(sequence.decoders[0] for sequence in batch)
-        for sequence in batch:
-            self._work_at(sequence)[1] += 1
+        rows = [(sequence.decoders[0], 1 + len(sequence.proposal)) for sequence in batch]
+        for sequence, (_, positions) in zip(batch, rows, strict=True):
+            work = self._work_at(sequence)
+            work[1] += 1
+            work[2] += positions
         took_s = self._time(lambda: LocalEngine._decode(self, batch))
         if batch:
             self.trace.decodes.append((rows, took_s))
@@ -100,7 +105,7 @@ class TracedEngine(LocalEngine):
 
     def _work_at(self, sequence: SequenceState) -> list[int]:
         work = self.trace.work.setdefault(sequence.request.id, {})
-        return work.setdefault(sequence.decoders[0], [0, 0])
+        return work.setdefault(sequence.decoders[0], [0, 0, 0])
 
 
 def to_float(stream: StreamAudio) -> Float32:

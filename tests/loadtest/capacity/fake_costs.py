@@ -45,7 +45,7 @@ def make_costs(**changes: Any) -> StageCosts:
         "test",
         measured=True,
         encode=EncodeCost(0.0, (7.0, 27.0), (ENCODE_S, 3 * ENCODE_S)),
-        decoders=(DecoderCost(PREFILL_S, 0.0, 0.0, PASS_S, 0.0),),
+        decoders=(DecoderCost(PREFILL_S, 0.0, 0.0, PASS_S, 0.0, 0.0),),
         heard_s=(10.0, 30.0),
         profiles=(work("file", "file/a"), work("answer"), work("partial"), work("draft")),
         streams=(STREAM,),

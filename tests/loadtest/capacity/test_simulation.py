@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.capacity.costs import DecoderCost, EncodeCost, Phase, StreamProfile
+from loadtest.capacity.costs import DecoderCost, EncodeCost, Phase, StreamEvent, StreamProfile
 from loadtest.capacity.engine import RefusedError, SimulatedEngine
 from loadtest.capacity.simulation import TrafficMix, draw_arrivals, repeat_profile, simulate_mix
-from tests.loadtest.capacity.fake_costs import ANSWER_S, ENCODE_S, PASS_S, PREFILL_S, STREAM, make_costs, work
+from tests.loadtest.capacity.fake_costs import ANSWER_S, ENCODE_S, PASS_S, PASSES, PREFILL_S, STREAM, make_costs, work
 
 FILE = (work("file"),)
+# Speech from 1.3 s to 2 s, and then silence.
+PAUSED = StreamProfile(
+    5.0,
+    (StreamEvent("began", 1.4, 1.0), StreamEvent("paused", 2.08, 1.0, 2.06), StreamEvent("over", 3.52, 1.0, 2.06)),
+    ((1.3, 3.0),),
+)
 
 
 def test_one_client_waits_for_the_stages_and_the_door() -> None:
@@ -81,6 +87,42 @@ def test_a_final_comes_when_the_utterance_is_over() -> None:
     assert outcome.partials >= 1
 
 
+def test_a_hypothesis_gives_way_to_an_answer() -> None:
+    # It is begun at 1.48 s and would be encoded until 3.48 s, but the pause comes at 2.08 s.
+    slow = make_costs(encode=EncodeCost(0.0, (1.0,), (2.0,)))
+    outcome = simulate_mix(slow, TrafficMix("live", sessions=1, streams=(PAUSED,)), PAUSED.audio_s)
+    assert outcome.partials == 0
+    assert outcome.final_waits_s == pytest.approx([2.08 - 3.0 + 2.0 + ANSWER_S - ENCODE_S], abs=0.05)
+
+
+def test_no_hypothesis_is_made_in_silence() -> None:
+    silent = replace(PAUSED, events=(PAUSED.events[0], StreamEvent("silent", 1.44), *PAUSED.events[1:]))
+    spoken = replace(silent, events=(*silent.events[:2], StreamEvent("speaks", 1.48), *PAUSED.events[1:]))
+    counts = [
+        simulate_mix(make_costs(), TrafficMix("live", sessions=1, streams=(each,)), 5.0).partials
+        for each in (PAUSED, silent, spoken)
+    ]
+    assert counts[1] == 0
+    assert counts[0] == counts[2] > 0
+
+
+def test_an_answer_of_a_session_waits_for_the_times_of_its_words() -> None:
+    waits = [
+        simulate_mix(make_costs(words_s=words_s), TrafficMix("live", sessions=1, streams=(PAUSED,)), 5.0).final_waits_s
+        for words_s in (0.0, 2.0)
+    ]
+    spoken_s = PAUSED.events[1].end_s - PAUSED.events[0].start_s
+    assert waits[1][0] == pytest.approx(2.08 - 3.0 + ANSWER_S + 2.0 * spoken_s, abs=0.05)
+    assert waits[1][0] > waits[0][0]
+
+
+def test_passes_with_more_positions_take_longer() -> None:
+    costs = make_costs(decoders=(replace(make_costs().decoders[0], decode_position_s=0.01),))
+    drafted = replace(FILE[0], phases=(replace(FILE[0].phases[0], pass_positions=3.0),))
+    one, three = (simulate_mix(costs, TrafficMix("one", clients=1, works=(each,)), 5.0) for each in (FILE[0], drafted))
+    assert three.file_waits_s[0] - one.file_waits_s[0] == pytest.approx(2 * 0.01 * PASSES)
+
+
 def test_where_no_partial_was_measured_an_answer_stands_for_it() -> None:
     costs = make_costs(profiles=(work("answer"),))
     assert costs.draw_work("partial", 1.0, np.random.default_rng(0)).kind == "answer"
@@ -91,7 +133,7 @@ def test_where_no_partial_was_measured_an_answer_stands_for_it() -> None:
 def test_many_sessions_all_begin_soon() -> None:
     few, many = (
         simulate_mix(
-            make_costs(decoders=(DecoderCost(0.0, 0.0, 0.0, 1e-5, 0.0),), encode=EncodeCost(1e-4, (1.0,), (0.0,))), mix, 20.0
+            make_costs(decoders=(DecoderCost(0.0, 0.0, 0.0, 1e-5, 0.0, 0.0),), encode=EncodeCost(1e-4, (1.0,), (0.0,))), mix, 20.0
         )
         for mix in (TrafficMix("live", sessions=count, streams=(STREAM,)) for count in (10, 40))
     )
