@@ -68,7 +68,7 @@ class Store:
 
 def model_name(name: str) -> str:
     """Return the name of a model in the store after its hub id or folder: lower case, letters, digits, dots and dashes."""
-    last = name.rstrip("/").rpartition("/")[2].lower().removesuffix(".gguf")
+    last = name.rstrip("/").rpartition("/")[2].lower().removesuffix(".gguf").removesuffix(".nemo")
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:80] or "model"
 
 

@@ -76,7 +76,7 @@ def remove_command(options: argparse.Namespace, settings: Settings) -> int:
 
 def add_pull_flags(parser: argparse.ArgumentParser, precisions: list[str], default: str) -> None:
     """Add the arguments of `pull`."""
-    parser.add_argument("model", metavar="NAME", help="hub id such as openai/whisper-small, or a local folder")
+    parser.add_argument("model", metavar="NAME", help="hub id such as openai/whisper-small, a local folder, or a .nemo file")
     parser.add_argument("--llm", metavar="NAME", help="an LLM that answers about the transcripts of a Whisper")
     parser.add_argument(
         "--adapter",

@@ -12,10 +12,9 @@ from export.checkpoints.conversion import Conversion, read_licence
 from export.checkpoints.fast_conformer import write_encoder
 from export.checkpoints.language_model import UNTIED, LanguageModel, language_model_of
 from export.checkpoints.lora import lora_scale, merge_lora
+from export.checkpoints.nemo import NEMO_ENCODER, NEMO_FEATURES
 from export.checkpoints.safetensors_file import CheckpointError
 from models.bundle.schema import BundleDescription
-from models.encoders.fast_conformer import SUBSAMPLING
-from models.features.log_mel import SAMPLE_RATE_HZ
 from models.projectors import linear
 
 PUBLISHED_INSTRUCTION = "Transcribe the following:"
@@ -26,25 +25,6 @@ TURN = (
     "{{ '<|im_end|>\\n<|im_start|>assistant\\n' }}{% endfor %}"
 )
 """NeMo's own template for Qwen, which has no system turn."""
-ENCODER = {
-    "subsampling": "dw_striding",
-    "subsampling_factor": SUBSAMPLING,
-    "self_attention_model": "rel_pos",
-    "att_context_size": [-1, -1],
-    "conv_norm_type": "batch_norm",
-    "causal_downsampling": False,
-}
-PREPROCESSOR = {
-    "normalize": "per_feature",
-    "n_fft": 512,
-    "window": "hann",
-    "window_size": 0.025,
-    "window_stride": 0.01,
-    "sample_rate": SAMPLE_RATE_HZ,
-    "preemph": 0.97,
-    "log": True,
-}
-"""The values that are known; what a checkpoint does not name has them in NeMo."""
 
 
 def convert_canary_qwen(conversion: Conversion, checkpoint: Checkpoint) -> BundleDescription:
@@ -53,8 +33,8 @@ def convert_canary_qwen(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
     perception = read_value(config, "perception", place)
     audio = read_value(perception, "encoder", place)
     features = read_value(perception, "preprocessor", place)
-    require_known_values(ENCODER, audio, "an encoder", place)
-    require_known_values(PREPROCESSOR, features, "features", place)
+    require_known_values(NEMO_ENCODER, audio, "an encoder", place)
+    require_known_values(NEMO_FEATURES, features, "features", place)
     connector = str((perception.get("modality_adapter") or {}).get("_target_", "IdentityConnector"))
     if not connector.endswith("IdentityConnector"):
         raise CheckpointError(f"{place} has the modality adapter {connector}; known is IdentityConnector")

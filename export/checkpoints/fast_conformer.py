@@ -5,22 +5,12 @@ import math
 from export.bundle_parts import MAX_AUDIO_S
 from export.checkpoints.checkpoint import Checkpoint, read_value, require_known_values, require_shape
 from export.checkpoints.conversion import Conversion
+from export.checkpoints.nemo import PARAKEET_NAMES
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from models.encoders.fast_conformer import SUBSAMPLING, FastConformerConfig, FastConformerSection, build_encoder
 from models.features.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 STATES_PER_S = SAMPLE_RATE_HZ / HOP_SAMPLES / SUBSAMPLING
-PARAKEET_NAMES = {
-    "subsampling.layers.": "pre_encode.conv.",
-    "subsampling.linear.": "pre_encode.out.",
-    "self_attn.o_proj": "self_attn.linear_out",
-    "relative_k_proj": "linear_pos",
-    "bias_u": "pos_bias_u",
-    "bias_v": "pos_bias_v",
-    "conv.norm.": "conv.batch_norm.",
-    **{f"self_attn.{part}_proj": f"self_attn.linear_{part}" for part in "qkv"},
-}
-"""Parts of transformers' names, and NeMo's."""
 PARAKEET = {
     "subsampling_factor": SUBSAMPLING,
     "subsampling_conv_kernel_size": 3,

@@ -1,4 +1,4 @@
-"""Get a checkpoint: a local folder or GGUF file as it is, a repository of the Hugging Face hub downloaded and checked."""
+"""Get a checkpoint: a local folder or file as it is, a repository of the Hugging Face hub downloaded and checked."""
 
 import hashlib
 import shutil
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.nemo import SUFFIX, NemoCheckpoint, is_nemo
 from export.checkpoints.safetensors_file import CheckpointError
 
 DESCRIPTIONS = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "README.md")
 WANTED = (*DESCRIPTIONS, "*.safetensors", "model.bin")
-"""The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone."""
+"""The files of a repository that an import reads; `pull ORG/NAME/FILE.gguf` takes that file alone, and so it does a `.nemo`."""
+ALONE = (".gguf", SUFFIX)
 UNWANTED = "consolidated*"
 """Mistral's repositories have the weights a second time, in a layout of their own."""
 LOCAL = (".", "/", "~")
@@ -29,9 +31,11 @@ class Source:
 
 
 def local_source(path: Path) -> Source:
-    """Return the checkpoint in a folder, or the LLM of a GGUF file."""
+    """Return the checkpoint in a folder or a `.nemo` file, or the LLM of a GGUF file."""
     if path.suffix == ".gguf":
         return Source(Checkpoint(path.parent, path.name), path)
+    if is_nemo(path):
+        return Source(NemoCheckpoint(path if path.is_dir() else path.parent, path.name))
     return Source(Checkpoint(path.resolve(), path.name))
 
 
@@ -48,14 +52,18 @@ class Hub:
     def get(self, name: str) -> Source:
         """Return a checkpoint by its path or its hub id. Raises `CheckpointError`."""
         path = Path(name).expanduser()
-        if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        if path.is_dir() or (path.suffix in ALONE and path.is_file()):
             return local_source(path)
         parts = name.split("/")
         if name.startswith(LOCAL) or not 2 <= len(parts) <= 3 or not all(parts):
-            raise CheckpointError(f"{name!r} is neither a folder, nor a GGUF file, nor a hub id such as openai/whisper-base")
-        if len(parts) == 3 and not parts[2].endswith(".gguf"):
-            raise CheckpointError(f"{name!r} names a file of a repository that is no GGUF, the one kind that is taken alone")
+            raise CheckpointError(
+                f"{name!r} is neither a folder, nor a GGUF or .nemo file, nor a hub id such as openai/whisper-base"
+            )
+        if len(parts) == 3 and not parts[2].endswith(ALONE):
+            raise CheckpointError(f"{name!r} names a file of a repository that is no GGUF and no .nemo, which are taken alone")
         folder = self._download("/".join(parts[:2]), parts[2:])
+        if name.endswith(SUFFIX):
+            return Source(NemoCheckpoint(folder, name))
         return Source(Checkpoint(folder, name), folder / parts[2] if len(parts) == 3 else None)
 
     def get_descriptions(self, name: str) -> Checkpoint:
@@ -84,6 +92,7 @@ class Hub:
                 raise CheckpointError(f"{repository} on the hub has none of the files that an import reads")
             _require_space(self.downloads, sum(each.size or 0 for each in wanted))
             names = [each.rfilename for each in wanted]
+            _require_weights(repository, names, [each.rfilename for each in info.siblings or []])
             snapshot_download(
                 repository, revision=info.sha, local_dir=folder, allow_patterns=names, endpoint=self.endpoint, max_workers=4
             )
@@ -101,6 +110,13 @@ def _is_wanted(file: str, named: list[str], patterns: tuple[str, ...]) -> bool:
     if named:
         return file in named or file == "README.md"
     return "/" not in file and not Path(file).match(UNWANTED) and any(Path(file).match(pattern) for pattern in patterns)
+
+
+def _require_weights(repository: str, wanted: list[str], there: list[str]) -> None:
+    """Raise `CheckpointError` where a repository has its weights in a `.nemo` file alone, and say how to pull that."""
+    packed = [name for name in there if name.endswith(SUFFIX)]
+    if packed and not any(name.endswith((".safetensors", *ALONE)) for name in wanted):
+        raise CheckpointError(f"{repository} has its weights in {packed[0]}: pull {repository}/{packed[0]}")
 
 
 def _require_space(folder: Path, size: int) -> None:

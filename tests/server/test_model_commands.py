@@ -43,7 +43,7 @@ def test_a_model_is_pulled_listed_shown_served_by_name_and_removed(
     [
         (["remove", "none"], "There is no model 'none': no model has been pulled."),
         (["serve", "--port", "0", "--model", "none"], "There is no model 'none': no model has been pulled."),
-        (["pull", "nowhere"], "is neither a folder, nor a GGUF file, nor a hub id"),
+        (["pull", "nowhere"], "is neither a folder, nor a GGUF or .nemo file, nor a hub id"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(command: list[str], expected: str, cache: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an LLM that is not there": (
         lambda folder: edit_config(folder, lambda config: config.update(pretrained_llm="./nowhere")),
-        "is neither a folder, nor a GGUF file, nor a hub id",
+        "is neither a folder, nor a GGUF or .nemo file, nor a hub id",
     ),
 }
 

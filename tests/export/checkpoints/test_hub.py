@@ -14,6 +14,7 @@ from export.pull import pull_model
 from export.store import Store
 from tests.support.hub.local_hub import LocalHub, local_hub
 from tests.support.tiny.tiny_checkpoints import write_whisper
+from tests.support.tiny.tiny_speech_llms import write_parakeet_nemo
 
 REPOSITORY = "someone/Whisper-Tiny"
 
@@ -27,6 +28,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / REPOSITORY / "onnx").mkdir()
     (root / REPOSITORY / "onnx" / "config.json").write_text("{}")
     (root / "someone" / "empty").mkdir()
+    write_parakeet_nemo(root / "someone" / "parakeet" / "Twin.nemo")
+    (root / "someone" / "parakeet" / "README.md").write_text("---\nlanguage:\n- en\nlicense: cc-by-4.0\n---\nA twin.\n")
     return root
 
 
@@ -48,6 +51,14 @@ def test_a_repository_is_downloaded_converted_and_let_go(served: LocalHub, tmp_p
     store = pull(served, tmp_path)
     assert store.names() == ["whisper-tiny-fp32"]
     assert {name for name, _ in served.requests}.isdisjoint({"pytorch_model.bin"})
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_nemo_file_is_downloaded_with_its_card(served: LocalHub, tmp_path: Path) -> None:
+    store, hub = Store(tmp_path / "models"), Hub(tmp_path / "checkpoints", served.url)
+    bundle = pull_model("someone/parakeet/Twin.nemo", PullOptions("fp32"), hub, store, lambda path: path.touch())
+    assert store.names() == ["twin-fp32"]
+    assert bundle.manifest.licences["someone/parakeet/Twin.nemo"] == "cc-by-4.0"
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
@@ -77,7 +88,8 @@ def test_a_damaged_download_is_refused_and_deleted(served: LocalHub, tmp_path: P
     [
         ("someone/other", "cannot be had from the hub"),
         ("someone/empty", "has none of the files that an import reads"),
-        ("whisper", "is neither a folder, nor a GGUF file, nor a hub id"),
+        ("someone/parakeet", "has its weights in Twin.nemo: pull someone/parakeet/Twin.nemo"),
+        ("whisper", "is neither a folder, nor a GGUF or .nemo file, nor a hub id"),
         ("./nowhere/else", "is neither a folder"),
         ("someone/Whisper-Tiny/model.safetensors", "is no GGUF"),
     ],

@@ -3,19 +3,25 @@
 Each `write_…` writes a checkpoint, and returns a function from audio and the ids around the speech to greedy tokens.
 """
 
+import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+import yaml
 from safetensors.torch import save_file
 from transformers import WhisperFeatureExtractor
 
+from export.importers.sentencepiece import BPE
 from models.protocols import Float32
+from tests.support.tiny.reference_tokenisers import tiny_pieces, write_model
 from tests.support.tiny.tiny_checkpoints import (
     spread_weights,
     write_qwen_tokeniser,
@@ -413,6 +419,66 @@ def write_parakeet_ctc(folder: Path) -> Greedy:
         return [token for token, _ in itertools.groupby(path) if token != tokens][:count]
 
     return greedy
+
+
+def write_parakeet_nemo(file: Path, *, hybrid: bool = False, **changes: Any) -> Greedy:
+    """Write a Parakeet as NeMo packs it; a `hybrid` has a transducer's decoder beside its CTC head.
+
+    `changes` are values of the configuration that are other ones.
+    """
+    pieces = tiny_pieces(BPE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(23)
+    encoder = new_fast_conformer(bins=80, scaled=True)
+    labels = len(pieces)
+    config = transformers.ParakeetCTCConfig(vocab_size=labels + 1, pad_token_id=labels, encoder_config=encoder.config.to_dict())
+    model: Any = transformers.ParakeetForCTC(config).eval()
+    model.encoder.load_state_dict(encoder.state_dict())
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=80)
+    centre_head(model, extractor, labels)
+    head = "ctc_decoder" if hybrid else "decoder"
+    state = OrderedDict((f"encoder.{name}", tensor) for name, tensor in nemo_names(model.encoder).items())
+    state |= {f"{head}.decoder_layers.0.{name}": tensor for name, tensor in model.ctc_head.state_dict().items()}
+    state["preprocessor.featurizer.window"] = torch.hann_window(400)
+    if hybrid:
+        state["decoder.prediction.embed.weight"] = torch.zeros(labels + 1, 8)
+    described = {"num_classes": labels, "vocabulary": [piece.text for piece in pieces]}
+    kind = "hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel" if hybrid else "ctc_bpe_models.EncDecCTCModelBPE"
+    whole = {
+        "target": f"nemo.collections.asr.models.{kind}",
+        "preprocessor": {"features": 80, "normalize": "per_feature", "window_size": 0.025, "sample_rate": 16_000},
+        "encoder": {
+            "n_layers": 3, "d_model": 32, "n_heads": 2, "feat_in": 80, "xscaling": True, "subsampling": "dw_striding",
+            "subsampling_factor": 8, "att_context_size": [-1, -1], "conv_norm_type": "batch_norm",
+        },
+        **({"aux_ctc": {"decoder": described}} if hybrid else {"decoder": described}),
+        "tokenizer": {"type": "bpe", "model_path": "nemo:0a1b_tokenizer.model"},
+        **changes,
+    }  # fmt: skip
+    weights = io.BytesIO()
+    torch.save(state, weights)
+    members = {
+        "./model_config.yaml": yaml.safe_dump(whole).encode(),
+        "./0a1b_tokenizer.model": write_model(pieces, BPE),
+        "./model_weights.ckpt": weights.getvalue(),
+    }
+    write_archive(file, members)
+
+    def greedy(samples: Float32, _before: Sequence[int], _after: Sequence[int], count: int) -> list[int]:
+        given = extractor(samples, sampling_rate=16_000, return_tensors="pt")
+        path = model.generate(input_features=given.input_features, attention_mask=given.attention_mask)[0].tolist()
+        return [token for token, _ in itertools.groupby(path) if token != labels][:count]
+
+    return greedy
+
+
+def write_archive(file: Path, members: Mapping[str, bytes], mode: Literal["w", "w:gz"] = "w") -> None:
+    """Write a tar archive."""
+    with tarfile.open(file, mode) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
 
 
 WRITERS: dict[str, Callable[[Path], Greedy]] = {
