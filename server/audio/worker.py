@@ -5,6 +5,7 @@ ends when its stdin closes, so it never outlives the server.
 """
 
 import contextlib
+import mmap
 import sys
 import time
 from collections.abc import Iterator
@@ -82,12 +83,16 @@ def _next_request(requests: BinaryIO) -> tuple[int, int] | None:
     return REQUEST.unpack(header) if len(header) == REQUEST.size else None
 
 
-def _require_spare_memory() -> None:
+def require_spare_memory() -> None:
     """Raise `MemoryError`, which ends this process, where it has hardly any memory left.
 
-    A decoder without memory cannot tell a bad file from a good one; the parent tries the file in a fresh one.
+    A decoder without memory cannot tell a bad file from a good one; the parent tries the file in a fresh one. The memory is asked
+    of the system: the C library would write to it, and keep it.
     """
-    bytearray(SPARE_BYTES)
+    try:
+        mmap.mmap(-1, SPARE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        raise MemoryError from None
 
 
 class _CpuBudget:
@@ -137,11 +142,11 @@ class _Decode:
                 self._send_all(decode_arriving(self._next_bytes, self._limits))
                 self._end(())
         except ServeError as error:
-            _require_spare_memory()
+            require_spare_memory()
             self._reply(ERROR, f"{error.code}\n{error.message}".encode())
         except Exception:
             # An exception that hostile bytes provoke in a decoder is about those bytes. The parent sees crashes and hangs.
-            _require_spare_memory()
+            require_spare_memory()
             self._reply(ERROR, f"{UndecodableAudio.code}\nThe audio could not be decoded.".encode())
 
     def _send_all(self, blocks: Iterator[Samples]) -> None:

@@ -54,3 +54,29 @@ def test_a_pool_tells_what_is_missing() -> None:
         await asyncio.sleep(0)
 
     run_with_pool(use)
+
+
+SPARE = """
+import re, resource
+from pathlib import Path
+from server.audio.worker import SPARE_BYTES, require_spare_memory
+
+def held_bytes():
+    return 1024 * int(re.findall(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0])
+
+before = held_bytes()
+for _ in range(5):
+    require_spare_memory()
+kept = held_bytes() - before
+address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (address_space + SPARE_BYTES // 2,) * 2)
+try:
+    require_spare_memory()
+except MemoryError:
+    print(kept)
+"""
+
+
+def test_to_ask_for_spare_memory_keeps_none() -> None:
+    done = subprocess.run([sys.executable, "-c", SPARE], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 2**20
