@@ -3,9 +3,10 @@
     python -m loadtest.hostile.abuse                       # starts a server of its own; ten minutes
     python -m loadtest.hostile.abuse --seconds 20 --aborts 60
 
-First come the aborts (`loadtest.hostile.aborts`). Then a victim asks alone and beside each of W1 (unfinished messages of 15 MiB),
-W2 (live sessions that read nothing) and H3-slow (uploads of a byte per second), as in `loadtest.hostile`. Prints one table, with
-the load of the machine before the run: on a busy machine the victim's times say little. Exits with 1 where a target is missed.
+First come the aborts (`loadtest.hostile.aborts`). Then a victim asks alone and, in turns, beside each of W1 (unfinished messages
+of 15 MiB), W2 (live sessions of noise that read nothing; W2-speech: of speech) and H3-slow (uploads of a byte per second), as in
+`loadtest.hostile`. Prints one table, with the load of the machine before the run: on a busy one the times say little. Exits
+with 1 where a target is missed.
 """
 
 import os
@@ -23,7 +24,8 @@ from loadtest.support.markdown import table
 from loadtest.support.options import new_parser
 from loadtest.support.paths import ROOT
 
-STALLS = ("W1", "W2", "H3-slow")
+STALLS = ("W1", "W2", "W2-speech", "H3-slow")
+ROUNDS = 3
 MAX_SLOWDOWN, MAX_GROWTH_MIB = 1.2, 64.0
 PERCENT = 99
 
@@ -99,7 +101,7 @@ def main() -> int:
             print(markdown(rows), flush=True)
         for name in STALLS:
             times_s = (arguments.seconds, arguments.seconds, arguments.settle_seconds)
-            rows += stall_rows(carry_out(name, target, server.pid, *times_s))
+            rows += stall_rows(carry_out(name, target, server.pid, *times_s, rounds=ROUNDS))
             print(markdown(rows[-3:]), flush=True)
     print(markdown(rows))
     return 0 if all(row.met for row in rows) else 1

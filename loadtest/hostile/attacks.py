@@ -113,6 +113,10 @@ def _speech_flat_out(sessions: int) -> Callable[[Target], Coroutine[Any, Any, No
     return run
 
 
+async def _speech_unread(target: Target) -> None:
+    await repeated(50, raw.send_speech_unread(target.samples.tobytes()))(target.url)
+
+
 async def _nothing(_target: Target) -> None:
     await asyncio.Event().wait()
 
@@ -162,7 +166,8 @@ ATTACKS = {
     "L8": Attack("8 WebSockets flood pings", _raw(repeated(8, raw.flood_pings))),
     "L8-json": Attack("8 WebSockets send bad JSON and come again", _raw(repeated(8, raw.send_bad_json))),
     "W1": Attack("20 WebSockets leave 15 MiB unfinished", _raw(repeated(20, raw.leave_frame_unfinished))),
-    "W2": Attack("50 WebSockets read no events", _raw(repeated(50, raw.read_no_events))),
+    "W2": Attack("50 WebSockets send noise and read no events", _raw(repeated(50, raw.send_noise_unread))),
+    "W2-speech": Attack("50 WebSockets send speech and read no events", _speech_unread),
     # The last, because a server that does not replace its decode workers answers nothing afterwards.
     "C3": Attack("the idle decode workers are killed", _nothing),
 }

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 ATTACK_ADDRESS = "127.0.0.2"
 PAUSE_S = 0.05
 UPLOAD_BYTES = 33_554_000
+# A tenth of a second, 16 bits at 16 kHz.
+LIVE_PIECE_BYTES = 3200
 # An Opus head, then nothing but the beginnings of pages.
 OGG_BOMB = b"OggS\x00\x02" + bytes(20) + b"\x01\x13OpusHead\x01\x01\x00\x00\x80\xbb\x00\x00\x00\x00\x00" + b"OggS" * 2_000_000
 
@@ -163,14 +167,28 @@ async def _open_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     await reader.readuntil(b"\r\n\r\n")
 
 
-async def read_no_events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-    """Open a live session, send speech on and on as it would be spoken, and read nothing."""
+async def send_noise_unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    """Open a live session, send noise on and on as a microphone would, and read nothing."""
+    await _send_unread(reader, writer, host, iter(partial(random.randbytes, LIVE_PIECE_BYTES), b""))
+
+
+def send_speech_unread(speech: bytes) -> Talk:
+    """Return what opens a live session, sends 16-bit speech on and on as it would be spoken, and reads nothing."""
+    pieces = [speech[start : start + LIVE_PIECE_BYTES] for start in range(0, len(speech), LIVE_PIECE_BYTES)]
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        await _send_unread(reader, writer, host, itertools.cycle(pieces))
+
+    return talk
+
+
+async def _send_unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, pieces: Iterator[bytes]) -> None:
     await _open_websocket(reader, writer, host)
     writer.write(masked_frame(1, b'{"type": "start", "instruction": "Transcribe the speech to text."}'))
-    while True:
-        writer.write(masked_frame(2, random.randbytes(3200)))
+    for piece in pieces:
+        writer.write(masked_frame(2, piece))
         await writer.drain()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(LIVE_PIECE_BYTES / 32_000)
 
 
 async def flood_pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:

@@ -1,11 +1,13 @@
 """One attack and the victim's figures before it, during it and after it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 
@@ -24,6 +26,8 @@ HEAD_START_S = 2.0
 RECOVERY_S = 90.0
 """How long the server gets to answer the victim again after an attack."""
 PERCENTILES = (50, 95, 99)
+ATTACKERS_NICENESS = 10
+"""On one machine the attackers take processor time of the server, as they would not from afar; so they get what is left."""
 MIN_ANSWERED, MAX_SLOWDOWN = 0.95, 5.0
 """The targets: share of the victim's requests answered, and its p95 as a multiple of its p95 alone."""
 
@@ -48,24 +52,35 @@ class Outcome:
 
 
 def carry_out(
-    name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float, settle_s: float = 0.0
+    name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float, settle_s: float = 0.0, rounds: int = 1
 ) -> Outcome:
-    """Measure the victim alone and under one attack. The attack is over when this returns."""
+    """Measure the victim alone and under one attack, in turns. The attack is over when this returns."""
     if server_pid is None:
-        return _measure(name, target, None, alone_s, attack_s)
+        return _measure(name, target, None, alone_s, attack_s, rounds)
     with Watch(server_pid, 0.5) as watch:
         before_mib = watch.read().total_mib
-        outcome = _measure(name, target, server_pid, alone_s, attack_s)
+        outcome = _measure(name, target, server_pid, alone_s, attack_s, rounds)
     if settle_s:
         time.sleep(settle_s)
     return dataclasses.replace(outcome, memory_mib=(before_mib, watch.peak().total_mib, Watch(server_pid, 1.0).read().total_mib))
 
 
-def _measure(name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float) -> Outcome:
+def _measure(name: str, target: Target, server_pid: int | None, alone_s: float, attack_s: float, rounds: int) -> Outcome:
     samples = np.tile(target.samples, ATTACKS[name].victim_repeats)
     victim = Victim(Target(target.url, samples), ATTACKS[name].victim_fields)
-    victim.wait_for_answer(RECOVERY_S)
-    alone = victim.measure(alone_s)
+    alone, attacked = Measurement(), Measurement()
+    recovered_s = victim.wait_for_answer(RECOVERY_S)
+    for _ in range(rounds):
+        alone.add(victim.measure(alone_s / rounds))
+        with _attackers(name, target, server_pid):
+            attacked.add(victim.measure(attack_s / rounds))
+        recovered_s = victim.wait_for_answer(RECOVERY_S)
+    return Outcome(name, alone, attacked, recovered_s)
+
+
+@contextlib.contextmanager
+def _attackers(name: str, target: Target, server_pid: int | None) -> Iterator[None]:
+    """Have the attack go on, from some seconds before the block to its end."""
     processes = multiprocessing.get_context("spawn")
     begun = processes.Event()
     attackers = processes.Process(target=_attack, args=(name, target, begun), daemon=True)
@@ -75,11 +90,10 @@ def _measure(name: str, target: Target, server_pid: int | None, alone_s: float, 
         if name == "C3" and server_pid is not None:
             print(f"C3: killed {kill_decode_workers(server_pid)} decode workers", flush=True)
         time.sleep(HEAD_START_S)
-        attacked = victim.measure(attack_s)
+        yield
     finally:
         attackers.terminate()
         attackers.join()
-    return Outcome(name, alone, attacked, victim.wait_for_answer(RECOVERY_S))
 
 
 def kill_decode_workers(server_pid: int) -> int:
@@ -92,6 +106,7 @@ def kill_decode_workers(server_pid: int) -> int:
 
 def _attack(name: str, target: Target, begun: Event) -> None:
     """Run one attack until the process is terminated; `begun` is set once it has started, which takes a while."""
+    os.nice(ATTACKERS_NICENESS)
     begun.set()
     asyncio.run(ATTACKS[name].run(target))
 

@@ -36,6 +36,12 @@ class Measurement:
         """The share of requests answered with status 200."""
         return self.outcomes["200"] / self.requests if self.requests else 0.0
 
+    def add(self, other: "Measurement") -> None:
+        """Add the results of another measurement."""
+        self.latencies_s += other.latencies_s
+        self.outcomes += other.outcomes
+        self.health_s += other.health_s
+
     def percentile_s(self, percent: float) -> float | None:
         """Return a percentile of the latencies of answered requests; None if none was answered."""
         return percentile(self.latencies_s, percent) if self.latencies_s else None

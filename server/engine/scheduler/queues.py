@@ -1,6 +1,7 @@
 """The scheduler's view of a request, and the queues in which requests wait to be encoded. Pure."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from dataclasses import dataclass, field
 
 from server.engine.types.options import Priority
@@ -161,3 +162,41 @@ class FairQueue:
     def count_of_client(self, client: str) -> int:
         """Return how many entries of a client wait."""
         return len(self._flows[client].entries) if client in self._flows else 0
+
+
+class ServedAudio:
+    """The seconds of audio that clients were served at whatever priority, counted as `FairQueue` does for each level.
+
+    Clients are present while they have entries. One that appears starts at the clock, unless it is ahead of that.
+    """
+
+    def __init__(self) -> None:
+        self._present: Counter[str] = Counter()
+        self._starts: dict[str, float] = {}
+        self._clock = 0.0
+
+    def add_entry(self, client: str) -> None:
+        """Note that a client has another entry."""
+        if client not in self._present:
+            self._starts[client] = max(self._clock, self._starts.get(client, 0.0))
+        self._present[client] += 1
+
+    def serve_audio(self, client: str, audio_s: float) -> None:
+        """Count audio of a client that is present."""
+        self._clock += audio_s / len(self._present)
+        self._starts[client] += audio_s
+
+    def remove_entry(self, client: str) -> None:
+        """Note that an entry of a client is over. Once no client is present, all begin anew."""
+        self._present[client] -= 1
+        if not self._present[client]:
+            del self._present[client]
+            starts = self._starts if self._present else {}
+            self._starts = {each: start for each, start in starts.items() if each in self._present or start > self._clock}
+        if not self._present:
+            self._clock = 0.0
+
+    def leads_s(self) -> dict[str, float]:
+        """Return by how much more audio than the least served one each client that is present was served."""
+        least = min((self._starts[client] for client in self._present), default=0.0)
+        return {client: self._starts[client] - least for client in self._present}

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, Step
+from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, ServedAudio, Step
 from server.engine.types.options import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while these are encoded.
@@ -23,6 +23,9 @@ TURN_STEPS = 32
 ENCODE_AHEAD = 1
 # Passes for which what is encoded on the decoders' own processor waits for the work of a live session: a transcript takes fewer.
 LIVE_PASSES = 16
+# How much more audio than the least served client one with live sessions is served before its hypotheses, and its answers, wait
+# like files: a few seconds of a CPU's work. Hypotheses take most of the time; answers alone mostly stay within a share.
+PARTIAL_LEAD_AUDIO_S, LIVE_LEAD_AUDIO_S = 30.0, 60.0
 
 
 class Scheduler:
@@ -38,6 +41,9 @@ class Scheduler:
     A request that waits for a slot preempts the last in this order: any request of a lower priority, and one of its own priority
     if that has a higher rank and has been decoded for `turn_steps` since it got its slot. So a request is preempted by its
     equals once in `turn_steps` of its tokens at most, and two clients never take a slot from each other in turns.
+
+    Live work goes before files for no longer than its client is little ahead of the others: beyond `PARTIAL_LEAD_AUDIO_S` and
+    `LIVE_LEAD_AUDIO_S` more audio than the least served client's, it has the level of files, and goes behind those of others.
 
     Once per `ageing_s` and priority, the request that has waited longest, and at least that long, is promoted: it goes before
     all priorities until it has been decoded for `turn_steps`, and then as before. So nothing starves, and promoted work never
@@ -92,6 +98,9 @@ class Scheduler:
         self._held: dict[str, SchedulerEntry] = {}
         self._promoted_at_s = dict.fromkeys(Priority, -math.inf)
         self._numbers = itertools.count(1)
+        self._served = ServedAudio()
+        # By client; the same for all of a step.
+        self._leads_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -133,9 +142,17 @@ class Scheduler:
         """Return whether a request still waits to be encoded, so that it may be finished within a step."""
         return id in self._queued
 
+    def level_of(self, entry: SchedulerEntry) -> int:
+        """Return the level of an entry; the live work of a client that is far ahead of others has that of files."""
+        lead_s = self._leads_s.get(entry.client, 0.0)
+        waits = (entry.level == Priority.LIVE and lead_s > LIVE_LEAD_AUDIO_S) or (
+            entry.level == Priority.PARTIAL and lead_s > PARTIAL_LEAD_AUDIO_S
+        )
+        return Priority.INTERACTIVE if waits else entry.level
+
     def has_queued_before(self, entry: SchedulerEntry) -> bool:
         """Return whether a request waits to be encoded that goes before an entry by its priority."""
-        return any(other.level < entry.level for other in self._queued.values())
+        return any(self.level_of(other) < self.level_of(entry) for other in self._queued.values())
 
     def add_request(self, entry: SchedulerEntry) -> None:
         """Queue a new request. Raises `ValueError` where every place is taken, or when the id is here already.
@@ -147,6 +164,8 @@ class Scheduler:
         entry.number = next(self._numbers)
         self._entries[entry.id] = self._queued[entry.id] = entry
         self._queues[entry.level].add_entry(entry)
+        if entry.priority != Priority.BATCH:
+            self._served.add_entry(entry.client)
 
     def has_place(self, client: str, priority: Priority) -> bool:
         """Return whether a new request may be queued as it is.
@@ -187,11 +206,11 @@ class Scheduler:
         queue = self._queues[priority]
         ahead_s, queued = queue.count_ahead(client, audio_s)
         ranks = self._ranks(list(self._in_service()))
-        own = sum(entry.client == client and entry.level <= priority for entry in self._in_service())
+        own = sum(entry.client == client and self.level_of(entry) <= priority for entry in self._in_service())
         place = priority, own + queue.count_of_client(client)
-        in_service = [entry for entry in self._in_service() if (entry.level, ranks[entry.id]) <= place]
-        before = [entry for entry in self._queued.values() if entry.level < priority]
-        encoding = [entry for entry in self._held.values() if not entry.to_prefill and entry.level <= priority]
+        in_service = [entry for entry in self._in_service() if (self.level_of(entry), ranks[entry.id]) <= place]
+        before = [entry for entry in self._queued.values() if self.level_of(entry) < priority]
+        encoding = [entry for entry in self._held.values() if not entry.to_prefill and self.level_of(entry) <= priority]
         return Backlog(
             audio_s=ahead_s + sum(entry.audio_s for entry in (*before, *encoding)),
             unencoded=queued + len(before) + len(encoding),
@@ -206,10 +225,12 @@ class Scheduler:
         from the beginning.
         """
         self._promote(now_s)
+        self._leads_s = self._served.leads_s()
         return [id for decoder in range(self.decoders) for id in self._preempt(decoder, now_s)]
 
     def schedule_step(self) -> Step:
         """Return the next step; its requests are then held to be in the stage that the step names."""
+        self._leads_s = self._served.leads_s()
         step = Step()
         for decoder in range(self.decoders):
             self._schedule_decoder(decoder, step)
@@ -232,7 +253,9 @@ class Scheduler:
             del self._held[id]
         else:
             self._free_slot(self._entries[id])
-        del self._entries[id]
+        entry = self._entries.pop(id)
+        if entry.priority != Priority.BATCH:
+            self._served.remove_entry(entry.client)
 
     def clear(self) -> None:
         """Forget every request."""
@@ -307,14 +330,14 @@ class Scheduler:
         running = set(self.running)
         counts: Counter[str] = Counter()
         ranks: dict[str, int] = {}
-        for entry in sorted(entries, key=lambda entry: (entry.level, entry.id not in running, entry.taken)):
+        for entry in sorted(entries, key=lambda entry: (self.level_of(entry), entry.id not in running, entry.taken)):
             ranks[entry.id] = counts[entry.client]
             counts[entry.client] += 1
         return ranks
 
     def _wanting_slots(self, decoder: int, ranks: dict[str, int]) -> list[SchedulerEntry]:
         wanting = (entry for entry in self._held.values() if entry.to_prefill and entry.decoders[0] == decoder)
-        return sorted(wanting, key=lambda entry: (entry.level, ranks[entry.id], entry.taken))
+        return sorted(wanting, key=lambda entry: (self.level_of(entry), ranks[entry.id], entry.taken))
 
     def _promote(self, now_s: float) -> None:
         latest_s = now_s - self._ageing_s
@@ -342,14 +365,14 @@ class Scheduler:
         """Return the request that gives up its slot to `entry`: the last in the order of slots."""
 
         def yields(other: SchedulerEntry) -> bool:
-            if other.level == entry.level:
+            if self.level_of(other) == self.level_of(entry):
                 return other.turn_steps >= self._turn_steps and ranks[other.id] > ranks[entry.id]
-            return other.level > entry.level
+            return self.level_of(other) > self.level_of(entry)
 
         decoder = entry.decoders[0]
         decodable = map(self._entries.__getitem__, self._in_slots[decoder][: self._decodable(decoder)])
         candidates = (other for other in decodable if yields(other))
-        return max(candidates, key=lambda other: (other.level, ranks[other.id], other.taken), default=None)
+        return max(candidates, key=lambda other: (self.level_of(other), ranks[other.id], other.taken), default=None)
 
     def _free_slot(self, entry: SchedulerEntry) -> None:
         """Fill the hole that a request leaves with the last that can be decoded; those behind it move up."""
@@ -379,6 +402,8 @@ class Scheduler:
             is_live = is_live or entry.priority == Priority.LIVE
             del self._queued[entry.id]
             self._queues[entry.level].serve_entry(entry)
+            if entry.priority != Priority.BATCH:
+                self._served.serve_audio(entry.client, entry.audio_s)
             entry.taken = next(self._numbers)
             self._held[entry.id] = entry
             batch.append(entry.id)
@@ -390,22 +415,27 @@ class Scheduler:
             return False
         decoding = (self._entries[id] for id in self.running)
         return any(
-            other.priority <= Priority.PARTIAL and other.level <= entry.level and other.turn_steps < LIVE_PASSES
+            other.priority <= Priority.PARTIAL
+            and self.level_of(other) < Priority.INTERACTIVE
+            and self.level_of(other) <= self.level_of(entry)
+            and other.turn_steps < LIVE_PASSES
             for other in decoding
         )
 
     def _next_to_encode(self) -> SchedulerEntry | None:
         in_service = list(self._in_service())
         heading_for = [[entry for entry in in_service if decoder in entry.decoders] for decoder in range(self.decoders)]
-        for queue in self._queues.values():
-            for entry in queue.list_heads():
-                if all(self._has_room(entry, heading_for[decoder]) for decoder in entry.decoders):
-                    return entry
+        heads = [entry for queue in self._queues.values() for entry in queue.list_heads()]
+        # Work that came down to a level goes behind that of the others there.
+        for entry in sorted(heads, key=lambda entry: (self.level_of(entry), self.level_of(entry) != entry.level)):
+            if all(self._has_room(entry, heading_for[decoder]) for decoder in entry.decoders):
+                return entry
         return None
 
     def _has_room(self, entry: SchedulerEntry, others: Sequence[SchedulerEntry]) -> bool:
         """Return whether an entry can soon have a slot, or may be encoded ahead of one, beside others that want the decoder."""
         ranks = self._ranks(others)
-        rank = sum(other.client == entry.client and other.level <= entry.level for other in others)
-        before = sum((other.level, ranks[other.id]) <= (entry.level, rank) for other in others)
+        level = self.level_of(entry)
+        rank = sum(other.client == entry.client and self.level_of(other) <= level for other in others)
+        before = sum((self.level_of(other), ranks[other.id]) <= (level, rank) for other in others)
         return before < self.slots + self._encode_ahead

@@ -134,11 +134,12 @@ class Player:
 
     def _check_preemptions(self, preempted: list[Played], step: Step) -> None:
         """Every slot that was taken goes to a request of a lower level, or to one of the same level after a whole turn."""
-        started = [self.live[id].entry.level for id in step.started]
+        started = [self.scheduler.level_of(self.live[id].entry) for id in step.started]
         assert len(preempted) <= len(started)
         for played in preempted:
-            assert min(started) <= played.entry.level
-            assert min(started) < played.entry.level or played.turn_decoded >= self._turn_steps
+            level = self.scheduler.level_of(played.entry)
+            assert min(started) <= level
+            assert min(started) < level or played.turn_decoded >= self._turn_steps
 
     def _queued(self) -> list[str]:
         return [id for id, played in self.live.items() if not played.is_encoded]
