@@ -24,7 +24,7 @@ ENCODE_AHEAD = 1
 # Passes for which what is encoded on the decoders' own processor waits for the work of a live session: a transcript takes fewer.
 LIVE_PASSES = 16
 # How much more audio than the least served client one with live sessions is served before its hypotheses, and its answers, wait
-# like files. In simulations of 1 to 16 sessions beside files, hypotheses that give way early cost no final; answers seldom have to.
+# like files. In simulations of 1 to 16 sessions beside files, hypotheses that give way early cost no final; answers seldom do.
 PARTIAL_LEAD_AUDIO_S, LIVE_LEAD_AUDIO_S = 5.0, 60.0
 
 
