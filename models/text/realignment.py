@@ -4,8 +4,10 @@ Pure: texts and tokens in, tokens out. Because verification never changes what i
 be counted from the decoder's own tokens alone, without a decoder.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate, takewhile
 
 from rapidfuzz.distance import Levenshtein
 
@@ -20,6 +22,12 @@ On 45 held-out recordings of read speech, with an early draft of which 43 % of t
 """
 PROPOSED_WORDS = 24
 """Words proposed at once at most: more than a pass takes along."""
+LEAST_LIKELIHOOD = 0.4
+"""A proposal ends where the probability that all of its words are right falls below this.
+
+On 211 held-out recordings, some of them joined to up to 28 s, that took 5 % fewer passes than proposals of 4 to 16 tokens, by
+what became of the last one, with 7 % fewer tokens. At 0.5 the passes are as many as those, the tokens a quarter fewer.
+"""
 NEAR_WORDS = 6
 """How far from the likeliest place a draft's word may be for its beginning to be compared with an unfinished word."""
 SIMILAR = 0.34
@@ -50,11 +58,13 @@ def difference(a: str, b: str) -> float:
 class Draft:
     """A drafted text, and what it proposes behind what has been written.
 
-    Each written word but the last is aligned once: texts that grow cost a row of the alignment for each of their words.
+    `probabilities` are those of the text's words; without them each is certain. Each written word but the last is aligned once:
+    texts that grow cost a row of the alignment for each of their words.
     """
 
-    def __init__(self, text: str, encode: Encode, decode: Decode) -> None:
+    def __init__(self, text: str, encode: Encode, decode: Decode, probabilities: Sequence[float] = ()) -> None:
         self.words = text.split()
+        self.probabilities = probabilities or [1.0] * len(self.words)
         self.encode = encode
         self.decode = decode
         self._aligned: list[str] = []
@@ -65,17 +75,24 @@ class Draft:
         text = self.decode(written)
         words = text.split()
         if not words:
-            return self._encode_words(self.words)
+            return self._encode_words(self._likely_words(0), " ")
         place, replaced = self.locate(words)
-        rest = self.words[place : place + PROPOSED_WORDS]
         if replaced and not text[-1:].isspace():
             middle = remainder(words[-1], self.words[place - 1])
             if middle:
-                return self.encode(" ".join([middle, *rest]))
-        return self._encode_words(rest)
+                whole = self._likely_words(place - 1)
+                return self.encode(" ".join([middle, *whole[1:]])) if whole else []
+        # A word that is written with a hyphen may be drafted as two words.
+        return self._encode_words(self._likely_words(place), "" if text.endswith("-") else " ")
 
-    def _encode_words(self, words: Sequence[str]) -> list[int]:
-        return self.encode(f" {' '.join(words)}") if words else []
+    def _likely_words(self, place: int) -> list[str]:
+        """Return the words from a place on that are likely to follow all together."""
+        likelihoods = accumulate(self.probabilities[place : place + PROPOSED_WORDS], operator.mul)
+        count = sum(1 for _ in takewhile(lambda likelihood: likelihood >= LEAST_LIKELIHOOD, likelihoods))
+        return self.words[place : place + count]
+
+    def _encode_words(self, words: Sequence[str], before: str) -> list[int]:
+        return self.encode(before + " ".join(words)) if words else []
 
     def locate(self, words: Sequence[str]) -> tuple[int, bool]:
         """Return how many of the draft's words the written ones stand for, and whether the last stands for the last of those."""

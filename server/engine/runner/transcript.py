@@ -35,12 +35,6 @@ from server.engine.types.options import SamplingOptions, VoiceOptions
 Verdict = Literal["understood", "silence", "write again"]
 
 DEFAULT_LANGUAGE = "en"
-FIRST_PROPOSAL, NEXT_PROPOSAL, LONGEST_PROPOSAL = 8, 4, 16
-"""Tokens proposed after the control tokens, after a mismatch, and at most.
-
-On two cores with AVX2 a pass of one token takes 10 ms and every further one 1.5 ms. At that price 76 held-out recordings of
-read speech took 275 ms each in 15.4 passes, and 325 ms in 13.7 with proposals of 24, 8 and 32 tokens.
-"""
 MOST_TOKENS_PER_S, MOST_TOKENS_MORE = 10.0, 16
 """Nothing that is spoken takes more tokens of text than so many a second, and so many more."""
 LOOP_SHARE, LOOP_MARGIN = 1.5, 5
@@ -153,13 +147,15 @@ class TranscriptConstraint(TokenConstraint):
 
 
 class TranscriptDraft:
-    """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`."""
+    """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`.
 
-    def __init__(self, speech: SpeechModel, control: Sequence[int], text: str) -> None:
+    How much is proposed depends on the probabilities of the words alone.
+    """
+
+    def __init__(self, speech: SpeechModel, control: Sequence[int], words: WordAlignment) -> None:
         self._control = tuple(control[len(control) - speech.control_tokens :])
-        self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode)
+        self._words = words
         self._written: list[int] = []
-        self._limit = len(self._control) + FIRST_PROPOSAL
         self._drafted: tuple[int, ...] | None = None
 
     @property
@@ -171,7 +167,7 @@ class TranscriptDraft:
         return 0
 
     def propose(self, room: int) -> tuple[int, ...]:
-        return self._following()[: max(0, min(self._limit, room))]
+        return self._following()[: max(0, room)]
 
     def expects(self, token: int) -> bool:  # noqa: ARG002 - realigned by words, wherever it stands
         return True
@@ -182,8 +178,7 @@ class TranscriptDraft:
         self._drafted = (self._drafted or ())[1:] or None if expected else None
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Propose more after a proposal that was right to its end, and little after a mistake."""
-        self._limit = min(2 * max(NEXT_PROPOSAL, proposed), LONGEST_PROPOSAL) if accepted == proposed else NEXT_PROPOSAL
+        """Learn nothing."""
 
     def _following(self) -> tuple[int, ...]:
         """Return the drafted tokens behind what is written; they are aligned anew only after one that was not drafted."""
@@ -256,8 +251,9 @@ class TranscriptStage:
             tokens.translate if translates else tokens.transcribe,
             tokens.no_timestamps,
         )
-        drafted = "" if request.draft == "off" or translates else self._draft_text(sequence)
-        sequence.draft = TranscriptDraft(speech, control, drafted)
+        nothing = WordAlignment("", speech.tokeniser.encode, speech.tokeniser.decode)
+        is_drafted = request.draft != "off" and not translates
+        sequence.draft = TranscriptDraft(speech, control, self._draft_words(sequence) if is_drafted else nothing)
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
         """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
@@ -299,15 +295,15 @@ class TranscriptStage:
                 return True
         return False
 
-    def _draft_text(self, sequence: SequenceState) -> str:
+    def _draft_words(self, sequence: SequenceState) -> WordAlignment:
         """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them."""
-        draft = sequence.require_encoded().draft
+        tokeniser, draft = self._models.require_speech().tokeniser, sequence.require_encoded().draft
         if draft is None:
-            return self._models.require_speech().tokeniser.decode(sequence.known_tokens)
-        if not sequence.known_words:
-            return sequence.heard
-        heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser)
-        return " ".join(word.text for word in continue_words(sequence.known_words, heard))
+            return WordAlignment(tokeniser.decode(sequence.known_tokens), tokeniser.encode, tokeniser.decode)
+        heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
+        words = continue_words(sequence.known_words, heard)
+        probabilities = [word.probability for word in words for _ in word.text.split()]
+        return WordAlignment(" ".join(word.text for word in words), tokeniser.encode, tokeniser.decode, probabilities)
 
     def _read_draft(self, encoded: ProjectorOutput) -> str:
         """Return the text of the CTC draft."""
