@@ -26,6 +26,7 @@ Content = TypeVar("Content", bound=Sized)
 Parsed = TypeVar("Parsed")
 
 IDENTITY = "identity"
+CHUNKED = "chunked"
 # Bytes or characters of content that takes longer to parse than other requests should wait.
 LARGE_CONTENT = 65_536
 # Unfinished bodies may hold so many times the largest body.
@@ -99,6 +100,8 @@ def _check_head(request: Request, limits: BodyLimits) -> None:
     """Raise the error of a body that its head tells to be unacceptable."""
     if request.headers.get("content-encoding", IDENTITY).strip().lower() != IDENTITY:
         raise InvalidRequest("The body has to come without a Content-Encoding.")
+    if request.headers.get("transfer-encoding", CHUNKED).strip().lower() != CHUNKED:
+        raise InvalidRequest("The body has to come without a Transfer-Encoding other than chunked.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.max_bytes:
         raise _too_large(limits)

@@ -352,6 +352,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
             return f"a list of {' and '.join(words)}"
         case {"type": "array", "items": {"const": word}}:
             return f"a list of {word}"
+        case {"type": "array", "minItems": low, "maxItems": most}:
+            return f"a list of {low} to {most}"
         case {"type": "array"}:
             return "a list"
         case {"anyOf": kinds}:

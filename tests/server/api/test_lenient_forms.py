@@ -1,6 +1,9 @@
 """Forms as different clients send them: names of the audio, file names, lists, and truth values."""
 
 import gzip
+import json
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -77,3 +80,13 @@ def test_a_compressed_body_is_refused_by_its_cause(server: LiveServer, engine: F
         "/v1/instruct", content=form(AUDIO, INSTRUCTION), headers={**headers, "content-encoding": "Identity"}
     )
     assert response.status_code == 200
+
+
+def test_a_body_in_another_transfer_coding_is_refused_by_its_cause(server: LiveServer) -> None:
+    headers = {"content-type": FORM_TYPE, "transfer-encoding": "gzip, chunked"}
+    connection = HTTPConnection(urlsplit(server.url).netloc)
+    connection.request("POST", "/v1/instruct", gzip.compress(form(AUDIO, INSTRUCTION)), headers, encode_chunked=True)
+    response = connection.getresponse()
+    assert response.status == 400
+    assert "Transfer-Encoding" in json.load(response)["error"]["message"]
+    connection.close()
