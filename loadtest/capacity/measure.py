@@ -260,7 +260,7 @@ def _kind_of(sequence: SequenceState) -> WorkKind:
         return "file"
     if sequence.request.priority != Priority.PARTIAL:
         return "answer"
-    return "draft" if sequence.request.sampling.max_tokens == 0 else "partial"
+    return "draft" if sequence.request.task.sampling.max_tokens == 0 else "partial"
 
 
 def _columns(rows: Sequence[tuple[int, int]], decoders: int) -> list[float]:

@@ -22,7 +22,7 @@ from server.engine.runner.sequence import SequenceState
 from server.engine.scheduler.scheduler import STEP_TOKENS
 from server.engine.types.events import Delta, Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
+from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest, SpeechTask
 from server.settings import Settings
 
 QUESTION = "Name the topic of the speech in one word."
@@ -164,7 +164,7 @@ def _ask(engine: TracedEngine, id: str, samples: Float32, instruction: str, max_
             outcome.append(event)
             ended.set()
 
-    engine.submit(InstructRequest(id, samples, instruction, SamplingOptions(max_tokens=max_tokens)), deliver)
+    engine.submit(InstructRequest(id, samples, SpeechTask(instruction, SamplingOptions(max_tokens=max_tokens))), deliver)
     if not ended.wait(ANSWER_TIMEOUT_S) or not isinstance(outcome[0], Done):
         raise RuntimeError(f"the request {id} was not answered: {outcome}")
 
@@ -176,7 +176,7 @@ def _play(engine: TracedEngine, id: str, stream: StreamAudio) -> None:
         if isinstance(event, Ended | Failed):
             ended.set()
 
-    engine.open_live(LiveRequest(id, TRANSCRIBE, word_times="required"), deliver)
+    engine.open_live(LiveRequest(id, SpeechTask(TRANSCRIBE, word_times="required")), deliver)
     samples = to_float(stream)
     piece = round(PIECE_S * RATE_HZ)
     began_s = time.monotonic()

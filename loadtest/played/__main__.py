@@ -34,7 +34,7 @@ from server.cli import get_bundle
 from server.engine.factory import load_on_device
 from server.engine.types.events import Delta, Ended, Event, LiveEvent, Partial, SpeechStarted, UtteranceDone
 from server.engine.types.options import SamplingOptions, VoiceOptions
-from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest
+from server.engine.types.requests import Audio, EndOfAudio, InstructRequest, LiveRequest, SpeechTask
 from server.settings import Settings
 
 CLIPS = Path(__file__).parents[2] / "tests" / "clips" / "clips.json"
@@ -67,7 +67,9 @@ class Player:
         with self.clock.shown():
             for number, audio in enumerate(self.play.audios):
                 voice = VoiceOptions(silence_s=self.play.silence_s)
-                request = LiveRequest(f"stream-{number}", TRANSCRIBE, client=f"{number}", voice=voice, word_times="required")
+                request = LiveRequest(
+                    f"stream-{number}", SpeechTask(TRANSCRIBE, word_times="required"), client=f"{number}", voice=voice
+                )
                 self.engine.open_live(request, partial(self._take_event, number))
                 self._plan_pieces(request.id, audio, self.runs[number].origin_s)
             if self.play.files:
@@ -102,7 +104,9 @@ class Player:
     def _post_file(self) -> None:
         recording = self.play.files[self.posted % len(self.play.files)]
         self.posted += 1
-        request = InstructRequest(f"file-{self.posted}", recording.samples, TRANSCRIBE, SamplingOptions(), client="files")
+        request = InstructRequest(
+            f"file-{self.posted}", recording.samples, SpeechTask(TRANSCRIBE, SamplingOptions()), client="files"
+        )
         self.engine.submit(request, self._take_file_event)
 
     def _take_file_event(self, event: Event) -> None:

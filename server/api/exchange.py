@@ -114,7 +114,7 @@ async def _build_job(
     request = call.request
     if channel is not None:
         request = dataclasses.replace(request, id=f"{request.id}-{channel.number}")
-    if (constraint := request.sampling.constraint) is not None:
+    if (constraint := request.task.sampling.constraint) is not None:
         await context.grammar_sandbox.check(constraint, request.client)
     if request.deadline_s is not None:
         request = dataclasses.replace(request, deadline_s=request.deadline_s - (time.perf_counter() - started_s))

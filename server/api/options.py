@@ -26,6 +26,7 @@ from server.engine.types.options import (
     VoiceOptions,
     WordTimes,
 )
+from server.engine.types.requests import SpeechTask
 from server.errors import InvalidInstruction, InvalidRequest, UnknownField
 from server.settings import Settings
 
@@ -180,6 +181,19 @@ class RequestOptions(ClientMessage):
         values = {name: value for name, value in self if name in SAMPLING_FIELDS and name != "stop"}
         constraint = next((Constraint(kind, getattr(self, kind)) for kind in self._constraints()), None)
         return SamplingOptions(**values, stop=tuple(self.stop), constraint=constraint)
+
+    def task(self, word_times: WordTimes) -> SpeechTask:
+        """Return what is asked, in the engine's terms."""
+        return SpeechTask(
+            self.instruction,
+            self.sampling,
+            self.draft,
+            word_times,
+            self.spoken.language,
+            self.spoken.languages,
+            self.prompt,
+            tuple(self.keywords),
+        )
 
 
 class InstructOptions(RequestOptions):

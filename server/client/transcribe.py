@@ -11,7 +11,7 @@ from server.api.exchange import make_answer
 from server.audio.sandbox import DecoderPool
 from server.engine.types.options import SamplingOptions, WordTimes
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.jobs.job import build_job, run_job
 
 
@@ -26,7 +26,8 @@ async def instruct_file(
 ) -> Answer:
     """Return the answer about the bytes of an audio file. Raises `ServeError`."""
     started_s = time.perf_counter()
-    request = InstructRequest(uuid.uuid4().hex, np.empty(0, np.float32), instruction, sampling, word_times=word_times)
+    task = SpeechTask(instruction, sampling, word_times=word_times)
+    request = InstructRequest(uuid.uuid4().hex, np.empty(0, np.float32), task)
     job = await build_job(
         engine,
         decode_pool,

@@ -21,7 +21,7 @@ from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
 from server.engine.types.events import Event, LiveEvent
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
+from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest, SpeechTask
 from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import EngineFailed, NotReady, ServeError
 
@@ -98,7 +98,7 @@ class LocalEngine:
         """Warm the models up and begin to serve. Raises `BackendError` if they do not run."""
         noise = np.random.default_rng(0).normal(0, 0.1, self.sample_rate_hz).astype(np.float32)
         instruction = self._models.transcription_instruction if not self._models.follows_instructions else "Warm up."
-        warm_up = InstructRequest("warm-up", noise, instruction, SamplingOptions(max_tokens=3))
+        warm_up = InstructRequest("warm-up", noise, SpeechTask(instruction, SamplingOptions(max_tokens=3)))
         sequence = new_sequence(self._models, warm_up, lambda _event: None)
         self._runner.warm_up(sequence)
         with self._changed:
@@ -117,7 +117,7 @@ class LocalEngine:
 
     def open_live(self, request: LiveRequest, deliver: Callable[[LiveEvent], None]) -> None:
         # Compiled here, not on the engine's thread, which then finds the constraint in a cache.
-        compile_constraint(self._models, request.sampling.constraint)
+        compile_constraint(self._models, request.task.sampling.constraint)
         with self._changed:
             self._require_ready()
             self._live.open(request, deliver)

@@ -72,7 +72,7 @@ class LongAudioJob:
         self.audio_decode_s = audio_decode_s
         self.deadline_s = request.deadline_s
         self._engine = engine
-        self._request = live_request_from(request, voice, scope, transcribes=engine.transcribes(request.instruction))
+        self._request = live_request_from(request, voice, scope, transcribes=engine.transcribes(request.task.instruction))
         self._head = request.audio
         self._rest = rest
         self._on_progress = on_progress
@@ -194,24 +194,10 @@ def live_request_from(
     Without a `scope` a transcript is one of each utterance, and any other answer is about the whole recording. Raises
     `InvalidRequest` for word times without a transcript.
     """
-    if request.word_times != "none" and not transcribes:
+    if request.task.word_times != "none" and not transcribes:
         raise InvalidRequest("Times of words and subtitles are offered for transcription only.", param="timestamps")
-    return LiveRequest(
-        id=request.id,
-        instruction=request.instruction,
-        sampling=request.sampling,
-        client=request.client,
-        priority=request.priority,
-        draft=request.draft,
-        voice=voice,
-        scope=scope or ("utterance" if transcribes else "recording"),
-        partials=False,
-        word_times=request.word_times,
-        language=request.language,
-        languages=request.languages,
-        prompt=request.prompt,
-        keywords=request.keywords,
-    )
+    scope = scope or ("utterance" if transcribes else "recording")
+    return LiveRequest(request.id, request.task, request.client, request.priority, voice, scope, partials=False)
 
 
 class LongAudioAggregator:
@@ -229,7 +215,7 @@ class LongAudioAggregator:
         self.utterances: list[Segment] = []
         self._request = request
         self._logprobs: list[TokenLogprob] = []
-        self._words: list[Word] | None = [] if request.word_times != "none" else None
+        self._words: list[Word] | None = [] if request.task.word_times != "none" else None
         self._language: str | None = None
         self._finish_reason: FinishReason = "no_speech"
         self._usage = Usage(0, 0, 0)
@@ -275,7 +261,7 @@ class LongAudioAggregator:
             text, finish_reason, logprobs, words = answer.text, answer.finish_reason, answer.logprobs, answer.words
         else:
             text, finish_reason = " ".join(each.text for each in self.utterances), self._finish_reason
-            logprobs = None if self._request.sampling.logprobs is None else tuple(self._logprobs)
+            logprobs = None if self._request.task.sampling.logprobs is None else tuple(self._logprobs)
             words = None if self._words is None else tuple(self._words)
         usage, times, speculation = self._usage, self._times, self._speculation
         return Done(

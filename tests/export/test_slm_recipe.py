@@ -18,7 +18,7 @@ from models.chain import Models
 from models.projectors.subsample import read_adapter
 from server.engine.runner.runner import Runner
 from server.engine.types.options import DraftPolicy, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from tests.export.importers.test_gguf import CONTROLS, LAYER_SHAPES, close
 from tests.models.test_voice_onnx import write_graph
 from tests.support.clients.runner_client import Answer, run
@@ -89,7 +89,9 @@ def ask(models: Models, seed: int, instruction: str, draft: DraftPolicy = "exact
     random = np.random.default_rng(seed)
     tones = random.uniform(100, 6000, (20, 1)) * np.arange(1600) / 16_000
     audio = (np.sin(2 * np.pi * tones) * random.exponential(0.3, (20, 1))).ravel().astype(np.float32)
-    return run(Runner(models), InstructRequest("1", audio, instruction, SamplingOptions(max_tokens=12), draft=draft))[1]
+    return run(Runner(models), InstructRequest("1", audio, SpeechTask(instruction, SamplingOptions(max_tokens=12), draft=draft)))[
+        1
+    ]
 
 
 def test_the_llm_hears_frames_and_writes_every_answer(models: Models) -> None:

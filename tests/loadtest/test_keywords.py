@@ -38,7 +38,7 @@ def test_every_clip_is_asked_three_times(tmp_path: Path) -> None:
         wait_until(lambda: engine.stats().ready)
         with open_client(server.url) as client:
             columns = measure(clips, client)
-    asked = [set(each.keywords) for each in engine.submitted]
+    asked = [set(each.task.keywords) for each in engine.submitted]
     assert asked[:3] == [set(), {"sailor", "lighthouse", "marvellous"}, {"lighthouse", "marvellous"}]
     assert len(asked) == 9
     assert list(columns) == [WITHOUT, OWN, OTHERS_ALONE]

@@ -124,7 +124,7 @@ def test_run_against_a_steady_server_that_refuses_once(tmp_path: Path) -> None:
     engine.refusal = Overloaded("The queue is full.", retry_after_s=0)
     status, output = run_locust(engine, tmp_path)
     assert status == 0, output
-    assert {request.sampling.max_tokens for request in engine.submitted} == {128}
+    assert {request.task.sampling.max_tokens for request in engine.submitted} == {128}
     assert re.search(r"refused \(429\) +1 +0\(0\.00%\)", output)
 
 

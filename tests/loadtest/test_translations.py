@@ -43,6 +43,6 @@ def test_the_server_is_asked_and_the_table_written(tmp_path: Path, monkeypatch: 
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
         main(["--url", server.url, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert {each.instruction for each in engine.submitted} == {translations.INSTRUCTION}
+    assert {each.task.instruction for each in engine.submitted} == {translations.INSTRUCTION}
     assert "| `to_en_es` | 1 | 12.3 | 56.8 |" in (tmp_path / "out" / "translations.md").read_text()
     assert json.loads((tmp_path / "out" / "translations.json").read_text())["server"]["to_en_fr"]["texts"] == ["hello world"]

@@ -219,7 +219,7 @@ def test_transcribe_prints_the_text(engine: FakeEngine, clip: Path, capsys: pyte
     assert cli.main(["transcribe", str(clip), "-i", "Say it.", "--max-tokens", "9"]) == 0
     assert capsys.readouterr().out == "hello world\n"
     (request,) = engine.submitted
-    assert (request.instruction, request.sampling.max_tokens, len(request.audio)) == ("Say it.", 9, 16_000)
+    assert (request.task.instruction, request.task.sampling.max_tokens, len(request.audio)) == ("Say it.", 9, 16_000)
     assert engine.drained
 
 
@@ -246,7 +246,7 @@ def test_transcribe_writes_json_lines(clip: Path, capsys: pytest.CaptureFixture[
 def test_transcribe_writes_subtitles(engine: FakeEngine, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["transcribe", "--format", "srt", str(clip)]) == 0
     assert capsys.readouterr().out == "1\n00:00:00,000 --> 00:00:01,000\nhello world\n\n"
-    assert engine.submitted[0].word_times == "if_known"
+    assert engine.submitted[0].task.word_times == "if_known"
 
 
 @pytest.mark.usefixtures("engine")

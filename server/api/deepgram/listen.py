@@ -22,8 +22,6 @@ from server.api.deepgram.session import MAX_MESSAGE_BYTES, ListenDialect
 from server.api.exchange import answer_request
 from server.api.live.accepting import serve_socket
 from server.api.middleware import client_of, request_id_of
-from server.api.options import DEFAULT_INSTRUCTION
-from server.engine.types.options import SamplingOptions
 from server.engine.types.requests import InstructRequest
 from server.errors import InvalidRequest, ModelNotFound
 from server.registry.registry import ServedModel
@@ -78,7 +76,7 @@ async def _transcribe(request: Request, context: ServerContext) -> Response:
         writer = ListenWriter(Origin.of(request_id_of(request), options), hashlib.sha256(audio).hexdigest())
         return Call(
             audio,
-            _engine_request(options, client_of(request)),
+            InstructRequest(f"listen-{uuid.uuid4().hex}", np.empty(0, np.float32), options.task, client_of(request)),
             writer,
             model=_model(context, options),
             raw=options.raw,
@@ -94,21 +92,6 @@ def _model(context: ServerContext, options: ListenOptions) -> ServedModel:
         return context.models.find(options.model)
     except ModelNotFound:
         return context.models.default
-
-
-def _engine_request(options: ListenOptions, client: str) -> InstructRequest:
-    return InstructRequest(
-        id=f"listen-{uuid.uuid4().hex}",
-        audio=np.empty(0, np.float32),
-        instruction=DEFAULT_INSTRUCTION,
-        # The words' probabilities are needed for their confidence.
-        sampling=SamplingOptions(logprobs=0),
-        client=client,
-        word_times="if_known",
-        language=options.spoken.language,
-        languages=options.spoken.languages,
-        keywords=options.keywords,
-    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from server.audio.raw import Encoding, RawFormat
 from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from server.audio.wave_header import ALAW, FLOAT, MULAW, PCM, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import InvalidRequest
 
 Container = Literal["unknown", "ogg_opus"]
@@ -69,21 +69,22 @@ class ListenOptions:
     def channels(self) -> int:
         return 1 if self.encoding is None else self.encoding.channels
 
-    def live_request(self, client: str) -> LiveRequest:
-        """Return the request to the engine for live audio."""
-        return LiveRequest(
-            id="",
-            instruction=DEFAULT_INSTRUCTION,
-            # The words' probabilities are needed for their confidence.
-            sampling=SamplingOptions(logprobs=0),
-            client=client,
-            voice=VoiceOptions(silence_s=self.silence_s),
-            partials=self.interim_results,
+    @property
+    def task(self) -> SpeechTask:
+        """What is asked, in the engine's terms. The words' probabilities are needed for their confidence."""
+        return SpeechTask(
+            DEFAULT_INSTRUCTION,
+            SamplingOptions(logprobs=0),
             word_times="if_known",
             language=self.spoken.language,
             languages=self.spoken.languages,
             keywords=self.keywords,
         )
+
+    def live_request(self, client: str) -> LiveRequest:
+        """Return the request to the engine for live audio."""
+        voice = VoiceOptions(silence_s=self.silence_s)
+        return LiveRequest("", self.task, client, voice=voice, partials=self.interim_results)
 
 
 def read_options(query: QueryParams, default_model: str) -> ListenOptions:

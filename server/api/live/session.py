@@ -185,7 +185,7 @@ class SocketSession:
     def change_instruction(self, change: ChangeInstruction) -> None:
         """Set the instruction for utterances to come."""
         if self._request is not None:
-            self._request = replace(self._request, instruction=change.instruction)
+            self._request = replace(self._request, task=replace(self._request.task, instruction=change.instruction))
         if self._engine_session is not None:
             self._engine_session.change_instruction(change)
 

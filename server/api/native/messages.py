@@ -71,21 +71,8 @@ class StartMessage(RequestOptions):
 
     def live_request(self, session_id: str, client: str) -> LiveRequest:
         """Return the request for a session of this id and client."""
-        return LiveRequest(
-            id=session_id,
-            instruction=self.instruction,
-            sampling=self.sampling,
-            client=client,
-            draft=self.draft,
-            voice=self.voice.options(),
-            scope=self.scope,
-            partials=self.partials,
-            word_times="required" if self.words else "none",
-            language=self.spoken.language,
-            languages=self.spoken.languages,
-            prompt=self.prompt,
-            keywords=tuple(self.keywords),
-        )
+        task = self.task("required" if self.words else "none")
+        return LiveRequest(session_id, task, client, voice=self.voice.options(), scope=self.scope, partials=self.partials)
 
 
 class FlushMessage(ClientMessage):

@@ -92,17 +92,10 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
     engine_request = InstructRequest(
         id=f"instruct-{uuid.uuid4().hex}",
         audio=np.empty(0, np.float32),
-        instruction=options.instruction,
-        sampling=options.sampling,
+        task=options.task(options.word_times),
         client=client_of(request),
         priority=options.engine_priority,
         deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
-        draft=options.draft,
-        word_times=options.word_times,
-        language=options.spoken.language,
-        languages=options.spoken.languages,
-        prompt=options.prompt,
-        keywords=tuple(options.keywords),
     )
     writer = InstructWriter(options, request_id_of(request), engine_request.id)
     return Call(

@@ -84,8 +84,8 @@ class NativeDialect(Dialect):
         rate_hz = start.sample_rate_hz or DEFAULT_RATE_HZ
         # The client is not idle while its constraint waits for its turn to be checked, and its audio for a decoder.
         with session.waiting():
-            if request.sampling.constraint is not None:
-                await session.context.grammar_sandbox.check(request.sampling.constraint, request.client)
+            if request.task.sampling.constraint is not None:
+                await session.context.grammar_sandbox.check(request.task.sampling.constraint, request.client)
             session.configure(request, await self._open_audio(start, rate_hz))
         # The answer about a whole recording needs all of it in one session.
         session.gives_place_back = start.scope == "utterance"

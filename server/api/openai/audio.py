@@ -22,7 +22,7 @@ from server.api.openai.transcription_replies import ChunkWriter, TranscriptWrite
 from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
 from server.audio.raw import parse_raw_type
 from server.engine.types.options import VoiceOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 
 # Our fields, and OpenAI's that ask for the same.
 PARAMS = {
@@ -87,18 +87,16 @@ def _call(
         warnings = (*warnings, f"Of the prompt only the last {MAX_PROMPT_CHARACTERS} characters count.")
     spoken = options.spoken()
     id = f"transcription-{uuid.uuid4().hex}"
-    engine_request = InstructRequest(
-        id=id,
-        audio=np.empty(0, np.float32),
-        instruction=options.instruction if isinstance(options, TranslationOptions) else DEFAULT_INSTRUCTION,
-        sampling=options.sampling(limit),
-        client=client_of(request),
+    task = SpeechTask(
+        options.instruction if isinstance(options, TranslationOptions) else DEFAULT_INSTRUCTION,
+        options.sampling(limit),
         word_times=options.word_times,
         language=spoken.language,
         languages=spoken.languages,
         prompt=options.end_of_prompt,
         keywords=options.all_keywords(),
     )
+    engine_request = InstructRequest(id, np.empty(0, np.float32), task, client_of(request))
     transcript = TranscriptWriter(
         request_id=request_id_of(request),
         task="translate" if is_translation else "transcribe",

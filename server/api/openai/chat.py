@@ -22,7 +22,7 @@ from server.api.openai.chat_replies import ChatWriter
 from server.api.openai.conversation import Conversation, read_conversation
 from server.api.openai.fields import inlined_schemas, parse_json, parse_options
 from server.api.openai.schema import Completion
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 
 # Our fields, and OpenAI's that ask for the same.
 PARAMS = {"audio": "messages", "instruction": "messages", "json_schema": "response_format"}
@@ -77,14 +77,8 @@ def _call(context: ServerContext, request: Request, chat: _Chat) -> Call:
     if (options.longest or 0) > settings.max_tokens_limit:
         warnings = (*warnings, f"The answer has at most {settings.max_tokens_limit} tokens.")
     id = f"chatcmpl-{uuid.uuid4().hex}"
-    engine_request = InstructRequest(
-        id=id,
-        audio=np.empty(0, np.float32),
-        instruction=chat.conversation.instruction,
-        sampling=sampling,
-        client=client_of(request),
-        priority=options.priority,
-    )
+    task = SpeechTask(chat.conversation.instruction, sampling)
+    engine_request = InstructRequest(id, np.empty(0, np.float32), task, client_of(request), options.priority)
     writer = ChatWriter(
         request_id=request_id_of(request),
         id=id,

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.wave_header import ALAW, MULAW, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import InvalidRequest
 
 Parsed = TypeVar("Parsed", bound="Lenient")
@@ -165,17 +165,15 @@ class SessionOptions:
         """Return the request to the engine."""
         asked = self.transcription
         spoken = SpokenLanguages.of([asked.language] if asked.language else asked.languages or [])
-        return LiveRequest(
-            id="",
-            instruction=DEFAULT_INSTRUCTION,
-            sampling=SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
-            client=client,
-            voice=self.voice(),
+        task = SpeechTask(
+            DEFAULT_INSTRUCTION,
+            SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
             language=spoken.language,
             languages=spoken.languages,
             prompt=asked.prompt or "",
             keywords=tuple(asked.keywords or ()),
         )
+        return LiveRequest("", task, client, voice=self.voice())
 
 
 def read_object(text: str) -> dict[str, Any]:

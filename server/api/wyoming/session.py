@@ -24,7 +24,7 @@ from server.audio.pcm import PcmStream
 from server.audio.types import Samples
 from server.audio.wave_header import PcmFormat
 from server.engine.types.events import Failed, Listened, LiveEvent, Problem, UtteranceDone
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import InvalidRequest, ModelNotLoaded, NotReady, ServeError, SessionIdle, SessionTooLong
 from server.observability.live import Outcome, SessionTimer
 
@@ -37,14 +37,8 @@ class Recording:
     def __init__(self, context: ServerContext, client: str, options: Transcribe, format: PcmFormat) -> None:
         self._context = context
         self._model = context.models.find(options.name or None)
-        self._request = LiveRequest(
-            id=f"wyoming-{uuid.uuid4().hex}",
-            instruction=DEFAULT_INSTRUCTION,
-            client=client,
-            partials=False,
-            language=options.language_code,
-            keywords=options.keywords,
-        )
+        task = SpeechTask(DEFAULT_INSTRUCTION, language=options.language_code, keywords=options.keywords)
+        self._request = LiveRequest(f"wyoming-{uuid.uuid4().hex}", task, client, partials=False)
         self._audio = PcmStream(format, self._model.sample_rate_hz)
         self._texts: list[str] = []
         self._language: str | None = options.language_code

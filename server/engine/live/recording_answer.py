@@ -15,7 +15,7 @@ from models.protocols import Float32, ProjectorOutput
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.events import Basis, Delta, Done, Ended, Event, Failed, LiveEvent, StageTimes, Usage
-from server.engine.types.requests import InstructRequest, LiveRequest
+from server.engine.types.requests import InstructRequest, LiveRequest, SpeechTask
 from server.errors import EngineFailed
 
 # Answers about sections are at most this share of what is read at once, so that they get fewer.
@@ -45,7 +45,7 @@ class RecordingAnswer:
         self._sections: list[str | None] = []
         self._section_count = 1
         empty = self._sequence(self._speech([]), lambda _event: None)
-        self._room = models.prompt_room(request.sampling.max_tokens) - len(empty.prompt_ids)
+        self._room = models.prompt_room(request.task.sampling.max_tokens) - len(empty.prompt_ids)
         if self._room < 1:
             raise EngineFailed("The instruction and its answer leave no room for speech.")
 
@@ -120,9 +120,10 @@ class RecordingAnswer:
         """Return a sequence over speech that is encoded; only the final answer follows the request's constraint."""
         self._requests += 1
         asked = self._request
-        sampling = asked.sampling if constrained else replace(asked.sampling, constraint=None)
+        sampling = asked.task.sampling if constrained else replace(asked.task.sampling, constraint=None)
+        task = SpeechTask(asked.task.instruction, sampling, draft="off")
         id, nothing = f"{asked.id}/whole {self._requests}", np.empty(0, np.float32)
-        request = InstructRequest(id, nothing, asked.instruction, sampling, asked.client, asked.priority, draft="off")
+        request = InstructRequest(id, nothing, task, asked.client, asked.priority)
         return new_sequence(self._models, request, deliver, encoded=speech)
 
 

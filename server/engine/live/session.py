@@ -34,7 +34,16 @@ from server.engine.types.events import (
     Word,
 )
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
-from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, InstructRequest, LiveInput, LiveRequest
+from server.engine.types.requests import (
+    Audio,
+    ChangeInstruction,
+    EndOfAudio,
+    Flush,
+    InstructRequest,
+    LiveInput,
+    LiveRequest,
+    SpeechTask,
+)
 from server.errors import InvalidRequest, ServeError
 
 # Heard inputs that one session may have waiting, and that one step takes of them.
@@ -120,10 +129,11 @@ class LiveSession:
         if self._answers_whole:
             self._recording = RecordingAnswer(request, models, hooks.emit_event, hooks.start_sequence)
         # An instruction about all of the audio says nothing about how its parts are transcribed.
-        self._instruction = models.transcription_instruction if self._recording else request.instruction
-        self._sampling = SamplingOptions() if self._recording else request.sampling
+        self._task = request.task
+        if self._recording:
+            self._task = replace(request.task, instruction=models.transcription_instruction, sampling=SamplingOptions())
         self._next_instruction: str | None = None
-        self._prompt_ids = self._lay_out(self._instruction)
+        self._prompt_ids = self._lay_out(self._task)
         # Hypotheses are the speech decoder's where there is one, and else the projector's draft. Without drafts each is a
         # transcript of the whole utterance so far.
         self._can_write = models.speech is not None and models.word_timer is not None
@@ -167,8 +177,8 @@ class LiveSession:
         asked = self.request
         if not self._models.follows_instructions:
             return False
-        is_constrained = asked.sampling.constraint is not None
-        return asked.scope == "recording" and (is_constrained or not self._models.transcribes(asked.instruction))
+        is_constrained = asked.task.sampling.constraint is not None
+        return asked.scope == "recording" and (is_constrained or not self._models.transcribes(asked.task.instruction))
 
     @property
     def _priority(self) -> Priority:
@@ -219,7 +229,7 @@ class LiveSession:
         wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
         wait_s = wait_s if self._models.drafts else FIRST_WRITTEN_S
         partial_due = start + round((self.request.voice.prefix_padding_s + wait_s) * self._rate_hz)
-        self._current = Utterance(self._utterances, start, self._instruction, self._prompt_ids, text, partial_due)
+        self._current = Utterance(self._utterances, start, self._task, self._prompt_ids, text, partial_due)
         self._utterances += 1
         self._counters.utterances += 1
         self._hooks.emit_event(SpeechStarted(self.request.id, self._current.number, start_s))
@@ -240,13 +250,13 @@ class LiveSession:
             utterance.partial = None
         utterance.end = end
         audio = self._audio.between(utterance.start, min(end, self._audio.end))
-        request = self._new_request(audio, utterance.instruction)
+        request = self._new_request(audio, utterance.task)
         take_event = partial(self._take_answer, utterance)
         utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
         utterance.answer.known_words = self._known_words(utterance, utterance.start)
         # A recording has no hypotheses, and many utterances that wait.
         utterance.answer.kept = None if self.request.is_recording else utterance.kept
-        if self._models.transcribes(utterance.instruction):
+        if self._models.transcribes(utterance.task.instruction):
             utterance.answer.known_tokens = utterance.hypothesis
         self._hooks.start_sequence(utterance.answer)
 
@@ -321,13 +331,14 @@ class LiveSession:
         # The first words come sooner from the draft.
         is_fast = self._hypothesis_took_s <= LONGEST_WRITING_S
         is_written = self._can_write and is_fast and len(text.words) > 0
-        request = replace(
-            self._new_request(self._audio.between(start, end), self._models.transcription_instruction),
+        task = replace(
+            self._task,
+            instruction=self._models.transcription_instruction,
             sampling=SamplingOptions() if is_written else DRAFT_ONLY,
-            priority=max(Priority.PARTIAL, self._priority),
             draft="exact" if is_written else "off",
             word_times="required" if is_written else "none",
         )
+        request = self._new_request(self._audio.between(start, end), task, Priority.PARTIAL)
         take_event = partial(self._take_partial, utterance, start, end)
         hypothesis = new_sequence(self._models, request, take_event, utterance.prompt_ids)
         hypothesis.known_words = self._known_words(utterance, start)
@@ -336,14 +347,15 @@ class LiveSession:
     def _hear_again(self, utterance: Utterance, end: int) -> SequenceState:
         """Return a hypothesis of the whole utterance so far, for which the one before it is the draft."""
         audio = self._audio.between(utterance.start, end)
-        request = replace(
-            self._new_request(audio, self._models.transcription_instruction),
+        task = replace(
+            self._task,
+            instruction=self._models.transcription_instruction,
             sampling=SamplingOptions(max_tokens=longest_transcript(len(audio) / self._rate_hz)),
-            priority=max(Priority.PARTIAL, self._priority),
             draft="exact",
             word_times="none",
         )
-        prompt_ids = utterance.prompt_ids if self._models.transcribes(utterance.instruction) else None
+        request = self._new_request(audio, task, Priority.PARTIAL)
+        prompt_ids = utterance.prompt_ids if self._models.transcribes(utterance.task.instruction) else None
         take_event = partial(self._take_partial, utterance, utterance.start, end)
         hypothesis = new_sequence(self._models, request, take_event, prompt_ids)
         hypothesis.known_tokens, hypothesis.kept = utterance.hypothesis, utterance.kept
@@ -395,37 +407,24 @@ class LiveSession:
 
     def _use_next_instruction(self) -> None:
         instruction, self._next_instruction = self._next_instruction, None
-        if instruction is None or instruction == self._instruction:
+        if instruction is None or instruction == self._task.instruction:
             return
+        task = replace(self._task, instruction=instruction)
         try:
-            self._prompt_ids = self._lay_out(instruction)
-            self._instruction = instruction
+            self._prompt_ids = self._lay_out(task)
+            self._task = task
         except ServeError as error:
             self._hooks.emit_event(Problem(self.request.id, error))
 
-    def _lay_out(self, instruction: str) -> PromptIds:
-        """Return the prompt of an instruction. Raises a `ServeError` if no utterance can be answered under it."""
-        request = self._new_request(np.empty(0, np.float32), instruction)
+    def _lay_out(self, task: SpeechTask) -> PromptIds:
+        """Return the prompt of a task. Raises a `ServeError` if it can be done for no utterance."""
+        request = self._new_request(np.empty(0, np.float32), task)
         return new_sequence(self._models, request, lambda _event: None).prompt_ids
 
-    def _new_request(self, audio: Float32, instruction: str) -> InstructRequest:
+    def _new_request(self, audio: Float32, task: SpeechTask, highest: Priority = Priority.LIVE) -> InstructRequest:
         self._requests += 1
-        asked = self.request
-        return InstructRequest(
-            f"{asked.id}/{self._requests}",
-            audio,
-            instruction,
-            self._sampling,
-            asked.client,
-            self._priority,
-            None,
-            asked.draft,
-            asked.word_times,
-            asked.language,
-            asked.languages,
-            asked.prompt,
-            asked.keywords,
-        )
+        id, priority = f"{self.request.id}/{self._requests}", max(highest, self._priority)
+        return InstructRequest(id, audio, task, self.request.client, priority)
 
 
 def _endpointer(options: VoiceOptions, window_samples: int, sample_rate_hz: int) -> Endpointer:

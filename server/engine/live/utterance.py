@@ -9,6 +9,7 @@ from server.engine.runner.caches import KeptSpeech
 from server.engine.runner.heard_words import shift_words
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone
+from server.engine.types.requests import SpeechTask
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Utterance:
 
     number: int
     start: int
-    instruction: str
+    task: SpeechTask
     prompt_ids: PromptIds
     text: StableText | AgreedText
     partial_due: int

@@ -14,7 +14,7 @@ from server.engine.types.events import TokenLogprob
 def write_answer(sequence: SequenceState, draft: CtcDraft, tokeniser: Tokeniser) -> None:
     """Answer a sequence with the tokens of the path, up to its `max_tokens` or a stop string."""
     sequence.audio_frames = len(draft.best_token)
-    wanted = sequence.request.sampling.logprobs
+    wanted = sequence.request.task.sampling.logprobs
     for run in find_runs(draft.best_token):
         if wanted is not None:
             sequence.logprobs.append(read_logprob(draft, run, wanted, tokeniser))

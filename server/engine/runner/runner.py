@@ -222,14 +222,14 @@ class Runner:
         """Have the LLM answer about a transcript."""
         request, models = sequence.request, self.models
         sequence.transcribing = False
-        sampler, constraint = Sampler(request.sampling), compile_constraint(models, request.sampling.constraint)
-        detokeniser = answer_detokeniser(models, request)
-        sequence.begin_text(detokeniser, sampler, constraint, request.sampling.max_tokens)
+        sampler, constraint = Sampler(request.task.sampling), compile_constraint(models, request.task.sampling.constraint)
+        detokeniser = answer_detokeniser(models, request.task)
+        sequence.begin_text(detokeniser, sampler, constraint, request.task.sampling.max_tokens)
         tokens = models.tokeniser.encode(transcript)
         if not tokens:
             sequence.finish("no_speech")
             return
-        drafts = request.draft != "off" and self._verifier.gate.allows(plain_words(request.instruction))
+        drafts = request.task.draft != "off" and self._verifier.gate.allows(plain_words(request.task.instruction))
         self._lay_out(sequence, models.require_llm().embed(tokens), TokenDraft(tokens if drafts else ()))
 
     def _draft(self, sequence: SequenceState, output: ProjectorOutput) -> Draft:
@@ -238,17 +238,17 @@ class Runner:
         Under that policy an earlier hypothesis is no draft: nothing but the LLM vouches for its words.
         """
         request = sequence.request
-        if request.draft == "exact":
-            wanted = self._verifier.gate.allows(plain_words(request.instruction))
+        if request.task.draft == "exact":
+            wanted = self._verifier.gate.allows(plain_words(request.task.instruction))
         else:
-            wanted = request.draft == "relaxed" and output.draft is not None
+            wanted = request.task.draft == "relaxed" and output.draft is not None
         known = sequence.known_tokens if output.draft is None else collapse(output.draft.best_token)
         return TokenDraft(known if wanted else ())
 
     def _lay_out(self, sequence: SequenceState, frames: Float32, draft: Draft) -> None:
         """Build the prompt, and cut `max_tokens` to the positions that are left."""
         llm, ids = self.models.require_llm(), sequence.prompt_ids
-        start, end = self.models.boundaries(sequence.request.instruction)
+        start, end = self.models.boundaries(sequence.request.task.instruction)
         before, after = llm.embed(ids.before_speech), llm.embed(ids.after_speech)
         prompt = np.concatenate([before, start, frames, end, after])
         sequence.max_tokens = min(sequence.max_tokens, self.models.answer_room(len(prompt)))

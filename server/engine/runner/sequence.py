@@ -120,7 +120,7 @@ class SequenceState:
     @property
     def drafts_only(self) -> bool:
         """Whether only `encoded` is wanted, and no answer."""
-        return self.request.sampling.max_tokens == 0
+        return self.request.task.sampling.max_tokens == 0
 
     def require_encoded(self) -> ProjectorOutput:
         """Return what was encoded. Raises `BackendError` before that."""
@@ -242,7 +242,7 @@ class SequenceState:
             Usage(self.audio_frames, text_tokens, max(0, len(self.tokens) - self.control_tokens), self.cached_tokens),
             self._final_times(),
             Speculation(self.drafted, self.accepted, self.llm_passes),
-            None if self.request.sampling.logprobs is None else tuple(self.logprobs),
+            None if self.request.task.sampling.logprobs is None else tuple(self.logprobs),
             (self.words or ()) if self.times_words else None,
             self.language,
         )

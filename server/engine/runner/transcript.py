@@ -224,16 +224,16 @@ class TranscriptStage:
         """Give a sequence the prompt, the draft and the rules of a transcript, each time at the next of `TEMPERATURES`."""
         speech, request, encoded = self._models.require_speech(), sequence.request, sequence.require_encoded()
         tokens = speech.tokens
-        translates = self._models.translates(request.instruction)
-        sampling = request.sampling if sequence.answers_transcript else SamplingOptions()
+        translates = self._models.translates(request.task.instruction)
+        sampling = request.task.sampling if sequence.answers_transcript else SamplingOptions()
         if temperature := TEMPERATURES[sequence.attempt]:
             sampling = replace(sampling, temperature=temperature, seed=sampling.seed or 0)
         longest = longest_transcript(len(request.audio) / self._models.sample_rate_hz)
-        boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.keywords])
+        boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.task.keywords])
         sequence.transcript_control_tokens = speech.control_tokens
         sequence.heard = "" if translates else self._read_draft(encoded)
         fewest, most = (fewest_words(sequence.heard), most_words(sequence.heard)) if sequence.heard else (0.0, math.inf)
-        languages = request.languages if request.language is None else (request.language,)
+        languages = request.task.languages if request.task.language is None else (request.task.language,)
         is_new = sequence.attempt == 0
         sequence.begin_text(
             Detokeniser(speech.tokeniser, sampling.stop),
@@ -241,7 +241,7 @@ class TranscriptStage:
             TranscriptConstraint(speech, languages, boost, fewest, most, translates=translates, repeats=is_new),
             speech.control_tokens + min(sampling.max_tokens, longest),
         )
-        context = lay_out_speech_context(speech, request.prompt, request.keywords)
+        context = lay_out_speech_context(speech, request.task.prompt, request.task.keywords)
         sequence.prompt = speech.decoder.embed([*context, tokens.start])
         sequence.memory = Memory(speech.decoder, encoded.states)
         sequence.audio_frames = len(encoded.embeddings)
@@ -252,7 +252,7 @@ class TranscriptStage:
             tokens.no_timestamps,
         )
         nothing = WordAlignment("", speech.tokeniser.encode, speech.tokeniser.decode)
-        is_drafted = request.draft != "off" and not translates
+        is_drafted = request.task.draft != "off" and not translates
         sequence.draft = TranscriptDraft(speech, control, self._draft_words(sequence) if is_drafted else nothing)
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
@@ -265,7 +265,7 @@ class TranscriptStage:
             return "silence"
         sequence.language = speech.language_of(sequence.tokens[0]) if speech.tokens.multilingual else self._language
         self._language = sequence.language or self._language
-        asked = sequence.request.sampling
+        asked = sequence.request.task.sampling
         is_as_long_as_asked = sequence.answers_transcript and sequence.max_tokens == speech.control_tokens + asked.max_tokens
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         # The draft was trained on English.
@@ -314,6 +314,6 @@ def _keep_tokens(sequence: SequenceState, speech: SpeechModel, kept: Sequence[in
     """End a transcript with the first of its text's tokens."""
     sequence.logprobs = sequence.logprobs[: len(kept)]
     sequence.tokens = [*sequence.tokens[: speech.control_tokens], *kept]
-    sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.sampling.stop)
+    sequence.detokeniser = Detokeniser(speech.tokeniser, sequence.request.task.sampling.stop)
     sequence.delta = "".join(map(sequence.detokeniser.push, kept))
     sequence.finish("stop")

@@ -74,7 +74,7 @@ class Verifier:
 
     def _choose_token(self, sequence: SequenceState, logits: Float32) -> int | None:
         """Return the next token, which is added to the answer, or None if the answer ended instead."""
-        sampler, constraint = sequence.sampler, sequence.request.sampling.constraint
+        sampler, constraint = sequence.sampler, sequence.request.task.sampling.constraint
         try:
             token = sampler.choose(sequence.token_constraint.mask(logits), sequence.tokens)
         except BackendError as error:
@@ -84,7 +84,7 @@ class Verifier:
         except GrammarError as error:
             sequence.fail(InvalidConstraint.because("constraint" if constraint is None else constraint.kind, error))
             return None
-        relaxed = sequence.request.draft == "relaxed"
+        relaxed = sequence.request.task.draft == "relaxed"
         if relaxed:
             token = self._relax(sequence, logits, token)
         if sequence.transcribing:
@@ -92,7 +92,7 @@ class Verifier:
         if token in self._models.template.end_tokens or (relaxed and sequence.draft.overrun >= RELAXED_OVERRUN):
             sequence.finish("stop")
             return None
-        if sequence.request.sampling.logprobs is not None:
+        if sequence.request.task.sampling.logprobs is not None:
             sequence.logprobs.append(sampler.logprob(logits, token, self._models.tokeniser))
         self._counters.generated_tokens += 1
         sequence.append(token)
@@ -111,7 +111,7 @@ class Verifier:
             sequence.finish("stop")
             return None
         if is_text:
-            if sequence.request.sampling.logprobs is not None:
+            if sequence.request.task.sampling.logprobs is not None:
                 sequence.logprobs.append(sequence.sampler.logprob(logits, token, speech.tokeniser))
             self._counters.generated_tokens += 1
         sequence.append(token)
@@ -129,7 +129,7 @@ class Verifier:
         sequence.accepted += accepted
         sequence.draft.learn(proposed, accepted)
         if not sequence.transcribing:
-            self.gate.record(plain_words(sequence.request.instruction), proposed, accepted)
+            self.gate.record(plain_words(sequence.request.task.instruction), proposed, accepted)
         for place in range(proposed):
             self._counters.drafted[min(place, DRAFT_POSITIONS - 1)] += 1
             self._counters.accepted[min(place, DRAFT_POSITIONS - 1)] += place < accepted

@@ -9,24 +9,17 @@ from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, 
 
 
 @dataclass(frozen=True)
-class InstructRequest:
-    """Mono float32 audio at the model's sample rate and the instruction about it.
+class SpeechTask:
+    """What is asked about speech, and how it is answered.
 
-    Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
-    `deadline_s` after submission is worthless. `draft` says whether the CTC draft may speed up the answer, and how strictly.
-    `word_times` asks for `Done.words`, which only transcripts have, and only of some models. `language` is the code of the one
-    that is spoken, None where the model is to find out, among `languages` if any are given. `prompt` is text that comes before
-    what is spoken, and shows spelling and style; `keywords` are names and terms that may be spoken. Only a model with a speech
-    decoder takes them.
+    `draft` says whether the CTC draft may speed up the answer, and how strictly. `word_times` asks for `Done.words`, which only
+    transcripts have, and only of some models. `language` is the code of the one that is spoken, None where the model is to find
+    out, among `languages` if any are given. `prompt` is text that comes before what is spoken, and shows spelling and style;
+    `keywords` are names and terms that may be spoken. Only a model with a speech decoder takes them.
     """
 
-    id: str
-    audio: npt.NDArray[np.float32]
     instruction: str
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    client: str = ""
-    priority: Priority = Priority.INTERACTIVE
-    deadline_s: float | None = None
     draft: DraftPolicy = "exact"
     word_times: WordTimes = "none"
     language: str | None = None
@@ -36,28 +29,37 @@ class InstructRequest:
 
 
 @dataclass(frozen=True)
-class LiveRequest:
-    """Audio that comes bit by bit and is cut into utterances at the speaker's pauses.
+class InstructRequest:
+    """Mono float32 audio at the model's sample rate, and the task about it.
 
-    With the scope `utterance` the instruction is about each utterance. With `recording` every utterance is transcribed, and
-    the instruction is about all of them together: its answer comes with `Ended`. A recording of any length is served in the same
-    way, without `partials` and at a priority below `LIVE`. The fields behind `word_times` are as for `InstructRequest`.
+    Work counts against the share of `client`, and cached audio is found by the same client only. An answer later than
+    `deadline_s` after submission is worthless.
     """
 
     id: str
-    instruction: str
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    audio: npt.NDArray[np.float32]
+    task: SpeechTask
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """Audio that comes bit by bit and is cut into utterances at the speaker's pauses.
+
+    With the scope `utterance` the task is about each utterance. With `recording` every utterance is transcribed, and the task is
+    about all of them together: its answer comes with `Ended`. A recording of any length is served in the same way, without
+    `partials` and at a priority below `LIVE`.
+    """
+
+    id: str
+    task: SpeechTask
     client: str = ""
     priority: Priority = Priority.LIVE
-    draft: DraftPolicy = "exact"
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     scope: Scope = "utterance"
     partials: bool = True
-    word_times: WordTimes = "none"
-    language: str | None = None
-    languages: tuple[str, ...] = ()
-    prompt: str = ""
-    keywords: tuple[str, ...] = ()
 
     @property
     def is_recording(self) -> bool:

@@ -13,7 +13,7 @@ from deploy.ray.engine import RayEngine
 from server.engine.types.events import Done, Ended
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import InstructRequest, LiveRequest
+from server.engine.types.requests import InstructRequest, LiveRequest, SpeechTask
 from server.errors import EngineFailed
 from tests.support.clients.engine_call import Call, request
 from tests.support.clients.live_client import LiveClient
@@ -88,7 +88,7 @@ def test_the_edge_answers_over_http(two: RayEngine, cluster: EngineCluster) -> N
         samples = tone(1.0, RATE_HZ)
         reply = instruct(server, audio_file(samples, RATE_HZ, "WAV", "FLOAT"), max_tokens="20")
         assert reply.status_code == 200, reply.text
-        same = InstructRequest("same", samples, "Transcribe.", SamplingOptions(max_tokens=20))
+        same = InstructRequest("same", samples, SpeechTask("Transcribe.", SamplingOptions(max_tokens=20)))
         assert reply.json()["text"] == Call(two, same).done().text
         assert "thinbridge" in server.client.get("/metrics").text
 
@@ -115,7 +115,7 @@ def test_a_killed_replica_costs_its_own_requests_only(two: RayEngine) -> None:
 
 
 def test_scale_in_loses_no_answer(two: RayEngine, cluster: EngineCluster) -> None:
-    sessions = [LiveClient(two, LiveRequest(f"open {number}", "Transcribe.")) for number in range(4)]
+    sessions = [LiveClient(two, LiveRequest(f"open {number}", SpeechTask("Transcribe."))) for number in range(4)]
     for number, session in enumerate(sessions):
         session.say(session_audio(number)[:8_000])
     clients = Clients(two, 4)

@@ -14,7 +14,7 @@ from deploy.ray.engine import RayEngine
 from loadtest.support.process import process_tree
 from server.engine.types.events import Done, Ended, Failed
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import EngineFailed, NotReady, ServeError
 from tests.support.clients.engine_call import Call, request, wait_until
 from tests.support.clients.live_client import LiveClient
@@ -110,7 +110,7 @@ def open_sessions(fleet: RayEngine) -> tuple[list[LiveClient], dict[str, int]]:
     sessions: list[LiveClient] = []
     while not all(count := {id: stats.live_sessions for id, stats in fleet.stats().members.items()}.values()):
         assert len(sessions) < MOST_SESSIONS, count
-        sessions.append(LiveClient(fleet, LiveRequest(f"session {len(sessions)}", "Transcribe.")))
+        sessions.append(LiveClient(fleet, LiveRequest(f"session {len(sessions)}", SpeechTask("Transcribe."))))
         sessions[-1].say(session_audio(len(sessions))[:HALF_A_SESSION])
         wait_until(lambda: fleet.stats().live_sessions == len(sessions))
     return sessions, {id: stats.live_sessions for id, stats in fleet.stats().members.items()}

@@ -40,7 +40,7 @@ from models.protocols import Float32, PrefillRow
 from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence_builder import lay_out_request
+from server.engine.runner.sequence_builder import lay_out_task
 from server.engine.types.requests import InstructRequest
 from tests.export.checkpoints.test_speech_llms import TOKENS, ask, run_together
 from tests.models.test_voice_onnx import write_graph
@@ -214,9 +214,9 @@ def answer_over_http(models: Models, requests: Sequence[InstructRequest]) -> lis
         server.client.timeout = httpx.Timeout(REPLY_TIMEOUT_S)
         wait_until(lambda: server.client.get("/ready").status_code == 200, START_TIMEOUT_S)
         for request in requests:
-            options = {"prompt": request.prompt, "language": request.language or "", "max_tokens": str(TOKENS)}
+            options = {"prompt": request.task.prompt, "language": request.task.language or "", "max_tokens": str(TOKENS)}
             sent = {name: value for name, value in options.items() if value}
-            reply = instruct(server, audio_file(request.audio, SAMPLE_RATE_HZ, "WAV", "FLOAT"), request.instruction, **sent)
+            reply = instruct(server, audio_file(request.audio, SAMPLE_RATE_HZ, "WAV", "FLOAT"), request.task.instruction, **sent)
             reply.raise_for_status()
             texts.append(str(reply.json()["text"]))
     return texts
@@ -231,7 +231,7 @@ def measure(kind: str, prompts: int, scratch: Path) -> list[str]:
     multiplier = float(KINDS["granite"][1]["embedding_multiplier"]) if kind.startswith("granite") else 1.0
     requests, texts = [ask(models, seed) for seed in range(prompts)], []
     for request in requests:
-        ids = lay_out_request(models, request)
+        ids = lay_out_task(models, request.task)
         with watched() as stages:
             expected = theirs(request.audio, ids.before_speech, ids.after_speech, TOKENS)
         compare_stages(row, models, stages, request.audio, ids, multiplier)

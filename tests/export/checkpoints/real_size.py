@@ -35,7 +35,7 @@ from models.protocols import Float32
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from tests.models.test_voice_onnx import write_graph
 from tests.support.clients.runner_client import run
 from tests.support.tiny.tiny_checkpoints import write_qwen_tokeniser, write_tokeniser
@@ -155,7 +155,7 @@ def measure(models: Models, length_s: int) -> list[str]:
     audio: Float32 = np.random.default_rng(length_s).normal(0, 0.1, length_s * RATE_HZ).astype(np.float32)
     cells = [f"{length_s} s"]
     for tokens in (round(TOKENS_PER_S * length_s), 1):
-        request = InstructRequest("1", audio, models.transcription_instruction, SamplingOptions(max_tokens=tokens))
+        request = InstructRequest("1", audio, SpeechTask(models.transcription_instruction, SamplingOptions(max_tokens=tokens)))
         processor_s, wall_s = time.process_time(), time.monotonic()
         sequence, _ = run(Runner(models), request)
         processor_s, wall_s = time.process_time() - processor_s, time.monotonic() - wall_s
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle = import_checkpoint(options.name, options.folder, options.precision)
     models = load_models(bundle, slots=1, threads=0)
     models = replace(models, template=replace(models.template, end_tokens=(-1,)))
-    new_sequence(models, InstructRequest("0", np.zeros(RATE_HZ, np.float32), "Transcribe."), lambda _event: None)
+    new_sequence(models, InstructRequest("0", np.zeros(RATE_HZ, np.float32), SpeechTask("Transcribe.")), lambda _event: None)
     rows = []
     for length_s in LENGTHS_S:
         rows.append(measure(models, length_s))

@@ -1,7 +1,6 @@
 """Canary-Qwen besides its tokens: its adapter, the tokeniser of another repository, and what it refuses."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -15,14 +14,15 @@ from export.pull import pull_model
 from export.store import Store
 from models.chain import Models
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence_builder import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_task, new_sequence
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config, edit_tensors
 from tests.support.clients.runner_client import run
 from tests.support.hub.local_hub import local_hub
+from tests.support.tasks import change_task
 from tests.support.tiny.tiny_speech_llms import write_canary_qwen
 
 AUDIO = np.random.default_rng(5).normal(0, 0.1, 40_000).astype(np.float32)
@@ -43,7 +43,7 @@ def models(folder: Path, pull: Pull) -> Models:
 
 
 def ask(instruction: str = "Transcribe.") -> InstructRequest:
-    return InstructRequest("1", AUDIO, instruction, SamplingOptions(max_tokens=8))
+    return InstructRequest("1", AUDIO, SpeechTask(instruction, SamplingOptions(max_tokens=8)))
 
 
 def set_encoder(**values: Any) -> Callable[[Path], object]:
@@ -51,16 +51,16 @@ def set_encoder(**values: Any) -> Callable[[Path], object]:
 
 
 def test_what_asks_for_a_transcript_becomes_the_published_instruction(models: Models) -> None:
-    asked, published = (lay_out_request(models, ask(text)) for text in ("Transcribe.", "Transcribe the following:"))
+    asked, published = (lay_out_task(models, ask(text).task) for text in ("Transcribe.", "Transcribe the following:"))
     assert asked == published
-    assert lay_out_request(models, ask("Who speaks?")) != asked
+    assert lay_out_task(models, ask("Who speaks?").task) != asked
 
 
 def test_english_is_the_one_language_that_it_takes(models: Models) -> None:
-    plain, english = (lay_out_request(models, each) for each in (ask(), replace(ask(), language="en")))
+    plain, english = (lay_out_task(models, each.task) for each in (ask(), change_task(ask(), language="en")))
     assert english == plain
     with pytest.raises(InvalidRequest, match="does not know the language 'de'"):
-        new_sequence(models, replace(ask(), language="de"), lambda _event: None)
+        new_sequence(models, change_task(ask(), language="de"), lambda _event: None)
 
 
 def test_the_adapter_changes_the_answer(folder: Path, models: Models, tmp_path: Path, pull: Pull) -> None:

@@ -15,9 +15,9 @@ from models.chain import Models
 from models.ctc import find_runs
 from models.protocols import CtcDraft, EncoderStates, ProjectorOutput
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence_builder import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_task, new_sequence
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config
@@ -43,7 +43,7 @@ def models(folder: Path, pull: Pull) -> Models:
 
 
 def ask(instruction: str, **options: Any) -> InstructRequest:
-    return InstructRequest("1", AUDIO, instruction, SamplingOptions(max_tokens=12), **options)
+    return InstructRequest("1", AUDIO, SpeechTask(instruction, SamplingOptions(max_tokens=12), **options))
 
 
 def write_adapter(folder: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_good_draft_saves_passes_and_changes_no_token(models: Models) -> None:
 
 
 def test_whatever_asks_for_a_transcript_becomes_its_own_instruction(models: Models) -> None:
-    own = lay_out_request(models, ask(PUBLISHED))
-    assert lay_out_request(models, ask("Transcribe the audio.")) == own
-    other = lay_out_request(models, ask("translate the speech to French"))
+    own = lay_out_task(models, ask(PUBLISHED).task)
+    assert lay_out_task(models, ask("Transcribe the audio.").task) == own
+    other = lay_out_task(models, ask("translate the speech to French").task)
     assert "translate the speech to French" in models.tokeniser.decode(other.after_speech)
 
 
@@ -129,7 +129,7 @@ def test_whatever_asks_for_a_transcript_becomes_its_own_instruction(models: Mode
     ],
 )
 def test_a_translation_is_asked_for_as_published(models: Models, asked: str, published: str) -> None:
-    assert models.tokeniser.decode(lay_out_request(models, ask(asked)).after_speech).startswith(f"{published}\n")
+    assert models.tokeniser.decode(lay_out_task(models, ask(asked).task).after_speech).startswith(f"{published}\n")
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -18,7 +18,7 @@ from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence_builder import new_sequence
 from server.engine.types.options import Constraint, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from server.model_commands import describe_bundle
 from tests.export.checkpoints.conftest import Pull
@@ -59,7 +59,7 @@ def server(models: Models) -> Iterator[LiveServer]:
 @pytest.fixture(scope="module")
 def text(models: Models) -> str:
     """The whole text of the audio."""
-    _, answer = run(Runner(models), InstructRequest("1", AUDIO, ASKED))
+    _, answer = run(Runner(models), InstructRequest("1", AUDIO, SpeechTask(ASKED)))
     assert len(answer.text.split()) > 1
     return answer.text
 
@@ -127,7 +127,7 @@ def test_what_it_cannot_do_is_refused(server: LiveServer, fields: dict[str, str]
 
 
 def test_a_pattern_is_refused(models: Models) -> None:
-    asked = InstructRequest("1", AUDIO, ASKED, SamplingOptions(constraint=Constraint("regex", "a+")))
+    asked = InstructRequest("1", AUDIO, SpeechTask(ASKED, SamplingOptions(constraint=Constraint("regex", "a+"))))
     with pytest.raises(InvalidRequest, match="has no LLM, which regex needs"):
         new_sequence(models, asked, lambda _event: None)
 
@@ -141,16 +141,16 @@ def test_a_translation_is_refused_by_the_field_that_asked_for_it(server: LiveSer
 
 def test_an_answer_ends_at_its_longest_and_at_a_stop_string(models: Models, text: str) -> None:
     runner = Runner(models)
-    _, answer = run(runner, InstructRequest("1", AUDIO, ASKED, SamplingOptions(max_tokens=3)))
+    _, answer = run(runner, InstructRequest("1", AUDIO, SpeechTask(ASKED, SamplingOptions(max_tokens=3))))
     assert (len(answer.tokens), answer.finish_reason) == (3, "length")
     assert text.startswith(answer.text)
     stop = text.split()[1]
-    _, stopped = run(runner, InstructRequest("2", AUDIO, ASKED, SamplingOptions(stop=(stop,))))
+    _, stopped = run(runner, InstructRequest("2", AUDIO, SpeechTask(ASKED, SamplingOptions(stop=(stop,)))))
     assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)].rstrip(), "stop")
 
 
 def test_likelihoods_are_those_of_the_head(models: Models) -> None:
-    sequence, _ = run(Runner(models), InstructRequest("1", AUDIO, ASKED, SamplingOptions(logprobs=20)))
+    sequence, _ = run(Runner(models), InstructRequest("1", AUDIO, SpeechTask(ASKED, SamplingOptions(logprobs=20))))
     for token, known in zip(sequence.tokens, sequence.logprobs, strict=True):
         assert known.bytes == models.tokeniser.token_bytes(token)
         assert known.top[0][1] == pytest.approx(known.logprob, abs=1e-5)
@@ -159,7 +159,7 @@ def test_likelihoods_are_those_of_the_head(models: Models) -> None:
 
 def test_silence_is_answered_with_no_speech(models: Models) -> None:
     blank = replace(models, projector=_AllBlank(models))
-    _, answer = run(Runner(blank), InstructRequest("1", AUDIO, ASKED))
+    _, answer = run(Runner(blank), InstructRequest("1", AUDIO, SpeechTask(ASKED)))
     assert (answer.text, answer.finish_reason) == ("", "no_speech")
 
 

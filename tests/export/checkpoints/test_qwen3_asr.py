@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from models.chain import Models
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence_builder import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_task, new_sequence
 from server.engine.types.events import Done, Event, Failed
 from server.engine.types.options import Constraint, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest, PromptTooLong
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import check_refusal, edit_config
@@ -64,7 +64,7 @@ def write_hub_layout(folder: Path) -> None:
 
 
 def ask(**options: Any) -> InstructRequest:
-    return InstructRequest("1", AUDIO, options.pop("instruction", ASKED), SamplingOptions(max_tokens=8), **options)
+    return InstructRequest("1", AUDIO, SpeechTask(options.pop("instruction", ASKED), SamplingOptions(max_tokens=8), **options))
 
 
 def test_the_hubs_own_layout_gives_the_same_answer(folder: Path, models: Models, tmp_path: Path, pull: Pull) -> None:
@@ -78,7 +78,7 @@ def test_the_hubs_own_layout_gives_the_same_answer(folder: Path, models: Models,
 
 def test_the_transcript_is_the_text_behind_the_label(models: Models) -> None:
     events: list[object] = []
-    request = InstructRequest("1", AUDIO, ASKED, SamplingOptions(max_tokens=40, logprobs=0))
+    request = InstructRequest("1", AUDIO, SpeechTask(ASKED, SamplingOptions(max_tokens=40, logprobs=0)))
     sequence = new_sequence(models, request, events.append)
     label = models.label
     assert label is not None
@@ -94,8 +94,8 @@ def test_the_transcript_is_the_text_behind_the_label(models: Models) -> None:
 
 
 def test_a_language_that_is_named_is_forced(models: Models) -> None:
-    ids = lay_out_request(models, ask(language="en"))
-    plain = lay_out_request(models, ask())
+    ids = lay_out_task(models, ask(language="en").task)
+    plain = lay_out_task(models, ask().task)
     forced = ids.after_speech[len(plain.after_speech) :]
     assert models.tokeniser.decode(forced) == "language English"
     assert forced[-1] == models.tokeniser.special_tokens["<asr_text>"]
@@ -120,7 +120,7 @@ def test_what_it_cannot_do_is_refused(models: Models, options: dict[str, Any], p
 def test_a_constraint_is_refused(models: Models) -> None:
     sampling = SamplingOptions(constraint=Constraint("regex", "a+"))
     with pytest.raises(InvalidRequest, match="only transcribes, without regex"):
-        new_sequence(models, InstructRequest("1", AUDIO, ASKED, sampling), lambda _event: None)
+        new_sequence(models, InstructRequest("1", AUDIO, SpeechTask(ASKED, sampling)), lambda _event: None)
 
 
 @pytest.mark.parametrize(("options", "field"), [({"prompt": "so " * 2000}, "prompt"), ({"keywords": ("so",) * 2000}, "keywords")])

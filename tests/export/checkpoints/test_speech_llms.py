@@ -1,6 +1,5 @@
 """Pulled speech models answer with the tokens of their reference: tiny random twins. A family joins with a line in `PROMPTS`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ from models.chain import Models
 from models.protocols import Float32
 from server.engine.runner.runner import Runner
 from server.engine.runner.sequence import SequenceState
-from server.engine.runner.sequence_builder import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_task, new_sequence
 from server.engine.types.events import Done
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import DAMAGES, check_refusal
 from tests.support.clients.live_utterance import make_all_hypotheses, speak
 from tests.support.clients.runner_client import Answer, run
+from tests.support.tasks import change_task
 from tests.support.tiny.tiny_speech_llms import WRITERS, Greedy
 
 TOKENS = 10
@@ -92,11 +92,13 @@ def ask(models: Models, seed: int, logprobs: int | None = None) -> InstructReque
     text, audio = TEXTS[seed % len(TEXTS)], noise(seed)
     sampling = SamplingOptions(max_tokens=TOKENS, logprobs=logprobs)
     if models.follows_instructions:
-        return InstructRequest(str(seed), audio, text, sampling)
+        return InstructRequest(str(seed), audio, SpeechTask(text, sampling))
     if models.label is None:
-        return InstructRequest(str(seed), audio, models.transcription_instruction, sampling)
+        return InstructRequest(str(seed), audio, SpeechTask(models.transcription_instruction, sampling))
     language = "de" if seed % 2 else None
-    return InstructRequest(str(seed), audio, models.transcription_instruction, sampling, prompt=text, language=language)
+    return InstructRequest(
+        str(seed), audio, SpeechTask(models.transcription_instruction, sampling, language=language, prompt=text)
+    )
 
 
 def test_a_speech_llm_answers_with_the_tokens_of_its_reference(pulled: tuple[str, Greedy, Models]) -> None:
@@ -104,7 +106,7 @@ def test_a_speech_llm_answers_with_the_tokens_of_its_reference(pulled: tuple[str
     runner, answers = Runner(models), set()
     for seed in range(AUDIOS.get(kind, 4)):
         request = ask(models, seed)
-        ids = lay_out_request(models, request)
+        ids = lay_out_task(models, request.task)
         expected = theirs(request.audio, ids.before_speech, ids.after_speech, TOKENS)
         sequence, _ = run(runner, request)
         assert len(sequence.tokens) >= 1
@@ -124,7 +126,7 @@ def test_the_prompt_is_the_published_one(pulled: tuple[str, Greedy, Models]) -> 
 def prompt_text(models: Models, request: InstructRequest) -> str:
     """Return a prompt as text. The names of special tokens in what users write are no such tokens, which look the same here."""
     names = {id: name for name, id in models.tokeniser.special_tokens.items()}
-    ids = lay_out_request(models, request)
+    ids = lay_out_task(models, request.task)
     before, after = (
         "".join(names.get(id) or models.tokeniser.decode([id]) for id in part) for part in (ids.before_speech, ids.after_speech)
     )
@@ -137,10 +139,10 @@ def test_a_transcript_is_asked_for_as_published(pulled: tuple[str, Greedy, Model
         assert models.template.transcription is None
         return
     options, expected = TRANSCRIPTS[kind]
-    request = InstructRequest("1", noise(1), models.transcription_instruction, **options)
+    request = InstructRequest("1", noise(1), SpeechTask(models.transcription_instruction, **options))
     assert prompt_text(models, request) == expected
     placeholder = models.tokeniser.special_tokens.get("<|audio|>")
-    assert placeholder not in lay_out_request(models, request).after_speech
+    assert placeholder not in lay_out_task(models, request.task).after_speech
 
 
 def test_an_option_that_a_family_does_not_have_is_refused(pulled: tuple[str, Greedy, Models]) -> None:
@@ -151,11 +153,11 @@ def test_an_option_that_a_family_does_not_have_is_refused(pulled: tuple[str, Gre
         wrong |= {"prompt": "Kisumu"} | ({} if "keywords" in given else {"keywords": ("Kisumu",)})
     for name, value in wrong.items():
         with pytest.raises(InvalidRequest) as raised:
-            new_sequence(models, InstructRequest("1", noise(1), asked, **{name: value}), lambda _event: None)
+            new_sequence(models, InstructRequest("1", noise(1), SpeechTask(asked, **{name: value})), lambda _event: None)
         assert raised.value.param == name
     for name, value in given.items():
         with pytest.raises(InvalidRequest, match="for transcripts only") as raised:
-            new_sequence(models, InstructRequest("1", noise(1), "Who speaks?", **{name: value}), lambda _event: None)
+            new_sequence(models, InstructRequest("1", noise(1), SpeechTask("Who speaks?", **{name: value})), lambda _event: None)
         assert raised.value.param == name
 
 
@@ -221,7 +223,7 @@ def _answer(sequence: SequenceState) -> Answer:
 
 def test_word_times_come_from_a_ctc_head_or_are_refused(pulled: tuple[str, Greedy, Models]) -> None:
     _, _, models = pulled
-    asked = InstructRequest("1", noise(1), TEXTS[0], SamplingOptions(max_tokens=TOKENS), word_times="required")
+    asked = InstructRequest("1", noise(1), SpeechTask(TEXTS[0], SamplingOptions(max_tokens=TOKENS), word_times="required"))
     if models.drafts:
         runner = Runner(models)
         sequence, answer = run(runner, asked)
@@ -231,7 +233,7 @@ def test_word_times_come_from_a_ctc_head_or_are_refused(pulled: tuple[str, Greed
         return
     with pytest.raises(InvalidRequest, match="cannot tell when a word was said"):
         run(Runner(models), asked)
-    sequence, _ = run(Runner(models), replace(asked, word_times="if_known"))
+    sequence, _ = run(Runner(models), change_task(asked, word_times="if_known"))
     assert not sequence.lacks_words
     assert isinstance(done := sequence.terminal_event(), Done)
     assert done.words is None

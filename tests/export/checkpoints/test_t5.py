@@ -26,10 +26,10 @@ from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.runner.runner import Runner
-from server.engine.runner.sequence_builder import lay_out_request, new_sequence
+from server.engine.runner.sequence_builder import lay_out_task, new_sequence
 from server.engine.types.events import Delta, Done, Event
 from server.engine.types.options import Constraint, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import PromptTooLong
 from tests.export.checkpoints.conftest import Pull
 from tests.export.checkpoints.test_speech_llms import run_together
@@ -37,6 +37,7 @@ from tests.models.test_voice_onnx import write_graph
 from tests.support.broken_checkpoints import check_refusal, edit_config
 from tests.support.clients.runner_client import run
 from tests.support.fakes.random_transcripts import take_any_transcript
+from tests.support.tasks import change_task
 from tests.support.tiny.tiny_checkpoints import write_whisper
 from tests.support.tiny.tiny_mt5 import INSTRUCTIONS, PaperChain, write_mt5, write_random_adapter
 from tests.support.tiny.tiny_whisper import reference_states
@@ -86,7 +87,7 @@ def ask(seed: int, **options: Any) -> InstructRequest:
     tones = random.uniform(100, 6000, (20 + seed, 1)) * np.arange(1600) / 16_000
     audio = (np.sin(2 * np.pi * tones) * random.exponential(0.3, (20 + seed, 1))).ravel().astype(np.float32)
     sampling = options.pop("sampling", SamplingOptions(max_tokens=TOKENS, logprobs=1))
-    return InstructRequest(str(seed), audio, INSTRUCTIONS[seed % 3], sampling, **options)
+    return InstructRequest(str(seed), audio, SpeechTask(INSTRUCTIONS[seed % 3], sampling, **options))
 
 
 def test_twenty_prompts_get_the_tokens_of_transformers(twins: Twins, models: Models) -> None:
@@ -94,9 +95,9 @@ def test_twenty_prompts_get_the_tokens_of_transformers(twins: Twins, models: Mod
     runner = Runner(models)
     for seed in range(20):
         request = ask(seed)
-        ids = lay_out_request(models, request)
+        ids = lay_out_task(models, request.task)
         states = twins.states(models.features(request.audio))
-        transcribes = models.transcribes(request.instruction)
+        transcribes = models.transcribes(request.task.instruction)
         expected = twins.chain.write(states, ids.before_speech, ids.after_speech, TOKENS, transcribes=transcribes)
         sequence, answer = run(runner, request)
         end = [] if answer.finish_reason == "length" else [1]
@@ -121,12 +122,12 @@ def test_a_constraint_holds(models: Models) -> None:
 
 def test_prompts_have_the_encoders_room_and_answers_the_decoders(models: Models) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
-    longest = InstructRequest("1", noise, "end " * 150, SamplingOptions(max_tokens=4096))
+    longest = InstructRequest("1", noise, SpeechTask("end " * 150, SamplingOptions(max_tokens=4096)))
     sequence = new_sequence(models, longest, lambda _event: None)
     Runner(models).encode([sequence])
     assert (sequence.error, sequence.max_tokens, sequence.entry.to_prefill) == (None, 511, 1 + len(sequence.proposal))
     with pytest.raises(PromptTooLong):
-        new_sequence(models, InstructRequest("1", noise, "end " * 1100), lambda _event: None)
+        new_sequence(models, InstructRequest("1", noise, SpeechTask("end " * 1100)), lambda _event: None)
 
 
 def test_text_never_becomes_a_special_token_and_comes_back(models: Models) -> None:
@@ -162,10 +163,10 @@ def test_without_an_adapter_it_answers_about_a_transcript(twins: Twins, pull: Pu
     models = pull(twins.folder / "whisper", "whisper-mt5", twins.folder / "mt5")
     template, tokeniser = models.template, models.tokeniser
     assert tokeniser.decode(template.after_instruction) == ' This is what the speaker said: "'
-    spoken = replace(ask(1), instruction=models.transcription_instruction, sampling=SamplingOptions())
+    spoken = change_task(ask(1), instruction=models.transcription_instruction, sampling=SamplingOptions())
     asked = replace(ask(1), id="2")
     transcript, answered = answer_with_engine(models, spoken, asked)
-    instruction = tokeniser.encode_after((), asked.instruction)
+    instruction = tokeniser.encode_after((), asked.task.instruction)
     said = tokeniser.encode(transcript.text)
     prompt = torch.tensor([[*instruction, *template.after_instruction, *said, *template.suffix]])
     written = twins.chain.llm.generate(input_ids=prompt, max_new_tokens=TOKENS)

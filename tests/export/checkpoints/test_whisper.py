@@ -14,7 +14,7 @@ from models.protocols import Float32
 from server.engine.runner import transcript
 from server.engine.runner.runner import Runner
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.export.checkpoints.conftest import Pull
 from tests.support.clients.runner_client import run
@@ -61,7 +61,7 @@ def reference(model: Any, audio: Float32, language: str | None, task: str) -> li
 
 
 def ours(models: Models, audio: Float32, language: str | None, instruction: str) -> list[int]:
-    request = InstructRequest("1", audio, instruction, SamplingOptions(max_tokens=TOKENS), language=language)
+    request = InstructRequest("1", audio, SpeechTask(instruction, SamplingOptions(max_tokens=TOKENS), language=language))
     sequence, _ = run(Runner(models), request)
     return sequence.tokens[sequence.control_tokens :]
 

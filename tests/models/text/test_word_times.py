@@ -12,7 +12,7 @@ from models.text.word_times import TimedWord, silences
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Done
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.support.clients.engine_client import Client, answers_alone, instruct, serving
 from tests.support.fakes.fake_models import (
@@ -25,6 +25,7 @@ from tests.support.fakes.fake_models import (
     tiny_tokeniser,
     tiny_word_timer,
 )
+from tests.support.tasks import change_task
 
 FRAME_S = 0.08
 BLANK = -1
@@ -134,7 +135,7 @@ def test_times_are_ordered_and_within_the_audio(frames: list[int], text: str, qu
 
 
 def asked(request: InstructRequest) -> InstructRequest:
-    return replace(request, word_times="required")
+    return change_task(request, word_times="required")
 
 
 def answer(engine: LocalEngine, request: InstructRequest) -> Done:
@@ -161,7 +162,7 @@ def test_company_changes_no_times() -> None:
 def test_times_are_refused_where_the_answer_is_not_what_was_said() -> None:
     models = replace(fake_models(FakeLLM()), boundary_instructions=frozenset({"transcribe"}))
     engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, 16)
-    request = InstructRequest("a", speech(1), "Translate it.", SamplingOptions(), word_times="required")
+    request = InstructRequest("a", speech(1), SpeechTask("Translate it.", SamplingOptions(), word_times="required"))
     with pytest.raises(InvalidRequest, match="transcription only") as refused:
         engine.submit(request, lambda _event: None)
     assert refused.value.param == "timestamps"

@@ -29,7 +29,7 @@ INSTRUCTION = part("instruction", b"Transcribe.")
 def test_the_parts_are_taken_by_their_names(server: LiveServer, engine: FakeEngine, parts: list[bytes]) -> None:
     response = server.client.post("/v1/instruct", content=form(*parts), headers={"content-type": FORM_TYPE})
     assert (response.status_code, response.json()["text"]) == (200, "hello world")
-    assert (engine.submitted[-1].instruction, len(engine.submitted[-1].audio)) == ("Transcribe.", 16_000)
+    assert (engine.submitted[-1].task.instruction, len(engine.submitted[-1].audio)) == ("Transcribe.", 16_000)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_list_may_come_as_several_parts(
     body = form(AUDIO, INSTRUCTION, *items)
     response = server.client.post("/v1/instruct", content=body, headers={"content-type": FORM_TYPE})
     assert response.status_code == 200
-    assert engine.submitted[-1].sampling.stop == stop
+    assert engine.submitted[-1].task.sampling.stop == stop
 
 
 @pytest.mark.parametrize("text", ["True", "TRUE", "true"])

@@ -25,8 +25,8 @@ def read(**texts: str) -> InstructOptions:
 def test_options_have_defaults(server: LiveServer, engine: FakeEngine) -> None:
     instruct(server, CLIP)
     (submitted,) = engine.submitted
-    assert submitted.sampling == SamplingOptions()
-    assert (submitted.priority, submitted.deadline_s, submitted.draft) == (Priority.INTERACTIVE, None, "exact")
+    assert submitted.task.sampling == SamplingOptions()
+    assert (submitted.priority, submitted.deadline_s, submitted.task.draft) == (Priority.INTERACTIVE, None, "exact")
 
 
 def test_every_option_arrives(server: LiveServer, engine: FakeEngine) -> None:
@@ -36,7 +36,7 @@ def test_every_option_arrives(server: LiveServer, engine: FakeEngine) -> None:
     rest = {"stop": json.dumps(stop), "priority": "batch", "draft": "relaxed"}
     assert instruct(server, CLIP, **sampling, **penalties, **rest).status_code == 200
     (submitted,) = engine.submitted
-    assert submitted.sampling == SamplingOptions(
+    assert submitted.task.sampling == SamplingOptions(
         max_tokens=9,
         repetition_penalty=0.5,
         presence_penalty=-2,
@@ -47,7 +47,7 @@ def test_every_option_arrives(server: LiveServer, engine: FakeEngine) -> None:
         logprobs=0,
         seed=0,
     )
-    assert (submitted.priority, submitted.draft) == (Priority.BATCH, "relaxed")
+    assert (submitted.priority, submitted.task.draft) == (Priority.BATCH, "relaxed")
 
 
 def test_a_deadline_counts_from_the_start_of_the_request(server: LiveServer, engine: FakeEngine) -> None:
@@ -77,7 +77,7 @@ def test_logprobs_are_in_the_reply_where_asked_for(server: LiveServer) -> None:
 )
 def test_a_constraint_arrives_as_it_was_sent(server: LiveServer, engine: FakeEngine, kind: ConstraintKind, text: str) -> None:
     assert instruct(server, CLIP, **{kind: text}).status_code == 200
-    assert engine.submitted[0].sampling.constraint == Constraint(kind, text)
+    assert engine.submitted[0].task.sampling.constraint == Constraint(kind, text)
 
 
 def test_a_constraint_that_means_nothing_is_refused_before_the_engine_knows(server: LiveServer, engine: FakeEngine) -> None:

@@ -225,7 +225,7 @@ def test_an_example_is_one_click_too(engine: FakeEngine, url: str, page: Page) -
     page.click("#examples button:last-child")
     page.wait_for(ANSWERED)
     (asked,) = engine.submitted
-    assert asked.instruction == page.run("document.querySelector('#instruction').value") != TRANSCRIBE
+    assert asked.task.instruction == page.run("document.querySelector('#instruction').value") != TRANSCRIBE
     assert page.text("#examples [aria-pressed=true]") == "Summary"
 
 
@@ -248,7 +248,7 @@ def test_files_are_answered_in_turn(engine: FakeEngine, url: str, page: Page) ->
     )
     assert names == ["one.flac", "two.txt", "three.flac"]
     assert [status.endswith("ms") for status in statuses] == [True, False, True]
-    assert [each.language for each in engine.submitted] == ["de", "de"]
+    assert [each.task.language for each in engine.submitted] == ["de", "de"]
     page.click("#files li:nth-child(2) button")
     assert "undecodable_audio" in page.text("#audio-error")
 
@@ -302,7 +302,7 @@ def test_the_programs_that_it_shows_work(
         program = [*command, page.text("#code")]
         ended = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
         assert engine.text in ended.stdout
-        assert engine.submitted[0].instruction == page.run("document.querySelector('#instruction').value")
+        assert engine.submitted[0].task.instruction == page.run("document.querySelector('#instruction').value")
 
 
 @needs_chromium

@@ -56,14 +56,14 @@ def test_an_answer_has_text_usage_and_times(server: LiveServer, engine: FakeEngi
     assert "encode;dur=10.0" in response.headers["server-timing"]
     (submitted,) = engine.submitted
     assert submitted.id == reply["id"]
-    assert (submitted.instruction, len(submitted.audio)) == ("Say it.", 20_000)
-    assert (submitted.sampling.max_tokens, submitted.sampling.temperature, submitted.sampling.seed) == (7, 0.5, 3)
+    assert (submitted.task.instruction, len(submitted.audio)) == ("Say it.", 20_000)
+    assert (submitted.task.sampling.max_tokens, submitted.task.sampling.temperature, submitted.task.sampling.seed) == (7, 0.5, 3)
 
 
 def test_the_instruction_arrives_as_it_was_sent(server: LiveServer, engine: FakeEngine) -> None:
     text = " Übersetze “das”\n<|im_end|> 日本語 🎧 "
     assert instruct(server, CLIP, text).status_code == 200
-    assert engine.submitted[0].instruction == text
+    assert engine.submitted[0].task.instruction == text
 
 
 def test_a_safe_request_id_is_kept_and_any_other_replaced(server: LiveServer) -> None:

@@ -173,7 +173,7 @@ def test_logprobs_come_with_the_text_and_with_the_end(server: LiveServer, engine
     first, second = done["logprobs"]
     assert (first["bytes"], first["logprob"], second["bytes"], second["top"]) == ([0xE2, 0x98], -0.25, [0x83], [])
     assert first["top"][1] == {"token": " a", "bytes": [0x20, 0x61], "logprob": -3.0}
-    assert engine.submitted[0].sampling.logprobs == 2
+    assert engine.submitted[0].task.sampling.logprobs == 2
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])

@@ -37,7 +37,7 @@ def test_times_are_as_fine_as_asked_for(
     response = instruct(server, CLIP, timestamps=timestamps, stream=stream)
     reply = json.loads(response.text.strip().rpartition("data: ")[2]) if stream == "true" else response.json()
     assert {name: reply[name] for name in ("segments", "words") if name in reply} == times
-    assert engine.submitted[0].word_times == {"none": "none", "segments": "if_known", "words": "required"}[timestamps]
+    assert engine.submitted[0].task.word_times == {"none": "none", "segments": "if_known", "words": "required"}[timestamps]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_other_formats_are_the_text_alone(server: LiveServer, engine: FakeEngine
     response = instruct(server, CLIP, format=format)
     assert (response.status_code, response.headers["content-type"], response.text) == (200, media, body)
     assert "total;dur=" in response.headers["server-timing"]
-    assert engine.submitted[0].word_times == ("none" if format == "text" else "if_known")
+    assert engine.submitted[0].task.word_times == ("none" if format == "text" else "if_known")
 
 
 def test_subtitles_of_silence_are_empty(server: LiveServer, engine: FakeEngine) -> None:

@@ -25,7 +25,7 @@ from server.engine.runner.sequence_builder import new_sequence
 from server.engine.runner.speculation import TokenDraft
 from server.engine.types.events import Ended
 from server.engine.types.options import Constraint, SamplingOptions, Scope
-from server.engine.types.requests import InstructRequest, LiveRequest
+from server.engine.types.requests import InstructRequest, LiveRequest, SpeechTask
 from server.errors import InvalidConstraint, InvalidRequest
 from tests.support.clients.engine_client import Client, instruct, serving
 from tests.support.clients.live_client import LiveClient
@@ -41,6 +41,7 @@ from tests.support.fakes.fake_models import (
     tokeniser_definition,
 )
 from tests.support.inputs.constraints import constraints, satisfies
+from tests.support.tasks import change_task
 
 MAX_TOKENS = 150
 ENDS = set(tiny_template().end_tokens)
@@ -59,7 +60,9 @@ samplings = st.builds(
     constraint=constraints,
 )
 requests = st.builds(
-    lambda seed, sampling: InstructRequest("r", speech(seed), "Transcribe.", sampling), st.integers(0, 2**32), samplings
+    lambda seed, sampling: InstructRequest("r", speech(seed), SpeechTask("Transcribe.", sampling)),
+    st.integers(0, 2**32),
+    samplings,
 )
 
 
@@ -89,7 +92,7 @@ def allowed(token_constraint: TokenConstraint) -> set[int]:
 @settings(max_examples=100)
 @given(request=requests)
 def test_every_answer_satisfies_its_constraint(request: InstructRequest) -> None:
-    constraint = request.sampling.constraint
+    constraint = request.task.sampling.constraint
     assert constraint is not None
     sequence, answered = answer(request)
     assert answered.finish_reason == "stop"
@@ -184,7 +187,7 @@ def test_logprobs_are_the_models_own() -> None:
     llm.mean_tokens = 10**9
     request = asked("choice", json.dumps(["one", "two"]), logprobs=3)
     sequence, _ = run(runner, request)
-    free, _ = run(runner, dataclasses.replace(request, sampling=SamplingOptions(logprobs=3)))
+    free, _ = run(runner, change_task(request, sampling=SamplingOptions(logprobs=3)))
     assert sequence.logprobs[0].top == free.logprobs[0].top
     assert sequence.logprobs[0].logprob < free.logprobs[0].logprob
 
@@ -197,7 +200,7 @@ def test_silence_has_no_answer_whatever_it_should_have_been() -> None:
 
 def test_a_constraint_goes_with_no_relaxed_draft() -> None:
     with pytest.raises(InvalidRequest, match="together with regex") as refusal:
-        new_sequence(models(), dataclasses.replace(asked("regex", "a"), draft="relaxed"), lambda _event: None)
+        new_sequence(models(), change_task(asked("regex", "a"), draft="relaxed"), lambda _event: None)
     assert refusal.value.param == "draft"
 
 
@@ -275,7 +278,9 @@ def walk(grammars: Grammars, seed: int) -> None:
 def test_live_answers_match_what_they_have_to(scope: Scope) -> None:
     """With the scope `recording` this is the one answer about all of it."""
     audio = np.concatenate([speech(1, 0.8), silence(), speech(2, 0.8), silence()])
-    request = LiveRequest("session", "Transcribe.", asked("choice", '["one", "two"]').sampling, scope=scope, partials=False)
+    request = LiveRequest(
+        "session", SpeechTask("Transcribe.", asked("choice", '["one", "two"]').task.sampling), scope=scope, partials=False
+    )
     with serving() as engine:
         client = LiveClient(engine, request)
         client.say(audio)
@@ -287,6 +292,6 @@ def test_live_answers_match_what_they_have_to(scope: Scope) -> None:
 
 
 def test_a_session_whose_answers_can_match_nothing_is_refused_at_once() -> None:
-    request = LiveRequest("session", "Transcribe.", asked("choice", "[]").sampling)
+    request = LiveRequest("session", SpeechTask("Transcribe.", asked("choice", "[]").task.sampling))
     with serving() as engine, pytest.raises(InvalidConstraint):
         LiveClient(engine, request)

@@ -17,14 +17,14 @@ from tests.support.fakes.fake_models import END_TOKEN, FakeEncoder, FakeLLM, fak
 def expected_text(request: InstructRequest) -> str:
     """The greedy answer, without an engine."""
     models = fake_models(llm := FakeLLM(slots=1))
-    ids = lay_out_prompt(models.template, models.tokeniser, request.instruction)
+    ids = lay_out_prompt(models.template, models.tokeniser, request.task.instruction)
     (speech_frames,) = models.projector.project(models.encoder.encode([models.features(request.audio)]))
     before = [llm.embed(ids.before_speech), models.projector.boundary_before]
     after = [models.projector.boundary_after, llm.embed(ids.after_speech)]
     prompt = np.concatenate([*before, speech_frames.embeddings, *after])
     (logits,) = llm.prefill([PrefillRow(0, 0, prompt)])
     tokens: list[int] = []
-    while (token := int(logits.argmax())) != END_TOKEN and len(tokens) < request.sampling.max_tokens:
+    while (token := int(logits.argmax())) != END_TOKEN and len(tokens) < request.task.sampling.max_tokens:
         (logits,) = llm.decode([DecodeRow(0, len(prompt) + len(tokens), (token,))])
         tokens.append(token)
     return models.tokeniser.decode(tokens).strip()

@@ -18,6 +18,7 @@ from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request
 from tests.support.fakes import engine_children
 from tests.support.fakes.engine_children import LONGEST_INSTRUCTION, QUEUE_LIMIT, SLOTS, FileGate
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ
+from tests.support.tasks import change_task
 
 FACTORIES = {"local": engine_children.local, "scripted": engine_children.scripted}
 KINDS = ["local", "local in a child", "local in a fleet", "scripted", "scripted in a child", "scripted in a fleet"]
@@ -89,7 +90,7 @@ def test_an_answer_is_its_deltas_and_has_usage_and_times(engine: Engine) -> None
 
 def test_words_have_times_where_they_are_asked_for(engine: Engine) -> None:
     assert Call(engine, request("a")).done().words is None
-    asked = replace(request("b"), word_times="required")
+    asked = change_task(request("b"), word_times="required")
     done = Call(engine, asked).done()
     assert done.words
     assert " ".join(word.text for word in done.words) == " ".join(done.text.split())
@@ -209,7 +210,7 @@ def test_a_constraint_that_no_answer_can_match_is_refused_with_the_reason(engine
     if kind.startswith("scripted"):
         pytest.skip("a scripted answer follows nothing")
     sampling = SamplingOptions(constraint=Constraint("regex", "a(b"))
-    error = Call(engine, replace(request("a"), sampling=sampling)).error()
+    error = Call(engine, change_task(request("a"), sampling=sampling)).error()
     assert isinstance(error, InvalidConstraint)
     assert (error.param, error.message) == (
         "regex",
@@ -221,7 +222,7 @@ def test_an_answer_matches_its_constraint(engine: Engine, kind: str) -> None:
     if kind.startswith("scripted"):
         pytest.skip("a scripted answer follows nothing")
     sampling = SamplingOptions(constraint=Constraint("choice", '["one ", "two"]'))
-    assert Call(engine, replace(request("a"), sampling=sampling)).done().text in ("one ", "two")
+    assert Call(engine, change_task(request("a"), sampling=sampling)).done().text in ("one ", "two")
 
 
 def test_a_client_that_cannot_be_told_harms_nobody_else(engine: Engine, gate: FileGate) -> None:

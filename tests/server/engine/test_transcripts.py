@@ -25,7 +25,7 @@ from server.engine.runner.transcript import (
 )
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.support.fakes.random_transcripts import take_any_transcript
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
@@ -57,11 +57,20 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Call:
     """One request, and what comes back."""
 
-    def __init__(self, engine: LocalEngine, number: int, audio: Float32, instruction: str, **options: Any) -> None:
+    def __init__(
+        self,
+        engine: LocalEngine,
+        number: int,
+        audio: Float32,
+        instruction: str,
+        priority: Priority = Priority.INTERACTIVE,
+        **options: Any,
+    ) -> None:
         self.events: list[Event] = []
         self.ended = threading.Event()
         sampling = options.pop("sampling", SamplingOptions(max_tokens=24))
-        engine.submit(InstructRequest(f"r{number}", audio, instruction, sampling, **options), self.take)
+        task = SpeechTask(instruction, sampling, **options)
+        engine.submit(InstructRequest(f"r{number}", audio, task, priority=priority), self.take)
 
     def take(self, event: Event) -> None:
         self.events.append(event)

@@ -23,6 +23,7 @@ from tests.support.clients.engine_client import (
     wait_until_idle,
 )
 from tests.support.fakes.fake_models import FakeLLM, fake_features, fake_models, speech, tiny_word_timer
+from tests.support.tasks import change_task
 
 
 class Timer:
@@ -50,7 +51,7 @@ def serving(timer: Timer, slots: int = 3) -> Iterator[LocalEngine]:
 
 
 def timed(id: str, **fields: Any) -> InstructRequest:
-    return replace(instruct(id, speech(1), max_tokens=5), word_times="required", **fields)
+    return change_task(replace(instruct(id, speech(1), max_tokens=5), **fields), word_times="required")
 
 
 def test_features_are_computed_beside_the_thread_that_decodes() -> None:

@@ -25,11 +25,12 @@ from server.engine.types.events import (
     Word,
 )
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import EngineFailed
 from server.jobs.long_audio import LongAudioAggregator
+from tests.support.tasks import change_task
 
-REQUEST = LiveRequest("r", "Transcribe.", partials=False)
+REQUEST = LiveRequest("r", SpeechTask("Transcribe."), partials=False)
 DONE = Done("r", "", "stop", Usage(10, 20, 3, 5), StageTimes(encode_s=0.5, decode_s=0.25), Speculation(4, 3, 2))
 
 
@@ -82,7 +83,7 @@ def test_it_ends_for_the_worst_of_the_reasons(reasons: list[str], expected: str)
 
 
 def test_words_and_logprobs_come_where_they_are_asked_for() -> None:
-    request = replace(REQUEST, word_times="required", sampling=SamplingOptions(logprobs=0))
+    request = change_task(REQUEST, word_times="required", sampling=SamplingOptions(logprobs=0))
     words = [Word("One", 0.1, 0.4), Word("two", 1.2, 1.5)]
     tokens = [TokenLogprob(b"One", -0.5), TokenLogprob(b"two", -0.25)]
     first, second = (
@@ -96,7 +97,7 @@ def test_words_and_logprobs_come_where_they_are_asked_for() -> None:
     assert (done.words, done.logprobs) == (None, None)
     without_times = replace(first.done, words=None)
     _, done, made = aggregate(
-        replace(request, word_times="if_known"), replace(first, done=without_times), second, Ended("r", 2.0)
+        change_task(request, word_times="if_known"), replace(first, done=without_times), second, Ended("r", 2.0)
     )
     assert isinstance(done, Done)
     assert done.words is None

@@ -85,9 +85,10 @@ def test_what_the_client_wishes_reaches_the_engine(server: LiveServer, engine: F
     fields = {"priority": "batch", "draft": "off", "max_tokens": "7", "temperature": "0.5", "seed": "3", "stop": '["#"]'}
     instruct(server, MINUTE, "Transcribe this.", regex="a+", timestamps="words", **fields)
     request = engine.past_sessions[0].request
-    assert (request.instruction, request.client, request.priority) == ("Transcribe this.", "127.0.0.1", Priority.BATCH)
-    assert (request.draft, request.scope, request.partials, request.word_times) == ("off", "utterance", False, "required")
-    sampling = request.sampling
+    assert (request.task.instruction, request.client, request.priority) == ("Transcribe this.", "127.0.0.1", Priority.BATCH)
+    assert (request.task.draft, request.task.word_times) == ("off", "required")
+    assert (request.scope, request.partials) == ("utterance", False)
+    sampling = request.task.sampling
     assert sampling.constraint is not None
     assert sampling == SamplingOptions(max_tokens=7, temperature=0.5, seed=3, stop=("#",), constraint=sampling.constraint)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import SamplingOptions
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import ServeError
 from tests.support.fakes.fake_models import speech
 
@@ -63,7 +63,7 @@ class Call:
 
 
 def request(id: str, seed: int = 1, instruction: str = "Transcribe.", max_tokens: int = 20) -> InstructRequest:
-    return InstructRequest(id, speech(seed), instruction, SamplingOptions(max_tokens=max_tokens, seed=seed))
+    return InstructRequest(id, speech(seed), SpeechTask(instruction, SamplingOptions(max_tokens=max_tokens, seed=seed)))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

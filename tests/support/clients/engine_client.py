@@ -12,7 +12,7 @@ from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
 
 TIMEOUT_S = 60
@@ -96,7 +96,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def instruct(id: str, audio: Float32, instruction: str = "Transcribe.", **sampling: float | Constraint | None) -> InstructRequest:
-    return InstructRequest(id, audio, instruction, SamplingOptions(**{"max_tokens": 40, **sampling}))  # type: ignore[arg-type]
+    return InstructRequest(id, audio, SpeechTask(instruction, SamplingOptions(**{"max_tokens": 40, **sampling})))  # type: ignore[arg-type]
 
 
 def crowd(count: int) -> list[InstructRequest]:

@@ -14,7 +14,7 @@ from server.engine.live import session
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
-from server.engine.types.requests import InstructRequest, LiveRequest
+from server.engine.types.requests import InstructRequest, LiveRequest, SpeechTask
 from tests.support.clients.engine_client import wait_until
 from tests.support.clients.live_client import TIMEOUT_S, LiveClient
 from tests.support.clients.runner_client import Answer, run
@@ -56,7 +56,7 @@ def speak(models: Models, audio: Float32, *, max_tokens: int, partials: bool = T
     engine.start()
     sampling, instruction = SamplingOptions(max_tokens=max_tokens), models.transcription_instruction
     client = LiveClient(
-        engine, LiveRequest("live", instruction, sampling, priority=Priority.LIVE, voice=VOICE, partials=partials)
+        engine, LiveRequest("live", SpeechTask(instruction, sampling), priority=Priority.LIVE, voice=VOICE, partials=partials)
     )
     whole = np.concatenate([np.zeros(PIECE, np.float32), audio, np.zeros(2 * PIECE, np.float32)])
     for start in range(0, len(whole), PIECE):
@@ -67,7 +67,7 @@ def speak(models: Models, audio: Float32, *, max_tokens: int, partials: bool = T
     engine.drain(TIMEOUT_S)
     (done,) = client.of(UtteranceDone)
     same = whole[round(done.start_s * RATE_HZ) : round(done.end_s * RATE_HZ)]
-    _, answer = run(Runner(models), InstructRequest("file", same, instruction, sampling))
+    _, answer = run(Runner(models), InstructRequest("file", same, SpeechTask(instruction, sampling)))
     return SpokenUtterance(client.of(Partial), counters.partials, sum(counters.drafted), done, answer)
 
 

@@ -14,7 +14,7 @@ from models.bundle.io import open_bundle
 from models.protocols import Float32
 from server.engine.types.events import Done, Ended
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from server.errors import NotReady, ServeError
 from server.settings import Settings
 from tests.support.clients.engine_call import Call, request
@@ -126,7 +126,7 @@ def session_audio(seed: int) -> Float32:
 
 
 def run_session(engine: Engine, id: str, seed: int) -> list[str]:
-    client = LiveClient(engine, LiveRequest(id, "Transcribe."))
+    client = LiveClient(engine, LiveRequest(id, SpeechTask("Transcribe.")))
     client.say(session_audio(seed), piece=RATE_HZ // 25)
     assert isinstance(client.end(), Ended)
     return client.texts()

@@ -16,6 +16,7 @@ from tests.support.clients.engine_client import serving_models, wait_until_idle
 from tests.support.clients.runner_client import run
 from tests.support.fakes.fake_models import FakeProjector, fake_models, sure_output
 from tests.support.schedules.random_schedules import play_schedules, random_budgets, random_requests, without_id
+from tests.support.tasks import change_task
 
 WIDTH = 64
 
@@ -60,15 +61,18 @@ def drafting_models(llm: LLM) -> tuple[Models, DraftingProjector]:
 
 def drafted_requests() -> list[InstructRequest]:
     """Without the relaxed ones: their answers depend on the draft."""
-    requests = [replace(request, draft="exact") for request in random_requests()]
-    return [replace(each, sampling=replace(each.sampling, max_tokens=2 * each.sampling.max_tokens)) for each in requests]
+    requests = [(request, request.task.sampling) for request in random_requests()]
+    return [
+        change_task(request, draft="exact", sampling=replace(sampling, max_tokens=2 * sampling.max_tokens))
+        for request, sampling in requests
+    ]
 
 
 def answer_alone(llm: LLM, requests: list[InstructRequest]) -> list[Alone]:
     models, _ = drafting_models(llm)
     answers = []
     for request in requests:
-        sequence, _ = run(Runner(models), replace(request, draft="off"))
+        sequence, _ = run(Runner(models), change_task(request, draft="off"))
         done = sequence.terminal_event()
         assert isinstance(done, Done)
         answers.append(Alone(done, sequence.tokens))

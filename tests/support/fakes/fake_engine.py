@@ -93,7 +93,7 @@ class FakeEngine(FakeLive):
             if self.refusal is not None:
                 raise self.refusal
             self.check_word_times(request)
-            if len(request.instruction) > self.longest_instruction:
+            if len(request.task.instruction) > self.longest_instruction:
                 raise PromptTooLong("The instruction is too long for the fake engine.", param="instruction")
             if request.id in self._pending:
                 raise InvalidRequest("The fake engine has a request with this id.")
@@ -168,7 +168,7 @@ class FakeEngine(FakeLive):
             self._end(pending, Failed(request.id, self.failure))
             return
         words = re.findall(r"\s*\S+|\s+$", pending.text)
-        wants_logprobs = request.sampling.logprobs is not None
+        wants_logprobs = request.task.sampling.logprobs is not None
         logprobs = tuple(TokenLogprob(word.encode(), -0.5) for word in words) if wants_logprobs else ()
         for index, word in enumerate(words):
             if not self._tell(pending, Delta(request.id, word, logprobs[index : index + 1])):
@@ -178,7 +178,7 @@ class FakeEngine(FakeLive):
         queue_s, total_s = started_s - pending.submitted_s, now_s - pending.submitted_s
         times = StageTimes(queue_s=queue_s, encode_s=ENCODE_S, decode_s=now_s - started_s, total_s=total_s + ENCODE_S)
         usage = Usage(PROMPT_USAGE.audio_frames, PROMPT_USAGE.text_tokens, len(words))
-        times_words = self.tells_word_times and request.word_times != "none"
+        times_words = self.tells_word_times and request.task.word_times != "none"
         spoken = even_words(pending.text, 0.0, len(request.audio) / self.sample_rate_hz) if times_words else None
         told_logprobs = logprobs if wants_logprobs else None
         self._end(pending, Done(request.id, pending.text, "stop", usage, times, logprobs=told_logprobs, words=spoken))

@@ -77,7 +77,7 @@ class FakeLive:
                 raise InvalidRequest("The fake engine has a session with this id.")
             if len(self.sessions) >= self.live_limit:
                 raise Overloaded("The fake engine has too many sessions.", retry_after_s=1)
-            self.sessions[request.id] = FakeSession(request, deliver, request.instruction)
+            self.sessions[request.id] = FakeSession(request, deliver, request.task.instruction)
 
     def push(self, request_id: str, item: LiveInput) -> None:
         with self._live_lock:
@@ -113,7 +113,7 @@ class FakeLive:
 
     def check_word_times(self, request: InstructRequest | LiveRequest) -> None:
         """Raise `InvalidRequest` if the request needs the times of words, and the script tells none."""
-        if request.word_times == "required" and not self.tells_word_times:
+        if request.task.word_times == "required" and not self.tells_word_times:
             raise InvalidRequest("The fake engine cannot tell when a word was said.", param="timestamps")
 
     def transcribes(self, instruction: str) -> bool:

@@ -3,23 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
-from server.engine.types.options import SamplingOptions, Scope, VoiceOptions
-from server.engine.types.requests import LiveRequest
+from server.engine.types.options import DraftPolicy, SamplingOptions, Scope, VoiceOptions
+from server.engine.types.requests import LiveRequest, SpeechTask
 from tests.support.clients.engine_client import TIMEOUT_S
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, silence, speech
 
 VOICE = VoiceOptions(prefix_padding_s=0.1, silence_s=0.3, max_utterance_s=3.0)
 
 
-def live(id: str = "session", scope: Scope = "utterance", **fields: object) -> LiveRequest:
-    sampling = SamplingOptions(max_tokens=12)
-    return replace(LiveRequest(id, "Transcribe.", sampling, voice=VOICE, scope=scope), **fields)  # type: ignore[arg-type]
+def live(
+    id: str = "session", scope: Scope = "utterance", instruction: str = "Transcribe.", draft: DraftPolicy = "exact", **fields: Any
+) -> LiveRequest:
+    task = SpeechTask(instruction, SamplingOptions(max_tokens=12), draft)
+    return replace(LiveRequest(id, task, voice=VOICE, scope=scope), **fields)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from server.engine.types.requests import InstructRequest
 from server.errors import DeadlineUnmeetable, EngineFailed, Overloaded, RequestTimedOut, ServeError
 from tests.support.clients.engine_client import TIMEOUT_S, instruct, without_times
 from tests.support.fakes.fake_models import Trouble, silence, speech
+from tests.support.tasks import change_task
 
 ASKED = 40
 LEFT = "left"
@@ -43,8 +44,8 @@ def random_requests() -> list[InstructRequest]:
             seed=index,
             constraint=random.choice([None, None, None, *CONSTRAINTS]),
         )
-        policies: list[DraftPolicy] = ["exact", "exact", "off", "exact" if request.sampling.constraint else "relaxed"]
-        requests.append(replace(request, draft=random.choice(policies)))
+        policies: list[DraftPolicy] = ["exact", "exact", "off", "exact" if request.task.sampling.constraint else "relaxed"]
+        requests.append(change_task(request, draft=random.choice(policies)))
     return requests
 
 
@@ -79,7 +80,7 @@ def random_arrivals(random: Random, name: str, asked: Sequence[InstructRequest],
             deadline_s=random.choice([0.001, 0.01, 0.1]) if random.random() < 0.1 else None,
         )
         if trouble is not None:
-            request = replace(request, audio=speech(index, 0.5, trouble), draft="off")
+            request = change_task(replace(request, audio=speech(index, 0.5, trouble)), draft="off")
         leave_after = random.randint(0, 6) if random.random() < 0.15 else None
         arrivals.append(Arrival(request, random.randint(0, count * 3), leave_after, index, trouble))
     return sorted(arrivals, key=lambda arrival: arrival.after)

@@ -16,7 +16,7 @@ from server.engine.engine import LocalEngine
 from server.engine.ipc.client import ProcessEngine
 from server.engine.types.events import Delta, Event
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import EngineFailed
 from tests.support.clients.engine_call import TIMEOUT_S, Call, wait_until
 from tests.support.fakes import engine_children
@@ -50,7 +50,7 @@ def engine(device: SimulatedDevice, bundle: Bundle) -> Iterator[LocalEngine]:
 
 def asked(id: str) -> InstructRequest:
     audio = np.random.default_rng(0).normal(0, 0.1, 2 * SAMPLE_RATE_HZ).astype(np.float32)
-    return InstructRequest(id, audio, "Answer.", SamplingOptions(max_tokens=40), draft="off")
+    return InstructRequest(id, audio, SpeechTask("Answer.", SamplingOptions(max_tokens=40), draft="off"))
 
 
 def test_a_lost_device_fails_all_work_and_says_so() -> None:
@@ -106,9 +106,15 @@ def test_its_process_is_replaced_and_goes_on() -> None:
     engine = ProcessEngine(factory, (), engine_children.SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=10.0)
     engine.start()
     try:
-        troubled = InstructRequest("a", speech(1, 0.5, Trouble.DECODE_RAISES), "Answer.", SamplingOptions(max_tokens=4))
+        troubled = InstructRequest(
+            "a", speech(1, 0.5, Trouble.DECODE_RAISES), SpeechTask("Answer.", SamplingOptions(max_tokens=4))
+        )
         assert isinstance(Call(engine, troubled).error(), EngineFailed)
         wait_until(lambda: engine.stats().ready and engine.stats().counters.restarts == 1)
-        assert Call(engine, InstructRequest("b", speech(1), "Answer.", SamplingOptions(max_tokens=4))).done().usage.output_tokens
+        assert (
+            Call(engine, InstructRequest("b", speech(1), SpeechTask("Answer.", SamplingOptions(max_tokens=4))))
+            .done()
+            .usage.output_tokens
+        )
     finally:
         engine.drain(1)

@@ -12,6 +12,7 @@ from server.engine.types.requests import InstructRequest
 from tests.support.fakes.drafting import Alone, answer_alone, drafted_requests, play_on
 from tests.support.fakes.fake_models import tokeniser_definition
 from tests.support.simulated_gpu.gpu_llm import build_llm_plan, on_cpu, on_simulated_gpu
+from tests.support.tasks import change_task
 
 ENGINES = 3
 SCHEDULES_PER_ENGINE = 20
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked() -> list[InstructRequest]:
     """Without log-probabilities, whose last digits may differ."""
     requests = drafted_requests()
-    return [replace(each, sampling=replace(each.sampling, logprobs=None)) for each in requests]
+    return [change_task(each, sampling=replace(each.task.sampling, logprobs=None)) for each in requests]
 
 
 @pytest.fixture(scope="module")

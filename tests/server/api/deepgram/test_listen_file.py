@@ -51,7 +51,7 @@ def test_a_model_without_the_times_of_words_gives_the_text_as_one_utterance(serv
 )
 def test_languages(server: LiveServer, engine: FakeEngine, query: str, language: str | None, languages: tuple[str, ...]) -> None:
     server.client.post(f"/v1/listen?{query}", content=CLIP).raise_for_status()
-    assert (engine.submitted[-1].language, engine.submitted[-1].languages) == (language, languages)
+    assert (engine.submitted[-1].task.language, engine.submitted[-1].task.languages) == (language, languages)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_the_messages_of_a_stream(server: LiveServer, engine: FakeEngine) -> Non
         messages, close = client.events()
         assert client.socket.response is not None
         request_id = client.socket.response.headers["dg-request-id"]
-    assert (request.language, request.partials, request.word_times, request.sampling.logprobs) == ("en", True, "if_known", 0)
+    task = request.task
+    assert (task.language, task.word_times, task.sampling.logprobs, request.partials) == ("en", "if_known", 0, True)
     assert request.voice.silence_s == 0.3
     assert started == {"type": "SpeechStarted", "channel": [0], "timestamp": 0.0}
     assert (interim["is_final"], transcript(interim), interim["start"], interim["duration"]) == (False, "so far and on", 0, 0.5)

@@ -33,8 +33,8 @@ def test_a_completion(client: OpenAI, server: LiveServer, engine: FakeEngine) ->
     reply = client.chat.completions.create(model="whisper-1", messages=messages, logprobs=True, top_logprobs=2)
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason, reply.model) == (TEXT, "stop", "fake-model")
     (request,) = engine.submitted
-    assert (request.instruction, len(request.audio), request.sampling.logprobs) == ("Which drink?", 24_000, 2)
-    assert request.sampling.max_tokens == 256
+    assert (request.task.instruction, len(request.audio), request.task.sampling.logprobs) == ("Which drink?", 24_000, 2)
+    assert request.task.sampling.max_tokens == 256
     body = ask(server, logprobs=True).json()
     strictly(ChatCompletion, body)
     assert [token["token"] for token in body["choices"][0]["logprobs"]["content"]] == ["Well,", " hello.", " World!"]
@@ -99,7 +99,7 @@ def test_a_stream_that_fails_raises(client: OpenAI, engine: FakeEngine) -> None:
 )
 def test_messages_become_an_instruction(server: LiveServer, engine: FakeEngine, messages: list[Any], instruction: str) -> None:
     assert ask(server, *messages).status_code == 200
-    assert engine.submitted[0].instruction == instruction
+    assert engine.submitted[0].task.instruction == instruction
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ SCHEMA = {"type": "object", "properties": {"drink": {"type": "string"}}}
 def test_a_field_has_its_effect(server: LiveServer, engine: FakeEngine, fields: Any, attribute: str, value: object) -> None:
     response = ask(server, **fields)
     assert response.status_code == 200, response.text
-    assert getattr(engine.submitted[0].sampling, attribute) == value
+    assert getattr(engine.submitted[0].task.sampling, attribute) == value
     assert "warnings" not in response.json()
 
 

@@ -28,8 +28,8 @@ def test_options_of_the_client_arrive(client: OpenAI, engine: FakeEngine) -> Non
         include=["logprobs"],
     )
     (request,) = engine.submitted
-    assert (request.language, request.keywords, request.prompt) == ("de", ("Qwen", "Åse, Inc."), "Earlier.")
-    assert (request.sampling.temperature, request.sampling.logprobs) == (0.00001, 0)
+    assert (request.task.language, request.task.keywords, request.task.prompt) == ("de", ("Qwen", "Åse, Inc."), "Earlier.")
+    assert (request.task.sampling.temperature, request.task.sampling.logprobs) == (0.00001, 0)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -143,7 +143,7 @@ def test_a_translation_is_into_the_language_that_is_named(
 ) -> None:
     response = server.client.post("/v1/audio/translations", files=FILE, data={**fields, "response_format": "verbose_json"})
     assert response.json()["language"] == named
-    assert engine.submitted[-1].instruction == f"Translate the speech into {asked}."
+    assert engine.submitted[-1].task.instruction == f"Translate the speech into {asked}."
 
 
 def test_a_translation_into_no_known_language_is_refused(server: LiveServer) -> None:
@@ -170,7 +170,7 @@ def test_unknown_fields_are_named_and_do_no_harm(server: LiveServer) -> None:
 def test_more_tokens_than_the_limit_are_a_warning(server: LiveServer, engine: FakeEngine) -> None:
     body = server.client.post("/v1/audio/transcriptions", files=FILE, data={"max_completion_tokens": "4096"}).json()
     assert body["warnings"] == ["The text has at most 512 tokens."]
-    assert engine.submitted[0].sampling.max_tokens == 512
+    assert engine.submitted[0].task.sampling.max_tokens == 512
 
 
 def test_languages_have_names_and_codes() -> None:
@@ -189,7 +189,7 @@ def test_words_have_times_however_the_list_is_sent(server: LiveServer, granulari
 def test_the_end_of_a_long_prompt_counts(server: LiveServer, engine: FakeEngine) -> None:
     prompt = "a" * 3000 + "b" * 4000
     reply = server.client.post("/v1/audio/transcriptions", files=FILE, data={"prompt": prompt}).json()
-    assert engine.submitted[-1].prompt == "b" * 4000
+    assert engine.submitted[-1].task.prompt == "b" * 4000
     assert reply["warnings"] == ["Of the prompt only the last 4000 characters count."]
 
 

@@ -46,8 +46,8 @@ def test_json_has_the_text_and_the_usage(client: OpenAI, server: LiveServer, eng
     body = post(server).json()
     assert body == {"text": TEXT, "languages": [], "usage": USAGE}
     strictly(Transcription, body)
-    assert [request.instruction for request in engine.submitted] == ["Transcribe the speech to text."] * 2
-    assert engine.submitted[0].sampling.max_tokens == 512
+    assert [request.task.instruction for request in engine.submitted] == ["Transcribe the speech to text."] * 2
+    assert engine.submitted[0].task.sampling.max_tokens == 512
 
 
 @pytest.mark.parametrize(("format", "text"), [("text", TEXT), ("vtt", VTT), ("srt", "1\n00:00:00,000 --> 00:00:01,000\nWell")])
@@ -55,7 +55,7 @@ def test_plain_formats_are_strings(client: OpenAI, server: LiveServer, engine: F
     reply = client.audio.transcriptions.create(file=FILE, model="whisper-1", response_format=format)
     assert str(reply).startswith(text)
     assert post(server, response_format=format).headers["content-type"] == "text/plain; charset=utf-8"
-    assert engine.submitted[0].word_times == ("none" if format == "text" else "if_known")
+    assert engine.submitted[0].task.word_times == ("none" if format == "text" else "if_known")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,8 @@ def test_audio_that_cannot_be_read_names_the_file(client: OpenAI) -> None:
 @pytest.mark.filterwarnings("ignore:deprecated")
 def test_translations(client: OpenAI, server: LiveServer, engine: FakeEngine) -> None:
     assert client.audio.translations.create(file=FILE, model="whisper-1", prompt="Names: Åse.").text == TEXT
-    assert (engine.submitted[0].instruction, engine.submitted[0].prompt) == ("Translate the speech into English.", "Names: Åse.")
+    task = engine.submitted[0].task
+    assert (task.instruction, task.prompt) == ("Translate the speech into English.", "Names: Åse.")
     assert post(server, "translations").json() == {"text": TEXT, "usage": USAGE}
     strictly(Translation, post(server, "translations").json())
     verbose = post(server, "translations", response_format="verbose_json").json()
@@ -182,14 +183,14 @@ def test_translations(client: OpenAI, server: LiveServer, engine: FakeEngine) ->
     assert (verbose["task"], verbose["language"], verbose["segments"][0]["end"]) == ("translate", "english", 1.5)
     cue = f"1\n00:00:00,000 --> 00:00:01,500\n{TEXT}\n\n"
     assert post(server, "translations", response_format="srt").text == cue
-    assert {request.word_times for request in engine.submitted} == {"none"}
+    assert {request.task.word_times for request in engine.submitted} == {"none"}
 
 
 def test_long_audio_is_translated_utterance_by_utterance(server: LiveServer, engine: FakeEngine) -> None:
     long = {"file": ("long.flac", audio_file(tone(31.0, 16_000), 16_000, "FLAC"))}
     server.client.post("/v1/audio/translations", files=long).raise_for_status()
     (session,) = engine.past_sessions
-    assert (session.request.scope, session.request.instruction) == ("utterance", "Translate the speech into English.")
+    assert (session.request.scope, session.request.task.instruction) == ("utterance", "Translate the speech into English.")
 
 
 @pytest.mark.parametrize("path", ["audio/transcriptions", "chat/completions"])
@@ -216,7 +217,7 @@ def test_a_json_body_holds_the_audio_as_base64(server: LiveServer, engine: FakeE
     body = {"model": "whisper-1", "language": "de", "prompt": None, "input_audio": {"data": data, "format": "wav"}}
     response = server.client.post("/v1/audio/transcriptions", json=body)
     assert response.json()["text"] == TEXT
-    assert (engine.submitted[0].language, len(engine.submitted[0].audio)) == ("de", 24_000)
+    assert (engine.submitted[0].task.language, len(engine.submitted[0].audio)) == ("de", 24_000)
 
 
 @pytest.mark.parametrize(

@@ -133,10 +133,10 @@ def test_options_reach_the_engine(server: LiveServer, engine: FakeEngine) -> Non
         request = only_session(engine).request
     assert shown["audio"]["input"]["noise_reduction"] is None
     assert shown["audio"]["input"]["transcription"]["language"] == "de"
-    assert (request.language, request.prompt, request.keywords) == ("de", "Hallo.", ("Thinbridge",))
+    assert (request.task.language, request.task.prompt, request.task.keywords) == ("de", "Hallo.", ("Thinbridge",))
     assert request.voice == VoiceOptions(0.7, 0.2, 0.35)
-    assert request.sampling.logprobs == 0
-    assert request.instruction == "Transcribe the speech to text."
+    assert request.task.sampling.logprobs == 0
+    assert request.task.instruction == "Transcribe the speech to text."
 
 
 @pytest.mark.parametrize(("eagerness", "silence_s"), [("low", 1.2), ("medium", 0.8), ("auto", 0.8), ("high", 0.5)])
@@ -155,9 +155,9 @@ def test_an_update_in_mid_session_answers_first(server: LiveServer, engine: Fake
         client.update(transcription={"language": "de"})
         client.append(pcm(1.0, 24_000))
         events = client.until(f"{AUDIO}.speech_started")
-        assert only_session(engine).request.language == "de"
+        assert only_session(engine).request.task.language == "de"
         (past,) = engine.past_sessions
-    assert past.request.language is None
+    assert past.request.task.language is None
     assert events[-1]["audio_start_ms"] == pytest.approx(1500, abs=1)
 
 
@@ -384,7 +384,7 @@ def test_the_beta_shape(server: LiveServer, engine: FakeEngine) -> None:
     assert updated["type"] == "transcription_session.updated"
     assert updated["session"]["input_audio_format"] == "g711_ulaw"
     assert updated["session"]["turn_detection"] is None
-    assert request.language == "en"
+    assert request.task.language == "en"
     assert f"{ITEM}.created" in types(events)
     assert events[-1]["transcript"] == TEXT.format(0)
 

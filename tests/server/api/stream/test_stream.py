@@ -8,7 +8,7 @@ import pytest
 
 from server.engine.types.events import Problem
 from server.engine.types.options import Constraint, Priority, SamplingOptions, VoiceOptions
-from server.engine.types.requests import Audio, LiveRequest
+from server.engine.types.requests import Audio, LiveRequest, SpeechTask
 from server.errors import PromptTooLong
 from tests.support.clients.live_server import LiveServer, scripted_engine_server, wait_until
 from tests.support.clients.stream_client import StreamClient, metric, pcm, samples_of, streaming
@@ -167,7 +167,7 @@ def request_of(server: LiveServer, engine: FakeEngine, **start: object) -> LiveR
 
 def test_the_defaults_are_those_of_the_form(server: LiveServer, engine: FakeEngine) -> None:
     request = request_of(server, engine)
-    assert request == LiveRequest(id=request.id, instruction="Transcribe.", client="127.0.0.1")
+    assert request == LiveRequest(request.id, SpeechTask("Transcribe."), client="127.0.0.1")
     assert request.priority is Priority.LIVE
 
 
@@ -187,15 +187,14 @@ def test_every_wish_reaches_the_engine(server: LiveServer, engine: FakeEngine) -
         server, engine, instruction="Où ?", draft="off", partials=False, words=True, scope="recording", voice=voice, **sampling
     )
     assert request == LiveRequest(
-        id=request.id,
-        instruction="Où ?",
-        sampling=SamplingOptions(32, 1.5, -1.0, 0.7, 5, 0.9, ("###", "\n"), None, 7),
+        request.id,
+        SpeechTask(
+            "Où ?", SamplingOptions(32, 1.5, -1.0, 0.7, 5, 0.9, ("###", "\n"), None, 7), draft="off", word_times="required"
+        ),
         client="127.0.0.1",
-        draft="off",
         voice=VoiceOptions(0.3, 0.2, 0.7, 9.0),
         scope="recording",
         partials=False,
-        word_times="required",
     )
 
 
@@ -211,7 +210,7 @@ def test_every_wish_reaches_the_engine(server: LiveServer, engine: FakeEngine) -
 def test_what_answers_have_to_match(
     server: LiveServer, engine: FakeEngine, option: dict[str, object], constraint: Constraint
 ) -> None:
-    assert request_of(server, engine, **option).sampling.constraint == constraint
+    assert request_of(server, engine, **option).task.sampling.constraint == constraint
 
 
 def test_a_browser_on_our_own_page_may_come_and_ids_are_kept(server: LiveServer) -> None:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from server.api.access.limits import KeyUsage
 from server.api.live.engine_session import EngineSession, Position
 from server.engine.types.events import Ended, Flushed, LiveEvent, SpeechStarted, UtteranceDone
-from server.engine.types.requests import Flush, LiveRequest
+from server.engine.types.requests import Flush, LiveRequest, SpeechTask
 from server.observability.live import LiveMetrics, SessionTimer
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -21,7 +21,9 @@ def events_of(start: Position, *, flushes_late: bool) -> tuple[list[LiveEvent], 
         engine.start()
         events: list[LiveEvent] = []
         timer = SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model")
-        session = EngineSession(engine, LiveRequest("s", "Transcribe.", partials=False), timer, KeyUsage(), start, events.append)
+        session = EngineSession(
+            engine, LiveRequest("s", SpeechTask("Transcribe."), partials=False), timer, KeyUsage(), start, events.append
+        )
         session.add_audio(np.zeros(24_000, np.float32))
         session.push_end()
         if flushes_late:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from server.api.access.limits import KeyUsage
 from server.api.live.engine_session import LEAST_AUDIO_S, InputBuffer
-from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest
+from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveInput, LiveRequest, SpeechTask
 from server.observability.live import LiveMetrics, SessionTimer
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -27,10 +27,10 @@ def pushed(steps: list[int | Flush | ChangeInstruction]) -> list[LiveInput]:
     """Return the inputs that reach the engine; a number in `steps` stands for that many samples, counted up from 0."""
     engine = FakeEngine()
     engine.start()
-    engine.open_live(LiveRequest("s", "Transcribe."), lambda _event: None)
+    engine.open_live(LiveRequest("s", SpeechTask("Transcribe.")), lambda _event: None)
     session = engine.sessions["s"]
     timer = SessionTimer(LiveMetrics(CollectorRegistry(), [1.0]), "fake-model")
-    inputs = InputBuffer(engine, LiveRequest("s", "Transcribe."), timer, KeyUsage())
+    inputs = InputBuffer(engine, LiveRequest("s", SpeechTask("Transcribe.")), timer, KeyUsage())
     samples = 0
     for step in steps:
         match step:

@@ -8,7 +8,7 @@ import pytest
 from server.api.native.messages import MessageReader, StartMessage
 from server.api.options import SAMPLING_FIELDS, InstructOptions, parse_form, with_limits
 from server.engine.types.options import Constraint
-from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest
+from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush, LiveRequest, SpeechTask
 from server.errors import InvalidRequest, UnknownField
 from server.settings import Settings
 
@@ -28,7 +28,7 @@ def start(**fields: Any) -> StartMessage:
 
 def test_the_least_that_each_message_needs() -> None:
     assert (start().encoding, start().sample_rate_hz) == ("pcm16", None)
-    assert start().live_request("stream-1", "client") == LiveRequest("stream-1", "Transcribe.", client="client")
+    assert start().live_request("stream-1", "client") == LiveRequest("stream-1", SpeechTask("Transcribe."), client="client")
     assert read({"type": "flush", "id": "é" * 64}) == Flush("é" * 64)
     assert read({"type": "update", "instruction": "x"}) == ChangeInstruction("x")
     assert read({"type": "end"}) == EndOfAudio()

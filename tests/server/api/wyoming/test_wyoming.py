@@ -94,7 +94,7 @@ def test_a_recording_becomes_one_transcript(engine: FakeEngine, client: Client) 
     client.send("ping", {"text": "still there"})
     assert client.receive() == ("pong", {"text": "still there"})
     first = engine.past_sessions[0].request
-    assert (first.language, first.keywords, first.client) == ("de", ("Küche", "Licht"), "127.0.0.1")
+    assert (first.task.language, first.task.keywords, first.client) == ("de", ("Küche", "Licht"), "127.0.0.1")
 
 
 def test_other_formats_are_resampled_and_mixed(engine: FakeEngine, client: Client) -> None:

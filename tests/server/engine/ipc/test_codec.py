@@ -16,7 +16,7 @@ from server.engine.ipc import codec
 from server.engine.ipc.codec import ENCODER, FRAME_LENGTH, MESSAGES, Abort, Channel, pack, unpack
 from server.engine.types.events import Delta, Failed, TokenLogprob
 from server.engine.types.options import Priority, SamplingOptions
-from server.engine.types.requests import Audio, Flush, InstructRequest
+from server.engine.types.requests import Audio, Flush, InstructRequest, SpeechTask
 from server.errors import ServeError
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServeError)]
@@ -77,12 +77,12 @@ def test_every_type_of_the_boundary_comes_back(messages: list[tuple[Any, Any]]) 
 @given(st.lists(st.floats(width=32), max_size=50), st.text(max_size=5))
 def test_samples_come_back_bit_for_bit(samples: list[float], id: str) -> None:
     audio = np.array(samples, np.float32)
-    asked = InstructRequest(f"a{id!r}", audio, "Wörter?", SamplingOptions(stop=("\n",)), priority=Priority.LIVE)
+    asked = InstructRequest(f"a{id!r}", audio, SpeechTask("Wörter?", SamplingOptions(stop=("\n",))), priority=Priority.LIVE)
     ((_, answer),) = unpack(body(pack((1, asked))))
     assert answer.audio.dtype == np.float32
     assert answer.audio.flags.aligned
     assert answer.audio.tobytes() == audio.tobytes()
-    assert (answer.id, answer.sampling, type(answer.priority)) == (asked.id, asked.sampling, Priority)
+    assert (answer.id, answer.task.sampling, type(answer.priority)) == (asked.id, asked.task.sampling, Priority)
 
 
 def test_numbers_of_numpy_become_python_s() -> None:
@@ -92,7 +92,7 @@ def test_numbers_of_numpy_become_python_s() -> None:
 
 
 def test_halves_of_surrogate_pairs_are_replaced() -> None:
-    asked = InstructRequest("a", np.ones(1, np.float32), "\ud800 this", SamplingOptions(stop=("\udc00",)))
+    asked = InstructRequest("a", np.ones(1, np.float32), SpeechTask("\ud800 this", SamplingOptions(stop=("\udc00",))))
     ((_, received),) = unpack(body(pack((1, asked))))
     assert (received.instruction, received.sampling.stop) == ("\ufffd this", ("\ufffd",))
 
@@ -158,12 +158,12 @@ def test_senders_on_several_threads_do_not_mix(ends: tuple[Channel, Channel]) ->
 def test_a_request_crosses_with_its_samples(ends: tuple[Channel, Channel]) -> None:
     left, right = ends
     audio = np.random.default_rng(0).normal(size=480_000).astype(np.float32)
-    sender = threading.Thread(target=left.send, args=(pack((1, InstructRequest("a", audio, "Transcribe."))),))
+    sender = threading.Thread(target=left.send, args=(pack((1, InstructRequest("a", audio, SpeechTask("Transcribe.")))),))
     sender.start()
     (request,) = receive(right, 1)
     sender.join()
     assert isinstance(request, InstructRequest)
-    assert (request.id, request.instruction) == ("a", "Transcribe.")
+    assert (request.id, request.task.instruction) == ("a", "Transcribe.")
     np.testing.assert_array_equal(request.audio, audio)
 
 

@@ -11,7 +11,7 @@ from server.engine.ipc import main as child
 from server.engine.ipc.codec import Channel, pack
 from server.engine.types.events import Delta, Done
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.engine.types.stats import EngineStats
 from tests.support.clients.engine_call import TIMEOUT_S, occupied, wait_until
 from tests.support.clients.engine_client import NEVER
@@ -41,7 +41,7 @@ def serve_on_thread(engine: Any, channel: Channel) -> threading.Thread:
 
 def long_answer(index: int) -> InstructRequest:
     """Return a request whose tokens have so many alternatives that a few of them fill the socket."""
-    return InstructRequest(f"r{index}", speech(index), "Say.", SamplingOptions(max_tokens=TOKENS, logprobs=20))
+    return InstructRequest(f"r{index}", speech(index), SpeechTask("Say.", SamplingOptions(max_tokens=TOKENS, logprobs=20)))
 
 
 def test_steps_go_on_while_the_parent_does_not_read_and_every_event_arrives(ends: tuple[Channel, Channel]) -> None:

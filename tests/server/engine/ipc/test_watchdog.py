@@ -6,7 +6,7 @@ import pytest
 
 from server.engine.ipc.client import LONGEST_TICK_S, WORK_MARGIN, ProcessEngine, Watchdog
 from server.engine.types.events import Done
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import EngineFailed
 from tests.support.clients.engine_call import Call, request, wait_until
@@ -87,7 +87,7 @@ def test_a_slow_encoder_is_left_in_peace_and_one_that_hangs_is_not(tmp_path: Pat
     engine = ProcessEngine(factory, (str(gate),), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=STALL_TIMEOUT_S)
     engine.start()
     try:
-        calls = [Call(engine, InstructRequest(f"r{index}", speech(index, 4.0), "Transcribe.")) for index in range(3)]
+        calls = [Call(engine, InstructRequest(f"r{index}", speech(index, 4.0), SpeechTask("Transcribe."))) for index in range(3)]
         assert all(isinstance(call.outcome(), Done) for call in calls)
         assert engine.stats().counters.restarts == 0
         gate.touch()

@@ -11,7 +11,7 @@ from models.protocols import Float32
 from server.engine.types.events import Ended, Failed, Flushed, Listened, SpeechStarted, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest
+from server.engine.types.requests import Audio, EndOfAudio, Flush, LiveRequest, SpeechTask
 from server.errors import InvalidRequest, NotReady, Overloaded, ServeError
 from tests.server.engine.test_engine_conformance import KINDS, make_engine
 from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
@@ -48,7 +48,7 @@ def rate_hz(shared: Engine) -> int:
 
 
 def live(id: str, instruction: str = "Transcribe.") -> LiveRequest:
-    return LiveRequest(id, instruction, SamplingOptions(max_tokens=8))
+    return LiveRequest(id, SpeechTask(instruction, SamplingOptions(max_tokens=8)))
 
 
 def sessions(engine: Engine) -> int:

@@ -14,7 +14,7 @@ from server.engine.live import session
 from server.engine.runner.heard_words import read_words
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
-from server.engine.types.requests import LiveRequest
+from server.engine.types.requests import LiveRequest, SpeechTask
 from tests.support.clients.engine_client import TIMEOUT_S, wait_until
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeVoiceDetector, silence, speech
@@ -45,7 +45,9 @@ def converse(models: Models, *, partials: bool) -> LiveClient:
     engine = LocalEngine(models, SAMPLE_RATE_HZ, 30.0, queue_limit=32)
     engine.start()
     sampling = SamplingOptions(max_tokens=24)
-    request = LiveRequest("session", TRANSCRIBE, sampling, priority=Priority.LIVE, voice=VOICE, partials=partials, language="en")
+    request = LiveRequest(
+        "session", SpeechTask(TRANSCRIBE, sampling, language="en"), priority=Priority.LIVE, voice=VOICE, partials=partials
+    )
     client = LiveClient(engine, request)
     said_s = 0.0
     for seed in range(2):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from server.engine.types.options import SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from tests.support.clients.runner_client import fake_runner, run
 from tests.support.fakes.fake_models import speech
 
@@ -11,7 +11,7 @@ SAMPLING = SamplingOptions(max_tokens=12)
 
 
 def ask(seed: int, instruction: str = "Transcribe.", client: str = "") -> InstructRequest:
-    return InstructRequest("r", speech(seed), instruction, SAMPLING, client=client)
+    return InstructRequest("r", speech(seed), SpeechTask(instruction, SAMPLING), client=client)
 
 
 def test_a_known_prefix_is_not_computed_again_and_changes_nothing() -> None:

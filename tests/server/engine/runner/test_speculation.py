@@ -11,10 +11,11 @@ from server.engine.runner.sequence_builder import new_sequence
 from server.engine.runner.speculation import DraftGate, TokenDraft
 from server.engine.runner.verification import RELAXED_OVERRUN
 from server.engine.types.options import DraftPolicy, SamplingOptions
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from server.errors import InvalidRequest
 from tests.support.clients.runner_client import fake_runner, run
 from tests.support.fakes.fake_models import fake_models, speech
+from tests.support.tasks import change_task
 
 samplings = st.builds(
     SamplingOptions,
@@ -27,7 +28,7 @@ samplings = st.builds(
     seed=st.integers(0, 2**63),
 )
 requests = st.builds(
-    lambda seed, seconds, sampling: InstructRequest("r", speech(seed, seconds), "Transcribe.", sampling),
+    lambda seed, seconds, sampling: InstructRequest("r", speech(seed, seconds), SpeechTask("Transcribe.", sampling)),
     st.integers(0, 2**32),
     st.floats(0.1, 3.0),
     samplings,
@@ -37,7 +38,7 @@ pass_numbers = st.sets(st.integers(1, 20), max_size=3)
 
 
 def with_draft(request: InstructRequest, draft: DraftPolicy) -> InstructRequest:
-    return dataclasses.replace(request, draft=draft)
+    return change_task(request, draft=draft)
 
 
 @given(request=requests, chunks=chunk_sizes, preempt_at=pass_numbers)
@@ -60,7 +61,7 @@ def test_a_relaxed_answer_does_not_depend_on_how_it_was_run(
 def test_relaxed_answers_differ_from_exact_ones() -> None:
     differing = 0
     for seed in range(10):
-        request = InstructRequest("r", speech(seed, 3.0), "Transcribe.", SamplingOptions(max_tokens=40))
+        request = InstructRequest("r", speech(seed, 3.0), SpeechTask("Transcribe.", SamplingOptions(max_tokens=40)))
         _, exact = run(fake_runner()[0], request)
         _, relaxed = run(fake_runner()[0], with_draft(request, "relaxed"))
         differing += relaxed.tokens != exact.tokens
@@ -69,7 +70,9 @@ def test_relaxed_answers_differ_from_exact_ones() -> None:
 
 def test_a_relaxed_answer_does_not_run_away_from_its_draft() -> None:
     for seed in range(10):
-        request = InstructRequest("r", speech(seed, 1.0), "Transcribe.", SamplingOptions(max_tokens=200), draft="relaxed")
+        request = InstructRequest(
+            "r", speech(seed, 1.0), SpeechTask("Transcribe.", SamplingOptions(max_tokens=200), draft="relaxed")
+        )
         runner, llm = fake_runner()
         drafted = collapse(
             runner.models.projector.project(runner.models.encoder.encode([runner.models.features(request.audio)]))[0]
@@ -87,7 +90,9 @@ def test_drafts_save_passes() -> None:
     drafted = passes = tokens = 0
     for seed in range(20):
         runner, _ = fake_runner()
-        sequence, _ = run(runner, InstructRequest("r", speech(seed, 3.0), "Transcribe.", SamplingOptions(max_tokens=60)))
+        sequence, _ = run(
+            runner, InstructRequest("r", speech(seed, 3.0), SpeechTask("Transcribe.", SamplingOptions(max_tokens=60)))
+        )
         assert sequence.accepted <= sequence.drafted
         assert sum(runner.counters.drafted) == sequence.drafted
         assert sum(runner.counters.accepted) == sequence.accepted
@@ -100,7 +105,7 @@ def test_drafts_save_passes() -> None:
 
 
 def test_without_a_draft_every_token_is_a_pass() -> None:
-    request = InstructRequest("r", speech(3), "Transcribe.", SamplingOptions(max_tokens=9), draft="off")
+    request = InstructRequest("r", speech(3), SpeechTask("Transcribe.", SamplingOptions(max_tokens=9), draft="off"))
     sequence, answer = run(fake_runner()[0], request)
     assert sequence.drafted == 0
     assert sequence.llm_passes == len(answer.tokens) + (answer.finish_reason == "stop")
@@ -108,10 +113,10 @@ def test_without_a_draft_every_token_is_a_pass() -> None:
 
 def test_relaxed_is_refused_where_no_transcript_is_asked_for() -> None:
     models = dataclasses.replace(fake_models(fake_runner()[1]), boundary_instructions=frozenset({"transcribe"}))
-    request = InstructRequest("r", speech(3), "Who speaks?", draft="relaxed")
+    request = InstructRequest("r", speech(3), SpeechTask("Who speaks?", draft="relaxed"))
     with pytest.raises(InvalidRequest, match="transcription only"):
         new_sequence(models, request, lambda _event: None)
-    new_sequence(models, dataclasses.replace(request, instruction="Transcribe!"), lambda _event: None)
+    new_sequence(models, change_task(request, instruction="Transcribe!"), lambda _event: None)
 
 
 def test_a_draft_goes_on_behind_the_llms_own_word() -> None:
