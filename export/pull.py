@@ -33,14 +33,14 @@ from models.protocols import BackendError
 from models.registry import import_by_name
 
 FAMILIES = {
-    "ultravox": "export.checkpoints.speech_llms:convert_ultravox",
-    "qwen2_audio": "export.checkpoints.speech_llms:convert_qwen2_audio",
+    "ultravox": "export.checkpoints.ultravox:convert_ultravox",
+    "qwen2_audio": "export.checkpoints.qwen2_audio:convert_qwen2_audio",
     "granite_speech": "export.checkpoints.granite_speech:convert_granite_speech",
     "granite_speech_plus": "export.checkpoints.granite_speech:convert_granite_speech",
     "parakeet_ctc": "export.checkpoints.parakeet:convert_parakeet",
     "qwen3_asr": "export.checkpoints.qwen3_asr:convert_qwen3_asr",
     "salm": "export.checkpoints.canary_qwen:convert_canary_qwen",
-    "voxtral": "export.checkpoints.speech_llms:convert_voxtral",
+    "voxtral": "export.checkpoints.voxtral:convert_voxtral",
 }
 """The speech models by the `model_type` of their `config.json`: a function that takes a `Conversion` and a `Checkpoint`."""
 ENCODERS = {

@@ -9,11 +9,11 @@ where they do not, the recording is named and the exit status is 1. Writes `draf
 
 import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.support.asking import ask_about, open_client
@@ -22,45 +22,32 @@ from loadtest.support.markdown import table
 from loadtest.support.options import add_url_flag, new_parser
 from loadtest.support.recordings import read_rows
 from loadtest.support.results import write_results
+from loadtest.support.turns import Answer, Row, group_by_set, take_turns
 from loadtest.support.words import word_error_rate
 
 POLICIES = ("off", "exact", "relaxed")
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One line of the manifest: a file beside it, its text, and the set that it belongs to."""
-
-    path: Path
-    text: str
-    set: str
-
-
-def read_recordings(manifest: Path) -> list[Recording]:
-    """Read the English recordings of a manifest."""
-    return [Recording(manifest.parent / row["file"], row["text"], row["set"]) for row in read_rows(manifest, "en")]
-
-
-def summarise(recordings: list[Recording], replies: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per policy: word error rate by set, median latency, and how the tokens came about."""
+def summarise(answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, Any]]:
+    """Return by policy: word error rate by set, median latency, and how the tokens came about."""
     normalise = EnglishTextNormalizer()
     summary = {}
-    for policy, answers in replies.items():
-        rates = {}
-        for name in dict.fromkeys(recording.set for recording in recordings):
-            chosen = [index for index, recording in enumerate(recordings) if recording.set == name]
-            texts = [answers[index]["text"] for index in chosen]
-            rates[name] = word_error_rate([recordings[index].text for index in chosen], texts, normalise)
-        drafted = sum(answer["speculation"]["drafted"] for answer in answers)
-        passes = sum(answer["speculation"]["llm_passes"] for answer in answers)
+    for policy, of_policy in answers.items():
+        replies = [each.reply for each in of_policy]
+        times_ms = [reply["times_ms"] for reply in replies]
+        drafted = sum(reply["speculation"]["drafted"] for reply in replies)
+        passes = sum(reply["speculation"]["llm_passes"] for reply in replies)
         summary[policy] = {
-            "word_error_rate": rates,
-            "latency_p50_ms": statistics.median(answer["times_ms"]["total_ms"] for answer in answers),
+            "word_error_rate": {
+                name: word_error_rate([each.row["text"] for each in group], [each.text for each in group], normalise)
+                for name, group in group_by_set(of_policy).items()
+            },
+            "latency_p50_ms": statistics.median(each["total_ms"] for each in times_ms),
             "llm_p50_ms": statistics.median(
-                answer["times_ms"]["prefill_ms"] + answer["times_ms"]["decode_ms"] for answer in answers
+                reply["times_ms"]["prefill_ms"] + reply["times_ms"]["decode_ms"] for reply in replies
             ),
-            "tokens_per_llm_pass": sum(answer["usage"]["output_tokens"] for answer in answers) / passes,
-            "acceptance": sum(answer["speculation"]["accepted"] for answer in answers) / drafted if drafted else None,
+            "tokens_per_llm_pass": sum(reply["usage"]["output_tokens"] for reply in replies) / passes,
+            "acceptance": sum(reply["speculation"]["accepted"] for reply in replies) / drafted if drafted else None,
         }
     return summary
 
@@ -83,19 +70,20 @@ def main() -> int:
     parser.add_argument("--eval", type=Path, required=True, help="JSON lines with file, text, set and language")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    recordings = read_recordings(arguments.eval)
-    replies: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
+    rows, folder = read_rows(arguments.eval, "en"), arguments.eval.parent
     with open_client(arguments.url) as client:
-        for recording in tqdm(recordings, unit="clip"):
-            for policy in POLICIES:
-                replies[policy].append(ask_about(client, recording.path, TRANSCRIBE, draft=policy))
-    texts = {policy: [answer["text"] for answer in answers] for policy, answers in replies.items()}
-    changed = [r.path.name for r, off, exact in zip(recordings, texts["off"], texts["exact"], strict=True) if off != exact]
-    summary = summarise(recordings, replies)
-    result = {"recordings": len(recordings), "changed_by_exact_drafts": changed, "policies": summary, "texts": texts}
+
+        def ask(policy: str, row: Row) -> Mapping[str, Any]:
+            return ask_about(client, folder / row["file"], TRANSCRIBE, draft=policy)
+
+        answers = take_turns(rows, {policy: partial(ask, policy) for policy in POLICIES})
+    texts = {policy: [each.text for each in of_policy] for policy, of_policy in answers.items()}
+    changed = [row["file"] for row, off, exact in zip(rows, texts["off"], texts["exact"], strict=True) if off != exact]
+    summary = summarise(answers)
+    result = {"recordings": len(rows), "changed_by_exact_drafts": changed, "policies": summary, "texts": texts}
     write_results(arguments.out, "draft_policies", result, markdown(summary))
     print(markdown(summary))
-    print(f"exact drafts changed {len(changed)} of {len(recordings)} texts {' '.join(changed)}")
+    print(f"exact drafts changed {len(changed)} of {len(rows)} texts {' '.join(changed)}")
     return 1 if changed else 0
 
 

@@ -9,20 +9,19 @@ Recall is the share of rare words that a transcript holds. A leak is a keyword i
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
-
-import httpx
-from tqdm import tqdm
+from typing import Any, Literal
 
 from loadtest.support import markdown
 from loadtest.support.asking import ask_about, open_client
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import add_url_flag, new_parser
-from loadtest.support.recordings import read_rows
-from loadtest.support.words import plain_words, word_error_rate
+from loadtest.support.recordings import read_rows, take_per_set
+from loadtest.support.turns import Answer, Row, take_turns
+from loadtest.support.words import plain_words, word_error_rate, words_of
 
 SHORTEST_LETTERS, MOST_SEEN = 6, 1
 OTHERS = 8
@@ -32,75 +31,48 @@ SETS = ("libri_other", "nonnative", "common_voice_en", "ljspeech", "vctk")
 WITHOUT, OWN, OTHERS_ALONE = "no keywords", "its own among others", "others alone"
 
 
-@dataclass(frozen=True)
-class Clip:
-    file: Path
-    text: str
-    rare: tuple[str, ...]
-
-
-@dataclass
-class Column:
-    """Counts of one way to ask: rare words that were written, and words of others that were; and the texts."""
-
-    found: int = 0
-    leaks: int = 0
-    references: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-
-def read_clips(data: Path, sets: Sequence[str], per_set: int) -> list[Clip]:
-    """Return the first recordings of each set that hold a rare word."""
-    seen = Counter(word for row in read_rows(data / "train.jsonl") for word in plain_words(row.get("text") or "").split())
-    counts: Counter[str] = Counter()
-    clips = []
+def read_rare_words(data: Path, sets: Sequence[str], per_set: int) -> list[dict[str, Any]]:
+    """Return the rows of the first recordings of each set that hold a rare word, with these words as `rare`."""
+    seen = Counter(word for row in read_rows(data / "train.jsonl") for word in words_of(row.get("text") or ""))
+    rows = []
     for row in read_rows(data / "eval.jsonl"):
-        name, text = row["set"], row.get("text") or ""
-        words = dict.fromkeys(plain_words(text).split())
-        rare = tuple(word for word in words if word.isalpha() and len(word) >= SHORTEST_LETTERS and seen[word] <= MOST_SEEN)
-        if name in sets and rare and counts[name] < per_set:
-            counts[name] += 1
-            clips.append(Clip(data / row["file"], text, rare))
-    return clips
+        words = dict.fromkeys(words_of(row.get("text") or ""))
+        rare = [word for word in words if word.isalpha() and len(word) >= SHORTEST_LETTERS and seen[word] <= MOST_SEEN]
+        if row["set"] in sets and rare:
+            rows.append(row | {"rare": rare})
+    return take_per_set(rows, per_set)
 
 
-def choose_others(clips: Sequence[Clip], clip: Clip, random: Random) -> list[str]:
-    """Return keywords of other recordings that are no part of any word of this one."""
-    spoken = plain_words(clip.text)
-    words = sorted({word for other in clips for word in other.rare if word not in spoken})
-    return random.sample(words, min(OTHERS, len(words)))
+def choose_keywords(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows with the keywords of each way to ask; `others` are of other recordings, and no part of any word of this one."""
+    random, chosen = Random(SEED), []
+    for row in rows:
+        spoken = plain_words(row["text"])
+        words = sorted({word for other in rows for word in other["rare"] if word not in spoken})
+        others = random.sample(words, min(OTHERS, len(words)))
+        mixed = random.sample([*row["rare"], *others], len(row["rare"]) + len(others))
+        chosen.append({**row, "others": others, WITHOUT: [], OWN: mixed, OTHERS_ALONE: others})
+    return chosen
 
 
-def measure(clips: Sequence[Clip], client: httpx.Client) -> dict[str, Column]:
-    """Return the counts by the way to ask."""
-    random = Random(SEED)
-    columns = {name: Column() for name in (WITHOUT, OWN, OTHERS_ALONE)}
-    for clip in tqdm(clips, desc="recordings"):
-        others = choose_others(clips, clip, random)
-        mixed = random.sample([*clip.rare, *others], len(clip.rare) + len(others))
-        for name, keywords in ((WITHOUT, []), (OWN, mixed), (OTHERS_ALONE, others)):
-            text = ask_about(client, clip.file, TRANSCRIBE, language="en", keywords=json.dumps(keywords))["text"]
-            words = plain_words(text).split()
-            column = columns[name]
-            column.found += sum(word in words for word in clip.rare)
-            column.leaks += sum(word in words for word in others)
-            column.references.append(clip.text)
-            column.texts.append(text)
-    return columns
+def count_written(answers: Sequence[Answer], kind: Literal["rare", "others"]) -> int:
+    """Return how many words of a kind the transcripts hold."""
+    return sum(word in words_of(each.text) for each in answers for word in each.row[kind])
 
 
-def report(clips: Sequence[Clip], columns: dict[str, Column]) -> list[str]:
+def report(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Return the table as lines of Markdown."""
-    rare = sum(len(clip.rare) for clip in clips)
-    head = ["keywords", f"recall of {rare} rare words", f"leaks in {len(clips)} recordings", "WER"]
+    asked = [each.row for each in answers[WITHOUT]]
+    rare = sum(len(row["rare"]) for row in asked)
+    head = ["keywords", f"recall of {rare} rare words", f"leaks in {len(asked)} recordings", "WER"]
     rows = [
         [
             name,
-            f"{100 * column.found / max(1, rare):.0f} %",
-            column.leaks,
-            f"{100 * word_error_rate(column.references, column.texts):.1f} %",
+            f"{100 * count_written(group, 'rare') / max(1, rare):.0f} %",
+            count_written(group, "others"),
+            f"{100 * word_error_rate([each.row['text'] for each in group], [each.text for each in group]):.1f} %",
         ]
-        for name, column in columns.items()
+        for name, group in answers.items()
     ]
     return markdown.table(head, rows)
 
@@ -112,10 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all that hold a rare word")
     parsed = parser.parse_args(arguments)
-    clips = read_clips(parsed.data, parsed.sets.split(","), parsed.per_set)
+    rows = choose_keywords(read_rare_words(parsed.data, parsed.sets.split(","), parsed.per_set))
     with open_client(parsed.url) as client:
-        columns = measure(clips, client)
-    print("\n".join(report(clips, columns)))
+
+        def ask(way: str, row: Row) -> Mapping[str, Any]:
+            return ask_about(client, parsed.data / row["file"], TRANSCRIBE, language="en", keywords=json.dumps(row[way]))
+
+        answers = take_turns(rows, {way: partial(ask, way) for way in (WITHOUT, OWN, OTHERS_ALONE)})
+    print("\n".join(report(answers)))
 
 
 if __name__ == "__main__":

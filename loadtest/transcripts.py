@@ -9,15 +9,11 @@ it out. `--moonshine` is Moonshine tiny in ONNX Runtime, for English.
 
 import json
 import re
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import httpx
-from tqdm import tqdm
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
@@ -26,29 +22,12 @@ from loadtest.support.asking import ask_about, open_client
 from loadtest.support.instructions import TRANSCRIBE
 from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
-from loadtest.support.words import MakeWords, plain_words, word_error_rate
+from loadtest.support.turns import Answer, Row, System, group_by_set, list_for_json, take_turns
+from loadtest.support.words import MakeWords, plain_words, word_error_rate, words_of
 
 SERVER = "server"
-ENGLISH_ONLY = ("Moonshine tiny",)
 FIVE_S = (4.0, 6.0)
 """Recordings of about 5 s, whose time is told by itself."""
-
-
-@dataclass
-class Column:
-    """One system's transcripts of one set."""
-
-    references: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    elapsed_s: list[float] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    audio_s: list[float] = field(default_factory=list)
-
-    @property
-    def runaways(self) -> int:
-        """Transcripts with more than twice as many words as the reference."""
-        pairs = zip(self.references, self.texts, strict=True)
-        return sum(len(plain_words(text).split()) > 2 * len(plain_words(reference).split()) for reference, text in pairs)
 
 
 def language_of(name: str) -> str:
@@ -57,60 +36,51 @@ def language_of(name: str) -> str:
     return found.group(1) if found else "en"
 
 
-def measure(
-    rows: Sequence[dict[str, Any]], data: Path, client: httpx.Client, peers: dict[str, Transcribe], *, tell_language: bool
-) -> dict[str, dict[str, Column]]:
-    """Return by system and set the texts and times of every recording; the systems take turns."""
-    results: dict[str, dict[str, Column]] = {name: {} for name in (SERVER, *peers)}
-    for row in tqdm(rows, desc="recordings"):
-        file, language = data / row["file"], language_of(row["set"])
-        for name, of_system in results.items():
-            if name in ENGLISH_ONLY and language != "en":
-                continue
-            column = of_system.setdefault(row["set"], Column())
-            started_s = time.perf_counter()
-            if name == SERVER:
-                reply = ask_about(client, file, TRANSCRIBE, language=language if tell_language else None)
-                text, passes = reply["text"], reply["speculation"]["llm_passes"]
-            else:
-                text, passes = peers[name](file, language), 0
-            column.elapsed_s.append(time.perf_counter() - started_s)
-            column.references.append(row["text"])
-            column.texts.append(text)
-            column.passes.append(passes)
-            column.audio_s.append(row["duration_s"])
-    return results
+def ask_peer(transcribe: Transcribe, data: Path, only: str | None = None) -> System:
+    """Return a peer that is told each recording's language, of which it may know `only` one."""
+
+    def ask(row: Row) -> Mapping[str, Any] | None:
+        language = language_of(row["set"])
+        return {"text": transcribe(data / row["file"], language)} if only in (None, language) else None
+
+    return ask
 
 
-def report(results: dict[str, dict[str, Column]]) -> list[str]:
+def count_runaways(answers: Sequence[Answer]) -> int:
+    """Return how many transcripts have more than twice as many words as the reference."""
+    return sum(len(words_of(each.text)) > 2 * len(words_of(each.row["text"])) for each in answers)
+
+
+def report(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Return the table as lines of Markdown."""
     english: MakeWords = EnglishTextNormalizer()
-    head = ["set", "clips"]
-    for name in results:
+    head, groups = ["set", "clips"], {name: group_by_set(of_system) for name, of_system in answers.items()}
+    for name in groups:
         head += [f"{name}: WER", "runaways", "p50, ms"]
     rows = []
-    for set_name, column in results[SERVER].items():
-        cells: list[Any] = [f"`{set_name}`", len(column.texts)]
+    for set_name, from_server in groups[SERVER].items():
+        cells: list[Any] = [f"`{set_name}`", len(from_server)]
         normalise = english if language_of(set_name) == "en" else plain_words
-        for of_system in results.values():
-            if (each := of_system.get(set_name)) is None:
+        for of_system in groups.values():
+            if (group := of_system.get(set_name)) is None:
                 cells += ["", "", ""]
                 continue
-            error_rate = word_error_rate(each.references, each.texts, normalise)
-            cells += [f"{100 * error_rate:.1f} %", each.runaways, round(1000 * median(each.elapsed_s))]
-        rows.append([*cells, f"{mean(column.passes):.1f}"])
+            error_rate = word_error_rate([each.row["text"] for each in group], [each.text for each in group], normalise)
+            p50_ms = round(1000 * median(each.elapsed_s for each in group))
+            cells += [f"{100 * error_rate:.1f} %", count_runaways(group), p50_ms]
+        passes = mean(each.reply["speculation"]["llm_passes"] for each in from_server)
+        rows.append([*cells, f"{passes:.1f}"])
     return markdown.table([*head, "passes"], rows)
 
 
-def report_five_seconds(results: dict[str, dict[str, Column]]) -> list[str]:
+def report_five_seconds(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Return a line for each system about English recordings of about 5 s."""
     lines = []
-    for name, of_system in results.items():
+    for name, of_system in answers.items():
         times_s = [
-            elapsed_s
-            for set_name, column in of_system.items()
-            for elapsed_s, audio_s in zip(column.elapsed_s, column.audio_s, strict=True)
-            if language_of(set_name) == "en" and FIVE_S[0] <= audio_s <= FIVE_S[1]
+            each.elapsed_s
+            for each in of_system
+            if language_of(each.row["set"]) == "en" and FIVE_S[0] <= each.row["duration_s"] <= FIVE_S[1]
         ]
         if times_s:
             p50_ms = 1000 * median(times_s)
@@ -132,17 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = parsed.sets.split(",") if parsed.sets else None
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row.get("text") and (wanted is None or row["set"] in wanted)]
     rows = take_per_set(rows, parsed.per_set)
-    peers: dict[str, Transcribe] = {}
-    if parsed.peer:
-        peers["faster-whisper"] = load_faster_whisper(parsed.peer)
-    if parsed.moonshine:
-        peers["Moonshine tiny"] = load_moonshine()
     with open_client(parsed.url) as client:
-        results = measure(rows, parsed.data, client, peers, tell_language=parsed.tell_language)
-    print("\n".join([*report(results), "", *report_five_seconds(results)]))
+
+        def from_server(row: Row) -> Mapping[str, Any]:
+            language = language_of(row["set"]) if parsed.tell_language else None
+            return ask_about(client, parsed.data / row["file"], TRANSCRIBE, language=language)
+
+        systems: dict[str, System] = {SERVER: from_server}
+        if parsed.peer:
+            systems["faster-whisper"] = ask_peer(load_faster_whisper(parsed.peer), parsed.data)
+        if parsed.moonshine:
+            systems["Moonshine tiny"] = ask_peer(load_moonshine(), parsed.data, only="en")
+        answers = take_turns(rows, systems)
+    print("\n".join([*report(answers), "", *report_five_seconds(answers)]))
     if parsed.out:
-        told = {name: {each: vars(column) for each, column in system.items()} for name, system in results.items()}
-        parsed.out.write_text(json.dumps(told, indent=1, ensure_ascii=False))
+        parsed.out.write_text(json.dumps(list_for_json(answers), indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,10 @@ in 8 bits, beam 1, which is told the language; the server is told it with `--tel
 defaults. Writes `translations.json` and `translations.md`.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from tqdm import tqdm
 
 from loadtest.peers.transcribers import load_faster_whisper
 from loadtest.support.asking import ask_about, open_client
@@ -22,62 +18,32 @@ from loadtest.support.markdown import table
 from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
 from loadtest.support.results import write_results
-from loadtest.transcripts import language_of
+from loadtest.support.turns import Answer, Row, System, group_by_set, list_for_json, take_turns
+from loadtest.transcripts import ask_peer, language_of
 
 INSTRUCTION = "Translate the speech into English."
 PREFIX = "to_en_"
 
 
-@dataclass
-class Column:
-    """One system's translations of one set."""
+def score(answers: Sequence[Answer]) -> tuple[float, float]:
+    """Return BLEU and chrF2 of translations, 0 to 100."""
+    from sacrebleu import corpus_bleu, corpus_chrf
 
-    references: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    elapsed_s: list[float] = field(default_factory=list)
-
-    @property
-    def bleu(self) -> float:
-        """BLEU of the set, 0 to 100."""
-        from sacrebleu import corpus_bleu
-
-        return float(corpus_bleu(self.texts, [self.references]).score)
-
-    @property
-    def chrf(self) -> float:
-        """chrF2 of the set, 0 to 100."""
-        from sacrebleu import corpus_chrf
-
-        return float(corpus_chrf(self.texts, [self.references]).score)
+    texts, references = [each.text for each in answers], [[each.row["translation_en"] for each in answers]]
+    return float(corpus_bleu(texts, references).score), float(corpus_chrf(texts, references).score)
 
 
-def measure(
-    rows: Sequence[dict[str, Any]], data: Path, systems: dict[str, Callable[[Path, str], str]]
-) -> dict[str, dict[str, Column]]:
-    """Return by system and set what came of every recording."""
-    results: dict[str, dict[str, Column]] = {name: {} for name in systems}
-    for row in tqdm(rows, desc="recordings"):
-        for name, translate in systems.items():
-            column = results[name].setdefault(row["set"], Column())
-            started_s = time.perf_counter()
-            text = translate(data / row["file"], language_of(row["set"]))
-            column.elapsed_s.append(time.perf_counter() - started_s)
-            column.references.append(row["translation_en"])
-            column.texts.append(text)
-    return results
-
-
-def report(results: dict[str, dict[str, Column]]) -> list[str]:
+def report(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Return the table as lines of Markdown."""
-    head = ["set", "clips"]
-    for name in results:
+    head, groups = ["set", "clips"], {name: group_by_set(of_system) for name, of_system in answers.items()}
+    for name in groups:
         head += [f"{name}: BLEU", "chrF", "p50, ms"]
     rows = []
-    for set_name, first in next(iter(results.values())).items():
-        cells: list[Any] = [f"`{set_name}`", len(first.texts)]
-        for system in results.values():
-            column = system[set_name]
-            cells += [f"{column.bleu:.1f}", f"{column.chrf:.1f}", round(1000 * median(column.elapsed_s))]
+    for set_name, first in next(iter(groups.values())).items():
+        cells: list[Any] = [f"`{set_name}`", len(first)]
+        for of_system in groups.values():
+            bleu, chrf = score(of_system[set_name])
+            cells += [f"{bleu:.1f}", f"{chrf:.1f}", round(1000 * median(each.elapsed_s for each in of_system[set_name]))]
         rows.append(cells)
     return table(head, rows)
 
@@ -93,22 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"].startswith(PREFIX)]
     rows = take_per_set(rows, parsed.per_set)
-    client = open_client(parsed.url)
+    with open_client(parsed.url) as client:
 
-    def from_server(file: Path, language: str) -> str:
-        reply = ask_about(client, file, INSTRUCTION, language=language if parsed.tell_language else None)
-        return str(reply["text"])
+        def from_server(row: Row) -> Mapping[str, Any]:
+            language = language_of(row["set"]) if parsed.tell_language else None
+            return ask_about(client, parsed.data / row["file"], INSTRUCTION, language=language)
 
-    systems: dict[str, Callable[[Path, str], str]] = {"server": from_server}
-    if parsed.peer is not None:
-        systems["peer"] = load_faster_whisper(parsed.peer, "translate")
-    with client:
-        results = measure(rows, parsed.data, systems)
-    lines = report(results)
+        systems: dict[str, System] = {"server": from_server}
+        if parsed.peer is not None:
+            systems["peer"] = ask_peer(load_faster_whisper(parsed.peer, "translate"), parsed.data)
+        answers = take_turns(rows, systems)
+    lines = report(answers)
     print("\n".join(lines))
     if parsed.out is not None:
-        told = {name: {each: asdict(column) for each, column in system.items()} for name, system in results.items()}
-        write_results(parsed.out, "translations", told, "\n".join(lines) + "\n")
+        write_results(parsed.out, "translations", list_for_json(answers), "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class RequestOptions(ClientMessage):
         return SamplingOptions(**values, stop=tuple(self.stop), constraint=constraint)
 
     def task(self, word_times: WordTimes) -> SpeechTask:
-        """Return what is asked, in the engine's terms."""
+        """Return the options in the engine's terms."""
         return SpeechTask(
             self.instruction,
             self.sampling,

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from random import Random
 
-from loadtest.keywords import OTHERS_ALONE, OWN, WITHOUT, choose_others, measure, read_clips, report
-from loadtest.support.asking import open_client
+import pytest
+
+from loadtest.keywords import OTHERS_ALONE, OWN, WITHOUT, choose_keywords, main, read_rare_words, report
+from loadtest.support.turns import Answer
 from tests.support.clients.live_server import audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -23,28 +24,29 @@ def write_data(folder: Path) -> Path:
 
 
 def test_rare_words_are_long_and_hardly_seen(tmp_path: Path) -> None:
-    clips = read_clips(write_data(tmp_path), ["libri_other"], 10)
-    assert [clip.rare for clip in clips] == [("sailor",), ("lighthouse",), ("marvellous", "lighthouse")]
-    assert choose_others(clips, clips[2], Random(0)) == ["sailor"]
-    assert len(read_clips(tmp_path, ["libri_other"], 1)) == 1
-    assert read_clips(tmp_path, ["vctk"], 10) == []
+    rows = read_rare_words(write_data(tmp_path), ["libri_other"], 10)
+    assert [row["rare"] for row in rows] == [["sailor"], ["lighthouse"], ["marvellous", "lighthouse"]]
+    assert choose_keywords(rows)[2]["others"] == ["sailor"]
+    assert len(read_rare_words(tmp_path, ["libri_other"], 1)) == 1
+    assert read_rare_words(tmp_path, ["vctk"], 10) == []
 
 
-def test_every_clip_is_asked_three_times(tmp_path: Path) -> None:
+def test_every_recording_is_asked_about_three_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The scripted engine writes the same words whatever is asked."""
-    clips = read_clips(write_data(tmp_path), ["libri_other"], 10)
     engine = FakeEngine()
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
-        with open_client(server.url) as client:
-            columns = measure(clips, client)
+        main(["--url", server.url, "--data", str(write_data(tmp_path))])
     asked = [set(each.task.keywords) for each in engine.submitted]
     assert asked[:3] == [set(), {"sailor", "lighthouse", "marvellous"}, {"lighthouse", "marvellous"}]
     assert len(asked) == 9
-    assert list(columns) == [WITHOUT, OWN, OTHERS_ALONE]
-    assert [(column.found, column.leaks) for column in columns.values()] == [(0, 0)] * 3
-    columns[OWN].found, columns[OTHERS_ALONE].leaks = 3, 2
-    table = "\n".join(report(clips, columns))
-    assert "recall of 4 rare words | leaks in 3 recordings" in table
-    assert f"| {OWN} | 75 % | 0 |" in table
-    assert f"| {OTHERS_ALONE} | 0 % | 2 |" in table
+    assert "| others alone | 0 % | 0 |" in capsys.readouterr().out
+
+
+def test_recall_and_leaks_are_counted_per_way_to_ask() -> None:
+    row = {"set": "vctk", "text": "The marvellous lighthouse", "rare": ["marvellous", "lighthouse"], "others": ["sailor"]}
+    texts = {WITHOUT: "the marble house", OWN: "the marvellous house", OTHERS_ALONE: "the sailor's house, the sailor"}
+    table = "\n".join(report({way: [Answer(row, {"text": text}, 0.1)] for way, text in texts.items()}))
+    assert "recall of 2 rare words | leaks in 1 recordings" in table
+    assert f"| {OWN} | 50 % | 0 |" in table
+    assert f"| {OTHERS_ALONE} | 0 % | 1 |" in table

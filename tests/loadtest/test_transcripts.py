@@ -1,20 +1,20 @@
 """Transcripts are compared as the field does it: numbers and spellings that sound the same are the same."""
 
-from loadtest.transcripts import Column, language_of, report
+from loadtest.support.turns import Answer
+from loadtest.transcripts import language_of, report
 
 
-def column(reference: str, text: str) -> Column:
-    return Column([reference], [text], [0.25], [3])
+def answer(set_name: str, reference: str, text: str) -> Answer:
+    row = {"set": set_name, "text": reference, "duration_s": 2.0}
+    return Answer(row, {"text": text, "speculation": {"llm_passes": 3}}, 0.25)
 
 
 def test_english_is_normalised_and_other_languages_are_plain() -> None:
-    results = {
-        "server": {
-            "vctk": column("Six spoons of colour.", "6 spoons of color"),
-            "common_voice_de": column("Sechs Löffel.", "6 löffel"),
-        }
-    }
-    table = "\n".join(report(results))
+    from_server = [
+        answer("vctk", "Six spoons of colour.", "6 spoons of color"),
+        answer("common_voice_de", "Sechs Löffel.", "6 löffel"),
+    ]
+    table = "\n".join(report({"server": from_server}))
     assert "| `vctk` | 1 | 0.0 % | 0 | 250 | 3.0 |" in table
     assert "| `common_voice_de` | 1 | 50.0 % | 0 | 250 | 3.0 |" in table
 

@@ -1,14 +1,15 @@
 """Translations of the sets that have one are asked for, told by set, and scored."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from loadtest import translations
-from loadtest.translations import Column, main, measure
+from loadtest.support.turns import group_by_set, take_turns
+from loadtest.transcripts import ask_peer
+from loadtest.translations import main
 from tests.support.clients.live_server import audio_file, live_server, tone, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -18,23 +19,21 @@ ROWS = [
 ]
 
 
-def test_systems_take_turns_and_know_the_language() -> None:
+def test_systems_take_turns_and_peers_know_the_language() -> None:
     asked: list[tuple[str, str, str]] = []
 
-    def system(name: str, file: Path, language: str) -> str:
+    def transcribe(name: str, file: Path, language: str) -> str:
         asked.append((name, file.name, language))
         return "hello"
 
-    systems: dict[str, Callable[[Path, str], str]] = {name: partial(system, name) for name in ("one", "two")}
-    results = measure(ROWS, Path("data"), systems)
-    assert [each[:2] for each in asked] == [("one", "a.wav"), ("two", "a.wav"), ("one", "b.wav"), ("two", "b.wav")]
-    assert {each[2] for each in asked} == {"es", "fr"}
-    assert results["two"]["to_en_fr"].references == ["hi"]
+    one, two = (ask_peer(partial(transcribe, name), Path("data"), only) for name, only in (("one", None), ("two", "fr")))
+    answers = take_turns(ROWS, {"one": one, "two": two})
+    assert asked == [("one", "a.wav", "es"), ("one", "b.wav", "fr"), ("two", "b.wav", "fr")]
+    assert [each.row["translation_en"] for each in group_by_set(answers["two"])["to_en_fr"]] == ["hi"]
 
 
 def test_the_server_is_asked_and_the_table_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Column, "bleu", 12.34)
-    monkeypatch.setattr(Column, "chrf", 56.78)
+    monkeypatch.setattr(translations, "score", lambda _answers: (12.34, 56.78))
     for row in ROWS:
         (tmp_path / row["file"]).write_bytes(audio_file(tone(0.5, 16_000), 16_000, "WAV"))
     others = [{"file": "c.wav", "set": "libri_other", "text": "no"}]
@@ -45,4 +44,4 @@ def test_the_server_is_asked_and_the_table_written(tmp_path: Path, monkeypatch: 
         main(["--url", server.url, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
     assert {each.task.instruction for each in engine.submitted} == {translations.INSTRUCTION}
     assert "| `to_en_es` | 1 | 12.3 | 56.8 |" in (tmp_path / "out" / "translations.md").read_text()
-    assert json.loads((tmp_path / "out" / "translations.json").read_text())["server"]["to_en_fr"]["texts"] == ["hello world"]
+    assert json.loads((tmp_path / "out" / "translations.json").read_text())["server"]["to_en_fr"][0]["text"] == "hello world"

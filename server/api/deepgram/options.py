@@ -71,7 +71,7 @@ class ListenOptions:
 
     @property
     def task(self) -> SpeechTask:
-        """What is asked, in the engine's terms. The words' probabilities are needed for their confidence."""
+        """The options in the engine's terms. The words' probabilities are needed for their confidence."""
         return SpeechTask(
             DEFAULT_INSTRUCTION,
             SamplingOptions(logprobs=0),

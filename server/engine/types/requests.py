@@ -10,12 +10,12 @@ from server.engine.types.options import DraftPolicy, Priority, SamplingOptions, 
 
 @dataclass(frozen=True)
 class SpeechTask:
-    """What is asked about speech, and how it is answered.
+    """A question about speech, and how it is answered.
 
     `draft` says whether the CTC draft may speed up the answer, and how strictly. `word_times` asks for `Done.words`, which only
     transcripts have, and only of some models. `language` is the code of the one that is spoken, None where the model is to find
     out, among `languages` if any are given. `prompt` is text that comes before what is spoken, and shows spelling and style;
-    `keywords` are names and terms that may be spoken. Only a model with a speech decoder takes them.
+    `keywords` are names and terms that may be spoken. Only some models take them.
     """
 
     instruction: str

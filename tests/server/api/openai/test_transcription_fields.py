@@ -81,7 +81,7 @@ def test_the_strategy_cuts_the_audio(client: OpenAI, server: LiveServer, engine:
 def test_a_field_has_its_effect(server: LiveServer, engine: FakeEngine, fields: Any, attribute: str, value: object) -> None:
     response = server.client.post("/v1/audio/transcriptions", files=FILE, data=fields)
     assert response.status_code == 200, response.text
-    found: Any = engine.submitted[0]
+    found: Any = engine.submitted[0].task
     for name in attribute.split("."):
         found = getattr(found, name)
     assert found == value
