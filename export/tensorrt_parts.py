@@ -49,7 +49,7 @@ class Weights:
 
 
 def encoder_part(weights: Weights, bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
-    """The bundle's speech encoder, a Whisper's, in bfloat16 or float32."""
+    """Return the bundle's speech encoder, a Whisper's, in bfloat16 or float32."""
     section = bundle.manifest.encoder
     if not isinstance(section, WhisperSection):
         raise TensorRTError(f"the encoder of bundle {bundle.manifest.name} is not a Whisper's")
@@ -65,7 +65,7 @@ def encoder_part(weights: Weights, bundle: Bundle, limits: Limits, float_type: n
 
 
 def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFLOAT16) -> Part:
-    """The bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
+    """Return the bundle's adapter in bfloat16 or float32, with its scores against the whole vocabulary."""
     adapter = bundle.manifest.require_projector()
 
     def write() -> GraphBuilder:
@@ -76,7 +76,7 @@ def adapter_part(bundle: Bundle, limits: Limits, float_type: npt.DTypeLike = BFL
 
 
 def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, limits: Limits) -> Part:
-    """The LLM with products in `precision` of `export.tensorrt_weights` and the rest in its float type."""
+    """Return the LLM with products in `precision` of `export.tensorrt_weights` and the rest in its float type."""
 
     def write() -> GraphBuilder:
         return build_decoder(
@@ -91,7 +91,7 @@ def llm_part(llama: Callable[[], Llama], precision: str, max_positions: int, lim
 
 
 def read_fitting_llama(path: Path, bundle: Bundle) -> Llama:
-    """The LLM of a GGUF file. Raises `TensorRTError` where it is not of the shape that the bundle's is."""
+    """Return the LLM of a GGUF file. Raises `TensorRTError` where it is not of the shape that the bundle's is."""
     llama = read_llama(path)
     config, llm = llama.config, bundle.manifest.require_llm()
     for name in ("layers", "key_value_heads", "head_size", "embedding_size", "vocabulary_size"):

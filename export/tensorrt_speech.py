@@ -53,12 +53,12 @@ class DenseAdapterWriter(AdapterWriter):
 def build_by_head_encoder(
     arrays: Arrays, float_type: npt.DTypeLike, *, dropped: int = 0, rest: SilentRest | None = None
 ) -> GraphBuilder:
-    """The encoder for TensorRT, computing in `float_type`; all else is as for `models.encoders.whisper.build_encoder`."""
+    """Return the encoder for TensorRT, computing in `float_type`; all else is as for `models.encoders.whisper.build_encoder`."""
     return ByHeadEncoderWriter(arrays, float32_linear, float_type, dropped=dropped, rest=rest).build()
 
 
 def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type: npt.DTypeLike) -> GraphBuilder:
-    """The adapter for TensorRT, computing in `float_type`. `embedding` is the LLM's table [vocabulary, embedding_size].
+    """Return the adapter for TensorRT, computing in `float_type`. `embedding` is the LLM's table [vocabulary, embedding_size].
 
     The input `states` is that of `models.projectors.subsample_ctc`; the outputs, for every frame, are `blank_probability`,
     `top_tokens`, `top_probabilities` and `residual`. The runtime drops the frames whose P(blank) reaches the threshold.
@@ -67,12 +67,12 @@ def build_dense_adapter(adapter: TrainedAdapter, embedding: Float32, float_type:
 
 
 def _split_heads(graph: GraphBuilder, packed: str, heads: int, head_size: int) -> str:
-    """[1, S, heads * h] -> [1, heads, S, h]."""
+    """Turn [1, S, heads * h] into [1, heads, S, h]."""
     shape = graph.weight("heads.split", np.array([0, 0, heads, head_size], np.int64))
     return graph.node("Transpose", graph.node("Reshape", packed, shape), perm=[0, 2, 1, 3])
 
 
 def _join_heads(graph: GraphBuilder, attended: str, width: int) -> str:
-    """[1, heads, S, h] -> [1, S, width]."""
+    """Turn [1, heads, S, h] into [1, S, width]."""
     shape = graph.weight("heads.joined", np.array([0, 0, width], np.int64))
     return graph.node("Reshape", graph.node("Transpose", attended, perm=[0, 2, 1, 3]), shape)

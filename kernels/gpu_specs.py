@@ -29,7 +29,7 @@ GPU_SPECS = {
 
 
 def programs_at_once(gpu: GpuSpec, warps: int, registers: int, shared_bytes: int) -> int:
-    """How many programs of a kernel one multiprocessor holds; `registers` are those of a thread."""
+    """Return how many programs of a kernel one multiprocessor holds; `registers` are those of a thread."""
     per_warp = -(-registers * 32 // 256) * 256
     by_registers = gpu.registers // (per_warp * warps) if registers else gpu.warps // warps
     # Each program costs a kilobyte of shared memory more than it asks for.

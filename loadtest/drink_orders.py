@@ -73,7 +73,7 @@ class Result:
 
 
 def read_orders(manifest: Path) -> list[Order]:
-    """The orders of a JSON-lines manifest, whose files lie beside it."""
+    """Return the orders of a JSON-lines manifest, whose files lie beside it."""
     return [
         Order(manifest.parent / row["file"], {name: value.strip() for name, value in row["intent"]["slots"].items()})
         for row in read_rows(manifest)
@@ -82,7 +82,7 @@ def read_orders(manifest: Path) -> list[Order]:
 
 
 def schema_of(orders: list[Order]) -> dict[str, Any]:
-    """A JSON schema of every order that can be made of the values that occur."""
+    """Return a JSON schema of every order that can be made of the values that occur."""
     properties: dict[str, Any] = {SAID: {"type": "string", "maxLength": 200}}
     for name in SLOTS:
         if values := {order.slots[name] for order in orders if name in order.slots}:
@@ -121,12 +121,12 @@ def ask(client: httpx.Client, order: Order, schema: dict[str, Any]) -> Result:
 
 
 def is_heard(value: str, said: str) -> bool:
-    """Whether its words stand in what was said, in this order and together."""
+    """Return whether the words of a value stand in what was said, in this order and together."""
     return f" {' '.join(words_of(value))} " in f" {' '.join(words_of(said))} "
 
 
 def summarise(results: list[Result], guess: Slots) -> dict[str, int]:
-    """Counts over the results: of slots that were said, of slots that were not, and of whole orders."""
+    """Return counts of slots that were said, of slots that were not, and of whole orders."""
     said = [(result, name) for result in results for name in SLOTS if name in result.ordered]
     unsaid = [(result, name) for result in results for name in SLOTS if name not in result.ordered]
     return {

@@ -84,7 +84,7 @@ class Crowd:
 
 
 def engine_pid(server_pid: int) -> int:
-    """The process that runs the models: the one with the most memory below the server's own."""
+    """Return the process that runs the models: the one with the most memory below the server's own."""
     below = process_tree(server_pid)[1:]
     return max(below, key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
 
@@ -101,8 +101,8 @@ def seconds_until_ready(url: str, since_s: float) -> float:
     raise TimeoutError(f"The server was not unready and ready again within {GIVE_UP_S:g} s.")
 
 
-def inflict(name: str, server: BenchServer, body: Body, clients: int) -> Report:
-    """One fault under load. Raises `TimeoutError` where the server does not come back."""
+def cause_fault(name: str, server: BenchServer, body: Body, clients: int) -> Report:
+    """Cause one fault under load. Raises `TimeoutError` where the server does not come back."""
     crowd = Crowd(server.url, body, clients)
     time.sleep(WARM_UP_S)
     fault_s = time.monotonic()
@@ -151,7 +151,7 @@ def main() -> int:
     arguments = parser.parse_args()
     body = make_body(SELF_CHECK_CLIP.read_bytes(), TRANSCRIBE)
     with BenchServer(ROOT, ["--stall-timeout-s", str(STALL_TIMEOUT_S)]) as server:
-        reports = [inflict(name, server, body, arguments.clients) for name in FAULTS]
+        reports = [cause_fault(name, server, body, arguments.clients) for name in FAULTS]
     title = f"{arguments.clients} clients; a stalled engine is given up after {STALL_TIMEOUT_S:g} s.\n\n"
     write_results(arguments.out, "faults", [asdict(report) for report in reports], title + markdown(reports))
     print(markdown(reports))

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from loadtest.clients.drops import as_opus, choose, play
+from loadtest.clients.drops import as_opus, choose_drop, run_drop
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, make_body, server_options
 from loadtest.hostile.aborts import KINDS as ABORT_KINDS
 from loadtest.hostile.aborts import leave
@@ -119,7 +119,7 @@ def leave_early(caller: Caller, seed: int) -> str:
 
 def have_session(caller: Caller, seed: int) -> str:
     """Have a live session as `loadtest.sessions` has them."""
-    return play(caller.target.url, choose(seed, OPUS_SHARE), caller.speech.pcm, caller.opus)
+    return run_drop(caller.target.url, choose_drop(seed, OPUS_SHARE), caller.speech.pcm, caller.opus)
 
 
 Call = Callable[[Caller, int], str]

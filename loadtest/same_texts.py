@@ -29,7 +29,7 @@ class Question:
 
 
 def choose(data: Path, count: int, seed: int) -> list[Path]:
-    """So many of the evaluation's recordings, drawn at random."""
+    """Return `count` of the evaluation's recordings, drawn at random."""
     files = [data / row["file"] for row in read_rows(data / "eval.jsonl") if row["duration_s"] < LONGEST_S]
     return random.Random(seed).sample(files, min(count, len(files)))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.clients.drops import as_opus, choose, play
+from loadtest.clients.drops import as_opus, choose_drop, run_drop
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.support.footprint import Footprint, Reading, Watch, footprints, total
@@ -66,7 +66,7 @@ class Look:
 
 
 def read_gauges(server: BenchServer) -> dict[str, float]:
-    """The gauges by name. Raises `ServerError` for one that the server does not have."""
+    """Return the gauges by name. Raises `ServerError` for one that the server does not have."""
     values = read_metrics(server.client)
     if missing := [name for name in GAUGES if name not in values]:
         raise ServerError(f"The server has no metric thinbridge_{missing[0]}.")
@@ -101,7 +101,7 @@ def have_sessions(server: BenchServer, seeds: Sequence[int], concurrency: int, s
     """Have the sessions of some seeds, so many at a time; what the server did wrong in them."""
     opus = as_opus(speech)
     with ThreadPoolExecutor(concurrency) as pool:
-        plays = pool.map(lambda seed: play(server.url, choose(seed, OPUS_SHARE), speech.pcm, opus), seeds)
+        plays = pool.map(lambda seed: run_drop(server.url, choose_drop(seed, OPUS_SHARE), speech.pcm, opus), seeds)
         return [complaint for complaint in tqdm(plays, total=len(seeds), unit="session", mininterval=2) if complaint]
 
 
@@ -122,14 +122,14 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Reading]]:
             wrong += have_sessions(server, seeds[half:], arguments.concurrency, speech)
             after = look(server, arguments.sessions)
         other_cpu_share = others.share()
-    drops = [choose(seed, OPUS_SHARE) for seed in seeds]
+    drops = [choose_drop(seed, OPUS_SHARE) for seed in seeds]
     return result | {
         "other_cpu_share": round(other_cpu_share, 4),
         "leaks": leaks(before, middle, after),
         "wrongly_ended": wrong,
         "sessions": arguments.sessions,
         "concurrency": arguments.concurrency,
-        "kinds": Counter(f"{drop.farewell.value}, {drop.point.value}" for drop in drops),
+        "kinds": Counter(f"{drop.leaving.value}, {drop.point.value}" for drop in drops),
         "opus": sum(drop.encoding == "ogg_opus" for drop in drops),
         "looks": [asdict(each) for each in (before, middle, after)],
         "totals": [{"sessions": each.sessions, **total(each.processes)} for each in (before, middle, after)],
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Reading]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     before, middle, after = result["totals"]
     growths = [round(late["anonymous_mib"] - early["anonymous_mib"], 2) for early, late in ((before, middle), (middle, after))]
     wrong = result["leaks"] + result["wrongly_ended"][:SHOWN]

@@ -87,7 +87,7 @@ class SubsampledTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def subsample(self, states: Tensor, phase: int = 0) -> Tensor:
-        """[batch, states, width] -> [batch, states / reduction, width or reduction * width]; states divide by `reduction`."""
+        """Turn [batch, states, width] into [batch, states / reduction, width (* reduction)]; states divide by `reduction`."""
         if self.config.subsampling == "stack":
             batch, count, _ = states.shape
             return states.reshape(batch, count // self.config.reduction, -1)
@@ -149,6 +149,6 @@ class Adapter(SubsampledTransformer):
         return split.flatten(1, 2)
 
     def blank_logits(self, hidden: Tensor) -> Tensor:
-        """[batch, frames, width] -> [batch, frames * outputs_per_frame]"""
+        """Turn [batch, frames, width] into [batch, frames * outputs_per_frame]."""
         logits: Tensor = self.blank(hidden)
         return logits.flatten(1)

@@ -30,7 +30,7 @@ def save_checkpoint(
 
 
 def load_adapter(path: Path) -> Adapter:
-    """The adapter of a checkpoint, in evaluation mode."""
+    """Return the adapter of a checkpoint, in evaluation mode."""
     content = torch.load(path, weights_only=True)
     adapter = Adapter(AdapterConfig(**content["config"]))
     adapter.load_state_dict(content["adapter"])
@@ -44,7 +44,7 @@ def export_adapter(path: Path, adapter: SubsampledTransformer, **values: Any) ->
 
 
 def load_exported(path: Path, kind: type[Kind]) -> Kind:
-    """The adapter of a file that `export_adapter` wrote, in evaluation mode and float32."""
+    """Return the adapter of a file that `export_adapter` wrote, in evaluation mode and float32."""
     with safe_open(path, framework="pt") as stored:
         config = json.loads(stored.metadata()["config"])
         weights = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118

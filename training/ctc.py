@@ -40,7 +40,7 @@ def sample_vocabulary(targets: Tensor, vocabulary_size: int, negatives: int, gen
 def ctc_loss(
     queries: Tensor, blank_logits: Tensor, frames: Tensor, table: Tensor, sample: Sample, targets: Tensor, target_lengths: Tensor
 ) -> Tensor:
-    """Mean over the batch of the loss per target token.
+    """Return the mean over the batch of the loss per target token.
 
     queries [batch, frames, embedding], blank_logits [batch, frames], targets [batch, longest] of token ids,
     `table` the whole embedding table [vocabulary, embedding] in the dtype of the product.

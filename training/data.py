@@ -49,12 +49,12 @@ class Batch:
 
 
 def is_held_out(id: str) -> bool:
-    """Whether an utterance belongs to the part that nothing is trained on: a fixed one in 25, none of the joined ones."""
+    """Return whether an utterance belongs to the part that nothing is trained on: a fixed one in 25, none of the joined ones."""
     return JOINED not in id and zlib.crc32(id.encode()) % DEV_SHARE == 0
 
 
 def is_plausible(entry: CachedUtterance) -> bool:
-    """Whether what Whisper's decoder wrote can have been said: no loop, and no wild guess. True of what it did not write."""
+    """Return whether a transcript is no loop and no wild guess, or none was written."""
     repeats = re.search(r"(\b.{3,}?)\1{3,}", entry.text) is not None
     return not entry.tokens or (not repeats and entry.mean_log_probability > MIN_MEAN_LOG_PROBABILITY)
 

@@ -51,7 +51,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """The defaults, and one thing after the other changed; where an utterance may be long, it also has to be let."""
+    """Return the defaults, and settings in which one value at a time is another."""
     chosen = [Setting("default")]
     chosen += [Setting(f"silence {value} s", replace(DEFAULT, silence_s=value)) for value in (0.2, 0.3, 0.8)]
     chosen += [Setting(f"pause {value} s", tuning=replace(DEFAULT_TUNING, pause_s=value)) for value in (0.03, 0.1, 0.2, 0.3)]
@@ -176,7 +176,7 @@ def error_rates(tracks: list[Track], texts: dict[str, list[tuple[str, str]]]) ->
 
 
 def ran_on(pairs: Iterable[tuple[str, str]]) -> int:
-    """How many of the LLM's texts are so much longer than the draft that it must have repeated itself."""
+    """Return how many of the LLM's texts are so much longer than the draft that it must have repeated itself."""
     return sum(len(text.split()) > 1.5 * len(draft.split()) + 5 for text, draft in pairs)
 
 

@@ -57,7 +57,7 @@ class Chain:
         return self.models.projector.project(self.models.encoder.encode([self.models.features(audio)]))[0]
 
     def draft(self, output: ProjectorOutput) -> str:
-        """The CTC draft's text."""
+        """Return the CTC draft's text."""
         return self.models.tokeniser.decode(collapse(output.require_draft().best_token))
 
     def answer_speech(self, instruction: str, output: ProjectorOutput) -> str:
@@ -106,7 +106,7 @@ def faster_whisper(folder: Path, beam_size: int, threads: int) -> Callable[[Clip
 
 
 def modality_gap(chain: Chain, clips: list[Clip], outputs: list[ProjectorOutput], count: int) -> dict[str, Any]:
-    """How near the answers from speech are to those from the true text, per instruction, over clips spread over the sets."""
+    """Return by instruction how near the answers from speech are to those from the true text, for clips of all sets."""
     chosen = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
     gap = {}
     for instruction in GAP_INSTRUCTIONS:

@@ -68,7 +68,7 @@ class Drafter:
 
     @torch.inference_mode()
     def text(self, states: Tensor) -> str:
-        """The draft of one utterance's own encoder states [states, width], whose number the adapter's reduction divides."""
+        """Return the draft of an utterance from its states [states, width]; the adapter's reduction divides their number."""
         hidden, _ = self.adapter(states[None], torch.tensor([len(states) // self.adapter.config.reduction]))
         queries, blank = self.adapter.token_queries(hidden)[0], self.adapter.blank_logits(hidden)[0]
         return self.targets.decode(greedy_tokens(queries, blank, self.targets.table))
@@ -156,7 +156,7 @@ def summarise(results: Iterable[Drafted]) -> dict[str, dict[str, float]]:
 
 
 def table(summary: dict[str, dict[str, float]]) -> str:
-    """The summary in Markdown."""
+    """Return the summary in Markdown."""
     heads = (
         "set", "recordings", "draft WER", "transcript WER", "draft against transcript", "passes", "without a draft",
         "tokens accepted per pass", "tokens from the draft", "transcripts identical",

@@ -29,7 +29,7 @@ def words_of(text: str) -> list[str]:
 
 
 def restore_case(exact: str, whisper: str) -> str:
-    """The words of `exact` with case and punctuation of `whisper` wherever the two agree on the word."""
+    """Return the words of `exact` with case and punctuation of `whisper` wherever the two agree on the word."""
     tokens = whisper.replace("-", " ").split()
     keys = [" ".join(words_of(token)) for token in tokens]
     wanted = exact.lower().split()

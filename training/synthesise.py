@@ -97,7 +97,7 @@ def piper_voice() -> Any:
 
 
 def speak(job: Job) -> Utterance | None:
-    """The utterance, spoken into `job.path`; None where the engine made nothing usable of the text."""
+    """Return the utterance, spoken into `job.path`; None where the engine made nothing usable of the text."""
     if not job.path.exists():
         if job.engine == "piper":
             from piper import SynthesisConfig

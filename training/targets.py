@@ -34,7 +34,7 @@ class TargetVocabulary(ABC):
 
     @abstractmethod
     def encode(self, utterance: CachedUtterance) -> list[int]:
-        """The symbols that the draft of this utterance should consist of."""
+        """Return the symbols that the draft of this utterance should consist of."""
 
     @abstractmethod
     def decode(self, symbols: Sequence[int]) -> str: ...
@@ -87,7 +87,7 @@ class Characters(TargetVocabulary):
 
 
 def open_targets(name: str, weights: Path | None = None) -> TargetVocabulary:
-    """The vocabulary of that name. `weights` is the LLM's GGUF, or a folder with Whisper in CTranslate2's format."""
+    """Return the vocabulary of that name. `weights` is the LLM's GGUF, or a folder with Whisper in CTranslate2's format."""
     if name == "characters":
         return Characters()
     if weights is None:

@@ -209,7 +209,7 @@ class ForcedAligner:
 
 
 def speech_bounds(audio: Float32) -> tuple[int, int] | None:
-    """The first sample of the speech in a recording and the one behind its last; None where noise hides them."""
+    """Return the first sample of the speech in a recording and the one behind its last; None where noise hides them."""
     blocks = audio[: len(audio) // BLOCK * BLOCK].reshape(-1, BLOCK)
     level_db = 10 * np.log10((blocks.astype(np.float64) ** 2).mean(1) + 1e-10)
     loud_db, low_db = np.percentile(level_db, [95, 5])
@@ -221,7 +221,7 @@ def speech_bounds(audio: Float32) -> tuple[int, int] | None:
 
 
 def join(recordings: Sequence[tuple[Float32, str]], longest_s: float, seed: int) -> list[TimedClip]:
-    """The speech in these recordings, one behind the other with pauses of faint noise, in clips of up to `longest_s`.
+    """Return the speech in these recordings, one behind the other with pauses of faint noise, in clips of up to `longest_s`.
 
     Known are the beginning of the first and the end of the last word of each recording.
     """

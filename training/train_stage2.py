@@ -36,7 +36,7 @@ BOUNDARY_RATE, ADAPTER_RATE = 1e-2, 1e-4
 
 
 def garble(ids: Sequence[int], vocabulary_size: int, rng: random.Random) -> list[int]:
-    """A text as a bad draft has it: tokens dropped, doubled and replaced. The LLM must learn to copy even this."""
+    """Return a text with tokens dropped, doubled and replaced, as in a bad draft. The LLM must learn to copy even this."""
     garbled = []
     for token in ids:
         draw = rng.random()

@@ -96,7 +96,7 @@ def read_recordings(data: Path, manifest: str, sets: Collection[str]) -> list[tu
 
 
 def speak(data: Path, count: int, seed: int) -> list[TimedClip]:
-    """So many sentences by each synthesiser in turns, and by each of its voices."""
+    """Return `count` sentences, each by a voice of both synthesisers, which take turns."""
     rows = (data / "text" / SENTENCES).read_text(encoding="utf-8").splitlines()
     texts = sorted({row.split("\t")[-1].strip() for row in rows})
     usable = [text for text in texts if 20 < len(text) < 120 and re.fullmatch(r"[A-Za-z ,.?!']+", text)]
@@ -120,7 +120,7 @@ def right(known: Sequence[Spoken], words: Sequence[TimedWord]) -> dict[int, int]
 
 
 def fit(clips: Sequence[Heard]) -> tuple[Reach, Reach]:
-    """How far the words of these clips reach before the middle of their first token and after that of their last one."""
+    """Return how far the words of these clips reach before the middle of their first token and after that of their last one."""
     before, after = [], []
     for heard in clips:
         middles = heard.middles
@@ -133,7 +133,7 @@ def fit(clips: Sequence[Heard]) -> tuple[Reach, Reach]:
 
 
 def line_through(points: Float64) -> Reach:
-    """The line with the least sum of absolute deviations from points [count, 2], by reweighted least squares."""
+    """Return the line with the least sum of absolute deviations from points [count, 2], by reweighted least squares."""
     inputs = np.stack([np.ones(len(points)), points[:, 0]], 1)
     weights = np.ones(len(points))
     for _ in range(50):
@@ -143,7 +143,7 @@ def line_through(points: Float64) -> Reach:
 
 
 def compare(clips: Sequence[Heard], peer: Transcriber) -> list[Error]:
-    """The errors of both systems, at the words that both recognised right."""
+    """Return the errors of both systems, at the words that both recognised right."""
     errors = []
     for heard in tqdm(clips, desc=PEER):
         theirs = peer(heard.clip.audio)
@@ -165,7 +165,7 @@ def differences(kind: str, known: Spoken, found: dict[str, TimedWord]) -> list[E
 
 
 def check_aligner(aligner: ForcedAligner, clips: Sequence[TimedClip]) -> list[Error]:
-    """The errors of the forced aligner, where the times are exact."""
+    """Return the errors of the forced aligner, where the times are exact."""
     errors = []
     for clip in clips:
         aligned = aligner.align(clip.kind, clip.audio, " ".join(word.text for word in clip.words))

@@ -39,7 +39,7 @@ def figures(errors: Iterable[Error]) -> dict[str, float]:
 
 
 def summary(errors: Sequence[Error]) -> dict[str, Any]:
-    """By kind, system and bound."""
+    """Return the figures by kind, system and bound."""
     return {
         f"{kind} / {system} / {bound}": figures(chosen)
         for kind in dict.fromkeys(error.kind for error in errors)
@@ -61,7 +61,7 @@ def markdown(errors: Sequence[Error]) -> str:
 
 
 def plot(errors: Sequence[Error], path: Path) -> None:
-    """The share of words by the size of their errors."""
+    """Plot the share of words by the size of their errors."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -28,7 +28,7 @@ def without_value(found: Sequence[tuple[Query, Mapping[str, float]]]) -> list[Qu
 def markdown(
     result: Mapping[str, Any], found: Sequence[tuple[Query, Mapping[str, float]]], fired: Sequence[str], picture: str
 ) -> str:
-    """The whole report."""
+    """Return the whole report."""
     lines = [
         "# Every query of the dashboards and alerts, during a load run",
         "",

@@ -36,7 +36,7 @@ class Reader:
 
 
 def read_ctranslate2(path: Path) -> Arrays:
-    """All arrays by name, memory-mapped and read-only. Raises `WeightFileError`."""
+    """Return all arrays by name, memory-mapped and read-only. Raises `WeightFileError`."""
     reader = Reader(memoryview(np.memmap(path, dtype=np.uint8, mode="r").data))
     version = reader.integer("<I")
     if version != SUPPORTED_VERSION:

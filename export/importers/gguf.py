@@ -121,7 +121,7 @@ def _dequantise(tensor: gguf.ReaderTensor) -> Float32:
 
 
 def read_tokeniser(path: Path) -> Tokenizer:
-    """The byte-level BPE tokeniser; control tokens are special, the author's own are added tokens.
+    """Return the byte-level BPE tokeniser; control tokens are special, the author's own are added tokens.
 
     Raises `GgufError` for another kind.
     """

@@ -33,7 +33,7 @@ class Zeros(Protocol):
 
 class Capture(Protocol):
     def __call__(self, work: Callable[[], AdapterFrames]) -> tuple[AdapterFrames, Graph]:
-        """A graph of what `work` does; its results stay in the same memory, and each replay writes them anew."""
+        """Return the results of `work` and a graph of it. The results stay in the same memory; each replay writes them anew."""
         ...
 
 
@@ -58,14 +58,14 @@ class GraphAdapter:
     def __init__(
         self, weights: AdapterWeights, operators: Operators, buckets: Sequence[Bucket], zeros: Zeros, capture: Capture
     ) -> None:
-        """Captures every bucket, the largest first, so that the smaller ones find memory to reuse."""
+        """Capture every bucket, the largest first, so that the smaller ones find memory to reuse."""
         self._weights, self._operators = weights, operators
         self.slots = sorted(
             (self._make_slot(bucket, zeros, capture) for bucket in sorted(buckets, reverse=True)), key=lambda slot: slot.bucket
         )
 
     def slot(self, frames: int, utterances: int) -> Slot:
-        """The smallest that has room; a batch without one is refused."""
+        """Return the smallest slot that has room. Raises `ValueError` where there is none."""
         for slot in self.slots:
             if frames <= slot.bucket.frames and utterances <= slot.bucket.utterances:
                 return slot

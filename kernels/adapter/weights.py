@@ -107,7 +107,7 @@ def pack_adapter(
 
 
 def map_tensors(weights: AdapterWeights, function: Callable[[Tensor], Tensor]) -> AdapterWeights:
-    """The same weights with `function` of each tensor in its place."""
+    """Return the same weights with `function` of each tensor in its place."""
 
     def mapped(value: Any) -> Any:
         if isinstance(value, Tensor):

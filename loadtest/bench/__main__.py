@@ -108,7 +108,7 @@ def measure_throughput(server: BenchServer, questions: list[Question], plan: Pla
 
 
 def load_questions(samples: list[Sample], clips: list[BenchClip]) -> list[Question]:
-    """The clips with the texts that they had when nothing else ran."""
+    """Return the clips with the texts that they had when nothing else ran."""
     texts = texts_by_clip(samples, analysis.EXACT)
     known = [clip for clip in clips if clip.name in texts]
     return [Question(make_body(clip.audio, draft="exact"), clip.seconds, min(texts[clip.name])) for clip in known]

@@ -24,7 +24,7 @@ def median_s(samples: Sequence[Sample], system: str, length_s: float) -> float |
 
 
 def latency_table(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """A row for each system and length."""
+    """Return a row for each system and length."""
     rows = []
     for system, length_s in dict.fromkeys((sample.system, sample.length_s) for sample in samples):
         chosen = select(samples, system, length_s)
@@ -89,7 +89,7 @@ def summarise(
     decode: dict[str, Any],
     length_s: float = 5.0,
 ) -> dict[str, Any]:
-    """The summary's figures; None where one was not measured."""
+    """Return the summary's figures; None where one was not measured."""
     ours = median_s(samples, EXACT, length_s)
     off = median_s(samples, OFF, length_s)
     row = next((row for row in stages if row["length_s"] == length_s), {})

@@ -23,7 +23,7 @@ class System(Protocol):
     pid: int
 
     def transcribe(self, clip: BenchClip) -> dict[str, Any]:
-        """An object with `text`, and whatever else the system tells of this request."""
+        """Return an object with `text`, and whatever else the system tells of this request."""
         ...
 
 
@@ -68,7 +68,7 @@ class Sample:
 
 
 def time_request(system: System, clip: BenchClip, length_s: float) -> Sample:
-    """A timed request, and the wait after it."""
+    """Return a timed request, and the wait after it."""
     cpu_before_s = cpu_seconds(system.pid)
     started_s = time.perf_counter()
     reply = system.transcribe(clip)
@@ -97,7 +97,7 @@ def measure_latency(systems: Sequence[System], clips: dict[float, list[BenchClip
 
 
 def transcribe_all(systems: Sequence[System], clips: Sequence[BenchClip]) -> dict[str, list[str]]:
-    """The text of every clip by every system; nothing is timed."""
+    """Return the text of every clip by every system; nothing is timed."""
     return {
         system.name: [system.transcribe(clip)["text"].strip() for clip in tqdm(clips, desc=f"answers of {system.name}")]
         for system in systems
@@ -105,7 +105,7 @@ def transcribe_all(systems: Sequence[System], clips: Sequence[BenchClip]) -> dic
 
 
 def texts_by_clip(samples: Sequence[Sample], system: str) -> dict[str, set[str]]:
-    """All the texts that a system gave for a clip; one, where the same question always gets the same answer."""
+    """Return all the texts that a system gave for a clip; one, where the same question always gets the same answer."""
     texts: dict[str, set[str]] = {}
     for sample in samples:
         if sample.system == system:

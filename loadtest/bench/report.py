@@ -28,7 +28,7 @@ def write_report(result: dict[str, Any], folder: Path) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     lines = [
         "# Benchmark",
         "",

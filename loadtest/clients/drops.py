@@ -32,8 +32,8 @@ TIMEOUT_S = 30.0
 RECEIVE_BYTES = 65536
 
 
-class Farewell(StrEnum):
-    """How the client goes."""
+class Leaving(StrEnum):
+    """How a client leaves."""
 
     END = "says that it is through, and waits for the end"
     CLOSE = "closes the WebSocket"
@@ -41,11 +41,11 @@ class Farewell(StrEnum):
     SILENCE = "falls silent until the server ends it"
 
 
-LAST_EVENTS = {Farewell.END: "ended", Farewell.SILENCE: "error session_idle"}
+LAST_EVENTS = {Leaving.END: "ended", Leaving.SILENCE: "error session_idle"}
 
 
 class Point(StrEnum):
-    """When it goes."""
+    """When a client leaves."""
 
     CONNECTED = "before its first message"
     READY = "before any audio"
@@ -55,24 +55,24 @@ class Point(StrEnum):
 
 @dataclass(frozen=True)
 class Drop:
-    """One session: `share` of the audio is sent where it gets to that."""
+    """One session, whose client sends `share` of the audio unless it leaves before."""
 
-    farewell: Farewell
+    leaving: Leaving
     point: Point
     share: float
     encoding: str
 
 
-def choose(seed: int, opus_share: float) -> Drop:
-    """Any of them, by the seed alone. A client that goes before the first message cannot say that it is through."""
+def choose_drop(seed: int, opus_share: float) -> Drop:
+    """Return one of all drops, by the seed alone. A client that leaves before its first message cannot say that it is through."""
     chance = random.Random(seed)
-    farewell = chance.choice(list(Farewell))
-    point = chance.choice([each for each in Point if farewell != Farewell.END or each != Point.CONNECTED])
-    return Drop(farewell, point, chance.random(), "ogg_opus" if chance.random() < opus_share else "pcm16")
+    leaving = chance.choice(list(Leaving))
+    point = chance.choice([each for each in Point if leaving != Leaving.END or each != Point.CONNECTED])
+    return Drop(leaving, point, chance.random(), "ogg_opus" if chance.random() < opus_share else "pcm16")
 
 
 def as_opus(audio: StreamAudio) -> bytes:
-    """As an Ogg Opus file."""
+    """Return audio as an Ogg Opus file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, audio.samples.astype(np.float32) / 32768, RATE_HZ, format="OGG", subtype="OPUS")
     return buffer.getvalue()
@@ -119,13 +119,13 @@ class DropClient:
             self._take()
 
     def close(self) -> None:
-        """An orderly close."""
+        """Close the connection in an orderly way."""
         self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
         self._flush()
         self.wait_for_end()
 
     def reset(self) -> None:
-        """Sends RST and forgets the connection."""
+        """Send RST and forget the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
@@ -135,7 +135,7 @@ class DropClient:
                 self._socket.sendall(data)
 
     def _take(self) -> bool:
-        """Whether it was anything to do with the WebSocket."""
+        """Take what has come; return whether it belonged to the WebSocket."""
         data = self._socket.recv(RECEIVE_BYTES)
         if data:
             self._protocol.receive_data(data)
@@ -159,19 +159,19 @@ class DropClient:
         self._socket.close()
 
 
-def play(url: str, drop: Drop, pcm: bytes, opus: bytes) -> str:
+def run_drop(url: str, drop: Drop, pcm: bytes, opus: bytes) -> str:
     """Have one session; an empty string, or what the server did wrong."""
-    name = f"{drop.farewell.name} {drop.point.name} {drop.encoding}"
+    name = f"{drop.leaving.name} {drop.point.name} {drop.encoding}"
     try:
         with DropClient(url) as client:
             try:
                 _speak(client, drop, opus if drop.encoding == "ogg_opus" else pcm)
-                last = _leave(client, drop.farewell)
+                last = _leave(client, drop.leaving)
             except (OSError, WebSocketException) as error:
                 return f"{name}: {error!r} after {client.events[-3:]}"
     except OSError as error:
         return f"{name}: {error!r}"
-    expected = LAST_EVENTS.get(drop.farewell, last)
+    expected = LAST_EVENTS.get(drop.leaving, last)
     return "" if last == expected else f"{name}: the last event is {last!r}, not {expected!r}"
 
 
@@ -195,16 +195,16 @@ def _pieces(data: bytes) -> Iterator[bytes]:
     return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
 
 
-def _leave(client: DropClient, farewell: Farewell) -> str:
-    """The last event before the server closed, where it did."""
-    match farewell:
-        case Farewell.CLOSE:
+def _leave(client: DropClient, leaving: Leaving) -> str:
+    """Return the last event before the server closed, where it did."""
+    match leaving:
+        case Leaving.CLOSE:
             client.close()
-        case Farewell.RESET:
+        case Leaving.RESET:
             client.reset()
-        case Farewell.END:
+        case Leaving.END:
             client.say(type="end")
             client.wait_for_end()
-        case Farewell.SILENCE:
+        case Leaving.SILENCE:
             client.wait_for_end()
     return client.events[-1] if client.events else ""

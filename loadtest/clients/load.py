@@ -59,7 +59,7 @@ class LoadResult:
         )
 
     def kept_up(self) -> bool:
-        """Whether the generator, and not the server, set the pace at no time that matters."""
+        """Return whether the generator, and not the server, set the pace at no time that matters."""
         if not self.latencies_s or not self.lags_s:
             return False
         late = percentile(self.lags_s, 95) > MAX_LAG_SHARE * percentile(self.latencies_s, 50)

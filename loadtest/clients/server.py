@@ -97,7 +97,7 @@ class BenchServer:
         return self.client.post("/v1/instruct", content=body.content, headers={"content-type": body.content_type})
 
     def answer(self, body: Body) -> dict[str, Any]:
-        """The reply. Raises `ServerError` for any other status than 200."""
+        """Return the reply. Raises `ServerError` for any other status than 200."""
         response = self.post(body)
         if response.status_code != 200:
             raise ServerError(f"status {response.status_code}: {response.text[:500]}")

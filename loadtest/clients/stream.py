@@ -87,14 +87,14 @@ class StreamRun:
 
 
 def stream_url(url: str) -> str:
-    """The address of `/v1/stream` at a server whose address is `url`."""
+    """Return the address of `/v1/stream` at a server whose address is `url`."""
     parts = urlsplit(url)
     scheme = "wss" if parts.scheme == "https" else "ws"
     return parts._replace(scheme=scheme, path=parts.path.rstrip("/") + "/v1/stream").geturl()
 
 
 def open_stream(url: str, headers: Mapping[str, str] | None = None) -> ClientConnection:
-    """A connection on which nothing has been said yet. Raises `Refused`."""
+    """Return a connection on which nothing has been said yet. Raises `Refused`."""
     try:
         # No pings: behind minutes of audio that the server has yet to take they would seem to get no answer.
         return connect(
@@ -115,13 +115,13 @@ def open_stream(url: str, headers: Mapping[str, str] | None = None) -> ClientCon
 
 
 def start_message(script: Script) -> str:
-    """The first message of a session."""
+    """Return the first message of a session."""
     start = {"type": "start", "instruction": TRANSCRIBE, "sample_rate_hz": script.rate_hz, **script.options}
     return json.dumps(start)
 
 
 def run_stream(url: str, script: Script) -> StreamRun:
-    """One whole session, until the server closes it. Raises `Refused` where there is none."""
+    """Run one whole session, until the server closes it. Raises `Refused` where there is none."""
     with open_stream(url, script.headers) as connection:
         return _Session(connection, script).run()
 

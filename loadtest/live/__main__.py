@@ -49,12 +49,12 @@ MAX_OTHER_CPU_SHARE = 0.05
 
 
 def whole_text(server: BenchServer, audio: StreamAudio) -> str:
-    """The answer about a stream's audio as a file that is cut as live speech is."""
+    """Return the answer about a stream's audio as a file that is cut as live speech is."""
     return " ".join(server.answer(make_body(audio.wav, chunking="voice"))["text"].split())
 
 
 def ask_first(server: BenchServer, speeches: Sequence[Speech], folder: Path) -> Question:
-    """The file that is posted beside the streams, with the answer that it gets when nothing else runs."""
+    """Return the file that is posted beside the streams, with the answer that it gets when nothing else runs."""
     speech = min(speeches, key=lambda each: abs(each.recording.seconds - REST_CLIP_S))
     clip = write_clip(folder, speech.recording.name, speech.recording.samples)
     body = make_body(clip.audio)

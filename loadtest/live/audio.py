@@ -48,7 +48,7 @@ class StreamAudio:
 
 
 def clear_speech(recordings: Sequence[Recording]) -> list[Speech]:
-    """Those recordings whose beginning and end of speech can be told. Raises `ValueError` for none."""
+    """Return those recordings whose beginning and end of speech can be told. Raises `ValueError` for none."""
     speeches = []
     for recording in recordings:
         try:
@@ -96,7 +96,7 @@ def say(
 
 
 def make_stream(speeches: Sequence[Speech], seconds: float, seed: int, pauses_s: tuple[float, float] = PAUSES_S) -> StreamAudio:
-    """The pieces of `say` as one."""
+    """Return the pieces of `say` as one."""
     pieces = list(say(speeches, seconds, seed, pauses_s))
     return StreamAudio(np.concatenate([samples for samples, _ in pieces]), tuple(each for _, each in pieces if each is not None))
 

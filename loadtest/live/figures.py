@@ -92,7 +92,7 @@ def count_revisions(run: StreamRun) -> Revisions:
 
 
 def _taken_back(before: Sequence[str], after: Sequence[str]) -> int:
-    """How many words of `before` are not in the same place of `after`; its last may have grown."""
+    """Return how many words of `before` are not in the same place of `after`; its last may have grown."""
     kept = sum(old == new for old, new in zip(before, after, strict=False))
     last = slice(len(before) - 1, len(before))
     grown = sum(old != new and new.startswith(old) for old, new in zip(before[last], after[last], strict=False))
@@ -100,5 +100,5 @@ def _taken_back(before: Sequence[str], after: Sequence[str]) -> int:
 
 
 def final_text(run: StreamRun) -> str:
-    """The texts of all finals, joined as the answer about a whole file is."""
+    """Return the texts of all finals, joined as the answer about a whole file is."""
     return " ".join(text for arrival in run.of_type("final") if (text := str(arrival.event["text"]).strip()))

@@ -44,7 +44,7 @@ class LevelResult:
         return [each for audio, run in zip(self.audios, self.runs, strict=True) for each in match(run, audio.spoken)]
 
     def slips_s(self) -> list[float]:
-        """How late the pieces of all streams were sent."""
+        """Return how late the pieces of all streams were sent."""
         return [slip_s for run in self.runs for slip_s in run.slips_s]
 
 

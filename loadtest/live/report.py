@@ -17,7 +17,7 @@ TARGETS_MS = (("final", "p95_ms", 300.0), ("first_partial", "p50_ms", 600.0))
 
 
 def describe_level(result: LevelResult) -> dict[str, Any]:
-    """A level's figures, times in ms, and for each thing said what came of it, in seconds."""
+    """Return a level's figures, times in ms, and for each thing said what came of it, in seconds."""
     heard = result.heard()
     finals_s = [each.final_s for each in heard if each.final_s is not None and not each.cut_off]
     revisions = [count_revisions(run) for run in result.runs]
@@ -65,7 +65,7 @@ def write_report(result: dict[str, Any], folder: Path) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     how = result["how"]
     lines = [
         "# Live audio",

@@ -61,7 +61,7 @@ def write_file(path: Path, speeches: Sequence[Speech], seconds: float) -> list[s
 
 
 def post_file(server: BenchServer, path: Path) -> dict[str, Any]:
-    """The reply; the file is read while it is sent. Raises `ServerError`."""
+    """Post a file, which is read while it is sent, and return the reply. Raises `ServerError`."""
     with path.open("rb") as file:
         fields = {"instruction": TRANSCRIBE, "max_tokens": str(MAX_TOKENS)}
         response = server.client.post("/v1/instruct", files={"audio": file}, data=fields, timeout=ANSWER_TIMEOUT_S)
@@ -72,7 +72,7 @@ def post_file(server: BenchServer, path: Path) -> dict[str, Any]:
 
 
 def ask_alone(server: BenchServer, speeches: Sequence[Speech], folder: Path) -> SeamReport:
-    """Each recording on its own."""
+    """Ask about each recording on its own."""
     reports = []
     for speech in tqdm(speeches, desc="one by one", unit="clip", mininterval=2):
         clip = write_clip(folder, speech.recording.name, speech.recording.samples)
@@ -83,7 +83,7 @@ def ask_alone(server: BenchServer, speeches: Sequence[Speech], folder: Path) -> 
 def measure_file(
     server: BenchServer, speeches: Sequence[Speech], minutes: float, folder: Path
 ) -> tuple[dict[str, Any], list[Reading]]:
-    """One long file: its figures, and the server's memory while it was answered."""
+    """Return the figures of one long file, and the server's memory while it was answered."""
     path = folder / f"{minutes:g}-minutes.flac"
     texts = write_file(path, speeches, 60 * minutes)
     started_s = time.monotonic()
@@ -111,7 +111,7 @@ def measure_file(
 
 
 def measure_live(server: BenchServer, speeches: Sequence[Speech], minutes: float) -> tuple[dict[str, Any], list[Reading]]:
-    """One long session: its figures, and the server's memory meanwhile. Raises `Refused`."""
+    """Return the figures of one long session, and the server's memory meanwhile. Raises `Refused`."""
     audio = make_stream(speeches, 60 * minutes, SEED, PAUSES_S)
     started_s = time.monotonic()
     with Watch(server.pid, WATCH_PERIOD_S) as watch:

@@ -25,7 +25,7 @@ def write_report(result: dict[str, Any], watches: Mapping[str, Sequence[Reading]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     lines = [
         "# Long audio",
         "",

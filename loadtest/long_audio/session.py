@@ -23,7 +23,7 @@ class Stretch:
 
 
 def stretches(run: StreamRun, readings: Sequence[Reading], window_s: float = WINDOW_S) -> list[Stretch]:
-    """One for each window of the audio, by the readings that were taken while the session ran.
+    """Return a stretch for each window of the audio, by the readings that were taken while the session ran.
 
     How far the server had listened at a moment is known from the events that had come, so the edges of a stretch are as exact
     as those are frequent. Windows of which less than half was watched are left out.

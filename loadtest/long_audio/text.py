@@ -28,7 +28,7 @@ class SeamReport:
 
 
 def compare(parts: Sequence[str], text: str) -> SeamReport:
-    """The text of some parts in a row. Raises `ValueError` where the parts have no words."""
+    """Compare the text of some parts in a row with these. Raises `ValueError` where the parts have no words."""
     spoken = [words for part in parts if (words := words_of(part))]
     reference = [word for words in spoken for word in words]
     given = words_of(text)
@@ -56,7 +56,7 @@ def compare(parts: Sequence[str], text: str) -> SeamReport:
 
 
 def _seams(spoken: Sequence[Sequence[str]]) -> tuple[set[int], set[int]]:
-    """The places of the words that begin a part other than the first, and of all words at the edge of a part."""
+    """Return the places of the words that begin a part other than the first, and of all words at the edge of a part."""
     seams, edges, at = set(), set(), 0
     for words in spoken:
         edges |= {at, at + len(words) - 1}
@@ -77,7 +77,7 @@ def _places(words: Sequence[str], start: int, end: int, place: int) -> set[int]:
 
 
 def add_up(reports: Sequence[SeamReport]) -> SeamReport:
-    """Of texts that were given one by one."""
+    """Return one report about texts that were given one by one."""
     words = sum(each.words for each in reports)
     edge_words = sum(each.edge_words for each in reports)
     inside = words - edge_words

@@ -28,7 +28,7 @@ class Footprint:
 
 
 def footprints(pid: int) -> list[Footprint]:
-    """A process and its living descendants, itself first."""
+    """Return a process and its living descendants, itself first."""
     found = []
     for each in process_tree(pid):
         folder = Path(f"/proc/{each}")
@@ -90,7 +90,7 @@ class Watch:
         return reading
 
     def peak(self) -> Reading:
-        """The reading with the most memory."""
+        """Return the reading with the most memory."""
         return max(self.readings, key=lambda reading: reading.total_mib)
 
     def _watch(self) -> None:

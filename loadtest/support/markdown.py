@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A table; what was not measured (None) is a dash."""
+    """Return a table; what was not measured (None) is a dash."""
     body = [f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows]
     return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]
 

@@ -14,7 +14,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all its living descendants; none where it has ended."""
+    """Return a process and all its living descendants; none where it has ended."""
     try:
         children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -53,7 +53,7 @@ def _read_ticks(pid: int) -> list[int]:
 
 
 def peak_memory_mib(pid: int) -> float:
-    """The sum of each process's peak resident memory; pages that several share count in each."""
+    """Return the sum of each process's peak resident memory; pages that several share count in each."""
     kib = 0
     for each in process_tree(pid):
         try:
@@ -83,7 +83,7 @@ class OthersWatch:
         return machine_busy_s() - cpu_seconds(os.getpid())
 
     def share(self) -> float:
-        """Of all cores, 0 to 1."""
+        """Return the share of all cores that others used, 0 to 1."""
         wall_s = time.monotonic() - self._started_s
         return max(0.0, (self._now_s() - self._others_s) / (wall_s * (os.cpu_count() or 1)))
 

@@ -86,7 +86,7 @@ def read_recordings(data: Path | None, clips: Path, limit: int) -> list[Recordin
 
 
 def cut_to_length(recordings: list[Recording], seconds: float, count: int) -> list[tuple[str, Float32]]:
-    """Up to `count` different pieces of speech, `seconds` long each, with their names; fewer where no more can be made."""
+    """Return up to `count` different pieces of speech, `seconds` long each, with their names; fewer where no more can be made."""
     wanted = round(seconds * RATE_HZ)
     candidates = itertools.chain(_windows(recordings, wanted), _joins(recordings, wanted))
     pieces: dict[bytes, tuple[str, Float32]] = {}
@@ -98,7 +98,7 @@ def cut_to_length(recordings: list[Recording], seconds: float, count: int) -> li
 
 
 def _windows(recordings: list[Recording], wanted: int) -> Iterator[tuple[str, Float32]]:
-    """The beginnings of all recordings, the shortest first, then what follows these, and so on."""
+    """Yield the beginnings of all recordings, the shortest first, then what follows these, and so on."""
     by_length = sorted(recordings, key=lambda recording: len(recording.samples))
     longest = len(by_length[-1].samples)
     for start in range(0, longest - wanted + 1, wanted):
@@ -108,14 +108,14 @@ def _windows(recordings: list[Recording], wanted: int) -> Iterator[tuple[str, Fl
 
 
 def _joins(recordings: list[Recording], wanted: int) -> Iterator[tuple[str, Float32]]:
-    """Recordings end to end in one order after the other, from the beginning again where they are too short together."""
+    """Yield recordings end to end in one order after the other, from the beginning again where they are too short together."""
     for number in range(JOIN_TRIES):
         order = np.random.default_rng(number).permutation(len(recordings))
         yield f"join {number}", np.resize(np.concatenate([recordings[place].samples for place in order]), wanted)
 
 
 def write_clip(folder: Path, name: str, samples: Float32, text: str = "") -> BenchClip:
-    """As 16-bit WAV."""
+    """Write a clip as 16-bit WAV."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE_HZ, format="WAV", subtype="PCM_16")
     path = folder / f"{name.replace('/', '_').replace(' ', '_').replace(',', '')}.wav"
@@ -124,7 +124,7 @@ def write_clip(folder: Path, name: str, samples: Float32, text: str = "") -> Ben
 
 
 def make_clips(recordings: list[Recording], lengths_s: list[float], count: int, folder: Path) -> dict[float, list[BenchClip]]:
-    """Up to `count` clips for each length."""
+    """Return up to `count` clips for each length."""
     return {
         seconds: [
             write_clip(folder, f"{seconds:g}s-{number} {name}", samples)

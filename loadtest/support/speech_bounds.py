@@ -37,7 +37,7 @@ class SpeechBounds:
 
 
 def find_speech(samples: npt.NDArray[np.float32], rate_hz: int) -> SpeechBounds:
-    """The bounds of the speech in mono samples within +-1. Raises `ValueError` where there is none."""
+    """Return the bounds of the speech in mono samples within +-1. Raises `ValueError` where there is none."""
     levels_db = _levels_db(samples, round(FRAME_S * rate_hz))
     if len(levels_db) == 0 or levels_db.max() < SILENCE_DB:
         raise ValueError("the recording is silent")
@@ -51,14 +51,14 @@ def find_speech(samples: npt.NDArray[np.float32], rate_hz: int) -> SpeechBounds:
 
 
 def _levels_db(samples: npt.NDArray[np.float32], frame: int) -> npt.NDArray[np.float64]:
-    """The level of each whole frame, in decibels below full scale."""
+    """Return the level of each whole frame, in decibels below full scale."""
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame).astype(np.float64)
     levels: npt.NDArray[np.float64] = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
     return levels
 
 
 def _bounds(levels_db: npt.NDArray[np.float64], threshold_db: float, voice_db: float) -> tuple[int, int]:
-    """The first frame of speech and the one after its last."""
+    """Return the first frame of speech and the one after its last."""
     threshold_db = min(threshold_db, voice_db - NEAREST_TO_VOICE_DB)
     is_loud = levels_db > max(threshold_db, voice_db - LOUD_BELOW_VOICE_DB)
     speech = [

@@ -43,7 +43,7 @@ class CrossAttention:
         return graph.nodes("Split", packed, outputs=COPIES, axis=-1, num_outputs=COPIES)[0]
 
     def _write_mask(self, memory: str) -> str:
-        """[B, 1, S * COPIES, C]: every position sees all true states of its row, those of silence as often as they count."""
+        """Return [B, 1, S * COPIES, C]: a position sees all true states of its row, those of silence as often as they count."""
         graph = self._graph
         zero, one = (graph.weight(f"memory.{number}", np.array(number, np.int64)) for number in (0, 1))
         states = graph.node("Squeeze", graph.node("Shape", memory, start=1, end=2))

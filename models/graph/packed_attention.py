@@ -82,7 +82,7 @@ class PackedAttention:
         self.mask = self.write_mask(graph.input("span", np.int64, [1]))
 
     def order_heads(self, weight: Float32) -> Float32:
-        """From key head by key head to the first query head of each key head, then the second, and so on."""
+        """Return weights with the first query head of each key head first, then the second of each, and so on."""
         config = self.config
         by_head = weight.reshape(config.key_value_heads, self.sharing, config.head_size, -1)
         return np.ascontiguousarray(by_head.swapaxes(0, 1).reshape(weight.shape))
@@ -116,7 +116,7 @@ class PackedAttention:
         return projected
 
     def write_mask(self, span: str) -> str:
-        """[B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""
+        """Return the mask [B, 1, S * rows per position, span]: a query at a position sees the slot up to that position."""
         graph = self.graph
         seen = self.slot_positions(span)
         positions = graph.node("Reshape", self.row_positions(), self._sizes(0, 1, -1, 1))
@@ -124,12 +124,12 @@ class PackedAttention:
         return graph.node("Where", graph.node("Greater", seen, positions), *values)
 
     def slot_positions(self, span: str) -> str:
-        """The positions [span] of the keys."""
+        """Return the positions [span] of the keys."""
         first, step = (self.graph.weight(f"mask.{number}", np.array(number, np.int64)) for number in (0, 1))
         return self.graph.node("Range", first, self.graph.node("Squeeze", span), step)
 
     def row_positions(self) -> str:
-        """The position of each query row [B, S, rows per position]."""
+        """Return the position of each query row [B, S, rows per position]."""
         each = self.graph.node("Unsqueeze", "positions", self._sizes(2))
         return self.graph.node("Expand", each, self._sizes(1, 1, self.sharing * self.copies))
 

@@ -100,7 +100,7 @@ class Llama:
 
 
 def rotated(model: Llama) -> Llama:
-    """A model that computes the same from the same embeddings: `INPUT_ROTATION` takes them into its rotated stream."""
+    """Return a model that computes the same from the same embeddings: `INPUT_ROTATION` takes them into its rotated stream."""
     config, given = model.config, model.weights
     stream, values = spreading_rotation(config.embedding_size), spreading_rotation(config.head_size)
     changes: dict[str, Compute] = {}
@@ -245,7 +245,7 @@ def build_decoder(
     head: Linear = float32_linear,
     float_type: npt.DTypeLike = np.float32,
 ) -> GraphBuilder:
-    """The graph described above with slots of `max_positions`; `body` writes the layers' products, `head` the logits'.
+    """Return the graph described above with slots of `max_positions`; `body` writes the layers' products, `head` the logits'.
 
     It computes in `float_type`, which its slots have too.
     """
@@ -316,11 +316,11 @@ def _norm_heads(graph: GraphBuilder, model: Llama, projected: str, prefix: str, 
 
 
 def embedding_table(model: Llama, dtype: npt.DTypeLike = np.float16) -> npt.NDArray[np.floating]:
-    """The input embeddings [vocabulary, D] to save as `.npy` for `OnnxLLM`; float16 halves the file at 11 bits of precision."""
+    """Return the input embeddings [vocabulary, D] to save as `.npy` for `OnnxLLM`, in float16 at 11 bits of precision."""
     return model.weights[EMBEDDING].astype(dtype)
 
 
 def _rotate(graph: GraphBuilder, hidden: str, rotation: Float32) -> str:
-    """The product in float32 of at least two rows: of one alone ONNX Runtime would compute other last bits."""
+    """Return the product in float32 of at least two rows: of one alone ONNX Runtime would compute other last bits."""
     twice = float32_linear(graph, graph.node("Concat", hidden, hidden, axis=-2), INPUT_ROTATION, rotation)
     return graph.nodes("Split", twice, outputs=2, axis=-2, num_outputs=2)[0]

@@ -135,7 +135,7 @@ class BiasedAttention(PackedAttention):
         super().__init__(writer.graph, writer.config, max_positions)
 
     def write_mask(self, span: str) -> str:
-        """[B, H, S * rows per position, span]"""
+        """Return the mask [B, H, S * rows per position, span]."""
         rows = self.graph.node("Reshape", self.row_positions(), self.graph.integers(0, -1))
         return _decoder_bias(self._writer, rows, self.slot_positions(span), self.max_positions)
 
@@ -206,7 +206,7 @@ def _encode(writer: T5Writer, hidden: str, bias: str) -> str:
 
 
 def _distance_bias(writer: T5Writer, hidden: str, max_tokens: int) -> str:
-    """[1, H, T, T]: the bias of each distance between the positions of hidden [R, T, D]."""
+    """Return the bias [1, H, T, T] of each distance between the positions of hidden [R, T, D]."""
     graph = writer.graph
     tokens = graph.node("Squeeze", graph.node("Shape", hidden, start=1, end=2))
     zero, one = (graph.weight(f"number.{number}", np.array(number, np.int64)) for number in (0, 1))
@@ -218,7 +218,7 @@ def _distance_bias(writer: T5Writer, hidden: str, max_tokens: int) -> str:
 
 
 def _decoder_bias(writer: T5Writer, positions: str, places: str, max_positions: int) -> str:
-    """[R, H, S, P]: the bias of each distance between queries at `positions` [R, S] and keys at `places` [P].
+    """Return the bias [R, H, S, P] of each distance between queries at `positions` [R, S] and keys at `places` [P].
 
     Keys that are later than the query are masked.
     """

@@ -165,7 +165,7 @@ def remainder(word: str, drafted: str) -> str:
 
 
 def count_passes(draft: Draft, tokens: Sequence[int]) -> tuple[int, int]:
-    """The passes that a decoder which writes `tokens` and then its end would need, and how many drafted tokens stood."""
+    """Return the passes that a decoder which writes `tokens` and then its end would need, and how many drafted tokens stood."""
     written, passes, accepted = 0, 0, 0
     while True:
         proposal = draft.propose(tokens[:written])

@@ -293,7 +293,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
 
 def hung_up(transport: asyncio.Transport) -> bool:
-    """Whether the peer has left or will send nothing more, which a transport that is not read does not notice."""
+    """Return whether the peer has left or will send nothing more, which a transport that is not read does not notice."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))

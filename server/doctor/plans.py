@@ -7,7 +7,7 @@ from models.bundle.plans import DECODE_PROFILE, PlanError, PlanKey, find_plan
 from models.bundle.sections import PlanSection
 from models.protocols import BackendError
 from models.runtimes.cuda.gpu import CPU_ONLY_PRECISION, find_gpu
-from models.runtimes.cuda.gpu_memory import gigabytes, reckon
+from models.runtimes.cuda.gpu_memory import estimate_memory, gigabytes
 from server.doctor.checks import CheckResult
 from server.engine.runner.caches import PREFIX_CACHE_BYTES
 from server.settings import Settings
@@ -49,7 +49,7 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
         return CheckResult(name, f"cannot be reckoned: {error}", FIX_FIRST)
     if problems:
         return CheckResult(name, "cannot be reckoned without the plans", FIX_FIRST)
-    reckoned = reckon(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
+    reckoned = estimate_memory(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
     fitting = reckoned.fitting_slots(memory_bytes)
     detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
     advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"

@@ -49,7 +49,7 @@ Catalogue = Callable[[str], ModelSource]
 
 
 def no_catalogue(_name: str) -> ModelSource:
-    """`Catalogue` of a machine without further models."""
+    """Raise `LookupError`: the `Catalogue` of a machine without further models."""
     raise LookupError
 
 

@@ -9,35 +9,35 @@ from typing import Any
 
 import pytest
 
-from loadtest.clients.drops import Drop, Farewell, Point, choose, play
+from loadtest.clients.drops import Drop, Leaving, Point, choose_drop, run_drop
 from loadtest.sessions import Look, leaks
 from loadtest.support.footprint import Footprint, Watch, footprints, total
 from tests.support.clients.live_server import tone, wait_until
 from tests.support.fakes.scripted_stream import Event, scripted_server
 
 PCM = (tone(0.5, 16_000) * 32767).astype("<i2").tobytes()
-DROPS = [Drop(*each, 1.0, "pcm16") for each in product(Farewell, Point) if each != (Farewell.END, Point.CONNECTED)]
+DROPS = [Drop(*each, 1.0, "pcm16") for each in product(Leaving, Point) if each != (Leaving.END, Point.CONNECTED)]
 
 
-@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: f"{drop.farewell.name} {drop.point.name}")
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: f"{drop.leaving.name} {drop.point.name}")
 def test_a_client_goes_as_it_should(drop: Drop) -> None:
-    with scripted_server(idle_timeout_s=0.1 if drop.farewell == Farewell.SILENCE else 20.0) as server:
-        assert play(server.url, drop, PCM, b"") == ""
+    with scripted_server(idle_timeout_s=0.1 if drop.leaving == Leaving.SILENCE else 20.0) as server:
+        assert run_drop(server.url, drop, PCM, b"") == ""
         wait_until(lambda: len(server.gone) == 1)
     speaks = drop.point != Point.CONNECTED
     has_audio = drop.point in (Point.AUDIO, Point.FLUSH)
     assert len(server.starts) == speaks
     sent, heard = (PCM if has_audio else b""), b"".join(server.audio)
-    messages = ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (drop.farewell == Farewell.END)
+    messages = ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (drop.leaving == Leaving.END)
     told = [message["type"] for message in server.messages]
-    if drop.farewell == Farewell.RESET:
+    if drop.leaving == Leaving.RESET:
         # A reset throws away what the server has not read yet.
         assert sent.startswith(heard)
         assert told in ([], messages)
     else:
         assert (heard, told) == (sent, messages)
-    expected = {Farewell.END: 1000, Farewell.CLOSE: 1000, Farewell.RESET: None, Farewell.SILENCE: 1008}
-    assert server.gone == [expected[drop.farewell]]
+    expected = {Leaving.END: 1000, Leaving.CLOSE: 1000, Leaving.RESET: None, Leaving.SILENCE: 1008}
+    assert server.gone == [expected[drop.leaving]]
 
 
 def test_sessions_that_are_ended_wrongly_are_told() -> None:
@@ -45,16 +45,16 @@ def test_sessions_that_are_ended_wrongly_are_told() -> None:
         return [] if event["type"] in ("ended", "error") else [event]
 
     with scripted_server(twist=silent, idle_timeout_s=0.1) as server:
-        assert "not 'ended'" in play(server.url, Drop(Farewell.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
-        assert "not 'error session_idle'" in play(server.url, Drop(Farewell.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
+        assert "not 'ended'" in run_drop(server.url, Drop(Leaving.END, Point.AUDIO, 1.0, "pcm16"), PCM, b"")
+        assert "not 'error session_idle'" in run_drop(server.url, Drop(Leaving.SILENCE, Point.READY, 1.0, "pcm16"), PCM, b"")
         server.refusal = (429, "overloaded")
-        assert "status 429" in play(server.url, Drop(Farewell.CLOSE, Point.READY, 1.0, "pcm16"), PCM, b"")
+        assert "status 429" in run_drop(server.url, Drop(Leaving.CLOSE, Point.READY, 1.0, "pcm16"), PCM, b"")
 
 
 def test_seeds_decide_on_all_kinds() -> None:
-    drops = [choose(seed, 1 / 8) for seed in range(2000)]
-    assert drops == [choose(seed, 1 / 8) for seed in range(2000)]
-    counts = Counter((drop.farewell, drop.point) for drop in drops)
+    drops = [choose_drop(seed, 1 / 8) for seed in range(2000)]
+    assert drops == [choose_drop(seed, 1 / 8) for seed in range(2000)]
+    counts = Counter((drop.leaving, drop.point) for drop in drops)
     assert len(counts) == len(DROPS)
     assert min(counts.values()) > 80
     assert sum(drop.encoding == "ogg_opus" for drop in drops) == pytest.approx(250, abs=50)

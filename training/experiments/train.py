@@ -86,7 +86,7 @@ class Speller(nn.Module):
         return [(name, weight) for name, weight in self.state_dict().items() if name.startswith("top.")]
 
     def loss(self, batch: SpokenBatch) -> Tensor:
-        """Mean CTC loss per letter."""
+        """Return the mean CTC loss per letter."""
         queries, blank, outputs = self(batch)
         sample = sample_vocabulary(batch.letters, len(LETTERS), len(LETTERS), torch.Generator())
         return ctc_loss(queries, blank, outputs, torch.eye(len(LETTERS)), sample, batch.letters, batch.letter_lengths)

@@ -114,7 +114,7 @@ def copy(device: Device, target: Tensor, source: Tensor, stream: Stream) -> None
 
 
 def upload(device: Device, tensor: Tensor, stream: Stream) -> Tensor:
-    """A copy of a tensor of the host in the device's memory, once it is there."""
+    """Return a copy of a tensor of the host in the device's memory, once it is there."""
     staged, target = device.staging(tensor.shape, tensor.dtype), device.empty(tensor.shape, tensor.dtype)
     staged.copy_(tensor)
     copy(device, target, staged, stream)
@@ -123,7 +123,7 @@ def upload(device: Device, tensor: Tensor, stream: Stream) -> Tensor:
 
 
 def capture_launched(device: Device, work: Callable[[], Result], stream: Stream) -> tuple[Result, Graph]:
-    """A graph of what torch does in `work`, after one run, in which kernels are compiled and loaded: no graph may hold that."""
+    """Return a graph of what torch does in `work`. A first run compiles and loads kernels, which no graph may hold."""
 
     def run() -> None:
         work()

@@ -25,12 +25,12 @@ class Gpu:
 
 
 def aligned(size_bytes: int) -> int:
-    """How much memory is taken up before the next thing can begin."""
+    """Return a size rounded up to where the next allocation can begin."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def load_driver() -> Any:
-    """The driver's library, which has C functions as attributes. Raises `BackendError` where there is none."""
+    """Return the driver's library, which has C functions as attributes. Raises `BackendError` where there is none."""
     try:
         return ctypes.CDLL(DRIVER)
     except OSError as error:
@@ -38,7 +38,7 @@ def load_driver() -> Any:
 
 
 def find_gpu(ordinal: int = 0) -> Gpu:
-    """The GPU of that number. Raises `BackendError` where there is no driver or no such GPU."""
+    """Return the GPU of that number. Raises `BackendError` where there is no driver or no such GPU."""
     return read_gpu(load_driver(), ordinal)
 
 
@@ -60,7 +60,7 @@ def read_gpu(driver: Any, ordinal: int) -> Gpu:
 
 
 def gpu_count(driver: Any) -> int:
-    """How many GPUs it shows to this process. Raises `BackendError`."""
+    """Return how many GPUs it shows to this process. Raises `BackendError`."""
     count = ctypes.c_int()
     _call(driver, "cuInit", 0)
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
@@ -68,7 +68,7 @@ def gpu_count(driver: Any) -> int:
 
 
 def cuda_version(driver: Any) -> tuple[int, int]:
-    """The newest CUDA that the driver serves, such as (13, 1). Raises `BackendError`."""
+    """Return the newest CUDA that the driver serves, such as (13, 1). Raises `BackendError`."""
     version = ctypes.c_int()
     _call(driver, "cuDriverGetVersion", ctypes.byref(version))
     return version.value // 1000, version.value % 1000 // 10

@@ -58,11 +58,11 @@ class MemoryBudget:
         return self.beside_slots_bytes + self.slots * self.slot_bytes
 
     def fitting_slots(self, memory_bytes: int) -> int:
-        """How many slots fit into so much memory."""
+        """Return how many slots fit into so much memory."""
         return max(0, memory_bytes - self.beside_slots_bytes) // self.slot_bytes
 
     def __str__(self) -> str:
-        """In one line, for the operator."""
+        """Return the budget in one line, for the operator."""
         items = {
             f"{self.slots} slots of {gigabytes(self.slot_bytes)}": self.slots * self.slot_bytes,
             "LLM": self.llm,
@@ -78,7 +78,7 @@ class MemoryBudget:
         return f"{gigabytes(self.total_bytes)}: {', '.join([*parts, *unknown])}"
 
 
-def reckon(
+def estimate_memory(
     bundle: Bundle,
     plans: Mapping[str, PlanSection],
     *,
@@ -112,11 +112,11 @@ def reckon(
 
 
 def gigabytes(size: int) -> str:
-    """For people: as GB, or as MB where that is shorter."""
+    """Return a size for people: in GB, or in MB where that is shorter."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _size(bundle: Bundle, *names: str) -> int:
-    """Of those of the files that the bundle has."""
+    """Return the size of those files that the bundle has."""
     files = bundle.manifest.files
     return sum(files[name].bytes for name in names if name in files)

@@ -134,7 +134,7 @@ class TensorRtLLM:
         return [np.concatenate(pieces)]
 
     def _pieces(self, row: PrefillRow) -> Iterator[PrefillRow]:
-        """A row in steps that the plan takes."""
+        """Yield a row in steps that the plan takes."""
         step = min(self._largest.tokens, self._largest.wanted) if row.wanted > 1 else self._largest.tokens
         first_wanted = len(row.embeddings) - row.wanted
         for start in range(0, len(row.embeddings), step):
@@ -143,7 +143,7 @@ class TensorRtLLM:
             yield PrefillRow(row.slot, row.position + start, part, wanted)
 
     def _run(self, rows: Sequence[PrefillRow]) -> list[Float32]:
-        """One step over neighbouring slots; logits [wanted, V] per row."""
+        """Run one step over neighbouring slots; return logits [wanted, V] per row."""
         captured, tokens = self._draft_step(rows)
         positions = np.array([row.position for row in rows], np.int64)
         places = wanted_places(rows)
@@ -168,7 +168,7 @@ class TensorRtLLM:
         return split
 
     def _draft_step(self, rows: Sequence[PrefillRow]) -> tuple[CapturedStep | None, int]:
-        """The captured step for these rows, if there is one, and how many tokens it has; else as many as they need."""
+        """Return the captured step for these rows, if there is one, and how many tokens it has; else as many as they need."""
         longest = max(len(row.embeddings) for row in rows)
         if rows[0].slot == 0 and all(row.wanted > 1 or len(row.embeddings) == 1 for row in rows):
             for shape, captured in self._draft_steps.items():
@@ -178,7 +178,7 @@ class TensorRtLLM:
         return None, longest
 
     def _draft_shapes(self) -> list[StepShape]:
-        """For every number of rows: padding by rows would write to slots that are in use."""
+        """Return a shape for every number of rows: padding by rows would write to slots that are in use."""
         return [
             StepShape(rows, tokens, rows * tokens)
             for rows in range(1, min(self.slots, self._largest.rows) + 1)
@@ -215,7 +215,7 @@ def buckets(slots: int) -> list[int]:
 
 
 def pad_rows(rows: Sequence[PrefillRow], tokens: int) -> Float32:
-    """The rows' embeddings [rows, tokens, D], each padded on the right to `tokens` positions.
+    """Return the rows' embeddings [rows, tokens, D], each padded on the right to `tokens` positions.
 
     With its own last position: what padding leaves in the slots must be finite.
     """

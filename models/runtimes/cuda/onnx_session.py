@@ -41,7 +41,7 @@ def cuda_options(device: Device, stream: Stream) -> CudaOptions:
 
 
 def open_device_session(graph: Path, device: Device, stream: Stream, threads: int) -> onnxruntime.InferenceSession:
-    """A session whose work goes to the stream. Raises `DeviceError` where any of it would run elsewhere than on the device,
+    """Open a session whose work goes to the stream. Raises `DeviceError` where any of it would run elsewhere than on the device,
     `BackendError` where the graph cannot be loaded.
     """
     provider = device.execution_provider

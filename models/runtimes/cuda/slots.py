@@ -48,7 +48,7 @@ class SlotMemory:
         copy(self._device, self._first(target, length), self._first(source, length), self._stream)
 
     def read(self, slot: int, length: int) -> SlotState:
-        """A copy of the first `length` positions, in the GPU's memory."""
+        """Return a copy of the first `length` positions, in the GPU's memory."""
         first = self._first(slot, length)
         content = self._device.empty(first.shape, first.dtype)
         copy(self._device, content, first, self._stream)

@@ -81,7 +81,7 @@ class StepMemory:
         self._logits, self._staged_logits = device.empty(logits, torch.float32), device.staging(logits, torch.float32)
 
     def bindings(self, shape: StepShape) -> dict[str, Tensor]:
-        """A plan's inputs and `logits` on the GPU."""
+        """Return a plan's inputs and `logits` on the GPU."""
         return {**self._views(self._inputs, shape), "logits": self._logits[: shape.wanted]}
 
     def stage(self, inputs: StepInputs) -> None:
@@ -97,7 +97,7 @@ class StepMemory:
         copy(self.device, self._staged_logits[: shape.wanted], self._logits[: shape.wanted], self.stream)
 
     def take_logits(self, shape: StepShape) -> Float32:
-        """The logits [wanted, V] that were downloaded, once the stream was synchronised."""
+        """Return the logits [wanted, V] that were downloaded, once the stream was synchronised."""
         logits: npt.NDArray[np.float32] = self._staged_logits[: shape.wanted].numpy().copy()
         return logits
 
@@ -134,7 +134,7 @@ class Step:
         self._memory.download(self._shape)
 
     def capture(self) -> "CapturedStep":
-        """A graph of it. It runs once for that: what TensorRT and CUDA set up in a first run they may not in a captured one."""
+        """Return a graph of the step, which runs once before: while a graph is captured, nothing may be set up."""
         self.enqueue()
         self._memory.stream.synchronize()
 

@@ -36,7 +36,7 @@ class Messages:
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def errors(self) -> str:
-        """The errors, one after the other."""
+        """Return the errors, one after the other."""
         return "; ".join(text for severity, text in self.lines if severity in ("ERROR", "INTERNAL_ERROR"))
 
 
@@ -59,14 +59,14 @@ class TensorRT:
         return hasattr(self.module.IBuilderConfig, "set_compute_capability")
 
     def targets(self) -> list[str]:
-        """The architectures that it can compile ahead for, such as `sm_80`."""
+        """Return the architectures that it can compile ahead for, such as `sm_80`."""
         names = dir(self.module.ComputeCapability) if self.compiles_ahead else []
         return sorted((f"sm_{name[2:]}" for name in names if re.fullmatch(r"SM\d+", name)), key=lambda name: int(name[3:]))
 
 
 @cache
 def load_tensorrt(builder: Builder) -> TensorRT:
-    """The library, imported once per process. Raises `TensorRTError` where it is missing or too old."""
+    """Return the library, imported once per process. Raises `TensorRTError` where it is missing or too old."""
     try:
         module = importlib.import_module("tensorrt") if builder == "tensorrt" else _import_rtx()
     except (ImportError, OSError) as error:

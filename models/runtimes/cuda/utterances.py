@@ -17,7 +17,7 @@ LANES = 4
 
 @contextmanager
 def settling(stream: Stream) -> Iterator[None]:
-    """On leaving, all that was enqueued is done, also after an error: no memory is written to that work still reads."""
+    """Wait at the end for all that was enqueued, also after an error: no memory is written to that work still reads."""
     try:
         yield
     finally:
@@ -36,9 +36,9 @@ class UtteranceLanes:
         self._lanes = [(device.staging(size, torch.float32), device.empty(size, torch.float32)) for _ in range(LANES)]
 
     def run(self, features: Sequence[Float32], enqueue: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Per utterance, what `enqueue` returns: it puts a run on features [mel_bins, frames] onto the stream.
+        """Return for each utterance the result of `enqueue`, which puts a run on features [mel_bins, frames] onto the stream.
 
-        Comes back when all is done. Raises `DeviceError` where an utterance is too short or too long, or a run fails.
+        Returns when all is done. Raises `DeviceError` where an utterance is too short or too long, or a run fails.
         """
         for each in features:
             self._check(each)

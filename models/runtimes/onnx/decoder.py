@@ -33,7 +33,7 @@ class EmbeddingTable:
             )
 
     def rows(self, tokens: Sequence[int]) -> Float32:
-        """Embeddings [tokens, embedding_size] of token ids."""
+        """Return the embeddings [tokens, embedding_size] of token ids."""
         rows: Float32 = self._table[np.asarray(tokens, np.int64)].astype(np.float32)
         return rows
 

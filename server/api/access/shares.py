@@ -30,7 +30,7 @@ class Shares:
         return True
 
     def has_room(self, client: str, count: int = 1) -> bool:
-        """Whether `take` would give them now."""
+        """Return whether `take` would give so many places now."""
         return self._held[client] + count <= self._free if client in self._held else count <= self._free
 
     def give_back(self, client: str, count: int = 1) -> None:

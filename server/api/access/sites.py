@@ -86,7 +86,7 @@ class SiteRules:
 
 
 def is_preflight(headers: Headers, *, method: str) -> bool:
-    """Whether a browser asks if it may send another request."""
+    """Return whether a browser asks if it may send another request."""
     return method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 

@@ -13,7 +13,7 @@ from models.bundle.sections import PlanSection
 from models.runtimes.cuda.chain import load_models_on
 from models.runtimes.cuda.device import OutOfDeviceMemoryError, plan_key
 from models.runtimes.cuda.gpu import ALIGNMENT_BYTES
-from models.runtimes.cuda.gpu_memory import MemoryBudget, reckon, slot_bytes
+from models.runtimes.cuda.gpu_memory import MemoryBudget, estimate_memory, slot_bytes
 from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.slots import SlotMemory
@@ -43,7 +43,7 @@ def load_plan(bundle: Bundle, device: SimulatedDevice) -> Plan:
 
 
 def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
-    budget = reckon(bundle, plans_of(bundle, "llm"), slots=SLOTS, prefix_bytes=PREFIX_BYTES, bytes_per_number=4)
+    budget = estimate_memory(bundle, plans_of(bundle, "llm"), slots=SLOTS, prefix_bytes=PREFIX_BYTES, bytes_per_number=4)
     device = SimulatedDevice(MEMORY_BYTES, threads=1)
     llm = TensorRtLLM(device, load_plan(bundle, device), bundle.path("embedding.npy"), slots=SLOTS)
     taken = MEMORY_BYTES - device.free_memory_bytes()
@@ -56,7 +56,7 @@ def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
 
 
 def test_a_server_takes_what_was_reckoned_and_a_part_of_what_is_set_aside(bundle: Bundle) -> None:
-    budget = reckon(bundle, plans_of(bundle, *PARTS), slots=SLOTS, prefix_bytes=0, bytes_per_number=4)
+    budget = estimate_memory(bundle, plans_of(bundle, *PARTS), slots=SLOTS, prefix_bytes=0, bytes_per_number=4)
     device = SimulatedDevice(MEMORY_BYTES, threads=1)
     # Free memory that nothing refers to.
     models = load_models_on(device, bundle, SLOTS, 1, "tensorrt", "tensorrt")
