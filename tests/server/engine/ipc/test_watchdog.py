@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.ipc.client import LONGEST_TICK_S, WORK_MARGIN, ProcessEngine, Watchdog
+from server.engine.ipc.client import ProcessEngine
+from server.engine.ipc.watchdog import LONGEST_TICK_S, WORK_MARGIN, Watchdog
 from server.engine.types.events import Done
 from server.engine.types.requests import InstructRequest, SpeechTask
 from server.engine.types.stats import EngineCounters, EngineStats
