@@ -3,12 +3,13 @@
     python -m loadtest.growth                                    # every kind, 1,000 to warm up and 2,000 that count
     python -m loadtest.growth --kinds refused left --calls 500   # some of them
 
-Starts a server of its own. Half of the files come from an address that no other has, so that a table by client shows. Before
-and ten times within the calls that count it waits until the server's gauges say that nothing goes on, and looks at each of its
-processes: growth is the slope of a straight line through these looks, because one look is off by some MiB either way. Prints a
-row and the looks for each kind as soon as they are known, and at the end the table; exit status 1 where gauges, processes,
-files or threads are left, where a call had another outcome than its kind says, or where memory grew by more than 4 MiB for
-2,000 calls.
+Starts a server of its own. Live sessions leave before their first message, before any audio, within it or right after a flush: by
+the protocol's end, a close, a reset, or silence until the server ends them. Half of the files come from an address that no other
+has, so that a table by client shows. Before and ten times within the calls that count, the command waits until all gauges of the
+server are 0, and looks at each of its processes: growth is the slope of a straight line through these looks, as one look is off
+by some MiB either way. Prints a row and the looks for each kind as soon as they are known, and at the end the table; exit status
+1 where gauges, processes, files or threads are left, where a call had another outcome than its kind says, or where memory grew
+by more than 4 MiB for 2,000 calls.
 """
 
 import http.client
@@ -29,8 +30,8 @@ from loadtest.hostile.aborts import KINDS as ABORT_KINDS
 from loadtest.hostile.aborts import leave
 from loadtest.hostile.target import Target, read_target
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
-from loadtest.sessions import AUDIO_S, IDLE_TIMEOUT_S, MAX_GROWTH_MIB, OPUS_SHARE, SPARE_SESSIONS, Look, leaks, look
 from loadtest.support.instructions import TRANSCRIBE
+from loadtest.support.leaks import MAX_GROWTH_MIB, Look, leaks, look
 from loadtest.support.markdown import table
 from loadtest.support.options import new_parser
 from loadtest.support.paths import CLIPS, ROOT
@@ -42,6 +43,10 @@ BAR_CALLS = 2000
 """The number of calls for which `MAX_GROWTH_MIB` are allowed."""
 LOOKS = 10
 CONCURRENCY = 8
+SPARE_SESSIONS = 16
+IDLE_TIMEOUT_S = 1.0
+OPUS_SHARE = 1 / 8
+AUDIO_S = 5.0
 CLIP_LENGTHS = 8
 """So many different recordings are sent, so that caches hold the same after the warm-up as at the end."""
 MOST_ANSWER_S = 0.5
@@ -118,7 +123,7 @@ def leave_early(caller: Caller, seed: int) -> str:
 
 
 def have_session(caller: Caller, seed: int) -> str:
-    """Have a live session as `loadtest.sessions` has them."""
+    """Have a live session that is dropped at a random point, in a random way; one in eight brings Ogg Opus."""
     return run_drop(caller.target.url, choose_drop(seed, OPUS_SHARE), caller.speech.pcm, caller.opus)
 
 

@@ -22,13 +22,13 @@ from typing import Any
 import httpx
 
 from loadtest.clients.server import BenchServer, ServerError, add_server_flags, server_options
-from loadtest.sessions import leaks, look
 from loadtest.soak.bars import SETTLE_S, Bar, Injection, judge_faults, judge_memory, judge_outcomes, read_outcomes
 from loadtest.soak.clock import Clock
 from loadtest.soak.faults import FAULTS, Target
 from loadtest.soak.proxy import Proxy
 from loadtest.soak.report import markdown, plot
 from loadtest.support.footprint import Watch
+from loadtest.support.leaks import leaks, look
 from loadtest.support.machine import describe_run
 from loadtest.support.options import add_results_flag, new_parser
 from loadtest.support.paths import ROOT

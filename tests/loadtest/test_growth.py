@@ -8,8 +8,8 @@ import pytest
 from loadtest.growth import Call, Caller, Growth, ask, ask_for_events, be_refused, leave_early, make_calls
 from loadtest.hostile.target import RATE_HZ, Target
 from loadtest.live.audio import StreamAudio
-from loadtest.sessions import Look
 from loadtest.support.footprint import Footprint
+from loadtest.support.leaks import Look
 from tests.support.clients.live_server import scripted_engine_server, tone, wait_until
 from tests.support.clients.stream_client import metric
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loadtest.clients.drops import Drop, Leaving, Point, choose_drop, run_drop
-from loadtest.sessions import Look, leaks
 from loadtest.support.footprint import Footprint, Watch, footprints, total
+from loadtest.support.leaks import Look, leaks
 from tests.support.clients.live_server import tone, wait_until
 from tests.support.fakes.scripted_stream import Event, scripted_server
 
