@@ -1,4 +1,4 @@
-"""What a server holds while nothing goes on, and what is left of that afterwards."""
+"""The memory, files and threads that a server holds while nothing goes on, and how much of that is new."""
 
 import time
 from dataclasses import dataclass

@@ -94,7 +94,7 @@ def test_numbers_of_numpy_become_python_s() -> None:
 def test_halves_of_surrogate_pairs_are_replaced() -> None:
     asked = InstructRequest("a", np.ones(1, np.float32), SpeechTask("\ud800 this", SamplingOptions(stop=("\udc00",))))
     ((_, received),) = unpack(body(pack((1, asked))))
-    assert (received.instruction, received.sampling.stop) == ("\ufffd this", ("\ufffd",))
+    assert (received.task.instruction, received.task.sampling.stop) == ("\ufffd this", ("\ufffd",))
 
 
 @pytest.mark.parametrize("value", [1, "a", (1,), {"a": 1}, np.zeros(3, np.float32), print, ValueError("a"), Priority.LIVE])
