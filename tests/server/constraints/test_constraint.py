@@ -209,7 +209,7 @@ def test_a_constraint_that_turns_out_too_complex_fails_its_request_alone() -> No
         failing = Client(engine, dataclasses.replace(asked("regex", "[ab]a{100000}"), id="failing"))
         fine = Client(engine, asked("regex", "[ab]a{10}"))
         assert fine.done().text[1:] == "a" * 10
-        error = failing.failed().error
+        error = failing.error()
     assert isinstance(error, InvalidConstraint)
     assert (error.param, "too complex" in error.message) == ("regex", True)
 
@@ -221,7 +221,7 @@ def test_a_constraint_that_takes_too_long_fails_its_request_alone(monkeypatch: p
         failing = Client(engine, asked("regex", "[ab]{100}"))
         fine = Client(engine, instruct("fine", speech(3)))
         assert fine.done().finish_reason
-        error = failing.failed().error
+        error = failing.error()
     assert isinstance(error, InvalidConstraint)
     assert (error.param, "takes too long" in error.message) == ("regex", True)
 

@@ -15,15 +15,14 @@ from server.engine.types.events import Event
 from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed, NotReady
 from tests.server.engine.test_schedules import answers, asked
+from tests.support.clients.engine_call import TIMEOUT_S, wait_until
 from tests.support.clients.engine_client import (
     NEVER,
-    TIMEOUT_S,
     Client,
     alone,
     crowd,
     instruct,
     serving_models,
-    wait_until,
     wait_until_idle,
     without_times,
 )
@@ -181,7 +180,7 @@ def test_a_request_that_cannot_be_heard_fails_alone(trouble: Trouble) -> None:
         broken = Client(engine, instruct("broken", speech(1, 0.5, trouble)))
         clients += [Client(engine, request) for request in requests[2:]]
         encoder.gate.set()
-        assert isinstance(broken.failed().error, EngineFailed)
+        assert isinstance(broken.error(), EngineFailed)
         assert [without_times(client.done()) for client in clients] == [without_times(done) for done in alone()[:4]]
 
 
@@ -220,14 +219,14 @@ def test_a_drain_that_runs_out_of_time_while_hearing_fails_the_rest() -> None:
         opener.start()
         engine.drain(0.01)
         opener.join()
-        assert [type(client.failed().error) for client in clients] == [NotReady] * 6
+        assert [type(client.error()) for client in clients] == [NotReady] * 6
 
 
 def test_what_breaks_the_hearing_itself_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as engine:
         monkeypatch.delattr("server.engine.runner.encode_stage.attempt")
         client = Client(engine, instruct("a", speech(1)))
-        assert isinstance(client.failed().error, EngineFailed)
+        assert isinstance(client.error(), EngineFailed)
         assert not engine.stats().ready
 
 
@@ -238,7 +237,7 @@ def test_an_engine_that_dies_while_hearing_tells_everybody_and_then_ends(monkeyp
         # The step breaks between the beginning of the encode_stage and its end.
         monkeypatch.delattr(Runner, "decode")
         clients = [Client(engine, request) for request in crowd(3)]
-        assert [type(client.failed().error) for client in clients] == [EngineFailed] * 3
+        assert [type(client.error()) for client in clients] == [EngineFailed] * 3
         assert encode_threads()
         encoder.gate.set()
 

@@ -9,8 +9,8 @@ from models.protocols import DecodeRow, PrefillRow
 from models.text.tokeniser import lay_out_prompt
 from server.engine.types.events import Usage
 from server.engine.types.requests import InstructRequest
-from server.errors import InvalidRequest, Overloaded, PromptTooLong
-from tests.support.clients.engine_client import NEVER, Client, alone, answers_alone, crowd, instruct, serving, without_times
+from server.errors import PromptTooLong
+from tests.support.clients.engine_client import NEVER, Client, answers_alone, crowd, instruct, serving, without_times
 from tests.support.fakes.fake_models import END_TOKEN, FakeEncoder, FakeLLM, fake_models, silence, speech
 
 
@@ -83,34 +83,15 @@ def test_the_times_of_the_stages_add_up() -> None:
         assert stage_s > 0
 
 
-def test_a_full_queue_refuses_at_once_and_serves_what_it_took() -> None:
-    encoder = FakeEncoder()
-    with serving(FakeLLM(slots=2), encoder, queue_limit=3) as engine:
-        encoder.gate.clear()
-        clients = [Client(engine, request) for request in crowd(5)]
-        with pytest.raises(Overloaded) as refusal:
-            Client(engine, instruct("one too many", speech(1)))
-        assert refusal.value.retry_after_s is not None
-        encoder.gate.set()
-        assert [without_times(client.done()) for client in clients] == [without_times(done) for done in alone()[:5]]
-        Client(engine, instruct("afterwards", speech(1))).done()
-
-
 def test_without_a_queue_a_slot_is_free_again_as_soon_as_its_answer_is_out() -> None:
     with serving(FakeLLM(slots=1), queue_limit=0) as engine:
         for index in range(50):
             Client(engine, instruct(f"r{index}", speech(index))).done()
 
 
-def test_an_instruction_that_cannot_fit_is_refused_at_once() -> None:
-    with serving(FakeLLM(max_positions=60)) as engine, pytest.raises(PromptTooLong) as refusal:
-        Client(engine, instruct("long", speech(1), "0" * 60))
-    assert refusal.value.param == "instruction"
-
-
 def test_speech_that_leaves_no_room_fails_with_prompt_too_long() -> None:
     with serving(FakeLLM(max_positions=60)) as engine:
-        assert isinstance(Client(engine, instruct("long", speech(1, duration_s=5.0))).failed().error, PromptTooLong)
+        assert isinstance(Client(engine, instruct("long", speech(1, duration_s=5.0))).error(), PromptTooLong)
 
 
 def test_an_answer_is_cut_where_the_positions_end() -> None:
@@ -121,14 +102,3 @@ def test_an_answer_is_cut_where_the_positions_end() -> None:
     boundaries = 4
     assert done.finish_reason == "length"
     assert done.usage.audio_frames + done.usage.text_tokens + boundaries + done.usage.output_tokens == llm.max_positions
-
-
-def test_an_id_that_is_being_served_is_refused() -> None:
-    encoder = FakeEncoder()
-    with serving(encoder=encoder) as engine:
-        encoder.gate.clear()
-        first = Client(engine, instruct("same", speech(1)))
-        with pytest.raises(InvalidRequest):
-            Client(engine, instruct("same", speech(2)))
-        encoder.gate.set()
-        first.done()

@@ -1,7 +1,5 @@
 """The engine when requests leave or fail, and when it stops: other requests are not affected, and every client is told."""
 
-import threading
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,20 +7,9 @@ from hypothesis import strategies as st
 from models.protocols import BackendError, Float32
 from server.engine.engine import LocalEngine
 from server.engine.scheduler.scheduler import Scheduler
-from server.engine.types.events import Event
 from server.errors import EngineFailed, NotReady
-from tests.support.clients.engine_client import (
-    NEVER,
-    TIMEOUT_S,
-    Client,
-    alone,
-    crowd,
-    instruct,
-    serving,
-    wait_until,
-    wait_until_idle,
-    without_times,
-)
+from tests.support.clients.engine_call import wait_until
+from tests.support.clients.engine_client import NEVER, Client, alone, crowd, instruct, serving, wait_until_idle, without_times
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, Trouble, fake_models, speech
 
 PLANS = st.lists(st.sampled_from([None, 0, 1, 2, *Trouble]), min_size=12, max_size=12)
@@ -59,7 +46,7 @@ def test_a_request_that_breaks_a_stage_fails_alone(trouble: Trouble) -> None:
         broken = Client(engine, instruct("broken", speech(1, 0.5, trouble)))
         clients += [Client(engine, request) for request in requests[2:]]
         encoder.gate.set()
-        error = broken.failed().error
+        error = broken.error()
         answers = [without_times(client.done()) for client in clients]
     assert isinstance(error, EngineFailed)
     assert trouble.name not in error.message
@@ -76,7 +63,7 @@ def test_a_request_that_cannot_be_moved_fails_alone() -> None:
         unmovable = Client(engine, instruct("unmovable", speech(3, 0.5, Trouble.MOVE_RAISES)))
         encoder.gate.set()
         short.done()
-        assert isinstance(unmovable.failed().error, EngineFailed)
+        assert isinstance(unmovable.error(), EngineFailed)
         assert [without_times(client.done()) for client in others] == [without_times(done) for done in alone()[:2]]
 
 
@@ -113,55 +100,6 @@ def test_aborting_while_decoding_gives_no_further_event_and_frees_the_slot() -> 
     assert len(gone.events) == 3
 
 
-def test_aborting_an_unknown_request_is_harmless() -> None:
-    with serving() as engine:
-        engine.abort("never seen")
-        Client(engine, instruct("a", speech(1))).done()
-
-
-def test_a_client_that_cannot_be_told_harms_nobody() -> None:
-    calls = []
-
-    def broken_pipe(event: Event) -> None:
-        calls.append(event)
-        raise OSError("gone")
-
-    with serving() as engine:
-        engine.submit(instruct("broken", speech(9)), broken_pipe)
-        assert without_times(Client(engine, crowd(1)[0]).done()) == without_times(alone()[0])
-    assert len(calls) == 1
-
-
-def test_nothing_is_taken_before_the_start_or_after_the_drain() -> None:
-    engine = LocalEngine(fake_models(FakeLLM()), SAMPLE_RATE_HZ, 30.0, queue_limit=4)
-    with pytest.raises(NotReady):
-        Client(engine, instruct("early", speech(1)))
-    engine.start()
-    assert engine.stats().ready
-    engine.drain(TIMEOUT_S)
-    with pytest.raises(NotReady):
-        Client(engine, instruct("late", speech(1)))
-
-
-def test_a_drain_finishes_what_runs() -> None:
-    with serving() as engine:
-        clients = [Client(engine, request) for request in crowd(6)]
-        engine.drain(TIMEOUT_S)
-        assert [without_times(client.done()) for client in clients] == [without_times(done) for done in alone()[:6]]
-
-
-def test_a_drain_that_runs_out_of_time_fails_the_rest() -> None:
-    encoder = FakeEncoder()
-    with serving(encoder=encoder) as engine:
-        encoder.gate.clear()
-        clients = [Client(engine, request) for request in crowd(6)]
-        opener = threading.Timer(0.2, encoder.gate.set)
-        opener.start()
-        engine.drain(0.01)
-        opener.join()
-        assert [type(client.failed().error) for client in clients] == [NotReady] * 6
-
-
 def test_when_the_loop_dies_every_request_fails_and_readiness_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FakeEncoder()
     with serving(encoder=encoder) as engine:
@@ -169,7 +107,7 @@ def test_when_the_loop_dies_every_request_fails_and_readiness_ends(monkeypatch: 
         clients = [Client(engine, request) for request in crowd(6)]
         monkeypatch.delattr(Scheduler, "schedule_step")
         encoder.gate.set()
-        assert [type(client.failed().error) for client in clients] == [EngineFailed] * 6
+        assert [type(client.error()) for client in clients] == [EngineFailed] * 6
         assert not engine.stats().ready
         with pytest.raises(NotReady):
             Client(engine, instruct("late", speech(1)))

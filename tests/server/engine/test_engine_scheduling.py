@@ -13,18 +13,8 @@ from server.engine.types.events import Delta, Event, Failed
 from server.engine.types.options import Priority
 from server.engine.types.requests import InstructRequest
 from server.errors import DeadlineUnmeetable, Overloaded, RequestTimedOut
-from tests.support.clients.engine_client import (
-    NEVER,
-    TIMEOUT_S,
-    Client,
-    alone,
-    crowd,
-    instruct,
-    serving,
-    wait_until,
-    wait_until_idle,
-    without_times,
-)
+from tests.support.clients.engine_call import TIMEOUT_S, wait_until
+from tests.support.clients.engine_client import NEVER, Client, alone, crowd, instruct, serving, wait_until_idle, without_times
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
 
 
@@ -41,7 +31,7 @@ def test_a_deadline_that_passes_while_a_request_waits_ends_it_and_frees_its_plac
         running = Client(engine, endless("running"))
         wait_until(lambda: bool(running.events))
         late = Client(engine, replace(instruct("late", speech(1)), deadline_s=0.05))
-        error = late.failed().error
+        error = late.error()
         assert isinstance(error, RequestTimedOut)
         assert error.status == 504
         waiting = Client(engine, instruct("next", speech(1), max_tokens=2))
@@ -52,7 +42,7 @@ def test_a_deadline_that_passes_while_a_request_waits_ends_it_and_frees_its_plac
 def test_a_deadline_that_passes_while_a_request_runs_ends_it() -> None:
     with serving(endless_llm(slots=1)) as engine:
         late = Client(engine, endless("late", deadline_s=1.0))
-        assert isinstance(late.failed().error, RequestTimedOut)
+        assert isinstance(late.error(), RequestTimedOut)
         assert any(isinstance(event, Delta) for event in late.events)
         Client(engine, instruct("next", speech(1), max_tokens=2)).done()
 
@@ -67,7 +57,7 @@ def test_no_answer_is_delivered_after_its_deadline() -> None:
 
     with serving(SlowLLM(slots=1)) as engine:
         late = Client(engine, replace(instruct("late", speech(1), max_tokens=1), deadline_s=0.2))
-        assert isinstance(late.failed().error, RequestTimedOut)
+        assert isinstance(late.error(), RequestTimedOut)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
@@ -135,25 +125,6 @@ def test_live_speech_does_not_wait_for_batch_work() -> None:
         Client(engine, live).done()
         for index in range(2):
             engine.abort(f"batch {index}")
-
-
-def test_a_flooding_client_gives_up_places_in_a_full_queue() -> None:
-    encoder = FakeEncoder()
-    with serving(FakeLLM(slots=1), encoder, queue_limit=4) as engine:
-        encoder.gate.clear()
-        flood = [Client(engine, replace(instruct(f"flood {index}", speech(index)), client="flood")) for index in range(5)]
-        with pytest.raises(Overloaded):
-            Client(engine, replace(instruct("one too many", speech(1)), client="flood"))
-        # The first takes the one place beyond the queue, the second a place of the flood.
-        others = [Client(engine, replace(instruct(f"other {index}", speech(1)), client=f"other {index}")) for index in range(2)]
-        lost = flood[-1].failed().error
-        encoder.gate.set()
-        for other in others:
-            other.done()
-        for client in flood[:-1]:
-            client.done()
-    assert isinstance(lost, Overloaded)
-    assert lost.retry_after_s is not None
 
 
 def test_the_heartbeat_ages_while_a_step_hangs() -> None:

@@ -13,15 +13,8 @@ from models.text.word_times import WordTimer
 from server.engine.engine import LocalEngine
 from server.engine.types.requests import InstructRequest
 from server.errors import EngineFailed, NotReady
-from tests.support.clients.engine_client import (
-    NEVER,
-    TIMEOUT_S,
-    Client,
-    instruct,
-    serving_models,
-    wait_until,
-    wait_until_idle,
-)
+from tests.support.clients.engine_call import TIMEOUT_S, wait_until
+from tests.support.clients.engine_client import NEVER, Client, instruct, serving_models, wait_until_idle
 from tests.support.fakes.fake_models import FakeLLM, fake_features, fake_models, speech, tiny_word_timer
 from tests.support.tasks import change_task
 
@@ -104,7 +97,7 @@ def test_words_that_cannot_be_timed_fail_their_request_alone() -> None:
     timer.gate.set()
     with serving(timer) as engine:
         client = Client(engine, timed("a"))
-        assert isinstance(client.failed().error, EngineFailed)
+        assert isinstance(client.error(), EngineFailed)
         Client(engine, instruct("b", speech(1), max_tokens=5)).done()
 
 
@@ -121,4 +114,4 @@ def test_a_drain_waits_for_words_that_are_timed(opens: bool) -> None:
         else:
             threading.Timer(0.3, timer.gate.set).start()
             engine.drain(0.01)
-            assert isinstance(client.failed().error, NotReady)
+            assert isinstance(client.error(), NotReady)

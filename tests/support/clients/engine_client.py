@@ -1,8 +1,6 @@
 """A client of the engine on fake models, and requests for it."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -10,59 +8,35 @@ from functools import cache
 from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
-from server.engine.types.events import Delta, Done, Event, Failed
+from server.engine.types.events import Done, Event
 from server.engine.types.options import Constraint, SamplingOptions
 from server.engine.types.requests import InstructRequest, SpeechTask
+from tests.support.clients.engine_call import TIMEOUT_S, Call, wait_until
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, speech
 
-TIMEOUT_S = 60
 NEVER = 2**40
 
 
-class Client:
-    """Collects the events of one request."""
+class Client(Call):
+    """Collects the events of one request, and leaves after so many of them. A refusal is raised."""
 
     def __init__(self, engine: LocalEngine, request: InstructRequest, leave_after: int | None = None) -> None:
-        self.events: list[Event] = []
         self._engine = engine
-        self._request = request
         self._leave_after = leave_after
-        self._ended = threading.Event()
-        engine.submit(request, self._receive)
+        super().__init__(engine, request)
+        if self._refusal is not None:
+            raise self._refusal
         if leave_after == 0:
             self._leave()
 
     def _receive(self, event: Event) -> None:
-        self.events.append(event)
+        super()._receive(event)
         if len(self.events) == self._leave_after:
             self._leave()
-        if not isinstance(event, Delta):
-            self._ended.set()
 
     def _leave(self) -> None:
-        self._engine.abort(self._request.id)
+        self._engine.abort(self.request.id)
         self._ended.set()
-
-    def outcome(self) -> Done | Failed:
-        """The terminal event: the only one, and the last."""
-        assert self._ended.wait(TIMEOUT_S), f"request {self._request.id} never ended"
-        *deltas, terminal = self.events
-        assert not isinstance(terminal, Delta)
-        assert all(isinstance(event, Delta) for event in deltas)
-        assert all(event.request_id == self._request.id for event in self.events)
-        if isinstance(terminal, Done):
-            assert "".join(event.text for event in deltas if isinstance(event, Delta)) == terminal.text
-        return terminal
-
-    def done(self) -> Done:
-        terminal = self.outcome()
-        assert isinstance(terminal, Done), terminal
-        return terminal
-
-    def failed(self) -> Failed:
-        terminal = self.outcome()
-        assert isinstance(terminal, Failed), terminal
-        return terminal
 
 
 def serving(
@@ -86,13 +60,6 @@ def serving_models(models: Models, queue_limit: int = 64, **options: float) -> I
 
 def wait_until_idle(engine: LocalEngine) -> None:
     wait_until(lambda: engine.stats().running + engine.stats().waiting == 0)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 def instruct(id: str, audio: Float32, instruction: str = "Transcribe.", **sampling: float | Constraint | None) -> InstructRequest:

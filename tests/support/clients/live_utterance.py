@@ -15,7 +15,7 @@ from server.engine.runner.runner import Runner
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import InstructRequest, LiveRequest, SpeechTask
-from tests.support.clients.engine_client import wait_until
+from tests.support.clients.engine_call import wait_until
 from tests.support.clients.live_client import TIMEOUT_S, LiveClient
 from tests.support.clients.runner_client import Answer, run
 from tests.support.fakes.fake_models import FakeVoiceDetector

@@ -12,7 +12,7 @@ from models.protocols import Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.options import DraftPolicy, SamplingOptions, Scope, VoiceOptions
 from server.engine.types.requests import LiveRequest, SpeechTask
-from tests.support.clients.engine_client import TIMEOUT_S
+from tests.support.clients.engine_call import TIMEOUT_S
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeEncoder, FakeLLM, fake_models, silence, speech
 
 VOICE = VoiceOptions(prefix_padding_s=0.1, silence_s=0.3, max_utterance_s=3.0)

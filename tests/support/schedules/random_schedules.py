@@ -15,7 +15,8 @@ from server.engine.types.events import Delta, Done, Event
 from server.engine.types.options import Constraint, DraftPolicy, Priority
 from server.engine.types.requests import InstructRequest
 from server.errors import DeadlineUnmeetable, EngineFailed, Overloaded, RequestTimedOut, ServeError
-from tests.support.clients.engine_client import TIMEOUT_S, instruct, without_times
+from tests.support.clients.engine_call import TIMEOUT_S
+from tests.support.clients.engine_client import instruct, without_times
 from tests.support.fakes.fake_models import Trouble, silence, speech
 from tests.support.tasks import change_task
 

@@ -11,7 +11,8 @@ from models.protocols import EncodingInterrupted, Float32
 from server.engine.engine import LocalEngine
 from server.engine.types.events import Ended, Partial, UtteranceDone
 from server.engine.types.options import Priority
-from tests.support.clients.engine_client import TIMEOUT_S, Client, instruct, wait_until
+from tests.support.clients.engine_call import TIMEOUT_S, wait_until
+from tests.support.clients.engine_client import Client, instruct
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import FakeEncoder, FakeLLM, fake_models, silence, speech
 from tests.support.fakes.live_engine import live, serving

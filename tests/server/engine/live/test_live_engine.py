@@ -14,7 +14,8 @@ from server.engine.types.events import Ended, Flushed, Partial, Problem, SpeechS
 from server.engine.types.options import Priority, VoiceOptions
 from server.engine.types.requests import ChangeInstruction
 from server.errors import EngineFailed, InvalidRequest, PromptTooLong
-from tests.support.clients.engine_client import Client, crowd, instruct, wait_until, without_times
+from tests.support.clients.engine_call import wait_until
+from tests.support.clients.engine_client import Client, crowd, instruct, without_times
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import (
     SAMPLE_RATE_HZ,

@@ -9,7 +9,7 @@ from server.engine.live.session import LiveSession
 from server.engine.live.utterance import Utterance
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Ended
-from tests.support.clients.engine_client import wait_until
+from tests.support.clients.engine_call import wait_until
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.live_engine import conversation, live, serving
 

@@ -15,7 +15,7 @@ from server.engine.runner.heard_words import read_words
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest, SpeechTask
-from tests.support.clients.engine_client import TIMEOUT_S, wait_until
+from tests.support.clients.engine_call import TIMEOUT_S, wait_until
 from tests.support.clients.live_client import LiveClient
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ, FakeVoiceDetector, silence, speech
 from tests.support.fakes.random_transcripts import take_any_transcript
