@@ -52,7 +52,7 @@ def project_version() -> str:
 
 
 def changelog_versions(text: str) -> list[str]:
-    """Return the versions that a changelog tells of, newest first, without what is unreleased."""
+    """Return the versions in a changelog, newest first, without what is unreleased."""
     return re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", text, re.MULTILINE)
 
 
@@ -93,9 +93,9 @@ def require_installed(python: Path, folder: Path) -> None:
     for file in _run([str(python), "-c", WHERE_FROM], folder).split():
         if not Path(file).is_relative_to(python.parents[1]):
             raise ReleaseError(f"{file} is not of the installed wheel.")
-    told = _run([str(python.with_name("thinbridge")), "version"], folder).strip()
-    if told != f"thinbridge {project_version()}":
-        raise ReleaseError(f"The installed command says {told!r}.")
+    printed = _run([str(python.with_name("thinbridge")), "version"], folder).strip()
+    if printed != f"thinbridge {project_version()}":
+        raise ReleaseError(f"The installed command says {printed!r}.")
 
 
 def transcribe(python: Path, folder: Path) -> tuple[float, float, str]:

@@ -3,7 +3,7 @@
     python -m loadtest.drink_orders --url http://127.0.0.1:8000 --manifest DATA/train.jsonl --out loadtest/results
 
 The schema has what was said, and then the slots of all orders in the manifest, each with the values that occur, and all of them
-optional. Ten orders are told one by one and a hundred are counted, chosen by a fixed seed, and those that the adapter was not
+optional. Ten orders are listed and a hundred are counted, chosen by a fixed seed, and those that the adapter was not
 trained on. A slot counts as heard where its value's words stand in what the answer says was said. Beside the server's answers
 stands a guesser that has heard no clip and always says of a slot what is commonest. An answer that is not valid makes the exit
 status 1. Writes `drink_orders.json` and `drink_orders.md`.

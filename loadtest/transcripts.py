@@ -27,7 +27,7 @@ from loadtest.support.words import MakeWords, plain_words, word_error_rate, word
 
 SERVER = "server"
 FIVE_S = (4.0, 6.0)
-"""Recordings of about 5 s, whose time is told by itself."""
+"""Recordings of about 5 s, whose time has a line of its own."""
 
 
 def language_of(name: str) -> str:

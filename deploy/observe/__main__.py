@@ -91,8 +91,8 @@ def main() -> int:
 
 
 def _prometheus_version() -> str:
-    told = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=False)
-    return (told.stdout + told.stderr).split("version ")[1].split(" ")[0].strip(",")
+    printed = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=False)
+    return (printed.stdout + printed.stderr).split("version ")[1].split(" ")[0].strip(",")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,13 @@ def markdown(
 
 
 def _count(found: Sequence[tuple[Query, Mapping[str, float]]]) -> str:
-    told = sum(bool(values) for _, values in found)
-    text = f"{len(found)} queries, {told} of them with a value."
+    answered = sum(bool(values) for _, values in found)
+    text = f"{len(found)} queries, {answered} of them with a value."
     if missing := without_value(found):
         return f"{text} **Without a value: {', '.join(sorted({query.title for query in missing}))}.**"
-    return f"{text} The others are about several GPUs in one server, which this machine has not." if told < len(found) else text
+    if answered < len(found):
+        text += " The others are about several GPUs in one server, which this machine has not."
+    return text
 
 
 def plot_panels(panels: Mapping[tuple[str, str], Sequence[tuple[str, Series]]], path: Path, note: str) -> None:

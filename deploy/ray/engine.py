@@ -57,8 +57,8 @@ class RayEngine:
     """The `Engine` protocol over a deployment of `EngineReplica`s.
 
     Serve sends each request to the replica with the fewest under way (`SessionRouter`), and a session's inputs to the replica
-    that has the session. If a replica dies, its requests get `Failed` with `EngineFailed` as soon as Ray tells, and new ones go
-    to the others; Serve replaces it. So do those of a replica that is silent for `LOST_AFTER_S`, of which Ray may tell a minute
+    that has the session. If a replica dies, its requests get `Failed` with `EngineFailed` as soon as Ray reports it, and new
+    ones go to the others; Serve replaces it. So do those of a replica that is silent for `LOST_AFTER_S`, which Ray may report a minute
     later. A replica that Serve takes away finishes its requests and sessions first.
 
     Events are delivered under one lock, on a thread of this object: none follows a terminal event or a call of `abort`. `stats`
@@ -203,7 +203,7 @@ class RayEngine:
     async def _pump(self, call: _Call) -> None:
         """Send a session's inputs to its replica, one call after the other so that they stay in order."""
         handle = self._handle.options(method_name="push", session_id=call.id)
-        # The replica's loss is told by the stream of its events.
+        # The stream of its events reports a replica's loss.
         with contextlib.suppress(Exception):
             while True:
                 frames = [await call.inputs.get()]
@@ -226,7 +226,7 @@ class RayEngine:
         try:
             call.deliver(event)
         except Exception:
-            logger.exception("request %s: its client cannot be told; giving it up", call.id)
+            logger.exception("request %s: an event cannot be delivered; giving the client up", call.id)
             self.abort(call.id)
 
     def _lose(self, call: _Call) -> None:

@@ -33,7 +33,7 @@ class Checkpoint:
     def model_type(self) -> str:
         """The architecture that `config.json` names; empty for CTranslate2's folders, which name none.
 
-        NeMo's speech LLMs name none either: they are told by the parts that they name.
+        NeMo's speech LLMs name none either: they are recognised by the parts that they name.
         """
         if "model_type" not in self.config and {"perception", "pretrained_llm"} <= self.config.keys():
             return "salm"
@@ -132,7 +132,7 @@ TOKENISERS: dict[str, Callable[[Checkpoint], str]] = {
     "tekken.json": _write_tekken,
     "tokenizer.model": _write_sentencepiece,
 }
-"""Tokenisers that are turned into a `tokenizer.json`, by a file that tells them: Qwen's, Mistral's and SentencePiece's."""
+"""Tokenisers that are turned into a `tokenizer.json`, by a file that only they have: Qwen's, Mistral's and SentencePiece's."""
 
 
 def read_value(config: dict[str, Any], key: str, place: str) -> Any:

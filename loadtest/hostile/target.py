@@ -1,4 +1,4 @@
-"""The server under attack, which has to be this machine's, and the clip that everybody sends to it."""
+"""The server under attack, which has to be this machine's, and the clip that all clients send to it."""
 
 import argparse
 import io

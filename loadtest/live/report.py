@@ -83,7 +83,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## From the true end of speech to the final",
         "",
-        "It holds the silence that ends an utterance: before it has passed, nobody knows that the speech is over. Beyond it are "
+        "It holds the silence that ends an utterance: before that has passed, the speech may go on. Beyond it are "
         "the detector's delay, the models' work as far as it was not done by then, and the way.",
         "",
         *table(

@@ -44,7 +44,7 @@ def group_by_set(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def list_for_json(answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return by system and set what a file of results tells of each answer."""
+    """Return by system and set the parts of each answer that a file of results holds."""
     return {
         name: {
             set_name: [{"file": each.row["file"], "text": each.text, "elapsed_s": each.elapsed_s} for each in group]

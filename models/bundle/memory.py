@@ -1,4 +1,4 @@
-"""The memory that a bundle's models take on a CPU, reckoned from its manifest."""
+"""The memory that a bundle's models take on a CPU, estimated from its manifest."""
 
 from models.bundle.schema import Manifest
 from models.bundle.sections import EncoderDecoderSection

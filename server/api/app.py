@@ -163,7 +163,7 @@ def _add_operations(app: FastAPI, context: ServerContext) -> None:
 
 
 def _states(context: ServerContext) -> dict[str, dict[str, ModelState]]:
-    """Return what probes tell about each model; nothing on a server with keys, as probes have none."""
+    """Return what probes show of each model; nothing on a server with keys, as probes have none."""
     return {"models": {model.name: model.state for model in context.models.models}} if context.keys.is_open else {}
 
 

@@ -97,7 +97,7 @@ async def parse_beside_loop(parse: Callable[[Content], Parsed], content: Content
 
 
 def _check_head(request: Request, limits: BodyLimits) -> None:
-    """Raise the error of a body that its head tells to be unacceptable."""
+    """Raise the error of a body that is unacceptable by its head."""
     if request.headers.get("content-encoding", IDENTITY).strip().lower() != IDENTITY:
         raise InvalidRequest("The body has to come without a Content-Encoding.")
     if request.headers.get("transfer-encoding", CHUNKED).strip().lower() != CHUNKED:

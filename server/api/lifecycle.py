@@ -234,8 +234,8 @@ def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, with a way of its own from the signal to the end.
 
-    At the signal `/ready` and all new work get 503, on new connections too, while live sessions are told to end. Work gets
-    `drain_timeout_s`; the rest then fails with `not_ready`, and its clients are told. Then no connection is accepted any more.
+    At the signal `/ready` and all new work get 503, on new connections too, while live sessions are asked to end. Work gets
+    `drain_timeout_s`; the rest then fails with `not_ready`. Then no connection is accepted any more.
     """
 
     def __init__(self, config: Config, context: ServerContext) -> None:

@@ -41,7 +41,7 @@ FORWARDED_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 class RequestContext:
     """The outermost layer: gives a request an id and a span, counts it, adds `x-request-id` to its reply, and turns bugs into
-    one 500. Behind this layer the client, the scheme and the host are those that a trusted proxy tells.
+    one 500. Behind this layer the client, the scheme and the host are those that a trusted proxy names.
     """
 
     def __init__(self, app: ASGIApp, proxies: TrustedProxies, metrics: Metrics, tracing: Tracing) -> None:

@@ -328,7 +328,7 @@ def _value_of(schema: Mapping[str, Any], text: str) -> object:
 
 
 def _client_error(model: type[ClientMessage], name: str, kind: str, place: tuple[int | str, ...]) -> InvalidRequest:
-    """Return what the client is told of an error of pydantic's at this place."""
+    """Return the message for the client about an error of pydantic's at this place."""
     field = str(place[0])
     inner = model.model_fields[field].annotation if field in model.model_fields else None
     if len(place) > 1 and isinstance(inner, type) and issubclass(inner, ClientMessage):

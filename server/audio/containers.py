@@ -55,7 +55,7 @@ MPEG_SYNC = re.compile(rb"\xff[\xe0-\xff]")
 
 @dataclass(frozen=True)
 class Container:
-    """A kind of file: its name for people, FFmpeg's demuxer for it, and whether its header tells the true length."""
+    """A kind of file: its name for people, FFmpeg's demuxer for it, and whether its header has the true length."""
 
     name: str
     demuxer: str
@@ -86,7 +86,7 @@ MAGIC: tuple[tuple[int, bytes, Container], ...] = (
     (0, b"FLV\x01", Container("FLV", "flv")),
     (0, b"\0\0\x01\xba", Container("MPEG", "mpeg")),
 )
-"""Offset, bytes in that place, and the container that they tell."""
+"""Offset, bytes in that place, and the container that they stand for."""
 
 RIFF_KINDS = {
     (b"RIFF", b"WAVE"): WAV,

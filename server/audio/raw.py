@@ -1,4 +1,4 @@
-"""Samples without a header, as telephones and browsers send them: their format is told by the content type."""
+"""Samples without a header, as telephones and browsers send them: their format is that of the content type."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class RawFormat:
     channels: int = 1
 
 
-# The encoding, and the rate where the type does not tell one: RFC 3551 and RFC 2586. PCM has no usual rate.
+# The encoding, and the rate where the type names none: RFC 3551 and RFC 2586. PCM has no usual rate.
 TYPES: dict[str, tuple[Encoding, int | None]] = {
     "audio/basic": ("mulaw", TELEPHONE_RATE_HZ),
     "audio/pcmu": ("mulaw", TELEPHONE_RATE_HZ),
@@ -38,7 +38,7 @@ TYPES: dict[str, tuple[Encoding, int | None]] = {
 def parse_raw_type(content_type: str) -> RawFormat | None:
     """Return the format of headerless samples that a content type names, such as `audio/pcm;rate=16000;channels=1`.
 
-    Returns None for every other type: the bytes then tell the format. Raises `InvalidRequest` for a rate or a number of channels
+    Returns None for every other type: the bytes then show the format. Raises `InvalidRequest` for a rate or a number of channels
     that is missing or is no number.
     """
     name, *parameters = (part.strip() for part in content_type.lower().split(";"))

@@ -28,7 +28,7 @@ CONFINED = {"protocol_whitelist": "none", "codec_whitelist": ",".join(sorted(COD
 DIRECT = {"max_probe_packets": "0"}
 # Packets of PCM are small by default, and each costs as much as a larger one. Very large ones cost more at the beginning.
 PCM_PACKETS = {"max_size": "8192"}
-# A header that tells more seconds than there are is believed beyond this: codecs pad the beginning and the end.
+# A header that names more seconds than there are is believed beyond this: codecs pad the beginning and the end.
 SLACK_S = 0.25
 # Writers that cannot seek, or that died, leave 0 or a number from here on as the size of data whose end they do not know.
 PLACEHOLDER_BYTES = 0x7FFF0000
@@ -99,13 +99,13 @@ class AudioReader:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The sample rate and the channels by the header; 0 where it does not tell."""
+        """The sample rate and the channels by the header; 0 where it has none."""
         codec = self._stream.codec_context
         return codec.sample_rate or 0, codec.channels
 
     @property
     def declared_s(self) -> float | None:
-        """Seconds of audio by the header; None where it does not tell."""
+        """Seconds of audio by the header; None where it has none."""
         stream = self._stream
         if not self._container.tells_length:
             return self._length_s
@@ -161,7 +161,7 @@ class AudioReader:
         if not streams:
             self._file.close()
             raise UndecodableAudio(f"The {self._container.name} file holds no audio.", param="audio")
-        # PyAV's types do not tell that there is none where FFmpeg has no decoder.
+        # PyAV's types do not say that there is none where FFmpeg has no decoder.
         codec: AudioCodecContext | None = streams[0].codec_context
         if codec is None or codec.name not in CODECS:
             self._file.close()
@@ -193,7 +193,7 @@ def open_file(data: bytes, container: Container, start: int, raw: RawFormat | No
 
 
 def _open_ogg(data: bytes) -> AudioReader:
-    # The last page tells the length. The audio is read as that of a stream that arrives, so that both give the same samples.
+    # The last page has the length. The audio is read as that of a stream that arrives, so that both give the same samples.
     whole = AudioReader(io.BytesIO(data), Container(OGG.name, OGG.demuxer, tells_length=True))
     length_s = whole.declared_s
     whole.close()

@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class DecoderLost(Exception):
-    """A decoder ended or hung while it was in use, which may be no fault of the audio; `crashed` tells that its code failed."""
+    """A decoder ended or hung while it was in use, which may be no fault of the audio; `crashed` says whether its code failed."""
 
     def __init__(self, crashed: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Decoder:
         try:
             status, missing = await decoder._reply(0)
             if status != PROTECTION:
-                raise ChildFailed("it did not tell its protection")
+                raise ChildFailed("it did not report its protection")
         except BaseException:
             decoder.process.kill()
             await decoder.process.wait()

@@ -46,12 +46,12 @@ def check_gpu_memory(settings: Settings, number: int, bundle: Callable[[], Bundl
         opened, memory_bytes = bundle(), find_gpu(number).memory_bytes
         plans, problems = _find_plans(opened, _plan_key(settings, number), settings)
     except (BundleError, BackendError) as error:
-        return CheckResult(name, f"cannot be reckoned: {error}", FIX_FIRST)
+        return CheckResult(name, f"cannot be estimated: {error}", FIX_FIRST)
     if problems:
-        return CheckResult(name, "cannot be reckoned without the plans", FIX_FIRST)
-    reckoned = estimate_memory(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
-    fitting = reckoned.fitting_slots(memory_bytes)
-    detail = f"{gigabytes(memory_bytes)}, of which a server takes {reckoned}; {fitting} slots would fit"
+        return CheckResult(name, "cannot be estimated without the plans", FIX_FIRST)
+    estimated = estimate_memory(opened, plans, slots=settings.slots, prefix_bytes=PREFIX_CACHE_BYTES)
+    fitting = estimated.fitting_slots(memory_bytes)
+    detail = f"{gigabytes(memory_bytes)}, of which a server takes {estimated}; {fitting} slots would fit"
     advice = f"--slots {fitting} at most" if fitting else "use a larger GPU"
     return CheckResult(name, detail, advice if fitting < settings.slots else "")
 

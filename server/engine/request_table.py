@@ -139,7 +139,7 @@ class RequestTable:
             try:
                 sequence.deliver(event)
             except Exception:
-                logger.exception("request %s: its client cannot be told; giving it up", sequence.request.id)
+                logger.exception("request %s: an event cannot be delivered; giving the client up", sequence.request.id)
                 sequence.ended = True
 
     def fail_all(self, error: ServeError) -> None:

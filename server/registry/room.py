@@ -13,7 +13,7 @@ from server.settings import Settings
 def check_room(folders: Collection[Path], settings: Settings) -> None:
     """Raise `BackendError` if the models of these bundles do not fit together into the memory that is free now.
 
-    Models on a GPU are not reckoned: their own processes find out.
+    Models on a GPU are not estimated: their own processes find out.
     """
     if settings.device != "cpu":
         return

@@ -79,5 +79,5 @@ def _call(driver: Any, name: str, *arguments: Any) -> None:
     if status != 0:
         words = ctypes.c_char_p()
         driver.cuGetErrorString(status, ctypes.byref(words))
-        told = (words.value or b"which it does not know").decode()
-        raise BackendError(f"the NVIDIA driver's {name} failed with status {status} ({told})")
+        meaning = (words.value or b"which it does not know").decode()
+        raise BackendError(f"the NVIDIA driver's {name} failed with status {status} ({meaning})")

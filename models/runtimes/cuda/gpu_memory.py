@@ -74,7 +74,7 @@ class MemoryBudget:
             "CUDA and libraries (a guess)": self.context,
         }
         parts = [f"{name} {gigabytes(size)}" for name, size in items.items() if size]
-        unknown = [] if self.activations else ["the LLM's activations, which its plan does not tell"]
+        unknown = [] if self.activations else ["the LLM's activations, which its plan does not say"]
         return f"{gigabytes(self.total_bytes)}: {', '.join([*parts, *unknown])}"
 
 

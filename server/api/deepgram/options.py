@@ -43,7 +43,7 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 class ListenOptions:
     """The options of one call. `encoding` is the format of samples without a header, None for a container, which says it itself.
 
-    `silence_s` ends an utterance. `utterance_end_s` is the gap after which an end of utterance is told, None for never.
+    `silence_s` ends an utterance. `utterance_end_s` is the gap after which an end of utterance is reported, None for never.
     """
 
     model: str

@@ -47,7 +47,7 @@ class InstructReply(BaseModel):
     id: str
     text: str
     finish_reason: FinishReason = Field(description="`stop`: the model ended; `length`: `max_tokens` did; `no_speech`: silence.")
-    language: str | None = Field(None, description="The code of the language that was spoken, where the model tells it.")
+    language: str | None = Field(None, description="The code of the language that was spoken, where the model knows it.")
     usage: UsageReply
     audio_s: float = Field(description="Seconds of audio.")
     times_ms: dict[str, float] = Field(

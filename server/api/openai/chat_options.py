@@ -83,7 +83,7 @@ class ChatOptions(SampledFields):
 
     @property
     def continuous_usage(self) -> bool:
-        """Whether each chunk tells the usage so far, as vLLM's do."""
+        """Whether each chunk has the usage so far, as vLLM's do."""
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     @property

@@ -63,7 +63,7 @@ class WordTime(_Sent):
 
 
 class TranscriptSegment(_Sent):
-    """`tokens` is always empty and `no_speech_prob` 0: the engine does not tell them."""
+    """`tokens` is always empty and `no_speech_prob` 0: the engine knows neither."""
 
     id: int
     seek: int

@@ -75,8 +75,8 @@ class TranscriptWriter(StreamWriter):
         return Response(TranscriptReply(**self._json_fields(answer)).to_json(), media_type=JSON_TYPE)
 
     def text_event(self, text: str, logprobs: Sequence[TokenLogprob]) -> str:
-        told = {"logprobs": transcript_tokens(logprobs)} if self.logprobs else {}
-        return TranscriptDelta(type="transcript.text.delta", delta=text, **told).to_json()
+        extra = {"logprobs": transcript_tokens(logprobs)} if self.logprobs else {}
+        return TranscriptDelta(type="transcript.text.delta", delta=text, **extra).to_json()
 
     def last_events(self, answer: Answer) -> Iterable[str]:
         verbose = self._verbose_fields(answer) if self.format == "verbose_json" else {}
@@ -139,9 +139,9 @@ class ChunkWriter(StreamWriter):
     def last_events(self, answer: Answer) -> Iterable[str]:
         usage = completion_usage(answer.done.usage)
         warnings = self.whole.warning_fields(answer)
-        told = {"usage": usage} if self.continuous else {}
+        extra = {"usage": usage} if self.continuous else {}
         yield self._chunk(
-            [ChunkChoice(index=0, delta=ChunkDelta(content=""), finish_reason=finish_reason(answer.done))], **told, **warnings
+            [ChunkChoice(index=0, delta=ChunkDelta(content=""), finish_reason=finish_reason(answer.done))], **extra, **warnings
         )
         if self.include_usage:
             yield self._chunk([], usage=usage)

@@ -61,7 +61,7 @@ class TurnDetection(Lenient):
         return EAGERNESS_SILENCE_S[self.eagerness] if self.type == "semantic_vad" else self.silence_duration_ms / 1000
 
     def shown(self) -> dict[str, object]:
-        """Return the fields that a client is told."""
+        """Return the fields that are sent to a client."""
         if self.type == "semantic_vad":
             return {"type": self.type, "eagerness": self.eagerness}
         fields = ("type", "threshold", "prefix_padding_ms", "silence_duration_ms")

@@ -43,7 +43,7 @@ class Boundary:
 
 
 class RealtimeDialect(Dialect):
-    """`Dialect` of a transcription session. Errors of the client are told and end nothing.
+    """`Dialect` of a transcription session. Errors of the client are sent as events and end nothing.
 
     With voice detection an item is an utterance; without it, an item is all speech between two commits. An item's deltas may come
     before it is committed.
@@ -234,7 +234,7 @@ class RealtimeDialect(Dialect):
         return (*self._committed(item), events.completed(item))
 
     def _fail_items(self, error: ServeError) -> Sequence[str]:
-        """Tell the failure of all that was committed and not answered."""
+        """Report the failure of all that was committed and not answered."""
         items = [boundary.item for boundary in self._boundaries if boundary.kind == "commit" and boundary.item is not None]
         self._boundaries.clear()
         self._items.clear()

@@ -352,7 +352,7 @@ class ProcessEngine:
             try:
                 request.deliver(event)
             except Exception:
-                logger.exception("request %s: its client cannot be told; giving it up", event.request_id)
+                logger.exception("request %s: an event cannot be delivered; giving the client up", event.request_id)
                 self.abort(event.request_id)
 
     def _lose_child(self) -> bool:
@@ -372,4 +372,4 @@ class ProcessEngine:
             try:
                 request.deliver(Failed(id, error))
             except Exception:
-                logger.exception("request %s: its client cannot be told", id)
+                logger.exception("request %s: an event cannot be delivered", id)

@@ -186,7 +186,7 @@ class SessionHandle:
             try:
                 self._deliver(event)
             except Exception:
-                logger.exception("session %s: its client cannot be told; giving it up", self._id)
+                logger.exception("session %s: an event cannot be delivered; giving the client up", self._id)
                 ended = True
             if ended:
                 self._sessions.end(self._id)

@@ -107,7 +107,7 @@ class SequenceState:
     tokens: list[int] = field(default_factory=list)
     delta: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    told_logprobs: int = 0
+    delivered_logprobs: int = 0
     times_words: bool = False
     words: tuple[Word, ...] | None = None
     drafted: int = 0
@@ -220,10 +220,10 @@ class SequenceState:
         """
         if self.transcribing and not self.finished:
             return None
-        if not self.delta and not (self.finished and self.told_logprobs < len(self.logprobs)):
+        if not self.delta and not (self.finished and self.delivered_logprobs < len(self.logprobs)):
             return None
-        event = Delta(self.request.id, self.delta, tuple(self.logprobs[self.told_logprobs :]))
-        self.delta, self.told_logprobs = "", len(self.logprobs)
+        event = Delta(self.request.id, self.delta, tuple(self.logprobs[self.delivered_logprobs :]))
+        self.delta, self.delivered_logprobs = "", len(self.logprobs)
         return event
 
     def terminal_event(self) -> Done | Failed | None:

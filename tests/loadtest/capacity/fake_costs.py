@@ -1,4 +1,4 @@
-"""Stage costs that tests can reckon with."""
+"""Stage costs that tests can compute with."""
 
 from dataclasses import replace
 from typing import Any

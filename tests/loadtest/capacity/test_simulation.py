@@ -1,4 +1,4 @@
-"""The simulator: mixes whose figures can be reckoned by hand, and what holds for any."""
+"""The simulator: mixes whose figures can be computed by hand, and what holds for any."""
 
 from dataclasses import replace
 

@@ -130,7 +130,7 @@ def test_a_machine_as_it_should_be(machine: GpuMachine, folder: Path, monkeypatc
         ),
         ({"factor": 2.0}, "onnxruntime on the GPU", "multiplied wrongly", "docs/gpu.md"),
         ({"missing": ["tensorrt"]}, "TensorRT", "tensorrt cannot be used", r"pip install -e '\.\[gpu\]'"),
-        ({"missing": ["tensorrt"]}, "memory of GPU 0", "cannot be reckoned: tensorrt cannot be imported", "first"),
+        ({"missing": ["tensorrt"]}, "memory of GPU 0", "cannot be estimated: tensorrt cannot be imported", "first"),
         ({"attention": object}, "TensorRT", "tensorrt cannot be used", "it takes TensorRT 11"),
         ({"missing": ["triton"]}, "kernels on GPU 0", "Triton cannot be imported", "--adapter-runtime tensorrt"),
         (

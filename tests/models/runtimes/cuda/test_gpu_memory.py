@@ -47,9 +47,9 @@ def test_the_llm_takes_what_was_reckoned(bundle: Bundle) -> None:
     device = SimulatedDevice(MEMORY_BYTES, threads=1)
     llm = TensorRtLLM(device, load_plan(bundle, device), bundle.path("embedding.npy"), slots=SLOTS)
     taken = MEMORY_BYTES - device.free_memory_bytes()
-    reckoned = budget.llm + budget.activations + budget.step + llm.slots * budget.slot_bytes
-    assert abs(taken - reckoned) < 8 * ALIGNMENT_BYTES
-    assert budget.total_bytes - reckoned == budget.encoder + budget.adapter + PREFIX_BYTES + budget.context
+    estimated = budget.llm + budget.activations + budget.step + llm.slots * budget.slot_bytes
+    assert abs(taken - estimated) < 8 * ALIGNMENT_BYTES
+    assert budget.total_bytes - estimated == budget.encoder + budget.adapter + PREFIX_BYTES + budget.context
     section, sizes = bundle.manifest.require_llm(), {name: entry.bytes for name, entry in bundle.manifest.files.items()}
     assert budget.encoder == sizes["encoder.onnx"] + sizes["encoder.onnx.data"]
     assert budget.adapter == sizes["adapter.safetensors"] + 4 * section.vocabulary_size * section.embedding_size
@@ -90,5 +90,5 @@ def test_the_line_for_the_operator_names_every_item() -> None:
     assert str(budget) == (
         "2.82 GB: 8 slots of 23.6 MB 188.8 MB, LLM 269.0 MB, a step's inputs and logits 55.0 MB, encoder 80.0 MB, "
         "adapter 160.0 MB, kept prefixes 67.0 MB, CUDA and libraries (a guess) 2.00 GB, "
-        "the LLM's activations, which its plan does not tell"
+        "the LLM's activations, which its plan does not say"
     )
