@@ -16,6 +16,7 @@ import yaml
 from deploy.observe.queries import DEPLOY, RULES
 
 START_TIMEOUT_S = 60.0
+POINTS = 120
 Series = list[tuple[Mapping[str, str], list[tuple[float, float]]]]
 """Labels, and (moment, value) pairs, of each time series."""
 
@@ -66,10 +67,10 @@ class Prometheus:
         values = {_text_of(each["metric"]): float(each["value"][1]) for each in result}
         return {labels: value for labels, value in values.items() if not math.isnan(value)}
 
-    def query_range(self, expression: str, seconds: float, points: int = 120) -> Series:
+    def query_range(self, expression: str, seconds: float) -> Series:
         """Return the values of the last `seconds`."""
         end_s = time.time()
-        step_s = max(1.0, seconds / points)
+        step_s = max(1.0, seconds / POINTS)
         result = self._ask("/api/v1/query_range", query=expression, start=end_s - seconds, end=end_s, step=step_s)["result"]
         return [(each["metric"], [(float(moment), float(value)) for moment, value in each["values"]]) for each in result]
 

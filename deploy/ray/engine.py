@@ -58,8 +58,8 @@ class RayEngine:
 
     Serve sends each request to the replica with the fewest under way (`SessionRouter`), and a session's inputs to the replica
     that has the session. If a replica dies, its requests get `Failed` with `EngineFailed` as soon as Ray reports it, and new
-    ones go to the others; Serve replaces it. So do those of a replica that is silent for `LOST_AFTER_S`, which Ray may report a minute
-    later. A replica that Serve takes away finishes its requests and sessions first.
+    ones go to the others; Serve replaces it. So do those of a replica that is silent for `LOST_AFTER_S`, which Ray may report a
+    minute later. A replica that Serve takes away finishes its requests and sessions first.
 
     Events are delivered under one lock, on a thread of this object: none follows a terminal event or a call of `abort`. `stats`
     are the replicas' last reports, and hold the requests of all edges.

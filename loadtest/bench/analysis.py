@@ -10,6 +10,7 @@ from loadtest.support.words import word_error_rate
 
 EXACT, OFF = "Thinbridge, exact drafts", "Thinbridge, no drafts"
 WHISPER = "faster-whisper base int8, beam 1"
+SUMMARY_LENGTH_S = 5.0
 INSIDE = ("features_ms", "queue_ms", "encode_ms", "adapter_ms", "prefill_ms", "decode_ms", "detokenise_ms")
 
 
@@ -87,15 +88,13 @@ def summarise(
     stages: Sequence[dict[str, Any]],
     levels: Sequence[dict[str, Any]],
     decode: dict[str, Any],
-    length_s: float = 5.0,
 ) -> dict[str, Any]:
     """Return the summary's figures; None where one was not measured."""
-    ours = median_s(samples, EXACT, length_s)
-    off = median_s(samples, OFF, length_s)
-    row = next((row for row in stages if row["length_s"] == length_s), {})
+    ours, off, whisper = (median_s(samples, system, SUMMARY_LENGTH_S) for system in (EXACT, OFF, WHISPER))
+    row = next((row for row in stages if row["length_s"] == SUMMARY_LENGTH_S), {})
     throughput = {level["concurrency"]: level["requests_per_s"] for level in levels}
     return {
-        "latency_ratio_vs_faster_whisper_5s": ratio(ours, median_s(samples, WHISPER, length_s)),
+        "latency_ratio_vs_faster_whisper_5s": ratio(ours, whisper),
         "draft_speedup_5s": ratio(off, ours),
         "decode_ratio_vs_llamacpp": decode["ratio"],
         "throughput_c16_over_c1": ratio(throughput.get(16), throughput.get(1)),

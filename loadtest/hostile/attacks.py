@@ -22,6 +22,7 @@ from loadtest.hostile.target import RATE_HZ, Target
 from loadtest.support.instructions import TRANSCRIBE
 
 REQUEST_TIMEOUT_S = 60.0
+PAUSE_S = 0.05
 Fields = Callable[[int], Mapping[str, str]]
 """Return the further form fields of request number n."""
 
@@ -39,7 +40,7 @@ class Attack:
     victim_repeats: int = 1
 
 
-async def _post_repeatedly(target: Target, fields: Fields, pause_s: float, numbers: Iterator[int]) -> None:
+async def _post_repeatedly(target: Target, fields: Fields, numbers: Iterator[int]) -> None:
     """Post the clip on one connection, each request as soon as the one before is answered; pause after a refusal."""
     transport = httpx.AsyncHTTPTransport(local_address=ATTACK_ADDRESS)
     async with httpx.AsyncClient(base_url=target.url, transport=transport, timeout=REQUEST_TIMEOUT_S) as client:
@@ -50,15 +51,15 @@ async def _post_repeatedly(target: Target, fields: Fields, pause_s: float, numbe
                 response = await client.post("/v1/instruct", content=body.content, headers={"content-type": body.content_type})
                 if response.status_code == 200:
                     continue
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(PAUSE_S)
 
 
-def _flood(connections: int, fields: Fields, pause_s: float = 0.05) -> Callable[[Target], Coroutine[Any, Any, None]]:
+def _flood(connections: int, fields: Fields) -> Callable[[Target], Coroutine[Any, Any, None]]:
     """Return an attack that posts on so many connections at once."""
 
     async def run(target: Target) -> None:
         numbers = itertools.count()
-        await asyncio.gather(*(_post_repeatedly(target, fields, pause_s, numbers) for _ in range(connections)))
+        await asyncio.gather(*(_post_repeatedly(target, fields, numbers) for _ in range(connections)))
 
     return run
 

@@ -152,16 +152,16 @@ def serve(sources: Sequence[ModelSource], catalogue: Catalogue, settings: Settin
     return 0 if server.started and not context.models.start_failed else 1
 
 
-def run_self_check(url: str, key: str, clip: Path = CHECK_CLIP, model: str | None = None) -> SelfCheck:
-    """Send `clip` and the instruction to transcribe it over HTTP, with an API key: proof that the whole chain works.
+def run_self_check(url: str, key: str, model: str | None = None) -> SelfCheck:
+    """Send a clip and the instruction to transcribe it over HTTP, with an API key: proof that the whole chain works.
 
     Without a `model` the default answers. Raises `SelfCheckError`.
     """
-    if not clip.exists():
-        raise SelfCheckError(f"The clip for the self-check is missing: {clip}.")
+    if not CHECK_CLIP.exists():
+        raise SelfCheckError(f"The clip for the self-check is missing: {CHECK_CLIP}.")
     started_s = time.perf_counter()
     try:
-        status, content = _post_clip(url, key, clip.read_bytes(), model)
+        status, content = _post_clip(url, key, CHECK_CLIP.read_bytes(), model)
         reply = json.loads(content)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise SelfCheckError(f"The server did not answer: {error}.") from None
@@ -171,10 +171,10 @@ def run_self_check(url: str, key: str, clip: Path = CHECK_CLIP, model: str | Non
     return SelfCheck(reply["text"], reply["audio_s"], latency_s)
 
 
-def curl_line(url: str, *, needs_key: bool, clip: Path = CHECK_CLIP) -> str:
+def curl_line(url: str, *, needs_key: bool) -> str:
     """Return a command to copy that does the same as the self-check."""
     options = ("--insecure " if url.startswith("https:") else "") + ("-H 'Authorization: Bearer KEY' " if needs_key else "")
-    return f"curl {options}{url}/v1/instruct -F 'audio=@{clip}' -F 'instruction={DEFAULT_INSTRUCTION}'"
+    return f"curl {options}{url}/v1/instruct -F 'audio=@{CHECK_CLIP}' -F 'instruction={DEFAULT_INSTRUCTION}'"
 
 
 def _post_clip(url: str, key: str, audio: bytes, model: str | None) -> tuple[int, bytes]:

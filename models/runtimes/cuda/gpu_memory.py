@@ -85,7 +85,6 @@ def estimate_memory(
     slots: int,
     prefix_bytes: int,
     bytes_per_number: int = 2,
-    context_bytes: int = CONTEXT_BYTES,
 ) -> MemoryBudget:
     """Return the memory that a server with these plans, by part, takes on a GPU.
 
@@ -107,7 +106,6 @@ def estimate_memory(
         encoder=with_plan.get("encoder", without_plan["encoder"]),
         adapter=with_plan.get("adapter", without_plan["adapter"]),
         prefixes=prefix_bytes,
-        context=context_bytes,
     )
 
 

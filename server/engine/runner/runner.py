@@ -29,25 +29,18 @@ from server.errors import PromptTooLong
 
 logger = logging.getLogger(__name__)
 
-# Of 0.3 to 0.003 the word error rate on held-out recordings of the training data differs by a tenth of a point.
-RELAXED_PROBABILITY = 0.05
-
 
 class Runner:
-    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; they raise `BackendLostError` only.
-
-    Under the relaxed draft policy a draft token is accepted if the LLM gives it at least `relaxed_probability`.
-    """
+    """The stages `encode`, `prefill` and `decode`, and `move` and `preempt` between them; they raise `BackendLostError` only."""
 
     def __init__(
         self,
         models: Models,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
         encoder_cache_bytes: int = 0,
-        relaxed_probability: float = RELAXED_PROBABILITY,
     ) -> None:
         self.counters = RunnerCounters()
-        self._verifier = Verifier(models, self.counters, relaxed_probability)
+        self._verifier = Verifier(models, self.counters)
         self.prefix_cache = ByteCache[PrefixKey, SlotState](prefix_cache_bytes, lambda state: state.nbytes)
         self.encoder_cache = ByteCache[AudioKey, ProjectorOutput](encoder_cache_bytes, output_bytes)
         self._encode_stage = EncodeStage(models, self.encoder_cache, self.counters)
