@@ -59,12 +59,12 @@ class Recording:
 
 
 def pad_for_whisper(audio: Float32) -> Float32:
-    """Return the recording with at least 3 s of zeros behind it, at least 10 s in all."""
+    """The recording with at least 3 s of zeros behind it, at least 10 s in all."""
     return HEARING.pad_audio(audio)
 
 
 def own_states(samples: int) -> int:
-    """Return how many encoder states (50 a second) belong to so many samples, a multiple of the adapter's reduction."""
+    """How many encoder states (50 a second) belong to a recording of so many samples, a multiple of the adapter's reduction."""
     return HEARING.own_states(samples)
 
 
@@ -146,7 +146,7 @@ class WhisperTeacher:
         self.tokeniser = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def __call__(self, audio: list[Float32]) -> list[tuple[Float32, list[int], float]]:
-        """Return for each recording its states [states, width], the decoder's tokens, and their mean log-probability."""
+        """Of each recording its own states [states, width], the decoder's tokens, and their mean log-probability."""
         mels = np.stack([log_mel(pad_for_whisper(each)) for each in audio])
         encoded = self.encoder.encode(self.view.from_array(mels))
         results = self.decoder.generate(

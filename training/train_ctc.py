@@ -45,7 +45,7 @@ def learning_rate(step: int, total: int, peak: float, warm_up: int = 150) -> flo
 
 
 def stretch(states: Tensor, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the whole batch slower or faster by up to 15 %, by interpolation between states; frames follow."""
+    """The whole batch slower or faster by up to 15 %, by interpolation between states; frames follow."""
     longest = states.shape[1] // REDUCTION
     wanted = max(1, round(longest * (0.85 + 0.3 * float(torch.rand((), generator=generator)))))
     stretched = functional.interpolate(states.transpose(1, 2), size=wanted * REDUCTION, mode="linear").transpose(1, 2)
@@ -89,7 +89,7 @@ def draft_error_rates(adapter: Adapter, corpus: StateCorpus, targets: TargetVoca
 def train_step(
     adapter: Adapter, batch: Batch, table: Tensor, negatives: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Return the loss of a batch. `dtype` is that of the adapter's matrix products."""
+    """The loss of a batch. `dtype` is that of the adapter's matrix products."""
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
     states, frames = stretch(batch.states, batch.frames, generator)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -50,7 +50,7 @@ class WhisperDecoder:
         return functional.layer_norm(x, x.shape[-1:], self.weights[f"{name}/gamma"], self.weights[f"{name}/beta"])
 
     def split(self, x: Tensor, parts: int) -> Tensor:
-        """Turn [n, parts * width] into [parts, heads, n, head_size]."""
+        """[n, parts * width] -> [parts, heads, n, head_size]"""
         split: Tensor = x.unflatten(-1, (parts, self.heads, -1))
         return split.permute(1, 2, 0, 3)
 
@@ -108,7 +108,7 @@ class Rules:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Rules":
-        """Return the standard rules of a Whisper folder in CTranslate2's format, for English without timestamps."""
+        """The standard rules of a Whisper folder in CTranslate2's format, for English without timestamps."""
         from tokenizers import Tokenizer
 
         tokeniser = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -117,7 +117,7 @@ class Rules:
         return cls(prompt, end, config["suppress_ids"], config["suppress_ids_begin"])
 
     def choose(self, logits: Tensor, written: int) -> list[int]:
-        """Return the best allowed token behind each of the given ones, of which the first follows `written` tokens."""
+        """The best allowed token behind each of the given ones, the first of them the one that follows `written` tokens."""
         logits[:, self.never] = -torch.inf
         if written == 0:
             logits[0, self.never_first] = -torch.inf
@@ -130,7 +130,7 @@ def open_decoder(folder: Path) -> WhisperDecoder:
 
 @torch.inference_mode()
 def transcribe(decoder: WhisperDecoder, rules: Rules, states: Tensor, draft: Draft | None = None) -> Transcript:
-    """Return the greedy transcript of an utterance from all of its encoder states; `draft` changes the number of passes only."""
+    """The greedy transcript of an utterance from all of its encoder states; `draft` changes the number of passes only."""
     decoding, result, pending = Decoding(decoder, states), Transcript(), list(rules.prompt)
     while True:
         room = rules.max_tokens - len(result.tokens) - 1
