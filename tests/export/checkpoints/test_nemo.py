@@ -17,7 +17,7 @@ from export.checkpoints.safetensors_file import CheckpointError
 from export.importers.torch_file import FilePart, read_torch_file
 from models.chain import Models
 from server.engine.runner.runner import Runner
-from server.engine.types.requests import InstructRequest
+from server.engine.types.requests import InstructRequest, SpeechTask
 from tests.export.checkpoints.conftest import Pull
 from tests.support.broken_checkpoints import Hostile
 from tests.support.clients.runner_client import run
@@ -56,7 +56,7 @@ def test_it_writes_the_references_tokens(hybrid: bool, tmp_path: Path, pull: Pul
     greedy = write_parakeet_nemo(tmp_path / "Parakeet-Twin.nemo", hybrid=hybrid)
     models: Models = pull(tmp_path / "Parakeet-Twin.nemo", f"nemo-{hybrid}")
     for seed in range(4):
-        sequence, _ = run(Runner(models), InstructRequest("1", noise(seed), ASKED))
+        sequence, _ = run(Runner(models), InstructRequest("1", noise(seed), SpeechTask(ASKED)))
         assert len(sequence.tokens) > 3
         assert sequence.tokens == greedy(noise(seed), (), (), 1000)
 
