@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from server.child_process import describe_exit
@@ -74,6 +75,14 @@ class EngineChild:
     @property
     def process_id(self) -> int:
         return self._process.pid
+
+    @property
+    def queued_s(self) -> float:
+        """How long its first thread, which loads the models, has waited for a processor; 0 where the system does not say."""
+        try:
+            return int(Path(f"/proc/{self.process_id}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def post(self, frame: bytearray) -> None:
         """Send what `pack` returned. Never blocks, not even on a child that does not read."""
@@ -324,7 +333,7 @@ class ProcessEngine:
                         raise _ChildLostError(reason)
                     case _:
                         self._deliver(address, value)
-            watchdog.advance(time.monotonic())
+            watchdog.advance(time.monotonic(), child.queued_s)
             if (problem := watchdog.problem) is not None:
                 raise _ChildLostError(problem)
             with self._changed:

@@ -32,6 +32,26 @@ def watchdog_after(*reports: EngineStats) -> Watchdog:
     return watchdog
 
 
+def load_for(seconds: int, queued_share: float) -> Watchdog:
+    """Let a child load for so long, for a share of which it waits for a processor; then it is lost."""
+    watchdog = Watchdog(0.0, start_timeout_s=60.0, stall_timeout_s=STALL_TIMEOUT_S)
+    for tick in range(1, 10 * seconds + 1):
+        watchdog.advance(tick / 10, queued_share * tick / 10)
+    watchdog.advance(seconds + 0.1, 0.0)
+    return watchdog
+
+
+def test_a_child_that_loads_slowly_for_want_of_a_processor_is_left_in_peace() -> None:
+    assert load_for(200, queued_share=0.9).problem is None
+    assert load_for(200, queued_share=0.0).problem == "it reported nothing for 60 s"
+
+
+def test_a_child_that_works_gets_no_such_time() -> None:
+    watchdog = watchdog_after(report(1), report(1, running=1))
+    watchdog.advance(102.5, 300.0)
+    assert watchdog.silent_s == pytest.approx(1.5)
+
+
 def test_every_report_breaks_the_silence() -> None:
     watchdog = watchdog_after(report(1), report(1), report(1, running=1))
     assert watchdog.silent_s == pytest.approx(1)
