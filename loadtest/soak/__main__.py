@@ -40,7 +40,7 @@ SERVER_PROCESS = "server"
 WARM_UP_SHARE, MAX_WARM_UP_S = 0.15, 300.0
 WATCH_PERIOD_S = 2.0
 USERS_END_S = 150.0
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S, LOST_TIMEOUT_S = 60.0, 600.0
 STALL_TIMEOUT_S = 10.0
 FIRST_FAULT_S = 20.0
 MOST_PERIOD_S = 90.0
@@ -62,11 +62,11 @@ def inject(name: str, target: Target) -> Injection:
         FAULTS[name](target)
     except (TimeoutError, OSError) as error:
         complaint = f"{type(error).__name__}: {error}"
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while not is_ready(target.server):
-        if time.monotonic() > deadline_s:
+    waiting_s = time.monotonic()
+    while not is_ready(target.server) and time.monotonic() < waiting_s + LOST_TIMEOUT_S:
+        # What fails until it is ready again is still the fault's.
+        if time.monotonic() > waiting_s + READY_TIMEOUT_S:
             complaint = f"not ready within {READY_TIMEOUT_S:g} s"
-            break
         time.sleep(0.2)
     return Injection(name, begin_s, time.monotonic(), complaint)
 

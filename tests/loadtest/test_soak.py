@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import loadtest.soak.__main__ as soak
 from loadtest.soak.__main__ import CALM_S, FIRST_FAULT_S, MOST_PERIOD_S, choose_period, due_after
 from loadtest.soak.bars import (
     SETTLE_S,
@@ -157,3 +159,13 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     readings = [Reading(moment_s, {"server": 50.0}, 0.0) for moment_s in (0.0, 60.0)]
     plot([outcome(10.0), outcome(50.0, error="status 500")], [FAULT], readings, tmp_path / "soak.png", 0.0)
     assert (tmp_path / "soak.png").stat().st_size > 1000
+
+
+def test_a_fault_lasts_until_the_server_is_ready_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, False, True])
+    monkeypatch.setattr(soak, "is_ready", lambda _server: next(answers))
+    monkeypatch.setattr(soak, "READY_TIMEOUT_S", 0.1)
+    monkeypatch.setitem(FAULTS, "none", lambda _target: None)
+    injection = soak.inject("none", Mock())
+    assert injection.complaint == "not ready within 0.1 s"
+    assert next(answers, "all asked") == "all asked"
