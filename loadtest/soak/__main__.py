@@ -64,7 +64,7 @@ def inject(name: str, target: Target) -> Injection:
         complaint = f"{type(error).__name__}: {error}"
     waiting_s = time.monotonic()
     while not is_ready(target.server) and time.monotonic() < waiting_s + LOST_TIMEOUT_S:
-        # What fails until it is ready again is still the fault's.
+        # Failures until it is ready again still belong to the fault.
         if time.monotonic() > waiting_s + READY_TIMEOUT_S:
             complaint = f"not ready within {READY_TIMEOUT_S:g} s"
         time.sleep(0.2)
