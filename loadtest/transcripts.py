@@ -3,8 +3,8 @@
     python -m loadtest.transcripts --url http://127.0.0.1:8000 --data DATA_DIR --peer WHISPER_CT2_DIR --moonshine
 
 Each recording of the manifest is posted once, one at a time. English is compared after Whisper's normaliser, other languages
-without case and punctuation. `--peer` is faster-whisper base in 8 bits, beam 1, with the language given: it is not asked to find
-it out. `--moonshine` is Moonshine tiny in ONNX Runtime, for English.
+without case and punctuation. `--peer` is faster-whisper base in 8 bits, beam 1, with the language given, and again with
+`--peer-finds-language` without. `--moonshine` is Moonshine tiny in ONNX Runtime, for English.
 """
 
 import json
@@ -37,13 +37,18 @@ def language_of(name: str) -> str:
 
 
 def ask_peer(transcribe: Transcribe, data: Path, only: str | None = None) -> System:
-    """Return a peer that is told each recording's language, of which it may know `only` one."""
+    """Return a peer that is given each recording's language, of which it may know `only` one."""
 
     def ask(row: Row) -> Mapping[str, Any] | None:
         language = language_of(row["set"])
         return {"text": transcribe(data / row["file"], language)} if only in (None, language) else None
 
     return ask
+
+
+def ask_peer_without_language(transcribe: Transcribe, data: Path) -> System:
+    """Return a peer that has to find each recording's language."""
+    return lambda row: {"text": transcribe(data / row["file"], None)}
 
 
 def count_runaways(answers: Sequence[Answer]) -> int:
@@ -95,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", help="comma-separated; default: all that have a text")
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")
+    parser.add_argument("--peer-finds-language", action="store_true", help="ask that peer without a language too")
     parser.add_argument("--moonshine", action="store_true", help="another peer, for English: pip install moonshine-voice==0.0.49")
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
     parser.add_argument("--out", type=Path, help="write texts and times here, as JSON")
@@ -110,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         systems: dict[str, System] = {SERVER: from_server}
         if parsed.peer:
-            systems["faster-whisper"] = ask_peer(load_faster_whisper(parsed.peer), parsed.data)
+            whisper = load_faster_whisper(parsed.peer)
+            systems["faster-whisper"] = ask_peer(whisper, parsed.data)
+            if parsed.peer_finds_language:
+                systems["faster-whisper, language not given"] = ask_peer_without_language(whisper, parsed.data)
         if parsed.moonshine:
             systems["Moonshine tiny"] = ask_peer(load_moonshine(), parsed.data, only="en")
         answers = take_turns(rows, systems)

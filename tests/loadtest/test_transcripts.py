@@ -1,7 +1,9 @@
 """Transcripts are compared as the field does it: numbers and spellings that sound the same are the same."""
 
+from pathlib import Path
+
 from loadtest.support.turns import Answer
-from loadtest.transcripts import language_of, report
+from loadtest.transcripts import ask_peer, ask_peer_without_language, language_of, report
 
 
 def answer(set_name: str, reference: str, text: str) -> Answer:
@@ -21,3 +23,16 @@ def test_english_is_normalised_and_other_languages_are_plain() -> None:
 
 def test_a_set_tells_its_language() -> None:
     assert [language_of(name) for name in ("vctk", "common_voice_de", "to_en_it")] == ["en", "de", "it"]
+
+
+def test_a_peer_is_given_the_language_or_has_to_find_it() -> None:
+    asked: list[str | None] = []
+
+    def transcribe(_file: Path, language: str | None) -> str:
+        asked.append(language)
+        return "hola"
+
+    row = {"set": "to_en_es", "file": "a.wav"}
+    for ask in (ask_peer(transcribe, Path("data")), ask_peer_without_language(transcribe, Path("data"))):
+        assert ask(row) == {"text": "hola"}
+    assert asked == ["es", None]

@@ -135,7 +135,7 @@ class TranscriptConstraint(TokenConstraint):
     def advance(self, token: int) -> None:
         self._written.append(token)
         text = self._decode([token])
-        # A hyphen begins a word too: what is spelt letter by letter would be one word otherwise.
+        # As `count_words` counts them.
         self._words += max(int(self._begins_word(token)), text.count("-"))
         self._digits += sum(map(str.isdigit, text))
 
@@ -188,14 +188,24 @@ class TranscriptDraft:
         return self._drafted
 
 
+def split_words(text: str) -> list[str]:
+    """Return the words of a text. A hyphen ends a word too: letters that are spelt one by one would be one word otherwise."""
+    return text.replace("-", " ").split()
+
+
+def count_words(text: str) -> int:
+    """Return how many words a text has begun: behind a hyphen another one begins."""
+    return len(text.split()) + text.count("-")
+
+
 def most_words(heard: str) -> float:
     """Return how many words a transcript may have that is no loop, by the draft's text."""
-    return LOOP_SHARE * len(heard.split()) + LOOP_MARGIN
+    return LOOP_SHARE * count_words(heard) + LOOP_MARGIN
 
 
 def fewest_words(heard: str) -> float:
     """Return how many words a transcript has at least that leaves no speech out, by the draft's text."""
-    return LEAST_SHARE * len(heard.split()) - LEAST_MARGIN
+    return LEAST_SHARE * count_words(heard) - LEAST_MARGIN
 
 
 def longest_transcript(audio_s: float) -> int:
@@ -206,9 +216,9 @@ def longest_transcript(audio_s: float) -> int:
 def cut_to_heard(tokens: Sequence[int], speech: SpeechModel, heard: str) -> list[int]:
     """Return the tokens of a transcript up to where it goes on behind the draft's end."""
     decode = speech.tokeniser.decode
-    wanted = count_heard(decode(tokens).split(), heard.split())
+    wanted = count_heard(split_words(decode(tokens)), split_words(heard))
     # The next word begins with a space of its own, so that a cut before it loses nothing of the last word.
-    ends = [count for count in range(len(tokens) + 1) if len(decode(tokens[:count]).split()) <= wanted]
+    ends = [count for count in range(len(tokens) + 1) if len(split_words(decode(tokens[:count]))) <= wanted]
     return list(tokens[: max(ends, default=0)])
 
 
@@ -270,7 +280,7 @@ class TranscriptStage:
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         # The draft was trained on English.
         is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
-        if is_loop(text) or is_cut or (is_drafted and len(text.split()) > most_words(heard)):
+        if is_loop(text) or is_cut or (is_drafted and count_words(text) > most_words(heard)):
             if is_drafted:
                 _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[speech.control_tokens :], speech, heard))
             elif asked.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):

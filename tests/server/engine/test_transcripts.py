@@ -21,7 +21,9 @@ from server.engine.runner.transcript import (
     CONTINUING_BOOST,
     KeywordBoost,
     TranscriptConstraint,
+    cut_to_heard,
     fewest_words,
+    split_words,
 )
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Constraint, Priority, SamplingOptions
@@ -286,6 +288,12 @@ def test_a_few_words_without_a_voice_are_no_speech(engine: LocalEngine, monkeypa
 @pytest.mark.parametrize(("text", "loops"), [("", False), ("A plain sentence, said once.", False), ("and so on " * 12, True)])
 def test_text_that_repeats_itself_is_a_loop(text: str, loops: bool) -> None:
     assert is_loop(text) == loops
+
+
+def test_a_word_that_is_spelt_on_and_on_is_cut_like_words(models: Models) -> None:
+    speech = models.require_speech()
+    kept = cut_to_heard(speech.tokeniser.encode(" it-is-a-s-s-s-s-s-s-s-s-s"), speech, "it is as")
+    assert 2 <= len(split_words(speech.tokeniser.decode(kept))) <= 5
 
 
 @pytest.mark.usefixtures("once")
