@@ -1,19 +1,20 @@
-"""Run frozen Whisper once over the training recordings: keep its encoder states and the tokens that its own decoder writes.
+"""Run frozen Whisper once over training recordings: keep its encoder states and the tokens that its own decoder writes.
 
-    python -m training.cache_whisper --data DATA_DIR --whisper CT2_DIR --out work/cache/whisper-0 --part 0 --parts 2
+    python -m training.cache_whisper --data DATA_DIR --bundle BUNDLE --out work/cache/whisper
+    python -m training.cache_whisper ... --augment-seed 1 --out work/cache/whisper-1      # an augmented copy
 
 A draft is there to be verified by Whisper's decoder, so what it learns is what that decoder writes, greedy and without
-timestamps, whatever the recording's own text is; that is kept beside it as `reference`. The encoder hears a recording as it does
-when served: with zeros behind it up to a floor. Only the states of the recording's own length are kept. Held-out recordings come
-first, then read speech, then the rest. Short recordings of one speaker outside the held-out part are joined, with a pause
-between them, which costs a third of the time. A second run goes on where the first stopped; training may read a cache
-that is still being written.
+timestamps, whatever the recording's own text is; that is kept beside it as `reference`. Both parts are a bundle's own, so the
+states are those that its adapter reads when served, and the tokens those that its decoder writes; the bundle's present draft
+saves passes. Only the states of the recording's own length are kept. Held-out recordings come first, then the rest shuffled.
+Short recordings of one speaker outside the held-out part are joined, with a pause between them, which costs a third of the
+time. A second run goes on where the first stopped; training may read a cache that is still being written.
 """
 
 import argparse
 import json
-import math
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,30 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 from tqdm import tqdm
 
-from models.chain import Hearing
-from models.encoders.whisper import STATES_PER_S
-from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
-from training.cache_states import CachedUtterance, open_cache, read_index
-from training.data import JOINED, REDUCTION, is_held_out
+from models.assemble import load_models
+from models.bundle.io import open_bundle
+from models.chain import Models
+from models.ctc import collapse
+from models.features.log_mel import SAMPLE_RATE_HZ
+from models.protocols import Float32, PrefillRow
+from models.text.realignment import Draft
+from training.augment import augment
+from training.cache_states import MAX_SECONDS, CachedUtterance, open_cache, read_index
+from training.data import JOINED, is_held_out
 
-HEARING = Hearing(10.0, 3.0, math.inf, SAMPLE_RATE_HZ, REDUCTION, REDUCTION / STATES_PER_S)
-"""At least 10 s in all and 3 s of silence: the served encoder hears a condensed window of 30 s (`SilentRest`), which is nearer to
-Whisper's own and gives the adapter much the same states."""
-
-JOINED_SETS = ("nonnative", "kathleen")
+JOINED_SETS = ("nonnative", "kathleen", "dutch", "synthesis")
 JOINED_MAX_S = 12.0
 PAUSE_S = 0.4
-FIRST_SETS = ("libri_clean", "libri_clean_5", "libri_clean_unlabelled")
-BATCH = 8
-CHUNK = 160
-ENGLISH_PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 MAX_TOKENS = 224
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,24 +51,16 @@ class Recording:
     dataset: str
     reference: str
     duration_s: float
-
-
-def pad_for_whisper(audio: Float32) -> Float32:
-    """The recording with at least 3 s of zeros behind it, at least 10 s in all."""
-    return HEARING.pad_audio(audio)
-
-
-def own_states(samples: int) -> int:
-    """How many encoder states (50 a second) belong to a recording of so many samples, a multiple of the adapter's reduction."""
-    return HEARING.own_states(samples)
+    language: str = "en"
 
 
 def plan(rows: list[dict[str, Any]], seed: int = 0) -> list[Recording]:
-    """Return the recordings to encode, the most useful first: held-out recordings, then read speech, then the rest shuffled."""
+    """Return the recordings to encode, the held-out ones first, then the rest shuffled."""
     single, short = [], defaultdict(list)
     for row in rows:
-        recording = Recording(Path(row["file"]).stem, [row["file"]], row["set"], row["text"] or "", row["duration_s"])
-        if row["set"] in JOINED_SETS and not is_held_out(recording.id):
+        about = row["set"], row["text"] or "", row["duration_s"], row.get("language", "en")
+        recording = Recording(Path(row["file"]).stem, [row["file"]], *about)
+        if row["set"].startswith(JOINED_SETS) and not is_held_out(recording.id):
             short[row["set"], row["speaker"]].append(recording)
         else:
             single.append(recording)
@@ -84,7 +71,7 @@ def plan(rows: list[dict[str, Any]], seed: int = 0) -> list[Recording]:
         joined += list(join(group))
     rest = single + joined
     rng.shuffle(rest)
-    return sorted(rest, key=lambda each: (not is_held_out(each.id), each.dataset not in FIRST_SETS))
+    return sorted(rest, key=lambda each: not is_held_out(each.id))
 
 
 def join(recordings: list[Recording]) -> Iterator[Recording]:
@@ -106,6 +93,7 @@ def _joined(parts: list[Recording]) -> Recording:
         parts[0].dataset,
         " ".join(part.reference for part in parts),
         sum(part.duration_s for part in parts) + PAUSE_S * (len(parts) - 1),
+        parts[0].language,
     )
 
 
@@ -121,66 +109,87 @@ def load_recording(recording: Recording, data: Path) -> Float32:
     return np.concatenate(pieces)
 
 
-def batches(recordings: list[Recording], data: Path) -> Iterator[list[tuple[Recording, Float32]]]:
-    """Recordings with their audio, in batches that are padded to one length."""
-    for start in range(0, len(recordings), CHUNK):
-        by_length = defaultdict(list)
-        for recording in recordings[start : start + CHUNK]:
-            audio = load_recording(recording, data)
-            by_length[len(pad_for_whisper(audio))].append((recording, audio))
-        for group in by_length.values():
-            for first in range(0, len(group), BATCH):
-                yield group[first : first + BATCH]
+@dataclass(frozen=True)
+class Heard:
+    """A recording's own encoder states [states, width], and what the decoder wrote, with its mean log-probability."""
+
+    states: Float32
+    tokens: tuple[int, ...]
+    text: str
+    mean_log_probability: float
 
 
-class WhisperTeacher:
-    """Whisper in CTranslate2: the encoder in float32, the decoder in int8."""
+class ServedWhisper:
+    """Whisper as a bundle serves it, one recording at a time. It leaves out timestamps, temperatures and bounds on loops."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        import ctranslate2
-        from tokenizers import Tokenizer
+    def __init__(self, models: Models) -> None:
+        if models.hearing is None:
+            raise ValueError("the bundle's encoder hears no silence behind the audio, so it is no Whisper")
+        self.models, self.speech, self.hearing = models, models.require_speech(), models.hearing
 
-        self.view = ctranslate2.StorageView
-        self.encoder = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=threads)
-        self.decoder = ctranslate2.models.Whisper(str(folder), compute_type="int8", intra_threads=threads)
-        self.tokeniser = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    def __call__(self, audio: Float32, language: str) -> Heard:
+        """Return what is heard and written of a recording in a language."""
+        (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
+        (output,) = self.models.project([states], [len(audio)])
+        tokeniser = self.speech.tokeniser
+        text = self.models.draft_tokeniser.decode(list(collapse(output.require_draft().best_token)))
+        tokens, mean = self._write(states, Draft(text, tokeniser.encode, tokeniser.decode), language)
+        own = states[: self.hearing.own_states(len(audio))]
+        return Heard(own, tokens, tokeniser.decode(list(tokens)).strip(), mean)
 
-    def __call__(self, audio: list[Float32]) -> list[tuple[Float32, list[int], float]]:
-        """Of each recording its own states [states, width], the decoder's tokens, and their mean log-probability."""
-        mels = np.stack([log_mel(pad_for_whisper(each)) for each in audio])
-        encoded = self.encoder.encode(self.view.from_array(mels))
-        results = self.decoder.generate(
-            encoded, [ENGLISH_PROMPT] * len(audio), beam_size=1, return_scores=True, max_length=MAX_TOKENS
-        )
-        states = np.array(encoded)
-        return [
-            (states[row, : own_states(len(each))], result.sequences_ids[0], float(result.scores[0]))
-            for row, (each, result) in enumerate(zip(audio, results, strict=True))
-        ]
+    def _write(self, states: Float32, draft: Draft, language: str) -> tuple[tuple[int, ...], float]:
+        """Return the greedy transcript, and its mean log-probability with its end."""
+        decoder, rules = self.speech.decoder, self.speech.tokens
+        decoder.write_memory(0, states)
+        pending = [rules.start, rules.languages[language], rules.transcribe, rules.no_timestamps]
+        position, total, written = 0, 0.0, list[int]()
+        while True:
+            proposal = draft.propose(written)[: MAX_TOKENS - len(written) - 1]
+            rows = decoder.embed([*pending, *proposal])
+            (logits,) = decoder.prefill([PrefillRow(0, position, rows, len(proposal) + 1)])
+            position += len(pending)
+            for row, drafted in zip(logits, [*proposal, None], strict=True):
+                scores = row.copy()
+                scores[list(rules.suppressed)] = -np.inf
+                if not written:
+                    scores[list(rules.suppressed_first)] = -np.inf
+                token = int(scores.argmax())
+                total += float(scores[token] - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
+                if token == rules.end or len(written) == MAX_TOKENS:
+                    return tuple(written), total / (len(written) + 1)
+                written.append(token)
+                if token != drafted:
+                    break
+                position += 1
+            pending = written[-1:]
+
+
+def heard_audio(recording: Recording, data: Path, augment_seed: int | None) -> Float32:
+    audio = load_recording(recording, data)
+    if augment_seed is None:
+        return audio
+    return augment(audio, np.random.default_rng([augment_seed, zlib.crc32(recording.id.encode())]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl")
-    parser.add_argument("--whisper", type=Path, required=True, help="Whisper in CTranslate2's format, with tokenizer.json")
+    parser.add_argument("--bundle", type=Path, required=True, help="a folder with Whisper and a draft for it")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", type=int, default=0, help="which of the parts this process does")
-    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--augment-seed", type=int, help="write an augmented copy made with this seed, of what is not held out")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in (arguments.data / "train.jsonl").read_text().splitlines()]
+    is_copy = arguments.augment_seed is not None
     with open_cache(arguments.out) as cache:
-        todo = [each for each in plan(rows)[arguments.part :: arguments.parts] if each.id not in cache.done]
-        teacher = WhisperTeacher(arguments.whisper, arguments.threads)
-        progress = tqdm(total=len(todo), desc="encoder states and tokens", mininterval=10)
-        for batch in batches(todo, arguments.data):
-            results = teacher([audio for _, audio in batch])
-            for (recording, _), (states, tokens, score) in zip(batch, results, strict=True):
-                text = teacher.tokeniser.decode(tokens).strip()
-                about = tuple(tokens), recording.reference, score
-                entry = CachedUtterance(recording.id, text, recording.dataset, 0, 0, *about)
-                cache.append(entry, states.astype(np.float16))
-            progress.update(len(batch))
+        whisper = ServedWhisper(load_models(open_bundle(arguments.bundle), 1, arguments.threads))
+        wanted = [each for each in plan(rows) if each.duration_s < MAX_SECONDS and not (is_copy and is_held_out(each.id))]
+        todo = [each for each in wanted if each.id not in cache.done]
+        for recording in tqdm(todo, desc="encoder states and tokens", mininterval=10):
+            heard = whisper(heard_audio(recording, arguments.data, arguments.augment_seed), recording.language)
+            about = heard.tokens, recording.reference, heard.mean_log_probability
+            entry = CachedUtterance(recording.id, heard.text, recording.dataset, 0, 0, *about)
+            cache.append(entry, heard.states.astype(np.float16))
         print(f"{len(read_index(arguments.out))} recordings, {cache.frames / 50 / 3600:.2f} h")
 
 

@@ -3,7 +3,7 @@
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ class Example:
     frames: int
     reference: str = ""
     decoder_tokens: tuple[int, ...] = ()
+    entry: CachedUtterance | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ class Batch:
     targets: Tensor
     target_lengths: Tensor
     examples: list[Example]
+
+
+def pad_targets(targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return the targets of a batch [batch, longest] padded with 0, and their lengths [batch]."""
+    lengths = torch.tensor([len(each) for each in targets])
+    padded = torch.zeros(len(targets), int(lengths.max()), dtype=torch.long)
+    for row, each in enumerate(targets):
+        padded[row, : len(each)] = torch.tensor(each)
+    return padded, lengths
 
 
 def is_held_out(id: str) -> bool:
@@ -87,22 +97,22 @@ class StateCorpus:
                     frames,
                     entry.reference,
                     tuple(entry.tokens),
+                    entry,
                 )
                 (self.dev if is_held_out(entry.id) else self.train).append(example)
 
     def batch(self, examples: list[Example]) -> Batch:
         longest = max(example.frames for example in examples)
         states = np.zeros((len(examples), longest * REDUCTION, WIDTH), np.float32)
-        targets = torch.zeros(len(examples), max(len(example.tokens) for example in examples), dtype=torch.long)
+        targets, target_lengths = pad_targets([example.tokens for example in examples])
         for row, example in enumerate(examples):
             length = example.frames * REDUCTION
             states[row, :length] = self.states[example.cache][example.offset : example.offset + length]
-            targets[row, : len(example.tokens)] = torch.tensor(example.tokens)
         return Batch(
             torch.from_numpy(states),
             torch.tensor([example.frames for example in examples]),
             targets,
-            torch.tensor([len(example.tokens) for example in examples]),
+            target_lengths,
             examples,
         )
 

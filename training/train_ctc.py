@@ -3,7 +3,11 @@
     python -m training.train_ctc --cache work/cache/real work/cache/synthesis --weights FILE.gguf --out work/ctc --steps 3000
     python -m training.train_ctc --cache work/cache/whisper-0 --targets characters --out work/draft --steps 1500
 
-Resumes from `OUT/checkpoint.pt`; a resumed run reads the caches anew, so they may have grown meanwhile.
+    python -m training.train_ctc --cache work/cache/whisper --targets whisper llm --weights CT2_DIR FILE.gguf --out work/both
+
+With several targets the adapters share their layers, and each has a head of its own: both are trained in little more time than
+one. Resumes from `OUT/checkpoint.pt`, of further targets `OUT/checkpoint-NAME.pt`; a resumed run reads the caches anew, so they
+may have grown meanwhile.
 """
 
 import argparse
@@ -11,19 +15,21 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from training.adapter import Adapter, AdapterConfig
 from training.checkpoint import resume, save_checkpoint
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
-from training.data import REDUCTION, Batch, Example, StateCorpus
+from training.data import REDUCTION, Batch, Example, StateCorpus, pad_targets
 from training.targets import TARGETS, TargetVocabulary, open_targets
 from training.word_errors import word_error_rate
 
@@ -86,19 +92,44 @@ def draft_error_rates(adapter: Adapter, corpus: StateCorpus, targets: TargetVoca
     return rates
 
 
+@dataclass(frozen=True)
+class Head:
+    """An adapter with the vocabulary that its draft is written in. Several of them may share their layers."""
+
+    adapter: Adapter
+    targets: TargetVocabulary
+
+    def loss(self, hidden: Tensor, frames: Tensor, batch: Batch, negatives: int, generator: torch.Generator) -> Tensor:
+        queries, blank = self.adapter.token_queries(hidden), self.adapter.blank_logits(hidden).float()
+        tokens, lengths = pad_targets([self.targets.encode(each.entry) for each in batch.examples if each.entry])
+        table = self.targets.table
+        sample = sample_vocabulary(tokens, len(table), negatives, generator)
+        outputs = frames * self.adapter.config.outputs_per_frame
+        return ctc_loss(queries, blank, outputs, table, sample, tokens, lengths)
+
+
+def share_layers(adapters: Sequence[Adapter]) -> None:
+    """Give all adapters the layers of the first."""
+    first, *others = adapters
+    for other in others:
+        other.input, other.layers, other.norm = first.input, first.layers, first.norm
+
+
+def parameters_of(heads: Sequence[Head]) -> list[nn.Parameter]:
+    """Return what is trained; shared layers are in it once."""
+    return list(dict.fromkeys(each for head in heads for each in head.adapter.parameters()))
+
+
 def train_step(
-    adapter: Adapter, batch: Batch, table: Tensor, negatives: int, generator: torch.Generator, dtype: torch.dtype
-) -> Tensor:
-    """The loss of a batch. `dtype` is that of the adapter's matrix products."""
+    heads: Sequence[Head], batch: Batch, negatives: int, generator: torch.Generator, dtype: torch.dtype
+) -> list[Tensor]:
+    """The losses of a batch, one for each head. `dtype` is that of the adapter's matrix products."""
+    adapter = heads[0].adapter
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
     states, frames = stretch(batch.states, batch.frames, generator)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         hidden, _ = adapter(mask(states, frames, generator), frames, phase)
-        queries = adapter.token_queries(hidden)
-        blank = adapter.blank_logits(hidden).float()
-    sample = sample_vocabulary(batch.targets, len(table), negatives, generator)
-    outputs = frames * adapter.config.outputs_per_frame
-    return ctc_loss(queries, blank, outputs, table, sample, batch.targets, batch.target_lengths)
+        return [head.loss(hidden, frames, batch, negatives, generator) for head in heads]
 
 
 def start_from(adapter: Adapter, path: Path) -> list[str]:
@@ -111,12 +142,44 @@ def start_from(adapter: Adapter, path: Path) -> list[str]:
     return sorted(own.keys() - fitting.keys())
 
 
+def open_heads(arguments: argparse.Namespace, dtype: torch.dtype) -> list[Head]:
+    """Return an adapter for each of the targets; all have the layers of the first."""
+    heads = []
+    for name, weights in zip(arguments.targets, [*arguments.weights, None], strict=False):
+        targets = open_targets(name, weights)
+        targets.table = targets.table.to(dtype)
+        config = AdapterConfig(
+            layers=arguments.layers,
+            subsampling=arguments.subsampling,
+            embedding_size=targets.table.shape[1],
+            targets=targets.name,
+            outputs_per_frame=targets.outputs_per_frame,
+        )
+        heads.append(Head(Adapter(config).train(), targets))
+    for head, path in zip(heads, arguments.start_from, strict=False):
+        print(f"{head.targets.name} begins anew: {', '.join(start_from(head.adapter, path))}", flush=True)
+    share_layers([head.adapter for head in heads])
+    for layer in heads[0].adapter.layers:
+        layer.dropout = arguments.dropout
+    return heads
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, nargs="+", required=True)
-    parser.add_argument("--targets", choices=TARGETS, default="llm", help="what the draft is written in")
-    parser.add_argument("--weights", type=Path, help="the LLM's GGUF, or the folder of Whisper in CTranslate2's format")
-    parser.add_argument("--start-from", type=Path, help="adapter.safetensors whose layers a new run begins with")
+    parser.add_argument(
+        "--targets", choices=TARGETS, nargs="+", default=["llm"], help="what the draft of each adapter is written in"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="for each: the LLM's GGUF, or Whisper's folder in CTranslate2's format",
+    )
+    parser.add_argument(
+        "--start-from", type=Path, nargs="+", default=[], help="for each: adapter.safetensors whose weights a new run begins with"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--stop-at", type=int, help="end early at this step of the schedule")
@@ -138,26 +201,16 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     dtype: torch.dtype = getattr(torch, arguments.dtype)
-    targets = open_targets(arguments.targets, arguments.weights)
-    targets.table = targets.table.to(dtype)
-    corpus = StateCorpus(arguments.cache, targets)
+    heads = open_heads(arguments, dtype)
+    corpora = [StateCorpus(arguments.cache, head.targets) for head in heads]
+    corpus = corpora[0]
     print(f"{len(corpus.train)} utterances to train on, {len(corpus.dev)} held out", flush=True)
-    adapter = Adapter(
-        AdapterConfig(
-            layers=arguments.layers,
-            subsampling=arguments.subsampling,
-            embedding_size=targets.table.shape[1],
-            targets=targets.name,
-            outputs_per_frame=targets.outputs_per_frame,
-        )
-    ).train()
-    if arguments.start_from:
-        print(f"new: {', '.join(start_from(adapter, arguments.start_from))}", flush=True)
-    for layer in adapter.layers:
-        layer.dropout = arguments.dropout
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
-    checkpoint = arguments.out / "checkpoint.pt"
-    first, history = resume(checkpoint, adapter, optimizer)
+    parameters = parameters_of(heads)
+    optimizer = torch.optim.AdamW(parameters, lr=0, betas=(0.9, 0.98), weight_decay=0.01)
+    names = ["checkpoint.pt", *(f"checkpoint-{head.targets.name}.pt" for head in heads[1:])]
+    checkpoints = [arguments.out / name for name in names]
+    for checkpoint, head in zip(checkpoints, heads, strict=True):
+        first, history = resume(checkpoint, head.adapter, optimizer)
     generator = torch.Generator().manual_seed(arguments.seed + first)
     batches = corpus.epochs(DATASET_WEIGHTS, arguments.frames_per_batch, arguments.seed + first)
 
@@ -166,19 +219,22 @@ def main() -> None:
     for step in (progress := tqdm(range(first, last), initial=first, total=last, desc="ctc", mininterval=5)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.peak_rate, arguments.warm_up)
-        loss = train_step(adapter, corpus.batch(next(batches)), targets.table, arguments.negatives, generator, dtype)
+        losses = torch.stack(train_step(heads, corpus.batch(next(batches)), arguments.negatives, generator, dtype))
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        losses.sum().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        progress.set_postfix(loss=f"{running:.3f}")
+        running = losses.detach() if running is None else 0.98 * running + 0.02 * losses.detach()
+        progress.set_postfix(loss=" ".join(f"{loss:.3f}" for loss in running.tolist()))
         if (step + 1) % arguments.evaluate_every == 0 or step + 1 == last:
-            rates = draft_error_rates(adapter, corpus, targets, arguments.held_out_clips)
-            row: dict[str, Any] = {"step": step + 1, "loss": running, "seconds": time.monotonic() - started, "dev_wer": rates}
+            row: dict[str, Any] = {"step": step + 1, "seconds": time.monotonic() - started}
+            for number, (head, own) in enumerate(zip(heads, corpora, strict=True)):
+                rates = draft_error_rates(head.adapter, own, head.targets, arguments.held_out_clips)
+                row |= {f"loss{number or ''}": running[number].item(), f"dev_wer{number or ''}": rates}
             history.append(row)
             print(json.dumps(row), flush=True)
-            save_checkpoint(checkpoint, adapter, optimizer, step + 1, history)
+            for checkpoint, head in zip(checkpoints, heads, strict=True):
+                save_checkpoint(checkpoint, head.adapter, optimizer, step + 1, history)
             (arguments.out / "history.json").write_text(json.dumps(history, indent=1))
 
 

@@ -6,7 +6,7 @@ a drafted token stands only where it is the one that the decoder would have writ
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,21 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.importers.ctranslate2 import Arrays, read_ctranslate2
-from models.text.realignment import Draft
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 END = "<|endoftext|>"
 MAX_TOKENS = 224
-
-
-@dataclass
-class Transcript:
-    """`tokens` that were written, without the end token, in so many `passes` of the decoder; of the `drafted` so many stood."""
-
-    tokens: list[int] = field(default_factory=list)
-    passes: int = 0
-    drafted: int = 0
-    accepted: int = 0
 
 
 class WhisperDecoder:
@@ -126,24 +115,3 @@ class Rules:
 
 def open_decoder(folder: Path) -> WhisperDecoder:
     return WhisperDecoder(read_ctranslate2(folder / "model.bin"))
-
-
-@torch.inference_mode()
-def transcribe(decoder: WhisperDecoder, rules: Rules, states: Tensor, draft: Draft | None = None) -> Transcript:
-    """The greedy transcript of an utterance from all of its encoder states; `draft` changes the number of passes only."""
-    decoding, result, pending = Decoding(decoder, states), Transcript(), list(rules.prompt)
-    while True:
-        room = rules.max_tokens - len(result.tokens) - 1
-        proposal = draft.propose(result.tokens)[:room] if draft else []
-        logits = decoding.extend([*pending, *proposal])[len(pending) - 1 :]
-        result.passes += 1
-        result.drafted += len(proposal)
-        chosen = rules.choose(logits, len(result.tokens))
-        stood = next((n for n, (own, drafted) in enumerate(zip(chosen, proposal, strict=False)) if own != drafted), len(proposal))
-        result.accepted += stood
-        for token in chosen[: stood + 1]:
-            if token == rules.end or len(result.tokens) == rules.max_tokens:
-                return result
-            result.tokens.append(token)
-        decoding.forget(decoding.length - len(proposal) + stood)
-        pending = result.tokens[-1:]
