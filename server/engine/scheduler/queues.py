@@ -84,96 +84,22 @@ class Step:
     encode: list[str] = field(default_factory=list)
 
 
-@dataclass(eq=False)
-class Flow:
-    """One client's waiting entries in the order of their turn, their audio, and its `start` (see `FairQueue`)."""
-
-    start: float
-    entries: list[SchedulerEntry] = field(default_factory=list)
-    audio_s: float = 0.0
-
-
-class FairQueue:
-    """Entries of one level that wait to be encoded, shared among clients by start-time fair queuing.
-
-    The client that was served least goes next. Each client's `start` rises by the seconds of audio that it is served; a client
-    that appears starts at the clock, which rises by what an equal share of the service is. So a client gains nothing by idling,
-    nor by how much it queues, and no client starves however many others appear. Among the clients within
-    `DEADLINE_LEAD_AUDIO_S` of the least served one, the earliest deadline goes first.
-    """
-
-    def __init__(self) -> None:
-        self._flows: dict[str, Flow] = {}
-        # Starts of clients that have nothing queued, as long as they are ahead of the clock.
-        self._idle: dict[str, float] = {}
-        self._clock = 0.0
-
-    def add_entry(self, entry: SchedulerEntry) -> None:
-        """Queue an entry."""
-        flow = self._flows.get(entry.client)
-        if flow is None:
-            flow = self._flows[entry.client] = Flow(max(self._clock, self._idle.pop(entry.client, 0.0)))
-        insort(flow.entries, entry, key=lambda entry: entry.turn)
-        flow.audio_s += entry.audio_s
-
-    def list_heads(self) -> list[SchedulerEntry]:
-        """Return the first entry of every client, in the order in which the clients go."""
-        flows = self._flows.values()
-        limit = min((flow.start for flow in flows), default=0.0) + DEADLINE_LEAD_AUDIO_S
-
-        def order(flow: Flow) -> tuple[bool, float, float, int]:
-            deadline_s, number = flow.entries[0].turn
-            return flow.start > limit, deadline_s if flow.start <= limit else 0.0, flow.start, number
-
-        return [flow.entries[0] for flow in sorted(flows, key=order)]
-
-    def serve_entry(self, entry: SchedulerEntry) -> None:
-        """Remove an entry to serve it, and count its audio as its client's."""
-        self._clock += entry.audio_s / len(self._flows)
-        self._flows[entry.client].start += entry.audio_s
-        self.remove_entry(entry)
-
-    def remove_entry(self, entry: SchedulerEntry) -> None:
-        """Remove an entry that is not served."""
-        flow = self._flows[entry.client]
-        del flow.entries[bisect_left(flow.entries, entry.turn, key=lambda entry: entry.turn)]
-        flow.audio_s -= entry.audio_s
-        if not flow.entries:
-            del self._flows[entry.client]
-            self._idle[entry.client] = flow.start
-            self._idle = {client: start for client, start in self._idle.items() if start > self._clock}
-        if not self._flows:
-            self._idle.clear()
-            self._clock = 0.0
-
-    def count_ahead(self, client: str, audio_s: float) -> tuple[float, int]:
-        """Return the audio and the number of entries that are served before a new entry of `client`.
-
-        These are all of its own, and no more of each other client's.
-        """
-        own = self._flows.get(client, Flow(0.0))
-        ahead_s, ahead = own.audio_s, len(own.entries)
-        for flow in self._flows.values():
-            if flow is not own:
-                ahead_s += min(flow.audio_s, own.audio_s + audio_s)
-                ahead += min(len(flow.entries), len(own.entries) + 1)
-        return ahead_s, ahead
-
-    def count_of_client(self, client: str) -> int:
-        """Return how many entries of a client wait."""
-        return len(self._flows[client].entries) if client in self._flows else 0
-
-
 class ServedAudio:
-    """The seconds of audio that clients were served at whatever priority, counted as `FairQueue` does for each level.
+    """The seconds of audio that clients were served, counted as start-time fair queuing does.
 
-    Clients are present while they have entries. One that appears starts at the clock, unless it is ahead of that.
+    Clients are present while they have entries. Each one's `start` rises by the seconds of audio that it is served. One that
+    appears starts at the clock, which rises by what an equal share of the service is, unless it is ahead of that.
     """
 
     def __init__(self) -> None:
         self._present: Counter[str] = Counter()
+        # Clients that are not present are in it as long as they are ahead of the clock.
         self._starts: dict[str, float] = {}
         self._clock = 0.0
+
+    def start_of(self, client: str) -> float:
+        """Return the start of a client that is present."""
+        return self._starts[client]
 
     def add_entry(self, client: str) -> None:
         """Note that a client has another entry."""
@@ -200,3 +126,72 @@ class ServedAudio:
         """Return by how much more audio than the least served one each client that is present was served."""
         least = min((self._starts[client] for client in self._present), default=0.0)
         return {client: self._starts[client] - least for client in self._present}
+
+
+@dataclass(eq=False)
+class Flow:
+    """One client's waiting entries in the order of their turn, and their audio."""
+
+    entries: list[SchedulerEntry] = field(default_factory=list)
+    audio_s: float = 0.0
+
+
+class FairQueue:
+    """Entries of one level that wait to be encoded, shared among clients by start-time fair queuing.
+
+    The client that was served least goes next, as `ServedAudio` counts. So a client gains nothing by idling, nor by how much it
+    queues, and no client starves however many others appear. Among the clients within
+    `DEADLINE_LEAD_AUDIO_S` of the least served one, the earliest deadline goes first.
+    """
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow] = {}
+        self._served = ServedAudio()
+
+    def add_entry(self, entry: SchedulerEntry) -> None:
+        """Queue an entry."""
+        flow = self._flows.setdefault(entry.client, Flow())
+        self._served.add_entry(entry.client)
+        insort(flow.entries, entry, key=lambda entry: entry.turn)
+        flow.audio_s += entry.audio_s
+
+    def list_heads(self) -> list[SchedulerEntry]:
+        """Return the first entry of every client, in the order in which the clients go."""
+        limit = min(map(self._served.start_of, self._flows), default=0.0) + DEADLINE_LEAD_AUDIO_S
+
+        def order(head: SchedulerEntry) -> tuple[bool, float, float, int]:
+            (deadline_s, number), start = head.turn, self._served.start_of(head.client)
+            return start > limit, deadline_s if start <= limit else 0.0, start, number
+
+        return sorted((flow.entries[0] for flow in self._flows.values()), key=order)
+
+    def serve_entry(self, entry: SchedulerEntry) -> None:
+        """Remove an entry to serve it, and count its audio as its client's."""
+        self._served.serve_audio(entry.client, entry.audio_s)
+        self.remove_entry(entry)
+
+    def remove_entry(self, entry: SchedulerEntry) -> None:
+        """Remove an entry that is not served."""
+        flow = self._flows[entry.client]
+        del flow.entries[bisect_left(flow.entries, entry.turn, key=lambda entry: entry.turn)]
+        flow.audio_s -= entry.audio_s
+        self._served.remove_entry(entry.client)
+        if not flow.entries:
+            del self._flows[entry.client]
+
+    def count_ahead(self, client: str, audio_s: float) -> tuple[float, int]:
+        """Return the audio and the number of entries that are served before a new entry of `client`.
+
+        These are all of its own, and no more of each other client's.
+        """
+        own = self._flows.get(client, Flow())
+        ahead_s, ahead = own.audio_s, len(own.entries)
+        for flow in self._flows.values():
+            if flow is not own:
+                ahead_s += min(flow.audio_s, own.audio_s + audio_s)
+                ahead += min(len(flow.entries), len(own.entries) + 1)
+        return ahead_s, ahead
+
+    def count_of_client(self, client: str) -> int:
+        """Return how many entries of a client wait."""
+        return len(self._flows[client].entries) if client in self._flows else 0

@@ -26,6 +26,7 @@ LIVE_PASSES = 16
 # How much more audio than the least served client one with live sessions is served before its hypotheses, and its answers, wait
 # like files. In simulations of 1 to 16 sessions beside files, hypotheses that give way early cost no final; answers seldom do.
 PARTIAL_LEAD_AUDIO_S, LIVE_LEAD_AUDIO_S = 5.0, 60.0
+LONGEST_LEADS_S: dict[int, float] = {Priority.PARTIAL: PARTIAL_LEAD_AUDIO_S, Priority.LIVE: LIVE_LEAD_AUDIO_S}
 
 
 class Scheduler:
@@ -144,11 +145,8 @@ class Scheduler:
 
     def level_of(self, entry: SchedulerEntry) -> int:
         """Return the level of an entry; the live work of a client that is far ahead of others has that of files."""
-        lead_s = self._leads_s.get(entry.client, 0.0)
-        waits = (entry.level == Priority.LIVE and lead_s > LIVE_LEAD_AUDIO_S) or (
-            entry.level == Priority.PARTIAL and lead_s > PARTIAL_LEAD_AUDIO_S
-        )
-        return Priority.INTERACTIVE if waits else entry.level
+        is_far_ahead = self._leads_s.get(entry.client, 0.0) > LONGEST_LEADS_S.get(entry.level, math.inf)
+        return Priority.INTERACTIVE if is_far_ahead else entry.level
 
     def has_queued_before(self, entry: SchedulerEntry) -> bool:
         """Return whether a request waits to be encoded that goes before an entry by its priority."""
