@@ -30,16 +30,16 @@ from models.bundle.io import open_bundle
 from models.chain import Models
 from models.ctc import collapse
 from models.features.log_mel import SAMPLE_RATE_HZ
-from models.protocols import Float32, PrefillRow
+from models.protocols import Float32
 from models.text.realignment import Draft
 from training.augment import augment
 from training.cache_states import MAX_SECONDS, CachedUtterance, open_cache, read_index
 from training.data import JOINED, is_held_out
+from training.greedy_writer import GreedyWriter
 
 JOINED_SETS = ("nonnative", "kathleen", "dutch", "synthesis")
 JOINED_MAX_S = 12.0
 PAUSE_S = 0.4
-MAX_TOKENS = 224
 
 
 @dataclass(frozen=True)
@@ -120,48 +120,23 @@ class Heard:
 
 
 class ServedWhisper:
-    """Whisper as a bundle serves it, one recording at a time. It leaves out timestamps, temperatures and bounds on loops."""
+    """Whisper as a bundle serves it, one recording at a time, but for what `GreedyWriter` leaves out."""
 
     def __init__(self, models: Models) -> None:
         if models.hearing is None:
             raise ValueError("the bundle's encoder hears no silence behind the audio, so it is no Whisper")
-        self.models, self.speech, self.hearing = models, models.require_speech(), models.hearing
+        self.models, self.hearing = models, models.hearing
+        self.writer = GreedyWriter(models.require_speech())
 
     def __call__(self, audio: Float32, language: str) -> Heard:
         """Return what is heard and written of a recording in a language."""
         (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
         (output,) = self.models.project([states], [len(audio)])
-        tokeniser = self.speech.tokeniser
+        tokeniser = self.models.require_speech().tokeniser
         text = self.models.draft_tokeniser.decode(list(collapse(output.require_draft().best_token)))
-        tokens, mean = self._write(states, Draft(text, tokeniser.encode, tokeniser.decode), language)
+        written = self.writer.write(states, Draft(text, tokeniser.encode, tokeniser.decode).propose, language)
         own = states[: self.hearing.own_states(len(audio))]
-        return Heard(own, tokens, tokeniser.decode(list(tokens)).strip(), mean)
-
-    def _write(self, states: Float32, draft: Draft, language: str) -> tuple[tuple[int, ...], float]:
-        """Return the greedy transcript, and its mean log-probability with its end."""
-        decoder, rules = self.speech.decoder, self.speech.tokens
-        decoder.write_memory(0, states)
-        pending = [rules.start, rules.languages[language], rules.transcribe, rules.no_timestamps]
-        position, total, written = 0, 0.0, list[int]()
-        while True:
-            proposal = draft.propose(written)[: MAX_TOKENS - len(written) - 1]
-            rows = decoder.embed([*pending, *proposal])
-            (logits,) = decoder.prefill([PrefillRow(0, position, rows, len(proposal) + 1)])
-            position += len(pending)
-            for row, drafted in zip(logits, [*proposal, None], strict=True):
-                scores = row.copy()
-                scores[list(rules.suppressed)] = -np.inf
-                if not written:
-                    scores[list(rules.suppressed_first)] = -np.inf
-                token = int(scores.argmax())
-                total += float(scores[token] - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
-                if token == rules.end or len(written) == MAX_TOKENS:
-                    return tuple(written), total / (len(written) + 1)
-                written.append(token)
-                if token != drafted:
-                    break
-                position += 1
-            pending = written[-1:]
+        return Heard(own, written.tokens, written.text.strip(), written.mean_logprob)
 
 
 def heard_audio(recording: Recording, data: Path, augment_seed: int | None) -> Float32:

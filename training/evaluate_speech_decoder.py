@@ -2,7 +2,7 @@
 
     python -m training.evaluate_speech_decoder --data DATA_DIR --cache work/cache/whisper-0 --bundle INT8 --reference FP32
 
-Prints how often transcripts and tokens are the same as the other bundle's and as CTranslate2's, which the cache holds, the word
+Prints how often transcripts and tokens are the same as the other bundle's and as those that the cache holds, the word
 error rates, and how often Whisper's own checks of language, silence and loops would be right. Every transcript is greedy. Then
 the processor time of a pass, which is its time on an idle machine with `--threads 1`: the least of several.
 """
@@ -11,8 +11,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -23,10 +22,11 @@ from export import markdown
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.chain import Models
-from models.protocols import DecodeRow, EncoderStates, Float32, PrefillRow
-from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, LONGEST_TRANSCRIPT, is_loop
+from models.protocols import EncoderStates, Float32, PrefillRow
+from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, is_loop
 from training.cache_states import CachedUtterance, load_audio, read_index
 from training.data import is_held_out
+from training.greedy_writer import GreedyWriter, Written
 from training.word_errors import word_error_rate
 
 REPEATS = 15
@@ -35,84 +35,9 @@ SURE_OF_LANGUAGE = 0.7
 """How likely a wrong language counts as one that was taken for sure."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """A greedy transcript of one recording, with what is read from the logits of its first position."""
-
-    tokens: tuple[int, ...]
-    text: str
-    mean_logprob: float
-    language: str | None
-    language_probability: float
-    no_speech_probability: float
-
-
-class GreedyWriter:
-    """Writes transcripts with one slot of a bundle's speech decoder."""
-
-    def __init__(self, models: Models) -> None:
-        self.speech = models.require_speech()
-        tokens = self.speech.tokens
-        self.control = (tokens.start, tokens.languages["en"], tokens.transcribe, tokens.no_timestamps)
-
-    def write(self, states: EncoderStates, guess: tuple[int, ...]) -> Written:
-        """Write English; a `guess` changes only how long it takes."""
-        decoder, tokens = self.speech.decoder, self.speech.tokens
-        decoder.write_memory(0, states)
-        fed = [*self.control, *guess]
-        (first, *_), rows = self._prefill(fed), self._rows
-        written: list[int] = []
-        total = 0.0
-        while True:
-            for row in rows:
-                logits = row.copy()
-                logits[list(tokens.suppressed)] = -np.inf
-                if not written:
-                    logits[list(tokens.suppressed_first)] = -np.inf
-                best = int(logits.argmax())
-                total += float(log_softmax(logits)[best])
-                if best == tokens.end or len(written) == LONGEST_TRANSCRIPT:
-                    return self._described(written, total, first)
-                written.append(best)
-                if tuple(written) != guess[: len(written)]:
-                    break
-            position = len(self.control) + len(written) - 1
-            (rows,) = decoder.decode([DecodeRow(0, position, written[-1:])])
-            guess = ()
-
-    def choose(self, states: EncoderStates, text: tuple[int, ...]) -> list[int]:
-        """Return the best token behind each of those of a text."""
-        self.speech.decoder.write_memory(0, states)
-        self._prefill([*self.control, *text])
-        rows = self._rows.copy()
-        rows[:, list(self.speech.tokens.suppressed)] = -np.inf
-        return [int(best) for best in rows.argmax(-1)]
-
-    def _prefill(self, fed: list[int]) -> Float32:
-        """Run tokens from position 0 on; `_rows` become the logits behind the last control token and each token of text."""
-        decoder = self.speech.decoder
-        (logits,) = decoder.prefill([PrefillRow(0, 0, decoder.embed(fed), len(fed))])
-        self._rows = logits[len(self.control) - 1 :]
-        return logits
-
-    def _described(self, written: list[int], total: float, first: Float32) -> Written:
-        tokens = self.speech.tokens
-        ids = np.array(list(tokens.languages.values()))
-        probabilities = np.exp(log_softmax(first[ids]))
-        return Written(
-            tuple(written),
-            self.speech.tokeniser.decode(written),
-            total / (len(written) + 1),
-            self.speech.language_of(int(ids[probabilities.argmax()])),
-            float(probabilities.max()),
-            float(np.exp(log_softmax(first)[tokens.no_speech])),
-        )
-
-
-def log_softmax(logits: Float32) -> Float32:
-    shifted = logits - logits.max()
-    result: Float32 = shifted - np.log(np.exp(shifted).sum())
-    return result
+def continue_text(text: Sequence[int], written: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a text behind what is written, as long as that is its beginning."""
+    return text[len(written) :] if list(text[: len(written)]) == list(written) else ()
 
 
 def states_of(models: Models, audio: Float32) -> EncoderStates:
@@ -132,10 +57,10 @@ def recordings(data: Path, caches: list[Path], clips: int) -> Iterator[tuple[Cac
 
 def measure_agreement(models: Models, reference: Models, clips: list[tuple[CachedUtterance, Float32]]) -> str:
     """Return a table with a line for each set."""
-    writer, other = GreedyWriter(models), GreedyWriter(reference)
+    writer, other = GreedyWriter(models.require_speech()), GreedyWriter(reference.require_speech())
     rows: dict[str, list[tuple[CachedUtterance, Written, Written, list[bool]]]] = defaultdict(list)
     for entry, audio in clips:
-        guess = tuple(entry.tokens)
+        guess = partial(continue_text, entry.tokens)
         other_states = states_of(reference, audio)
         expected, mine = other.write(other_states, guess), writer.write(states_of(models, audio), guess)
         chosen = zip(writer.choose(other_states, expected.tokens), other.choose(other_states, expected.tokens), strict=True)
@@ -152,8 +77,8 @@ def measure_agreement(models: Models, reference: Models, clips: list[tuple[Cache
                 "clips": len(group),
                 "same transcript": share([mine.tokens == expected.tokens for _, mine, expected, _ in group]),
                 "same next token": share([same for *_, sames in group for same in sames]),
-                "reference as CTranslate2": share([expected.tokens == tuple(entry.tokens) for entry, _, expected, _ in group]),
-                "WER of CTranslate2, this, reference": " / ".join(f"{each:.1f}" for each in errors),
+                "reference as the cache": share([expected.tokens == tuple(entry.tokens) for entry, _, expected, _ in group]),
+                "WER of the cache, this, reference": " / ".join(f"{each:.1f}" for each in errors),
                 "language right": share([mine.language == "en" for _, mine, *_ in group]),
                 "wrong and sure": sum(
                     mine.language != "en" and mine.language_probability >= SURE_OF_LANGUAGE for _, mine, *_ in group
@@ -172,11 +97,11 @@ def share(outcomes: list[bool]) -> str:
 
 def measure_silence(models: Models, rate_hz: int) -> str:
     """Return a table of what is written about audio without speech."""
-    rng, writer, rows = np.random.default_rng(0), GreedyWriter(models), []
+    rng, writer, rows = np.random.default_rng(0), GreedyWriter(models.require_speech()), []
     for name, loudness in (("silence", 0.0), ("faint noise", 0.001), ("noise", 0.03), ("loud noise", 0.3)):
         for duration_s in (2, 6):
             audio = rng.normal(0, loudness, duration_s * rate_hz).astype(np.float32)
-            written = writer.write(states_of(models, audio), ())
+            written = writer.write(states_of(models, audio))
             numbers = (f"{number:.2f}" for number in (written.no_speech_probability, written.mean_logprob))
             rows.append([f"{name}, {duration_s} s", *numbers, written.text])
     return markdown.table(["audio", "no speech", "mean log-probability", "text"], rows)

@@ -23,7 +23,7 @@ from training.checkpoint import load_exported
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus, is_held_out, is_plausible
 from training.evaluate_draft import Drafted, summarise, table
-from training.evaluate_speech_decoder import GreedyWriter
+from training.greedy_writer import GreedyWriter
 from training.targets import Characters, LlmTokens, WhisperTokens, open_targets
 from training.train_ctc import Head, parameters_of, share_layers, start_from, train_step
 from training.whisper_decoder import Decoding, WhisperDecoder
@@ -191,7 +191,7 @@ def test_the_cache_has_the_states_and_the_tokens_that_are_served(tmp_path: Path)
     heard = ServedWhisper(models)(audio, "en")
     (states,) = models.encoder.encode([models.features(models.pad_audio(audio))])
     assert np.array_equal(heard.states, states[: 4 * (19 + 2)])
-    written = GreedyWriter(models).write(states, ())
+    written = GreedyWriter(models.require_speech()).write(states)
     assert heard.tokens == written.tokens
     assert heard.mean_log_probability == pytest.approx(written.mean_logprob, abs=1e-4)
 

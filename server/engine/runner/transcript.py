@@ -149,12 +149,12 @@ class TranscriptConstraint(TokenConstraint):
 class TranscriptDraft:
     """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`.
 
-    How much is proposed depends on the probabilities of the words alone.
+    How much is proposed depends on the `probabilities` of the text's words alone; without them each is certain.
     """
 
-    def __init__(self, speech: SpeechModel, control: Sequence[int], words: WordAlignment) -> None:
+    def __init__(self, speech: SpeechModel, control: Sequence[int], text: str, probabilities: Sequence[float]) -> None:
         self._control = tuple(control[len(control) - speech.control_tokens :])
-        self._words = words
+        self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode, probabilities)
         self._written: list[int] = []
         self._drafted: tuple[int, ...] | None = None
 
@@ -261,9 +261,8 @@ class TranscriptStage:
             tokens.translate if translates else tokens.transcribe,
             tokens.no_timestamps,
         )
-        nothing = WordAlignment("", speech.tokeniser.encode, speech.tokeniser.decode)
         is_drafted = request.task.draft != "off" and not translates
-        sequence.draft = TranscriptDraft(speech, control, self._draft_words(sequence) if is_drafted else nothing)
+        sequence.draft = TranscriptDraft(speech, control, *(self._draft_text(sequence) if is_drafted else ("", [])))
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
         """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
@@ -305,15 +304,17 @@ class TranscriptStage:
                 return True
         return False
 
-    def _draft_words(self, sequence: SequenceState) -> WordAlignment:
-        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them."""
-        tokeniser, draft = self._models.require_speech().tokeniser, sequence.require_encoded().draft
+    def _draft_text(self, sequence: SequenceState) -> tuple[str, list[float]]:
+        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them.
+
+        The probabilities are those of the text's words; there are none where the text is an earlier hypothesis alone.
+        """
+        draft = sequence.require_encoded().draft
         if draft is None:
-            return WordAlignment(tokeniser.decode(sequence.known_tokens), tokeniser.encode, tokeniser.decode)
+            return self._models.require_speech().tokeniser.decode(sequence.known_tokens), []
         heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
         words = continue_words(sequence.known_words, heard)
-        probabilities = [word.probability for word in words for _ in word.text.split()]
-        return WordAlignment(" ".join(word.text for word in words), tokeniser.encode, tokeniser.decode, probabilities)
+        return " ".join(word.text for word in words), [word.probability for word in words for _ in word.text.split()]
 
     def _read_draft(self, encoded: ProjectorOutput) -> str:
         """Return the text of the CTC draft."""
