@@ -213,9 +213,7 @@ class SimulatedEngine:
         return now_s
 
     def _outruns(self, batch: Sequence[SimulatedRequest]) -> bool:
-        """Return whether encoding a batch gives way, by the rule of `RequestTable.outruns`."""
-        wanted = [request.entry for request in batch if not request.cancelled]
-        return all(entry.gives_way and self.scheduler.has_queued_before(entry) for entry in wanted)
+        return self.scheduler.outruns([request.entry for request in batch if not request.cancelled])
 
     def _give_up(self, batch: Sequence[SimulatedRequest]) -> None:
         for request in batch:

@@ -102,12 +102,8 @@ class RequestTable:
             return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
 
     def outruns(self, batch: Sequence[SequenceState]) -> bool:
-        """Return whether encoding a batch should give way: all of it is cancelled, or hypotheses that others go before.
-
-        The caller holds the lock.
-        """
-        wanted = [sequence.entry for sequence in batch if not sequence.ended]
-        return all(entry.gives_way and self.scheduler.has_queued_before(entry) for entry in wanted)
+        """Return whether encoding a batch should give way (see `Scheduler.outruns`). The caller holds the lock."""
+        return self.scheduler.outruns([sequence.entry for sequence in batch if not sequence.ended])
 
     def list_in_slots(self) -> list[tuple[int, SequenceState]]:
         """Return the sequences in slots, decoder by decoder, each with the slot where the scheduler has it, lower ones first."""

@@ -152,6 +152,10 @@ class Scheduler:
         """Return whether a request waits to be encoded that goes before an entry by its priority."""
         return any(self.level_of(other) < self.level_of(entry) for other in self._queued.values())
 
+    def outruns(self, batch: Sequence[SchedulerEntry]) -> bool:
+        """Return whether encoding a batch should give way: nothing in it is wanted, or only hypotheses that others go before."""
+        return all(entry.gives_way and self.has_queued_before(entry) for entry in batch)
+
     def add_request(self, entry: SchedulerEntry) -> None:
         """Queue a new request. Raises `ValueError` where every place is taken, or when the id is here already.
 
