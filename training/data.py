@@ -24,18 +24,28 @@ MIN_MEAN_LOG_PROBABILITY = -1.0
 
 @dataclass(frozen=True)
 class Example:
-    """`tokens` are symbols of the target vocabulary; `decoder_tokens` those that Whisper's decoder wrote, where it was asked."""
+    """An utterance of cache number `cache`, of so many adapter frames; `tokens` are symbols of the target vocabulary."""
 
-    id: str
-    text: str
-    dataset: str
+    entry: CachedUtterance
     tokens: list[int]
     cache: int
-    offset: int
     frames: int
-    reference: str = ""
-    decoder_tokens: tuple[int, ...] = ()
-    entry: CachedUtterance | None = None
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def text(self) -> str:
+        return self.entry.text
+
+    @property
+    def dataset(self) -> str:
+        return self.entry.dataset
+
+    @property
+    def offset(self) -> int:
+        return self.entry.offset
 
 
 @dataclass(frozen=True)
@@ -87,18 +97,7 @@ class StateCorpus:
                 frames = entry.frames // REDUCTION
                 if not tokens or len(tokens) + repeats > frames * targets.outputs_per_frame:
                     continue
-                example = Example(
-                    entry.id,
-                    entry.text,
-                    entry.dataset,
-                    tokens,
-                    number,
-                    entry.offset,
-                    frames,
-                    entry.reference,
-                    tuple(entry.tokens),
-                    entry,
-                )
+                example = Example(entry, tokens, number, frames)
                 (self.dev if is_held_out(entry.id) else self.train).append(example)
 
     def batch(self, examples: list[Example]) -> Batch:

@@ -70,11 +70,11 @@ def held_out(drafter: Drafter, caches: list[Path]) -> Iterator[Drafted]:
     corpus = StateCorpus(caches, drafter.targets)
     for example in tqdm(corpus.dev, desc="held out", mininterval=10):
         text = drafter.text(corpus.batch([example]).states[0])
-        tokens = list(example.decoder_tokens)
+        tokens = list(example.entry.tokens)
         passes, accepted = count_passes(drafter.draft(text), tokens)
         yield Drafted(
             example.dataset,
-            example.reference,
+            example.entry.reference,
             text,
             drafter.tokeniser.decode(tokens).strip(),
             len(tokens),

@@ -101,7 +101,7 @@ class Head:
 
     def loss(self, hidden: Tensor, frames: Tensor, batch: Batch, negatives: int, generator: torch.Generator) -> Tensor:
         queries, blank = self.adapter.token_queries(hidden), self.adapter.blank_logits(hidden).float()
-        tokens, lengths = pad_targets([self.targets.encode(each.entry) for each in batch.examples if each.entry])
+        tokens, lengths = pad_targets([self.targets.encode(each.entry) for each in batch.examples])
         table = self.targets.table
         sample = sample_vocabulary(tokens, len(table), negatives, generator)
         outputs = frames * self.adapter.config.outputs_per_frame
