@@ -152,8 +152,11 @@ class Growth:
 
     def mib(self, *names: str) -> float:
         """Return by how much the processes of some names grew together, by the straight line through all looks."""
-        held = [sum(each.anonymous_mib for each in seen.processes if each.name in names) for seen in self.looks]
-        return float(np.polyfit([seen.sessions for seen in self.looks], held, 1)[0]) * self.calls
+        return float(np.polyfit([seen.sessions for seen in self.looks], self.list_held_mib(*names), 1)[0]) * self.calls
+
+    def list_held_mib(self, *names: str) -> list[float]:
+        """Return the memory that the processes of some names held at each look."""
+        return [sum(each.anonymous_mib for each in seen.processes if each.name in names) for seen in self.looks]
 
     @property
     def names(self) -> set[str]:
@@ -176,11 +179,7 @@ class Growth:
 
     def list_looks(self) -> list[str]:
         """Return a line for the processes of each name: the MiB that they held at each look."""
-        held = {
-            name: [sum(each.anonymous_mib for each in seen.processes if each.name == name) for seen in self.looks]
-            for name in sorted(self.names)
-        }
-        return [f"{name}: {', '.join(f'{mib:.1f}' for mib in looks)}" for name, looks in held.items()]
+        return [f"{name}: {', '.join(f'{mib:.1f}' for mib in self.list_held_mib(name))}" for name in sorted(self.names)]
 
     def row(self) -> list[object]:
         """Return the cells below `HEAD`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import httpx
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from loadtest.peers.transcribers import Transcribe, load_faster_whisper, load_moonshine
@@ -34,6 +35,15 @@ def language_of(name: str) -> str:
     """Return the language of a set by its name: `common_voice_de` and `to_en_es` end with it, the others are English."""
     found = re.fullmatch(r"(?:common_voice|to_en)_([a-z]{2})", name)
     return found.group(1) if found else "en"
+
+
+def ask_server(client: httpx.Client, data: Path, instruction: str, *, tells_language: bool) -> System:
+    """Return the server as one that is asked the same about each recording, with its language or without."""
+
+    def ask(row: Row) -> Mapping[str, Any]:
+        return ask_about(client, data / row["file"], instruction, language=language_of(row["set"]) if tells_language else None)
+
+    return ask
 
 
 def ask_peer(transcribe: Transcribe, data: Path, only: str | None = None) -> System:
@@ -109,12 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row.get("text") and (wanted is None or row["set"] in wanted)]
     rows = take_per_set(rows, parsed.per_set)
     with open_client(parsed.url) as client:
-
-        def from_server(row: Row) -> Mapping[str, Any]:
-            language = language_of(row["set"]) if parsed.tell_language else None
-            return ask_about(client, parsed.data / row["file"], TRANSCRIBE, language=language)
-
-        systems: dict[str, System] = {SERVER: from_server}
+        systems = {SERVER: ask_server(client, parsed.data, TRANSCRIBE, tells_language=parsed.tell_language)}
         if parsed.peer:
             whisper = load_faster_whisper(parsed.peer)
             systems["faster-whisper"] = ask_peer(whisper, parsed.data)

@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any
 
 from loadtest.peers.transcribers import load_faster_whisper
-from loadtest.support.asking import ask_about, open_client
+from loadtest.support.asking import open_client
 from loadtest.support.markdown import table
 from loadtest.support.options import add_eval_flag, add_url_flag, new_parser
 from loadtest.support.recordings import read_rows, take_per_set
 from loadtest.support.results import write_results
-from loadtest.support.turns import Answer, Row, System, group_by_set, list_for_json, take_turns
-from loadtest.transcripts import ask_peer, language_of
+from loadtest.support.turns import Answer, group_by_set, list_for_json, take_turns
+from loadtest.transcripts import ask_peer, ask_server
 
 INSTRUCTION = "Translate the speech into English."
 PREFIX = "to_en_"
@@ -60,12 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"].startswith(PREFIX)]
     rows = take_per_set(rows, parsed.per_set)
     with open_client(parsed.url) as client:
-
-        def from_server(row: Row) -> Mapping[str, Any]:
-            language = language_of(row["set"]) if parsed.tell_language else None
-            return ask_about(client, parsed.data / row["file"], INSTRUCTION, language=language)
-
-        systems: dict[str, System] = {"server": from_server}
+        systems = {"server": ask_server(client, parsed.data, INSTRUCTION, tells_language=parsed.tell_language)}
         if parsed.peer is not None:
             systems["peer"] = ask_peer(load_faster_whisper(parsed.peer, "translate"), parsed.data)
         answers = take_turns(rows, systems)

@@ -69,7 +69,7 @@ class NemoCheckpoint(Checkpoint):
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration, by transformers' names."""
-        given = self._read_yaml()
+        given = self._configuration
         kind = str(given.get("target", "")).rpartition(".")[2]
         if kind not in HEADS:
             raise CheckpointError(f"{self.name} holds a {kind or 'model that names no class'}; known are {', '.join(HEADS)}")
@@ -109,7 +109,7 @@ class NemoCheckpoint(Checkpoint):
     @cached_property
     def tokeniser_json(self) -> str:
         """The text of a `tokenizer.json`, made of SentencePiece's model."""
-        tokeniser = self._read_yaml().get("tokenizer") or {}
+        tokeniser = self._configuration.get("tokenizer") or {}
         file = str(tokeniser.get("model_path") or "").removeprefix(IN_ARCHIVE).rpartition("/")[2]
         if not file.endswith(".model"):
             raise CheckpointError(f"{self.name} has a tokeniser of the type {tokeniser.get('type')!r}; known is SentencePiece's")
@@ -145,7 +145,9 @@ class NemoCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.name} has a {member} of {part.size} bytes; known are up to {most_bytes}")
         return part.read()
 
-    def _read_yaml(self) -> dict[str, Any]:
+    @cached_property
+    def _configuration(self) -> dict[str, Any]:
+        """NeMo's own configuration."""
         try:
             content = yaml.safe_load(self._read_member(CONFIGURATION, MAX_CONFIGURATION_BYTES))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError):

@@ -156,9 +156,11 @@ def _follow(program: bytes, place: str) -> dict[str, _Built]:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(operation.name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
-            case "APPEND" | "APPENDS" | "BUILD":
-                # Lists and attributes say nothing about tensors.
-                _pop_marked(stack) if operation.name == "APPENDS" else stack.pop()
+            # Lists and attributes say nothing about tensors.
+            case "APPEND" | "BUILD":
+                stack.pop()
+            case "APPENDS":
+                _pop_marked(stack)
             case "SETITEM":
                 stack[-3:] = [_put(stack[-3], stack[-2:])]
             case "SETITEMS":

@@ -50,7 +50,7 @@ def markdown(
             [_row(name, outcomes, outside) for name in names],
         ),
         "",
-        *(["What failed:", ""] if errors else []),
+        *(["Failures:", ""] if errors else []),
         *(f"- {count}x {name}: {error}" for (name, error), count in errors.most_common(SHOWN_ERRORS)),
         *([""] if errors else []),
         "![latency and memory](soak.png)",
