@@ -22,6 +22,12 @@ class Runs:
     shares: Tensor
     run: Tensor
 
+    def draft(self) -> list[int]:
+        """Return the best token of each run, that of its first frame."""
+        first = torch.diff(self.run, prepend=torch.tensor([-1])) > 0
+        best: list[int] = self.tokens[first, 0].tolist()
+        return best
+
 
 @torch.no_grad()
 def ctc_runs(queries: Tensor, blank_logits: Tensor, table: Tensor, blank_threshold: float) -> Runs:

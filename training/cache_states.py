@@ -2,6 +2,7 @@
 
     python -m training.cache_states --manifest work/real/manifest.jsonl --encoder CT2_DIR/model.bin --out work/cache/real
     python -m training.cache_states ... --augment-seed 1 --out work/cache/real-1      # an augmented copy
+    python -m training.cache_states --manifest … --bundle BUNDLE --out …    # as a bundle's encoder hears: silence behind
 
 Output: `states.f16`, every utterance's [frames, width] one after the other, and `index.jsonl`. A second run goes on
 where the first stopped; training may read a cache that is still being written.
@@ -24,6 +25,8 @@ import soxr
 import torch
 from tqdm import tqdm
 
+from models.assemble import load_models
+from models.bundle.io import open_bundle
 from models.features.log_mel import SAMPLE_RATE_HZ, log_mel
 from models.protocols import Float32
 from training.augment import augment
@@ -34,6 +37,9 @@ WIDTH = 512
 MIN_SECONDS, MAX_SECONDS = 0.1, 29.5
 """Shorter and longer recordings are left out."""
 INDEX, STATES = "index.jsonl", "states.f16"
+DEV_SHARE = 25
+JOINED = "+"
+"""Stands between the ids of utterances that were joined into one; those of the held-out part never are."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class CachedUtterance:
     tokens: Sequence[int] = ()
     reference: str = ""
     mean_log_probability: float = 0.0
+
+
+def is_held_out(id: str) -> bool:
+    """Return whether an utterance belongs to the part that nothing is trained on: a fixed one in 25, none of the joined ones."""
+    return JOINED not in id and zlib.crc32(id.encode()) % DEV_SHARE == 0
 
 
 def read_index(folder: Path) -> list[CachedUtterance]:
@@ -74,7 +85,7 @@ def load_audio(path: Path) -> Float32:
 def states_of(
     utterances: Sequence[Utterance], root: Path, encode: Callable[[Float32], Float32], augment_seed: int | None = None
 ) -> Iterator[tuple[Utterance, npt.NDArray[np.float16]]]:
-    for utterance in tqdm(utterances, desc="encoder states"):
+    for utterance in tqdm(utterances, desc="encoder states", mininterval=5):
         audio = load_audio(root / utterance.audio)
         if augment_seed is not None:
             audio = augment(audio, np.random.default_rng([augment_seed, zlib.crc32(utterance.id.encode())]))
@@ -114,12 +125,37 @@ def open_cache(folder: Path, width: int = WIDTH) -> Iterator[CacheWriter]:
         yield CacheWriter(read_index(folder), states_file, index_file, width)
 
 
+def torch_encoder(path: Path) -> Callable[[Float32], Float32]:
+    """Return Whisper's encoder in bfloat16, which hears the audio alone."""
+    encoder = WhisperEncoder(path, torch.bfloat16)
+
+    def encode(audio: Float32) -> Float32:
+        states: Float32 = encoder(torch.from_numpy(log_mel(audio))).numpy()
+        return states
+
+    return encode
+
+
+def served_encoder(folder: Path, threads: int) -> Callable[[Float32], Float32]:
+    """Return a bundle's encoder as it serves: it hears silence behind the audio, whose own states alone are kept."""
+    models = load_models(open_bundle(folder), 1, threads)
+
+    def encode(audio: Float32) -> Float32:
+        (states,) = models.encoder.encode([models.features(models.pad_audio(audio))])
+        result: Float32 = states if models.hearing is None else states[: models.hearing.own_states(len(audio))]
+        return result
+
+    return encode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--encoder", type=Path, required=True, help="CTranslate2 model.bin of Whisper")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--encoder", type=Path, help="CTranslate2 model.bin of Whisper")
+    source.add_argument("--bundle", type=Path, help="a folder with Whisper, whose encoder is run as it serves")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--augment-seed", type=int, help="write an augmented copy made with this seed")
+    parser.add_argument("--augment-seed", type=int, help="write an augmented copy made with this seed, of what is not held out")
     parser.add_argument("--datasets", nargs="*", help="only these datasets of the manifest")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -128,14 +164,11 @@ def main() -> None:
         todo = [
             u
             for u in read_manifest(arguments.manifest)
-            if u.id not in cache.done and (not arguments.datasets or u.dataset in arguments.datasets)
+            if u.id not in cache.done
+            and (not arguments.datasets or u.dataset in arguments.datasets)
+            and (arguments.augment_seed is None or not is_held_out(u.id))
         ]
-        encoder = WhisperEncoder(arguments.encoder, torch.bfloat16)
-
-        def encode(audio: Float32) -> Float32:
-            states: Float32 = encoder(torch.from_numpy(log_mel(audio))).numpy()
-            return states
-
+        encode = torch_encoder(arguments.encoder) if arguments.encoder else served_encoder(arguments.bundle, arguments.threads)
         for utterance, states in states_of(todo, arguments.manifest.parent, encode, arguments.augment_seed):
             cache.append(CachedUtterance(utterance.id, utterance.text, utterance.dataset, 0, 0), states)
         print(f"{len(read_index(arguments.out))} utterances, {cache.frames / 50 / 3600:.2f} h")

@@ -33,8 +33,7 @@ from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import Float32
 from models.text.realignment import Draft
 from training.augment import augment
-from training.cache_states import MAX_SECONDS, CachedUtterance, open_cache, read_index
-from training.data import JOINED, is_held_out
+from training.cache_states import JOINED, MAX_SECONDS, CachedUtterance, is_held_out, open_cache, read_index
 from training.greedy_writer import GreedyWriter
 
 JOINED_SETS = ("nonnative", "kathleen", "dutch", "synthesis")

@@ -2,7 +2,6 @@
 
 import random
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,21 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.cache_states import WIDTH, CachedUtterance, open_states, read_index
+from training.cache_states import WIDTH, CachedUtterance, is_held_out, open_states, read_index
 from training.targets import TargetVocabulary
 
 REDUCTION = 4
-DEV_SHARE = 25
-JOINED = "+"
-"""Stands between the ids of utterances that were joined into one; those of the held-out part never are."""
 MIN_MEAN_LOG_PROBABILITY = -1.0
 
 
 @dataclass(frozen=True)
 class Example:
-    """An utterance of cache number `cache`, of so many adapter frames; `tokens` are symbols of the target vocabulary."""
+    """An utterance of cache number `cache`, of so many adapter frames; `tokens` are the symbols that its `text` has."""
 
     entry: CachedUtterance
+    text: str
     tokens: list[int]
     cache: int
     frames: int
@@ -34,10 +31,6 @@ class Example:
     @property
     def id(self) -> str:
         return self.entry.id
-
-    @property
-    def text(self) -> str:
-        return self.entry.text
 
     @property
     def dataset(self) -> str:
@@ -68,11 +61,6 @@ def pad_targets(targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return padded, lengths
 
 
-def is_held_out(id: str) -> bool:
-    """Return whether an utterance belongs to the part that nothing is trained on: a fixed one in 25, none of the joined ones."""
-    return JOINED not in id and zlib.crc32(id.encode()) % DEV_SHARE == 0
-
-
 def is_plausible(entry: CachedUtterance) -> bool:
     """Return whether a transcript is no loop and no wild guess, or none was written."""
     repeats = re.search(r"(\b.{3,}?)\1{3,}", entry.text) is not None
@@ -86,19 +74,29 @@ class StateCorpus:
         self.train: list[Example] = []
         self.dev: list[Example] = []
         self.states = []
+        self._tokens: dict[tuple[int, int], list[int]] = {}
         for number, folder in enumerate(caches):
             index = read_index(folder)
             self.states.append(open_states(folder, sum(entry.frames for entry in index)))
             for entry in index:
-                if not is_plausible(entry):
+                text, tokens = targets.text(entry), targets.encode(entry)
+                if text == entry.text and not is_plausible(entry):
                     continue
-                tokens = targets.encode(entry)
                 repeats = sum(a == b for a, b in pairwise(tokens))
                 frames = entry.frames // REDUCTION
                 if not tokens or len(tokens) + repeats > frames * targets.outputs_per_frame:
                     continue
-                example = Example(entry, tokens, number, frames)
+                example = Example(entry, text, tokens, number, frames)
+                self._tokens[number, entry.offset] = tokens
                 (self.dev if is_held_out(entry.id) else self.train).append(example)
+
+    def has(self, example: Example) -> bool:
+        """Return whether an utterance of a corpus of the same caches is in this one too."""
+        return (example.cache, example.offset) in self._tokens
+
+    def tokens_of(self, example: Example) -> list[int]:
+        """Return this corpus's symbols of an utterance that it has."""
+        return self._tokens[example.cache, example.offset]
 
     def batch(self, examples: list[Example]) -> Batch:
         longest = max(example.frames for example in examples)

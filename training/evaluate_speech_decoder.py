@@ -24,8 +24,7 @@ from models.bundle.io import open_bundle
 from models.chain import Models
 from models.protocols import EncoderStates, Float32, PrefillRow
 from models.speech_decoders.speech_model import LEAST_MEAN_LOGPROB, is_loop
-from training.cache_states import CachedUtterance, load_audio, read_index
-from training.data import is_held_out
+from training.cache_states import CachedUtterance, is_held_out, load_audio, read_index
 from training.greedy_writer import GreedyWriter, Written
 from training.word_errors import word_error_rate
 

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, nargs="+", required=True)
     parser.add_argument("--llm", type=Path, required=True)
     parser.add_argument("--per-dataset", type=int, default=16)
+    parser.add_argument("--datasets", nargs="*", help="only these")
     parser.add_argument("--blank-threshold", type=float, nargs="+", default=[0.5])
     parser.add_argument("--instruction", default=INSTRUCTION)
     parser.add_argument("--threads", type=int, default=2)
@@ -43,7 +44,8 @@ def main() -> None:
     corpus = StateCorpus(arguments.cache, open_targets("llm", arguments.llm))
     by_dataset: dict[str, list[Example]] = defaultdict(list)
     for example in corpus.dev:
-        if len(by_dataset[example.dataset]) < arguments.per_dataset:
+        wanted = not arguments.datasets or example.dataset in arguments.datasets
+        if wanted and len(by_dataset[example.dataset]) < arguments.per_dataset:
             by_dataset[example.dataset].append(example)
     for threshold in arguments.blank_threshold:
         rates = {}

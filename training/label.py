@@ -8,7 +8,6 @@ and left out where it is unsure. Only the train manifest is read. A second run g
 """
 
 import argparse
-import difflib
 import json
 import re
 from pathlib import Path
@@ -19,25 +18,10 @@ from tqdm import tqdm
 
 from training.manifest import Utterance, write_manifest
 from training.recordings import read_rows
+from training.spelling import restore_case
 from training.synthesise import sentence_case
 
 MIN_AVERAGE_LOGPROB = -0.7
-
-
-def words_of(text: str) -> list[str]:
-    return re.sub(r"[^a-z0-9' ]", " ", text.lower().replace("-", " ")).split()
-
-
-def restore_case(exact: str, whisper: str) -> str:
-    """Return the words of `exact` with case and punctuation of `whisper` wherever the two agree on the word."""
-    tokens = whisper.replace("-", " ").split()
-    keys = [" ".join(words_of(token)) for token in tokens]
-    wanted = exact.lower().split()
-    result = [re.sub(r"^i(?='|$)", "I", word) for word in wanted]
-    for block in difflib.SequenceMatcher(a=wanted, b=keys, autojunk=False).get_matching_blocks():
-        for offset in range(block.size):
-            result[block.a + offset] = tokens[block.b + offset]
-    return " ".join(result)
 
 
 def transcribe(model: Any, audio: Path) -> tuple[str, float]:

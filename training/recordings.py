@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from models.protocols import Float32
-from training.data import DEV_SHARE
+from training.cache_states import DEV_SHARE
 
 SAMPLE_RATE_HZ = 16_000
 

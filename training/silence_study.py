@@ -23,8 +23,7 @@ from tqdm import tqdm
 from export import markdown
 from models.features.log_mel import SAMPLE_RATE_HZ, Float32, log_mel
 from models.graph.silent_rest import SilentRest
-from training.cache_states import load_audio
-from training.data import is_held_out
+from training.cache_states import is_held_out, load_audio
 from training.whisper_decoder import Decoding, Rules, WhisperDecoder, open_decoder
 from training.whisper_encoder import WhisperEncoder
 from training.word_errors import word_error_rate

@@ -14,6 +14,7 @@ from export.importers.byte_level_bpe import restore_merges
 from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from training.cache_states import CachedUtterance
+from training.spelling import restore_case
 
 ALPHABET = "".join(map(chr, range(32, 127)))
 """Printable ASCII, a symbol each: Whisper writes English with hardly anything else."""
@@ -32,6 +33,10 @@ class TargetVocabulary(ABC):
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
+    def text(self, utterance: CachedUtterance) -> str:
+        """Return what the draft of this utterance should say."""
+        return utterance.text
+
     @abstractmethod
     def encode(self, utterance: CachedUtterance) -> list[int]:
         """Return the symbols that the draft of this utterance should consist of."""
@@ -41,14 +46,19 @@ class TargetVocabulary(ABC):
 
 
 class LlmTokens(TargetVocabulary):
+    """The LLM's tokens of what was really said, as far as that is known, in the case and punctuation that Whisper wrote."""
+
     name = "llm"
 
     def __init__(self, table: Tensor, tokeniser: Tokenizer) -> None:
         super().__init__(table)
         self.tokeniser = tokeniser
 
+    def text(self, utterance: CachedUtterance) -> str:
+        return restore_case(utterance.reference, utterance.text) if utterance.reference else utterance.text
+
     def encode(self, utterance: CachedUtterance) -> list[int]:
-        return list(self.tokeniser.encode(utterance.text, add_special_tokens=False).ids)
+        return list(self.tokeniser.encode(self.text(utterance), add_special_tokens=False).ids)
 
     def decode(self, symbols: Sequence[int]) -> str:
         return str(self.tokeniser.decode(list(symbols)))
@@ -58,6 +68,9 @@ class WhisperTokens(LlmTokens):
     """The tokens that Whisper's decoder wrote, scored against that decoder's own output table without its special tokens."""
 
     name = "whisper"
+
+    def text(self, utterance: CachedUtterance) -> str:
+        return utterance.text
 
     def encode(self, utterance: CachedUtterance) -> list[int]:
         if utterance.tokens:

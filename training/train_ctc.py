@@ -94,14 +94,15 @@ def draft_error_rates(adapter: Adapter, corpus: StateCorpus, targets: TargetVoca
 
 @dataclass(frozen=True)
 class Head:
-    """An adapter with the vocabulary that its draft is written in. Several of them may share their layers."""
+    """An adapter with the vocabulary that its draft is written in, and what it learns. Several of them may share their layers."""
 
     adapter: Adapter
     targets: TargetVocabulary
+    corpus: StateCorpus
 
     def loss(self, hidden: Tensor, frames: Tensor, batch: Batch, negatives: int, generator: torch.Generator) -> Tensor:
         queries, blank = self.adapter.token_queries(hidden), self.adapter.blank_logits(hidden).float()
-        tokens, lengths = pad_targets([self.targets.encode(each.entry) for each in batch.examples])
+        tokens, lengths = pad_targets([self.corpus.tokens_of(each) for each in batch.examples])
         table = self.targets.table
         sample = sample_vocabulary(tokens, len(table), negatives, generator)
         outputs = frames * self.adapter.config.outputs_per_frame
@@ -155,7 +156,7 @@ def open_heads(arguments: argparse.Namespace, dtype: torch.dtype) -> list[Head]:
             targets=targets.name,
             outputs_per_frame=targets.outputs_per_frame,
         )
-        heads.append(Head(Adapter(config).train(), targets))
+        heads.append(Head(Adapter(config).train(), targets, StateCorpus(arguments.cache, targets)))
     for head, path in zip(heads, arguments.start_from, strict=False):
         print(f"{head.targets.name} begins anew: {', '.join(start_from(head.adapter, path))}", flush=True)
     share_layers([head.adapter for head in heads])
@@ -202,8 +203,8 @@ def main() -> None:
 
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     heads = open_heads(arguments, dtype)
-    corpora = [StateCorpus(arguments.cache, head.targets) for head in heads]
-    corpus = corpora[0]
+    corpus = heads[0].corpus
+    corpus.train = [each for each in corpus.train if all(head.corpus.has(each) for head in heads)]
     print(f"{len(corpus.train)} utterances to train on, {len(corpus.dev)} held out", flush=True)
     parameters = parameters_of(heads)
     optimizer = torch.optim.AdamW(parameters, lr=0, betas=(0.9, 0.98), weight_decay=0.01)
@@ -228,8 +229,8 @@ def main() -> None:
         progress.set_postfix(loss=" ".join(f"{loss:.3f}" for loss in running.tolist()))
         if (step + 1) % arguments.evaluate_every == 0 or step + 1 == last:
             row: dict[str, Any] = {"step": step + 1, "seconds": time.monotonic() - started}
-            for number, (head, own) in enumerate(zip(heads, corpora, strict=True)):
-                rates = draft_error_rates(head.adapter, own, head.targets, arguments.held_out_clips)
+            for number, head in enumerate(heads):
+                rates = draft_error_rates(head.adapter, head.corpus, head.targets, arguments.held_out_clips)
                 row |= {f"loss{number or ''}": running[number].item(), f"dev_wer{number or ''}": rates}
             history.append(row)
             print(json.dumps(row), flush=True)

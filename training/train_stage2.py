@@ -4,7 +4,8 @@
         --answers work/answers.jsonl --out work/stage2 --text-steps 60 --speech-steps 300
 
 First text alone, garbled as a CTC draft is, moves the boundary vectors until the LLM copies it; then speech, with
-next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered.
+next-token loss and the CTC loss. Both mix transcription with instructions that the LLM has answered. Of the transcriptions of
+speech, a share copies the draft that the LLM reads, errors and all; the target of the others is what was said.
 Resumes from `OUT/checkpoint.pt`.
 """
 
@@ -127,9 +128,11 @@ def speech_step(
     tasks: SpeechTasks,
     threshold: float,
     ctc_weight: float,
+    copy_share: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     instruction, examples, answers = tasks.draw()
+    copies = instruction in TRANSCRIBE and tasks.rng.random() < copy_share
     batch = corpus.batch(examples)
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
     with torch.autocast("cpu", torch.bfloat16):
@@ -141,7 +144,7 @@ def speech_step(
         runs = ctc_runs(queries[row, :length].detach(), blank[row, :length].detach(), llm.table, threshold)
         if len(runs.kept):
             speech.append(with_boundaries(adapter, bridge(adapter, hidden[row, :length], runs, llm.table)))
-            kept_answers.append(answer)
+            kept_answers.append(runs.draft() if copies else answer)
     loss, accuracy = llm.answer_loss([instruction] * len(speech), speech, kept_answers)
     if ctc_weight:
         sample = sample_vocabulary(batch.targets, len(llm.table), 4096, generator)
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--ctc-weight", type=float, default=0.1, help="0 leaves the adapter's layers and so its draft as they are"
     )
+    parser.add_argument("--copy-share", type=float, default=0.0, help="share of speech steps that copy the draft")
     parser.add_argument("--no-residual", action="store_true", help="plain posterior bridge: the residual stays zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -210,7 +214,8 @@ def main() -> None:
         if text:
             loss, accuracy = text_step(adapter, llm, texts, answers, arguments.answer_share, rng)
         else:
-            loss, accuracy = speech_step(adapter, llm, corpus, tasks, arguments.blank_threshold, arguments.ctc_weight, generator)
+            weights = arguments.blank_threshold, arguments.ctc_weight, arguments.copy_share
+            loss, accuracy = speech_step(adapter, llm, corpus, tasks, *weights, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)

@@ -22,9 +22,17 @@ from export.checkpoints.hub import Hub
 from export.checkpoints.safetensors_file import CheckpointError
 from models.projectors.subsample import MAX_FRAMES
 from training.adapter import AdapterConfig, FrameAdapter
-from training.cache_states import MAX_SECONDS, MIN_SECONDS, CachedUtterance, open_cache, open_states, read_index, states_of
+from training.cache_states import (
+    MAX_SECONDS,
+    MIN_SECONDS,
+    CachedUtterance,
+    is_held_out,
+    open_cache,
+    open_states,
+    read_index,
+    states_of,
+)
 from training.checkpoint import export_adapter, resume, save_checkpoint
-from training.data import is_held_out
 from training.frozen_encoder import FrozenEncoder
 from training.llm import FrozenLlm, open_llm
 from training.manifest import ManifestError, Utterance, read_manifest

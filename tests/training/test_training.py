@@ -7,17 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 
+from models.assemble import load_models
+from models.bundle.io import open_bundle
+from tests.support.tiny.tiny_bundle import write_transcribing_bundle
+from training import cache_states
 from training.adapter import Adapter, AdapterConfig
+from training.bridge import ctc_runs
 from training.cache_states import INDEX, STATES, WIDTH, CachedUtterance, open_cache, open_states, read_index
+from training.cache_whisper import ServedWhisper
 from training.checkpoint import load_adapter, resume, save_checkpoint
 from training.ctc import Sample, ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus
-from training.label import restore_case
+from training.manifest import Utterance, write_manifest
 from training.modality_gap import agreement, token_f1
+from training.spelling import restore_case
 from training.synthesise import sentence_case
 from training.targets import LlmTokens
 from training.train_ctc import learning_rate, mask, stretch
@@ -186,6 +194,33 @@ def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
 
 def test_word_error_rate_ignores_case_punctuation_and_spelling_variants() -> None:
     assert word_error_rate(["Mr. Brown's colour", "one two"], ["mister brown's color", "one three"]) == pytest.approx(1 / 5)
+
+
+def test_the_draft_that_the_llm_copies_is_the_best_token_of_each_run() -> None:
+    table = torch.eye(10)
+    tokens, blank = [1, 1, 2, 2, 2, 3, 3], torch.tensor([-1.0, -1, -1, 1, -1, -1, -1])
+    assert ctc_runs(9 * table[tokens], blank, table, 0.5).draft() == [1, 2, 2, 3]
+    assert ctc_runs(9 * table[tokens], torch.ones(7), table, 0.5).draft() == []
+
+
+def test_a_cache_of_a_bundle_has_what_it_hears_and_copies_leave_the_held_out_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_transcribing_bundle(tmp_path / "bundle")
+    audio = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
+    ids = [f"recording {number}" for number in range(60)]
+    write_manifest(tmp_path / "manifest.jsonl", [Utterance(audio="a.wav", text="A", id=id) for id in ids])
+    command = ["cache_states", "--manifest", str(tmp_path / "manifest.jsonl"), "--bundle", str(tmp_path / "bundle"), "--out"]
+    for arguments in ([str(tmp_path / "whole")], [str(tmp_path / "copy"), "--augment-seed", "1"]):
+        monkeypatch.setattr("sys.argv", [*command, *arguments])
+        cache_states.main()
+    index = read_index(tmp_path / "whole")
+    assert [each.id for each in index] == ids
+    heard = ServedWhisper(load_models(open_bundle(tmp_path / "bundle"), 1, 1))(audio, "en").states
+    states = open_states(tmp_path / "whole", sum(each.frames for each in index), heard.shape[1])
+    assert np.array_equal(states[: len(heard)], heard.astype(np.float16))
+    assert [each.id for each in read_index(tmp_path / "copy")] == [id for id in ids if not cache_states.is_held_out(id)]
 
 
 def test_agreement_counts_equal_answers_and_shared_words() -> None:

@@ -17,11 +17,11 @@ from models.text.realignment import Draft, count_passes
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
 from tests.support.tiny.tiny_whisper import decoder_arrays, random_whisper
 from training.adapter import Adapter, AdapterConfig
-from training.cache_states import CachedUtterance, open_cache
+from training.cache_states import CachedUtterance, is_held_out, open_cache
 from training.cache_whisper import Recording, ServedWhisper, join, plan
 from training.checkpoint import load_exported
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
-from training.data import StateCorpus, is_held_out, is_plausible
+from training.data import StateCorpus, is_plausible
 from training.evaluate_draft import Drafted, summarise, table
 from training.greedy_writer import GreedyWriter
 from training.targets import Characters, LlmTokens, WhisperTokens, open_targets
@@ -202,6 +202,19 @@ def test_loops_and_guesses_of_the_teacher_are_left_out() -> None:
     assert not is_plausible(utterance("and so on and so on and so on and so on and", (1, 2, 3), -0.1))
 
 
+def test_an_llms_draft_learns_what_was_said_and_whispers_what_its_decoder_wrote(tmp_path: Path) -> None:
+    with open_cache(tmp_path) as cache:
+        for reference, score in (("THE CAT SAT ON A MAT", -1.3), ("", -1.3), ("", -0.1)):
+            heard = CachedUtterance("one", "The hat sat on a mat.", "set", 0, 0, (1, 2), reference, score)
+            cache.append(heard, np.zeros((80, 512), np.float16))
+    llm = StateCorpus([tmp_path], LlmTokens(torch.zeros(300, 4), TOKENISER))
+    assert [each.text for each in llm.train] == ["The cat sat on a mat.", "The hat sat on a mat."]
+    assert [each.tokens for each in llm.train] == [encode(each.text) for each in llm.train]
+    whisper = StateCorpus([tmp_path], WhisperTokens(torch.zeros(300, 4), TOKENISER))
+    assert [(each.text, each.tokens) for each in whisper.train] == [("The hat sat on a mat.", [1, 2])]
+    assert [whisper.has(each) for each in llm.train] == [False, True]
+
+
 def test_figures_are_summed_up_per_set() -> None:
     results = [
         Drafted("a", "the cat sat", "the hat sat", "the cat sat", 3, 2, 2, 4),
@@ -216,20 +229,23 @@ def test_figures_are_summed_up_per_set() -> None:
     assert "| a | 2 | 33.3 % |" in table(summary)
 
 
-def test_two_targets_are_learnt_by_the_same_layers(tmp_path: Path) -> None:
+def test_two_targets_are_learnt_by_the_same_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     targets = [WhisperTokens(torch.randn(300, 24), TOKENISER), LlmTokens(torch.randn(300, 16), TOKENISER)]
     states = np.random.default_rng(0).standard_normal((40, 512)).astype(np.float16)
     with open_cache(tmp_path) as cache:
         cache.append(CachedUtterance("one", "the cat sat", "set", 0, 0, tuple(encode(" the cat sat"))), states)
-    corpus = StateCorpus([tmp_path], targets[0])
+    corpora = [StateCorpus([tmp_path], each) for each in targets]
     config = AdapterConfig(width=32, layers=1, heads=4, feed_forward=32, subsampling="stack", dropout=0.0)
     sizes = [each.table.shape[1] for each in targets]
-    heads = [Head(Adapter(replace(config, embedding_size=size)), each) for size, each in zip(sizes, targets, strict=True)]
+    adapters = [Adapter(replace(config, embedding_size=size)) for size in sizes]
+    heads = [Head(*parts) for parts in zip(adapters, targets, corpora, strict=True)]
     share_layers([head.adapter for head in heads])
     optimizer = torch.optim.AdamW(parameters_of(heads), lr=1e-2)
-    batch, generator = corpus.batch(corpus.train), torch.Generator().manual_seed(0)
+    batch, generator = corpora[0].batch(corpora[0].train), torch.Generator().manual_seed(0)
     losses = []
+    monkeypatch.setattr(LlmTokens, "encode", None)  # the corpora have encoded all there is
+    monkeypatch.setattr(WhisperTokens, "encode", None)
     for _ in range(40):
         each = torch.stack(train_step(heads, batch, 4096, generator, torch.float32))
         optimizer.zero_grad()

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.cache_states import WIDTH, CachedUtterance, open_states, read_index
-from training.data import is_held_out, is_plausible
+from training.cache_states import WIDTH, CachedUtterance, is_held_out, open_states, read_index
+from training.data import is_plausible
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 """The target's symbols: words as they are spelt, without case and punctuation."""
