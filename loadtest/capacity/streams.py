@@ -1,4 +1,4 @@
-"""A live session of the simulator: asks for partials and answers by the rules of `server.engine.live.session`."""
+"""A live session of the simulator: asks for partials and answers by the rules of `server.engine.live`."""
 
 import math
 from collections import deque
@@ -9,14 +9,7 @@ import numpy as np
 
 from loadtest.capacity.costs import PIECE_S, StageCosts, StreamEvent, StreamProfile, WorkKind, WorkProfile
 from loadtest.capacity.engine import SimulatedEngine, SimulatedRequest
-from server.engine.live.session import (
-    FIRST_PARTIAL_INTERVAL_S,
-    LONGEST_FIRST_WAIT_S,
-    LONGEST_WRITING_S,
-    PARTIAL_INTERVAL_S,
-    PARTIAL_SHARE,
-    PARTIAL_WINDOW_S,
-)
+from server.engine.live.partials import PARTIAL_WINDOW_S, PartialPace
 from server.engine.types.options import Priority, VoiceOptions
 
 ROUNDING_S = 1e-6
@@ -65,7 +58,7 @@ class SimulatedStream:
         self._events = deque(self.profile.events)
         self._current: SimulatedUtterance | None = None
         self._unanswered: deque[SimulatedUtterance] = deque()
-        self._hypothesis_took_s = self._draft_took_s = 0.0
+        self._pace = PartialPace()
 
     @property
     def next_due_s(self) -> float:
@@ -102,8 +95,7 @@ class SimulatedStream:
 
     def _follow(self, event: StreamEvent, now_s: float) -> None:
         if event.kind == "began":
-            wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
-            due_s = event.start_s + VoiceOptions.prefix_padding_s + wait_s
+            due_s = event.start_s + VoiceOptions.prefix_padding_s + self._pace.first_wait_s
             self._current = SimulatedUtterance(event.start_s, next_piece_s(due_s))
         elif self._current is None:
             return
@@ -160,7 +152,7 @@ class SimulatedStream:
             return
         if heard_s < utterance.partial_due_s:
             return
-        is_written = utterance.has_words and self._hypothesis_took_s <= LONGEST_WRITING_S
+        is_written = utterance.has_words and self._pace.has_time_to_write
         kind: WorkKind = "partial" if is_written else "draft"
 
         def end(at_s: float | None) -> None:
@@ -170,12 +162,9 @@ class SimulatedStream:
                 return
             took_s = at_s - now_s
             self.partials += 1
-            self._hypothesis_took_s = took_s if is_written else 0.0
-            if not is_written:
-                self._draft_took_s = took_s
             utterance.has_words = heard_s - utterance.start_s > VoiceOptions.prefix_padding_s + FIRST_WORD_S
-            interval_s = PARTIAL_INTERVAL_S if utterance.has_words else FIRST_PARTIAL_INTERVAL_S
-            utterance.partial_due_s = next_piece_s(heard_s + max(interval_s, took_s / PARTIAL_SHARE))
+            pause_s = self._pace.note_hypothesis(took_s, is_draft=not is_written, has_text=utterance.has_words)
+            utterance.partial_due_s = next_piece_s(heard_s + pause_s)
 
         audio_s = min(PARTIAL_WINDOW_S, heard_s - utterance.start_s)
         work = self.costs.draw_work(kind, audio_s, self.random)

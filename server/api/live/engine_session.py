@@ -20,7 +20,7 @@ from server.engine.types.events import (
     Problem,
     SpeechStarted,
     UtteranceDone,
-    Word,
+    shift_words,
 )
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import Audio, ChangeInstruction, EndOfAudio, Flush, LiveRequest
@@ -233,8 +233,7 @@ def _shifted(event: LiveEvent, start: Position) -> LiveEvent:
             )
         case UtteranceDone(done=done):
             if done.words is not None:
-                words = tuple(Word(word.text, word.start_s + shift_s, word.end_s + shift_s) for word in done.words)
-                done = replace(done, words=words)
+                done = replace(done, words=shift_words(done.words, shift_s))
             start_s, end_s = event.start_s + shift_s, event.end_s + shift_s
             return replace(event, utterance=event.utterance + first, start_s=start_s, end_s=end_s, done=done)
         case Problem(utterance=int(number)):

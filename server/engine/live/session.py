@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,16 +11,13 @@ import numpy as np
 from models.chain import Models
 from models.protocols import Float32
 from models.text.tokeniser import PromptIds
-from server.engine.live.agreed_text import AgreedText
 from server.engine.live.audio import HeardAudio, HeardInput, RecentAudio, VoiceInputs
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
+from server.engine.live.partials import PartialMaker
 from server.engine.live.recording_answer import RecordingAnswer
-from server.engine.live.stable_text import StableText
 from server.engine.live.utterance import Utterance
-from server.engine.runner.heard_words import read_words, shift_words
 from server.engine.runner.sequence import SequenceState
 from server.engine.runner.sequence_builder import new_sequence
-from server.engine.runner.transcript import longest_transcript
 from server.engine.types.events import (
     Delta,
     Done,
@@ -31,7 +28,6 @@ from server.engine.types.events import (
     LiveEvent,
     Problem,
     SpeechStarted,
-    Word,
 )
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import (
@@ -54,18 +50,6 @@ MAX_UNANSWERED = 8
 # How far a session's audio may be ahead of the wall clock, and by how much its clock may run faster, and still be live.
 LIVE_LEAD_S = 2.0
 LIVE_RATE = 1.1
-# A hypothesis is made so often, at first and once there is text, but takes no more than this share of a session's time.
-FIRST_PARTIAL_INTERVAL_S, PARTIAL_INTERVAL_S = 0.16, 0.32
-PARTIAL_SHARE = 1 / 3
-# A hypothesis is made of the utterance, or of its last seconds with some of the words that stand already.
-PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
-DRAFT_ONLY = SamplingOptions(max_tokens=0)
-# The first hypothesis waits for as long as one takes, but no longer than this: the first words come with it.
-LONGEST_FIRST_WAIT_S = 0.4
-# A hypothesis that a decoder writes alone is first made of so much speech.
-FIRST_WRITTEN_S = 0.8
-# After a hypothesis that took longer the next one is a draft alone, which takes half as long.
-LONGEST_WRITING_S = 0.6
 
 
 @dataclass
@@ -134,10 +118,7 @@ class LiveSession:
             self._task = replace(request.task, instruction=models.transcription_instruction, sampling=SamplingOptions())
         self._next_instruction: str | None = None
         self._prompt_ids = self._lay_out(self._task)
-        # Hypotheses are the speech decoder's where there is one, and else the projector's draft. Without drafts each is a
-        # transcript of the whole utterance so far.
-        self._can_write = models.speech is not None and models.word_timer is not None
-        self._hypothesis_took_s = self._draft_took_s = 0.0
+        self._partials = PartialMaker(models, sample_rate_hz)
 
     @property
     def wants_listening(self) -> bool:
@@ -225,10 +206,8 @@ class LiveSession:
     def _begin_utterance(self, start: int) -> None:
         self._use_next_instruction()
         start_s = start / self._rate_hz
-        text = StableText(start_s) if self._models.drafts else AgreedText(start_s)
-        wait_s = FIRST_PARTIAL_INTERVAL_S + min(self._draft_took_s, LONGEST_FIRST_WAIT_S - FIRST_PARTIAL_INTERVAL_S)
-        wait_s = wait_s if self._models.drafts else FIRST_WRITTEN_S
-        partial_due = start + round((self.request.voice.prefix_padding_s + wait_s) * self._rate_hz)
+        text = self._partials.new_text(start_s)
+        partial_due = self._partials.first_due(start, self.request.voice.prefix_padding_s)
         self._current = Utterance(self._utterances, start, self._task, self._prompt_ids, text, partial_due)
         self._utterances += 1
         self._counters.utterances += 1
@@ -253,7 +232,7 @@ class LiveSession:
         request = self._new_request(audio, utterance.task)
         take_event = partial(self._take_answer, utterance)
         utterance.answer = new_sequence(self._models, request, take_event, utterance.prompt_ids)
-        utterance.answer.known_words = self._known_words(utterance, utterance.start)
+        utterance.answer.known_words = utterance.known_words(utterance.start, self._rate_hz)
         # A recording has no hypotheses, and many utterances that wait.
         utterance.answer.kept = None if self.request.is_recording else utterance.kept
         if self._models.transcribes(utterance.task.instruction):
@@ -318,84 +297,21 @@ class LiveSession:
         end = self._detected
         if end < utterance.partial_due or (self._is_ahead and time.monotonic() < utterance.partial_due_at_s):
             return
-        text = utterance.text
-        hypothesis = self._hear_on(utterance, text, end) if isinstance(text, StableText) else self._hear_again(utterance, end)
-        utterance.partial = hypothesis
-        hypothesis.gives_way = True
-        self._hooks.start_sequence(hypothesis)
-
-    def _hear_on(self, utterance: Utterance, text: StableText, end: int) -> SequenceState:
-        """Return a hypothesis of the words that are not stable, with some that are, by the times of words."""
-        settled_s = text.stable_end_s - PARTIAL_CONTEXT_S
-        start = max(utterance.start, min(end - round(PARTIAL_WINDOW_S * self._rate_hz), round(settled_s * self._rate_hz)))
-        # The first words come sooner from the draft.
-        is_fast = self._hypothesis_took_s <= LONGEST_WRITING_S
-        is_written = self._can_write and is_fast and len(text.words) > 0
-        task = replace(
-            self._task,
-            instruction=self._models.transcription_instruction,
-            sampling=SamplingOptions() if is_written else DRAFT_ONLY,
-            draft="exact" if is_written else "off",
-            word_times="required" if is_written else "none",
-        )
+        start, task = self._partials.choose_task(utterance, self._task, end)
         request = self._new_request(self._audio.between(start, end), task, Priority.PARTIAL)
         take_event = partial(self._take_partial, utterance, start, end)
-        hypothesis = new_sequence(self._models, request, take_event, utterance.prompt_ids)
-        hypothesis.known_words = self._known_words(utterance, start)
-        return hypothesis
-
-    def _hear_again(self, utterance: Utterance, end: int) -> SequenceState:
-        """Return a hypothesis of the whole utterance so far, for which the one before it is the draft."""
-        audio = self._audio.between(utterance.start, end)
-        task = replace(
-            self._task,
-            instruction=self._models.transcription_instruction,
-            sampling=SamplingOptions(max_tokens=longest_transcript(len(audio) / self._rate_hz)),
-            draft="exact",
-            word_times="none",
-        )
-        request = self._new_request(audio, task, Priority.PARTIAL)
-        prompt_ids = utterance.prompt_ids if self._models.transcribes(utterance.task.instruction) else None
-        take_event = partial(self._take_partial, utterance, utterance.start, end)
-        hypothesis = new_sequence(self._models, request, take_event, prompt_ids)
-        hypothesis.known_tokens, hypothesis.kept = utterance.hypothesis, utterance.kept
-        return hypothesis
-
-    def _known_words(self, utterance: Utterance, start: int) -> tuple[Word, ...]:
-        """Return the words of the last hypothesis behind sample `start`, in seconds from there."""
-        start_s, text = start / self._rate_hz, utterance.text
-        words = text.words if isinstance(text, StableText) else []
-        return shift_words([word for word in words if word.start_s >= start_s], -start_s)
+        utterance.partial = self._partials.new_hypothesis(utterance, request, start, take_event)
+        self._hooks.start_sequence(utterance.partial)
 
     def _take_partial(self, utterance: Utterance, start: int, end: int, event: Event) -> None:
         if isinstance(event, Delta):
             return
-        sequence, utterance.partial = utterance.partial, None
-        if not isinstance(event, Done) or sequence is None or sequence.encoded is None:
+        hypothesis, utterance.partial = utterance.partial, None
+        if not isinstance(event, Done) or hypothesis is None or hypothesis.encoded is None:
             return
         self._counters.partials += 1
-        start_s, end_s = start / self._rate_hz, end / self._rate_hz
-        if isinstance(utterance.text, AgreedText):
-            changed = utterance.text.update(event.text, end_s)
-            utterance.hypothesis = sequence.text_tokens
-        else:
-            changed = utterance.text.update(shift_words(self._read_hypothesis(sequence, event), start_s), end_s)
-        interval_s = PARTIAL_INTERVAL_S if utterance.text.stable or utterance.text.tail else FIRST_PARTIAL_INTERVAL_S
-        pause_s = max(interval_s, sequence.elapsed_s / PARTIAL_SHARE)
-        if sequence.drafts_only:
-            self._draft_took_s = sequence.elapsed_s
-        self._hypothesis_took_s = 0.0 if sequence.drafts_only else sequence.elapsed_s
-        utterance.partial_due = end + round(pause_s * self._rate_hz)
-        utterance.partial_due_at_s = time.monotonic() + pause_s
-        if changed:
-            self._hooks.emit_event(utterance.partial_event(self.request.id, self._rate_hz, end_s))
-
-    def _read_hypothesis(self, sequence: SequenceState, done: Done) -> Sequence[Word]:
-        """Return the words of a hypothesis with their times."""
-        if not sequence.drafts_only:
-            return done.words or ()
-        path = sequence.require_encoded().require_draft().best_token
-        return read_words(path, self._models.frame_s, self._models.draft_tokeniser)
+        if self._partials.update_text(utterance, hypothesis, event, start, end):
+            self._hooks.emit_event(utterance.partial_event(self.request.id, self._rate_hz, end / self._rate_hz))
 
     def _change_instruction(self, instruction: str) -> None:
         """Note the instruction of utterances to come. To lay it out takes time, so that waits until one of them begins."""

@@ -10,7 +10,6 @@ the punctuation, in which it was shown.
 from collections.abc import Sequence
 
 from models.text.realignment import letters
-from server.engine.runner.heard_words import middle_s
 from server.engine.types.events import Word
 
 # The audio that has to follow a word before it may become stable.
@@ -69,7 +68,7 @@ class StableText:
             return list(heard)
         last = self._stable[-1]
         again = [place for place, word in enumerate(heard) if _agree(word, last) and abs(word.end_s - last.end_s) <= SAME_WORD_S]
-        return list(heard[again[-1] + 1 :]) if again else [word for word in heard if middle_s(word) > last.end_s]
+        return list(heard[again[-1] + 1 :]) if again else [word for word in heard if word.middle_s > last.end_s]
 
     def _shown(self, new: Sequence[Word]) -> list[Word]:
         """Return what is shown of a new hypothesis: the words that are shown already, and what follows them or replaces them."""

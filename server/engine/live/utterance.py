@@ -6,9 +6,8 @@ from models.text.tokeniser import PromptIds
 from server.engine.live.agreed_text import AgreedText
 from server.engine.live.stable_text import StableText
 from server.engine.runner.caches import KeptSpeech
-from server.engine.runner.heard_words import shift_words
 from server.engine.runner.sequence import SequenceState
-from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone
+from server.engine.types.events import Done, Failed, Partial, Problem, UtteranceDone, Word, shift_words
 from server.engine.types.requests import SpeechTask
 
 
@@ -42,6 +41,11 @@ class Utterance:
         if self.answer is not None:
             self.answer.kept = None
 
+    def known_words(self, start: int, sample_rate_hz: int) -> tuple[Word, ...]:
+        """Return the words of the last hypothesis behind sample `start`, in seconds from there; none if they have no times."""
+        start_s, words = start / sample_rate_hz, self.text.words if isinstance(self.text, StableText) else []
+        return shift_words([word for word in words if word.start_s >= start_s], -start_s)
+
     def final_event(self, session_id: str, sample_rate_hz: int) -> UtteranceDone | Problem:
         """Return the event that ends the utterance, which has an outcome."""
         start_s, end_s = self.start / sample_rate_hz, self.end / sample_rate_hz
@@ -49,9 +53,7 @@ class Utterance:
             raise RuntimeError("the utterance has no outcome yet")
         if isinstance(self.outcome, Failed):
             return Problem(session_id, self.outcome.error, self.number)
-        words = self.outcome.words
-        if words is not None:
-            words = shift_words(words, start_s)
+        words = None if self.outcome.words is None else shift_words(self.outcome.words, start_s)
         done = replace(self.outcome, request_id=session_id, words=words)
         return UtteranceDone(session_id, self.number, start_s, end_s, done)
 

@@ -6,14 +6,14 @@ and are part of the draft. So a language that was guessed right costs no pass.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from models.chain import Models
-from models.ctc import collapse
-from models.protocols import Float32, ProjectorOutput
+from models.ctc import Run, collapse, find_runs
+from models.protocols import Float32, Int64, ProjectorOutput
 from models.speech_decoders.speech_model import (
     DEFAULT_LANGUAGE_ODDS,
     LEAST_MEAN_LOGPROB,
@@ -25,11 +25,11 @@ from models.speech_decoders.speech_model import (
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_heard
-from models.text.tokeniser import Detokeniser
-from server.engine.runner.heard_words import continue_words, read_words
+from models.text.tokeniser import Detokeniser, Tokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import Memory, SequenceState
 from server.engine.runner.sequence_builder import lay_out_speech_context
+from server.engine.types.events import Word
 from server.engine.types.options import SamplingOptions, VoiceOptions
 
 Verdict = Literal["understood", "silence", "write again"]
@@ -45,6 +45,8 @@ TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
 DOUBTFUL_WORDS = 5
 """Whisper writes a few words about silence ("you", "Thank you."), so a transcript that short needs a voice in the audio."""
+KNOWN_PROBABILITY = 0.95
+"""Of a drafted word that an earlier hypothesis about the same audio had."""
 REPEATED_TOKENS = 3
 """So many tokens in a row occur once only in a transcript that is written again."""
 BEGINNING_BOOST, CONTINUING_BOOST = 1.0, 3.0
@@ -144,6 +146,39 @@ class TranscriptConstraint(TokenConstraint):
         text, length = self._written[len(self._allowed) :], REPEATED_TOKENS - 1
         last = text[-length:]
         return [text[end] for end in range(length, len(text)) if text[end - length : end] == last]
+
+
+@dataclass(frozen=True)
+class HeardWord(Word):
+    """A word of a CTC draft, with the probability that the draft gives it."""
+
+    probability: float = 1.0
+
+
+def read_words(
+    best_token: Int64 | Sequence[int], frame_s: float, tokeniser: Tokeniser, probability: Float32 | Sequence[float] = ()
+) -> list[HeardWord]:
+    """Return the words of a CTC path [frames], each from its first token's first frame to its last one's last.
+
+    `probability` [frames] is that of the best token; the probability of a word is the product of its tokens'.
+    """
+    words: list[list[Run]] = []
+    for run in find_runs(best_token):
+        if not words or tokeniser.begins_word(run.token):
+            words.append([])
+        words[-1].append(run)
+    heard = []
+    for runs in words:
+        if text := tokeniser.decode([run.token for run in runs]).strip():
+            likely = [float(max(probability[run.first : run.last + 1], default=1.0)) for run in runs]
+            heard.append(HeardWord(text, runs[0].first * frame_s, (runs[-1].last + 1) * frame_s, math.prod(likely)))
+    return heard
+
+
+def continue_words(known: Sequence[Word], heard: Sequence[HeardWord]) -> list[HeardWord]:
+    """Return the words of an earlier hypothesis, each almost certain, and behind the last of them the heard ones."""
+    certain = [HeardWord(word.text, word.start_s, word.end_s, KNOWN_PROBABILITY) for word in known]
+    return [*certain, *(word for word in heard if not known or word.middle_s > known[-1].end_s)]
 
 
 class TranscriptDraft:

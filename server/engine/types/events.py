@@ -5,6 +5,7 @@ come in that order.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,16 @@ class Word:
     text: str
     start_s: float
     end_s: float
+
+    @property
+    def middle_s(self) -> float:
+        """The middle of the word's time, which moves less between hypotheses than its ends do."""
+        return (self.start_s + self.end_s) / 2
+
+
+def shift_words(words: Sequence[Word], seconds: float) -> tuple[Word, ...]:
+    """Return words so much later."""
+    return tuple(Word(word.text, word.start_s + seconds, word.end_s + seconds) for word in words)
 
 
 @dataclass(frozen=True)

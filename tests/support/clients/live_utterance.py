@@ -10,7 +10,7 @@ import pytest
 from models.chain import Models
 from models.protocols import Float32
 from server.engine.engine import LocalEngine
-from server.engine.live import session
+from server.engine.live import partials, session
 from server.engine.runner.runner import Runner
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
@@ -46,7 +46,7 @@ class SpokenUtterance:
 
 def make_all_hypotheses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a hypothesis made of each piece, however long one takes and however fast the pieces come."""
-    monkeypatch.setattr(session, "PARTIAL_SHARE", math.inf)
+    monkeypatch.setattr(partials, "PARTIAL_SHARE", math.inf)
     monkeypatch.setattr(session, "LIVE_LEAD_S", math.inf)
 
 

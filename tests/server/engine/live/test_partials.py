@@ -10,8 +10,8 @@ from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.chain import Models
 from server.engine.engine import LocalEngine
-from server.engine.live import session
-from server.engine.runner.heard_words import read_words
+from server.engine.live import partials
+from server.engine.runner.transcript import read_words
 from server.engine.types.events import Ended, Listened, Partial, UtteranceDone
 from server.engine.types.options import Priority, SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest, SpeechTask
@@ -67,7 +67,7 @@ def converse(models: Models, *, partials: bool) -> LiveClient:
 def test_hypotheses_of_the_speech_decoder_and_drafts_change_no_answer(
     models: Models, monkeypatch: pytest.MonkeyPatch, longest_writing_s: float
 ) -> None:
-    monkeypatch.setattr(session, "LONGEST_WRITING_S", longest_writing_s)
+    monkeypatch.setattr(partials, "LONGEST_WRITING_S", longest_writing_s)
     take_any_transcript(monkeypatch)
     quiet, talking = converse(models, partials=False), converse(models, partials=True)
     assert quiet.of(Partial) == []

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.engine.runner.heard_words import HeardWord, continue_words, read_words, shift_words
-from server.engine.types.events import Word
+from server.engine.runner.transcript import HeardWord, continue_words, read_words
+from server.engine.types.events import Word, shift_words
 from tests.support.fakes.fake_models import tiny_tokeniser
 
 FRAME_S = 0.08
