@@ -34,7 +34,7 @@ from models.protocols import Float32
 from models.text.realignment import Draft
 from training.augment import augment
 from training.cache_states import JOINED, MAX_SECONDS, CachedUtterance, is_held_out, open_cache, read_index
-from training.greedy_writer import GreedyWriter
+from training.greedy_writer import write_greedily
 
 JOINED_SETS = ("nonnative", "kathleen", "dutch", "synthesis")
 JOINED_MAX_S = 12.0
@@ -119,21 +119,22 @@ class Heard:
 
 
 class ServedWhisper:
-    """Whisper as a bundle serves it, one recording at a time, but for what `GreedyWriter` leaves out."""
+    """Whisper as a bundle serves it, one recording at a time, but for what `write_greedily` leaves out."""
 
     def __init__(self, models: Models) -> None:
         if models.hearing is None:
             raise ValueError("the bundle's encoder hears no silence behind the audio, so it is no Whisper")
         self.models, self.hearing = models, models.hearing
-        self.writer = GreedyWriter(models.require_speech())
+        self.speech = models.require_speech()
 
     def __call__(self, audio: Float32, language: str) -> Heard:
         """Return what is heard and written of a recording in a language."""
         (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
         (output,) = self.models.project([states], [len(audio)])
-        tokeniser = self.models.require_speech().tokeniser
+        tokeniser = self.speech.tokeniser
         text = self.models.draft_tokeniser.decode(list(collapse(output.require_draft().best_token)))
-        written = self.writer.write(states, Draft(text, tokeniser.encode, tokeniser.decode).propose, language)
+        propose = Draft(text, tokeniser.encode, tokeniser.decode).propose
+        written = write_greedily(self.speech, states, propose, language)
         own = states[: self.hearing.own_states(len(audio))]
         return Heard(own, written.tokens, written.text.strip(), written.mean_logprob)
 

@@ -33,10 +33,9 @@ class WhisperEncoder:
     def norm(self, x: Tensor, name: str) -> Tensor:
         return functional.layer_norm(x, x.shape[-1:], self.weights[f"{name}/gamma"], self.weights[f"{name}/beta"])
 
-    def attend(self, x: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, name: str) -> Tensor:
         qkv = self.linear(x, f"{name}/linear_0").unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)
-        mask = None if bias is None else bias.to(qkv.dtype).expand(1, 1, len(x), len(x))
-        y = functional.scaled_dot_product_attention(qkv[:1], qkv[1:2], qkv[2:], attn_mask=mask)[0]
+        y = functional.scaled_dot_product_attention(qkv[:1], qkv[1:2], qkv[2:])[0]
         return self.linear(y.transpose(0, 1).flatten(1), f"{name}/linear_1").float()
 
     @torch.inference_mode()
@@ -48,30 +47,16 @@ class WhisperEncoder:
     def lower_states(self, features: Tensor, left_out: int) -> Tensor:
         """Return the states [ceil(frames / 2), width] before the last `left_out` layers and the last norm."""
         states = self.convolve(features)
-        return self.transform(states, torch.arange(len(states)), None, self.layers - left_out)
-
-    @torch.inference_mode()
-    def at_places(self, features: Tensor, places: Tensor, bias: Tensor) -> Tensor:
-        """Return the states [places, width] at some places in time, with `bias` [places] added to their scores in the attention.
-
-        Places behind the features hear what the last but one of their states hears, to which the features' end is silence.
-        """
-        states = self.convolve(features)[:-1]
-        heard = states[places.clamp(max=len(states) - 1)]
-        return self.norm(self.transform(heard, places, bias, self.layers), "layer_norm")
+        states = states + self.weights["position_encodings/encodings"][: len(states)]
+        for layer in range(self.layers - left_out):
+            attention, ffn = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
+            states = states + self.attend(self.norm(states, f"{attention}/layer_norm"), attention)
+            inner = functional.gelu(self.linear(self.norm(states, f"{ffn}/layer_norm"), f"{ffn}/linear_0"))
+            states = states + self.linear(inner, f"{ffn}/linear_1").float()
+        return states
 
     def convolve(self, features: Tensor) -> Tensor:
         x = features[None].to(self.dtype)
         x = functional.gelu(functional.conv1d(x, self.cast["conv1/weight"], self.cast["conv1/bias"], padding=1))
         x = functional.gelu(functional.conv1d(x, self.cast["conv2/weight"], self.cast["conv2/bias"], stride=2, padding=1))
         return x[0].T.float()
-
-    def transform(self, states: Tensor, places: Tensor, bias: Tensor | None, layers: int) -> Tensor:
-        """Return what the first `layers` layers make of states that are at some places in time."""
-        states = states + self.weights["position_encodings/encodings"][places]
-        for layer in range(layers):
-            attention, ffn = f"layer_{layer}/self_attention", f"layer_{layer}/ffn"
-            states = states + self.attend(self.norm(states, f"{attention}/layer_norm"), attention, bias)
-            inner = functional.gelu(self.linear(self.norm(states, f"{ffn}/layer_norm"), f"{ffn}/linear_0"))
-            states = states + self.linear(inner, f"{ffn}/linear_1").float()
-        return states
