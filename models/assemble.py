@@ -17,7 +17,7 @@ from models.bundle.sections import (
     SpeechDecoderSection,
     dimension,
 )
-from models.chain import TRANSCRIPTION_INSTRUCTION, Hearing, Models
+from models.chain import TRANSCRIPTION_INSTRUCTION, Models, SilencePadding
 from models.encoders.windows import SpeechWindow
 from models.projectors.ctc_head import CtcHeadSection
 from models.projectors.no_projector import NoProjector
@@ -173,7 +173,7 @@ def chain_models(
         translation_instructions=() if section is None else section.translation_instructions,
         draft_vocabulary=manifest.projector.vocabulary if manifest.projector else "llm",
         bridge=manifest.bridge,
-        hearing=Hearing(
+        padding=SilencePadding(
             manifest.encoder.floor_s,
             manifest.encoder.silence_behind_s,
             manifest.max_audio_s,

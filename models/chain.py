@@ -34,11 +34,12 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Hearing:
-    """The silence behind an utterance that the encoder hears: at least `silence_behind_s`, and at least `floor_s` in all.
+class SilencePadding:
+    """The silence that is added behind an utterance: at least `silence_behind_s`, up to at least `floor_s` in all.
 
-    Whisper's decoder needs it to stop (`docs/results.md`). The projector reads the states of the utterance itself only, and those
-    of `FRAMES_BEHIND` of its frames more, for a last word that is recognised late.
+    Whisper's decoder needs it to stop (`docs/results.md`). Of the encoder's states the projector reads those of the utterance,
+    and of `FRAMES_BEHIND` of its own frames more, because the last word may be recognised late. With `projects_padding` it reads
+    all of them.
     """
 
     FRAMES_BEHIND: ClassVar[int] = 2
@@ -74,8 +75,8 @@ class Models:
     can run nothing any more.
 
     With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
-    says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `hearing` says
-    what of the silence behind the audio each part hears; None is for encoders that hear none.
+    says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `padding` is
+    the silence that is added behind the audio, None for encoders that need none.
     Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's. So they are
     where the LLM itself only transcribes: its transcripts have a `label`. Without any decoder the draft is the answer,
     `tokeniser` that of the CTC head, and `utterances_at_once` says how many requests are worked on at the same time.
@@ -98,7 +99,7 @@ class Models:
     translation_instructions: Collection[str] = ()
     draft_vocabulary: Literal["llm", "speech_decoder", "own"] = "llm"
     bridge: Literal["frames", "transcript"] = "frames"
-    hearing: Hearing | None = None
+    padding: SilencePadding | None = None
     window: SpeechWindow | None = None
     utterances_at_once: int = 1
     encodes_beside: bool = False
@@ -194,7 +195,7 @@ class Models:
 
     def pad_audio(self, audio: Float32) -> Float32:
         """Return audio as the encoder hears it, with silence behind it."""
-        return audio if self.hearing is None else self.hearing.pad_audio(audio)
+        return audio if self.padding is None else self.padding.pad_audio(audio)
 
     def encode(self, features: Sequence[Float32], kept: Sequence[KeptWindows]) -> list[EncoderStates]:
         """Return the states of utterances; of each, whole windows are found in `kept`, where the encoder has windows."""
@@ -204,9 +205,9 @@ class Models:
 
     def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
         """Project the states of utterances of so many samples each, before padding."""
-        if self.hearing is None or self.hearing.projects_padding:
+        if self.padding is None or self.padding.projects_padding:
             return self.projector.project(states)
-        own = [each[: self.hearing.own_states(count)] for each, count in zip(states, samples, strict=True)]
+        own = [each[: self.padding.own_states(count)] for each, count in zip(states, samples, strict=True)]
         outputs = self.projector.project(own)
         return [replace(output, states=each) for output, each in zip(outputs, states, strict=True)]
 

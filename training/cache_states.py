@@ -142,7 +142,7 @@ def served_encoder(folder: Path, threads: int) -> Callable[[Float32], Float32]:
 
     def encode(audio: Float32) -> Float32:
         (states,) = models.encoder.encode([models.features(models.pad_audio(audio))])
-        result: Float32 = states if models.hearing is None else states[: models.hearing.own_states(len(audio))]
+        result: Float32 = states if models.padding is None else states[: models.padding.own_states(len(audio))]
         return result
 
     return encode

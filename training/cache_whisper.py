@@ -122,9 +122,9 @@ class ServedWhisper:
     """Whisper as a bundle serves it, one recording at a time, but for what `write_greedily` leaves out."""
 
     def __init__(self, models: Models) -> None:
-        if models.hearing is None:
+        if models.padding is None:
             raise ValueError("the bundle's encoder hears no silence behind the audio, so it is no Whisper")
-        self.models, self.hearing = models, models.hearing
+        self.models, self.padding = models, models.padding
         self.speech = models.require_speech()
 
     def __call__(self, audio: Float32, language: str) -> Heard:
@@ -135,7 +135,7 @@ class ServedWhisper:
         text = self.models.draft_tokeniser.decode(list(collapse(output.require_draft().best_token)))
         propose = Draft(text, tokeniser.encode, tokeniser.decode).propose
         written = write_greedily(self.speech, states, propose, language)
-        own = states[: self.hearing.own_states(len(audio))]
+        own = states[: self.padding.own_states(len(audio))]
         return Heard(own, written.tokens, written.text.strip(), written.mean_logprob)
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.protocols import Float32
-from models.text.word_times import AFTER, BEFORE, HeardWords, Reach, TimedWord
+from models.text.word_times import AFTER, BEFORE, PlacedWords, Reach, TimedWord
 from training.evaluate import ENGLISH_SETS, TRANSCRIBE, Chain
 from training.recordings import held_out_rank, read_audio, read_rows
 from training.timed_speech import (
@@ -56,7 +56,7 @@ class Heard:
 
     clip: TimedClip
     words: tuple[TimedWord, ...]
-    middles: HeardWords
+    middles: PlacedWords
     timing_s: float
 
 
@@ -71,7 +71,7 @@ def hear(chain: Chain, clip: TimedClip) -> Heard:
     started_s = time.perf_counter()
     words = timer.times(draft, clip.audio, tokens, text)
     timing_s = time.perf_counter() - started_s
-    return Heard(clip, words, timer.hear(draft, tokens, text, len(clip.audio) / SAMPLE_RATE_HZ), timing_s)
+    return Heard(clip, words, timer.place_words(draft, tokens, text, len(clip.audio) / SAMPLE_RATE_HZ), timing_s)
 
 
 def faster_whisper(folder: Path, threads: int) -> Transcriber:

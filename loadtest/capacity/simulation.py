@@ -130,7 +130,7 @@ class _Simulation:
             action(at_s)
         for stream in self._streams:
             if stream.next_due_s <= now_s:
-                stream.take_heard(now_s)
+                stream.take_detected(now_s)
 
     def _draw_gap_s(self) -> float:
         return float(self._random.exponential(1 / self._mix.rate_hz))

@@ -69,7 +69,7 @@ class SimulatedStream:
             due_s = min(due_s, max(utterance.partial_due_s, 0.0))
         return self.begin_s + due_s
 
-    def take_heard(self, now_s: float) -> None:
+    def take_detected(self, now_s: float) -> None:
         """Follow what was heard up to now, and have a hypothesis made if one is due."""
         heard_s = self._heard_s(now_s)
         while self._events and self._events[0].at_s <= heard_s:

@@ -111,7 +111,7 @@ class PlayedEngine(LocalEngine):
         """Play until nothing is left to happen, and nothing to do."""
         while True:
             with self._changed:
-                is_busy = self._requests.have_work or self._live.have_heard
+                is_busy = self._requests.have_work or self._live.have_detected
             if is_busy:
                 self._step()
                 self.clock.spend(self.costs.step_s)
@@ -122,7 +122,7 @@ class PlayedEngine(LocalEngine):
 
     def follow_sessions(self) -> None:
         """Take up what sessions hear while a batch is encoded. Raises `EncodingInterrupted` where that has to give way."""
-        self._live.take_heard()
+        self._live.take_detected()
         with self._changed:
             gives_way = self._requests.outruns(self._batch)
         if gives_way:

@@ -133,8 +133,8 @@ def next_row(before: list[float], number: int, costs: Sequence[float]) -> tuple[
     return row, replaced
 
 
-def count_heard(words: Sequence[str], drafted: Sequence[str]) -> int:
-    """Return how many of a transcript's words were heard: its beginning that is most like the whole draft.
+def count_drafted(words: Sequence[str], drafted: Sequence[str]) -> int:
+    """Return how many of a transcript's words the draft has too: its beginning that is most like the whole draft.
 
     A few words more or less are taken where a sentence ends there.
     """

@@ -55,7 +55,7 @@ class TimedWord:
 
 
 @dataclass(frozen=True)
-class HeardWords:
+class PlacedWords:
     """Some words, each with the middle of its first and of its last token, and the letters in these two [words]."""
 
     texts: list[str]
@@ -83,22 +83,22 @@ class WordTimer:
         nothing.
         """
         audio_s = len(audio) / self._sample_rate_hz
-        heard = self.hear(draft, tokens, text, audio_s)
-        if not heard.texts:
+        placed = self.place_words(draft, tokens, text, audio_s)
+        if not placed.texts:
             return ()
-        start_s, end_s = bounds(heard, silences(audio, self._sample_rate_hz), audio_s)
-        return tuple(map(TimedWord, heard.texts, start_s.tolist(), end_s.tolist()))
+        start_s, end_s = bounds(placed, silences(audio, self._sample_rate_hz), audio_s)
+        return tuple(map(TimedWord, placed.texts, start_s.tolist(), end_s.tolist()))
 
-    def hear(self, draft: CtcDraft, tokens: Sequence[int], text: str, audio_s: float) -> HeardWords:
+    def place_words(self, draft: CtcDraft, tokens: Sequence[int], text: str, audio_s: float) -> PlacedWords:
         """Return the places of the words of `text` in the audio; the arguments are those of `times`."""
         words, starts, spoken = self._words(tokens, text)
         if not words:
-            return HeardWords([], *(np.empty(0) for _ in range(4)))
+            return PlacedWords([], *(np.empty(0) for _ in range(4)))
         lasts = np.append(starts[1:], len(spoken)) - 1
         # The last frame may stand for audio that is not there.
         heard_s = np.minimum(align(draft, self._sounds, spoken) * self._frame_s, audio_s)
         letters = self._sounds.letters[spoken]
-        return HeardWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
+        return PlacedWords(words, heard_s[starts], heard_s[lasts], letters[starts], letters[lasts])
 
     def _words(self, tokens: Sequence[int], text: str) -> tuple[list[str], Int64, Int64]:
         """Return the text's words, the index of each word's first token among the tokens with a sound, and these tokens.
@@ -140,12 +140,12 @@ def silences(audio: Float32, sample_rate_hz: int) -> tuple[Float64, Float64]:
     return start_s[pauses], end_s[pauses]
 
 
-def bounds(heard: HeardWords, silences: tuple[Float64, Float64], audio_s: float) -> tuple[Float64, Float64]:
+def bounds(placed: PlacedWords, silences: tuple[Float64, Float64], audio_s: float) -> tuple[Float64, Float64]:
     """Return the beginning and the end of each word [words], never decreasing from one to the next."""
-    start_s = heard.first_s - BEFORE.seconds(heard.first_letters)
-    end_s = heard.last_s + AFTER.seconds(heard.last_letters)
+    start_s = placed.first_s - BEFORE.seconds(placed.first_letters)
+    end_s = placed.last_s + AFTER.seconds(placed.last_letters)
     # Gap 0 is before the first word, the last one behind the last word. A gap begins where a word ends.
-    low_s, high_s = np.append(0.0, heard.last_s), np.append(heard.first_s, audio_s)
+    low_s, high_s = np.append(0.0, placed.last_s), np.append(placed.first_s, audio_s)
     gap_start_s, gap_end_s = np.append(0.0, end_s), np.append(start_s, audio_s)
     touching = gap_end_s - gap_start_s < TOUCHING_S
     touching[[0, -1]] = False

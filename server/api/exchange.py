@@ -43,9 +43,9 @@ async def answer_request(
     request: Request,
     context: ServerContext,
     read: Callable[[], Awaitable[Body]],
-    understand: Callable[[Body], Awaitable[Call]],
+    make_call: Callable[[Body], Awaitable[Call]],
 ) -> Response:
-    """Return the response to a request: `read` gets its body, from which `understand` makes a call.
+    """Return the response to a request: `read` returns its body, and `make_call` what that asks for.
 
     Raises the `ServeError` of a request that is refused, or that fails before any of its answer is sent. A client that leaves
     ends the work.
@@ -62,7 +62,7 @@ async def answer_request(
             place.enter_context(context.uploads.place(client, retry_after_s))
             limit = TimeLimit(context.settings.request_timeout_s)
             async with while_client_stays(request, limit):
-                call = await understand(body)
+                call = await make_call(body)
                 held.enter_context(_renamed_params(call.params))
                 model = call.model or context.models.default
                 await context.models.awaken(model)

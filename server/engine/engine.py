@@ -180,13 +180,13 @@ class LocalEngine:
         """Block until there is something to do. Return False once the engine has to stop."""
         with self._changed:
             self._step_started_s = None
-            self._changed.wait_for(lambda: self._requests.have_work or self._live.have_heard or self._stopping)
+            self._changed.wait_for(lambda: self._requests.have_work or self._live.have_detected or self._stopping)
             self._step_started_s = time.perf_counter()
             return not self._stopping
 
     def _step(self) -> None:
-        """Take up what live sessions heard; if there are requests, run one stage further for some of them."""
-        self._live.take_heard()
+        """Take up what the voice detectors let through; if there are requests, run one stage further for some of them."""
+        self._live.take_detected()
         with self._changed:
             self._steps += 1
             if not self._requests.have_work:
@@ -256,7 +256,7 @@ class LocalEngine:
         self._settle(batch)
 
     def _follow_sessions(self, batch: list[SequenceState], encoded: Future[None]) -> None:
-        """Take up what sessions hear while a batch is encoded, and interrupt that if it has to give way.
+        """Go on with live sessions while a batch is encoded, and interrupt that if it has to give way.
 
         Raises what the encode worker raised.
         """
@@ -264,8 +264,8 @@ class LocalEngine:
         gives_way = False
         while not (encoded.done() or gives_way):
             with self._changed:
-                self._changed.wait_for(lambda: encoded.done() or self._live.have_heard or self._requests.outruns(batch))
-            self._live.take_heard()
+                self._changed.wait_for(lambda: encoded.done() or self._live.have_detected or self._requests.outruns(batch))
+            self._live.take_detected()
             with self._changed:
                 gives_way = self._requests.outruns(batch)
         if gives_way:

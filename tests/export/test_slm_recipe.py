@@ -97,7 +97,7 @@ def ask(models: Models, seed: int, instruction: str, draft: DraftPolicy = "exact
 def test_the_llm_hears_frames_and_writes_every_answer(models: Models) -> None:
     assert models.bridge == "frames"
     assert models.speech is None
-    assert models.hearing is None
+    assert models.padding is None
     assert models.drafts
     answers = {ask(models, seed, instruction).tokens for seed in range(4) for instruction in ("Who speaks?", INSTRUCTIONS[0])}
     assert len(answers) > 4

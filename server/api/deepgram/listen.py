@@ -71,7 +71,7 @@ async def _transcribe(request: Request, context: ServerContext) -> Response:
         raise InvalidRequest("A form is not read here; send the audio itself as the body.")
     options = read_options(request.query_params, context.models.default.name)
 
-    async def understand(body: bytearray) -> Call:
+    async def make_call(body: bytearray) -> Call:
         audio = bytes(body)
         writer = ListenWriter(Origin.of(request_id_of(request), options), hashlib.sha256(audio).hexdigest())
         return Call(
@@ -83,7 +83,7 @@ async def _transcribe(request: Request, context: ServerContext) -> Response:
             channels_writer=writer if options.multichannel else None,
         )
 
-    return await answer_request(request, context, partial(read_whole_body, request, context.bodies), understand)
+    return await answer_request(request, context, partial(read_whole_body, request, context.bodies), make_call)
 
 
 def _model(context: ServerContext, options: ListenOptions) -> ServedModel:

@@ -74,12 +74,12 @@ def instruct_router(context: ServerContext) -> APIRouter:
         openapi_extra={"requestBody": form_description(model)},
     )
     async def instruct(request: Request) -> Response:
-        async def understand(form: Form) -> Call:
+        async def make_call(form: Form) -> Call:
             options = parse_form(model, form.texts, form.lists)
             return _call(context, request, form, options)
 
         read = partial(read_form, request, context.bodies, fields)
-        return await answer_request(request, context, read, understand)
+        return await answer_request(request, context, read, make_call)
 
     return router
 

@@ -40,14 +40,14 @@ def audio_router(context: ServerContext) -> APIRouter:
     router = APIRouter()
 
     async def answer(request: Request, model: type[SpeechOptions]) -> Response:
-        async def understand(body: Form | bytearray) -> Call:
+        async def make_call(body: Form | bytearray) -> Call:
             parse = partial(parse_upload, model=model)
             upload = parse(body) if isinstance(body, Form) else await parse_beside_loop(parse, body)
             options, warnings = parse_options(model, upload.values)
             return _call(context, request, upload, options, warnings)
 
         read = partial(read_upload, request, context.bodies, model)
-        return await answer_request(request, context, read, understand)
+        return await answer_request(request, context, read, make_call)
 
     @router.post(
         "/v1/audio/transcriptions",

@@ -51,12 +51,12 @@ def chat_router(context: ServerContext) -> APIRouter:
         openapi_extra={"requestBody": _body_description()},
     )
     async def complete(request: Request) -> Response:
-        async def understand(body: bytearray) -> Call:
+        async def make_call(body: bytearray) -> Call:
             parse = partial(_parse_chat, longest_instruction=longest_instruction)
             return _call(context, request, await parse_beside_loop(parse, body))
 
         read = partial(read_whole_body, request, context.bodies)
-        return await answer_request(request, context, read, understand)
+        return await answer_request(request, context, read, make_call)
 
     return router
 

@@ -15,7 +15,7 @@ TURN_INPUTS = 64
 
 
 @dataclass(frozen=True)
-class HeardAudio:
+class DetectedAudio:
     """The next samples of a session, and the probability of speech in each window that they complete.
 
     The last `padding` samples are silence behind the end of the audio.
@@ -26,7 +26,7 @@ class HeardAudio:
     padding: int = 0
 
 
-HeardInput = HeardAudio | ChangeInstruction | Flush | EndOfAudio
+DetectedInput = DetectedAudio | ChangeInstruction | Flush | EndOfAudio
 
 
 class VoiceInputs:
@@ -46,12 +46,12 @@ class VoiceInputs:
     def push(self, item: LiveInput) -> None:
         self._waiting.append(item)
 
-    def detect_voice(self) -> list[HeardInput]:
+    def detect_voice(self) -> list[DetectedInput]:
         """Return the next inputs in order: at most `TURN_INPUTS` of them with at most `TURN_S` of audio.
 
         Audio in a row becomes one piece, and of several new instructions in a row only the last is returned.
         """
-        heard: list[HeardInput] = []
+        detected: list[DetectedInput] = []
         pieces: list[Float32] = []
         room = self._turn_samples
         for _ in range(min(TURN_INPUTS, len(self._waiting))):
@@ -63,16 +63,16 @@ class VoiceInputs:
                     break
                 room -= len(item.samples)
                 continue
-            heard += self._detect(pieces)
+            detected += self._detect(pieces)
             pieces = []
             if isinstance(item, EndOfAudio):
-                heard += self._detect_rest()
-            elif isinstance(item, ChangeInstruction) and heard and isinstance(heard[-1], ChangeInstruction):
-                heard.pop()
-            heard.append(item)
-        return heard + self._detect(pieces)
+                detected += self._detect_rest()
+            elif isinstance(item, ChangeInstruction) and detected and isinstance(detected[-1], ChangeInstruction):
+                detected.pop()
+            detected.append(item)
+        return detected + self._detect(pieces)
 
-    def _detect(self, pieces: Sequence[Float32], padding: int = 0) -> list[HeardInput]:
+    def _detect(self, pieces: Sequence[Float32], padding: int = 0) -> list[DetectedInput]:
         if not sum(map(len, pieces)):
             return []
         samples = np.concatenate(pieces)
@@ -82,9 +82,9 @@ class VoiceInputs:
         if whole:
             probabilities, self._state = self._detector.detect(audio[:whole], self._state)
         self._rest = audio[whole:].copy()
-        return [HeardAudio(samples, probabilities, padding)]
+        return [DetectedAudio(samples, probabilities, padding)]
 
-    def _detect_rest(self) -> list[HeardInput]:
+    def _detect_rest(self) -> list[DetectedInput]:
         """Fill the last window with silence."""
         padding = -len(self._rest) % self._detector.window_samples
         return self._detect([np.zeros(padding, np.float32)], padding)

@@ -11,7 +11,7 @@ import numpy as np
 from models.chain import Models
 from models.protocols import Float32
 from models.text.tokeniser import PromptIds
-from server.engine.live.audio import HeardAudio, HeardInput, RecentAudio, VoiceInputs
+from server.engine.live.audio import DetectedAudio, DetectedInput, RecentAudio, VoiceInputs
 from server.engine.live.endpointing import Endpointer, EndpointEvent, SpeechBegan, SpeechOver, SpeechPaused, SpeechResumed
 from server.engine.live.partials import PartialMaker
 from server.engine.live.recording_answer import RecordingAnswer
@@ -42,8 +42,8 @@ from server.engine.types.requests import (
 )
 from server.errors import InvalidRequest, ServeError
 
-# Heard inputs that one session may have waiting, and that one step takes of them.
-MAX_HEARD = 16
+# Inputs of one session that may wait behind the voice detector, and that one step takes of them.
+MAX_DETECTED = 16
 STEP_INPUTS = 16
 # Utterances that are over and not answered yet; beyond them, the rest of the audio waits.
 MAX_UNANSWERED = 8
@@ -97,7 +97,7 @@ class LiveSession:
         self._hooks = hooks
         self._counters = counters
         self._inputs = VoiceInputs(models.voice, sample_rate_hz)
-        self._heard: deque[HeardInput] = deque()
+        self._detected_inputs: deque[DetectedInput] = deque()
         self._first_audio_at_s: float | None = None
         self._audio = RecentAudio()
         # Samples of the client, and samples in whole windows of the voice detector.
@@ -122,13 +122,13 @@ class LiveSession:
 
     @property
     def wants_listening(self) -> bool:
-        """Whether `detect_voice` should be called: there are inputs, and not too much that was heard waits."""
-        return len(self._inputs) > 0 and len(self._heard) < MAX_HEARD
+        """Whether `detect_voice` should be called: there are inputs, and not too much waits behind the voice detector."""
+        return len(self._inputs) > 0 and len(self._detected_inputs) < MAX_DETECTED
 
     @property
-    def has_heard(self) -> bool:
-        """Whether `take_heard` should be called."""
-        return len(self._heard) > 0 and len(self._unanswered) < MAX_UNANSWERED
+    def has_detected(self) -> bool:
+        """Whether `take_detected` should be called."""
+        return len(self._detected_inputs) > 0 and len(self._unanswered) < MAX_UNANSWERED
 
     def push(self, item: LiveInput) -> None:
         if self._first_audio_at_s is None and isinstance(item, Audio):
@@ -137,16 +137,16 @@ class LiveSession:
 
     def detect_voice(self) -> None:
         """Run the voice detector over the next inputs."""
-        self._heard.extend(self._inputs.detect_voice())
+        self._detected_inputs.extend(self._inputs.detect_voice())
         self._counters.progress += 1
 
-    def take_heard(self, audio_s: float) -> None:
-        """Follow the inputs that were heard: `STEP_INPUTS` of them at most, and none after `audio_s` of audio."""
+    def take_detected(self, audio_s: float) -> None:
+        """Follow the inputs that have passed the voice detector: up to `STEP_INPUTS` of them, and up to `audio_s` of audio."""
         before, limit = self._taken, self._taken + audio_s * self._rate_hz
         for _ in range(STEP_INPUTS):
-            if self._taken >= limit or not self.has_heard:
+            if self._taken >= limit or not self.has_detected:
                 break
-            self._take_input(self._heard.popleft())
+            self._take_input(self._detected_inputs.popleft())
         self._begin_partial()
         if self._taken > before:
             self._hooks.emit_event(Listened(self.request.id, self._taken / self._rate_hz))
@@ -171,9 +171,9 @@ class LiveSession:
         """Whether audio came faster than it is spoken, so that this session's work is not live."""
         return self._priority != self.request.priority
 
-    def _take_input(self, item: HeardInput) -> None:
+    def _take_input(self, item: DetectedInput) -> None:
         match item:
-            case HeardAudio(samples, probabilities, padding):
+            case DetectedAudio(samples, probabilities, padding):
                 self._taken += len(samples) - padding
                 self._detected += len(probabilities) * self._models.voice.window_samples
                 self._audio.append(samples)

@@ -23,12 +23,12 @@ STEP_AUDIO_S = 32.0
 
 
 class LiveSessions:
-    """Sessions by id. Every method but `take_heard` is called under the engine's lock, and events are delivered under it.
+    """Sessions by id. Every method but `take_detected` is called under the engine's lock, and events are delivered under it.
 
     There are `live_limit` places for live sessions and `recording_limit` for recordings. When all are taken, a client that holds
     fewer gets the place of the newest session of the client that holds most.
 
-    An input goes through two threads: the listener detects voice in it, then the engine's thread cuts utterances (`take_heard`).
+    An input goes through two threads: the listener detects voice in it, the engine's thread cuts utterances (`take_detected`).
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class LiveSessions:
     @property
     def busy(self) -> int:
         """How many sessions have inputs that are being listened to or wait to be taken up."""
-        return sum(handle.is_listening or handle.has_heard for handle in self._sessions.values())
+        return sum(handle.is_listening or handle.has_detected for handle in self._sessions.values())
 
     @property
-    def have_heard(self) -> bool:
-        """Whether there is something for `take_heard`."""
-        return any(handle.has_heard for handle in self._sessions.values())
+    def have_detected(self) -> bool:
+        """Whether there is something for `take_detected`."""
+        return any(handle.has_detected for handle in self._sessions.values())
 
     def stop(self) -> None:
         """End the listener; the caller does not hold the lock."""
@@ -109,17 +109,17 @@ class LiveSessions:
         for handle in list(self._sessions.values()):
             handle.fail(error)
 
-    def take_heard(self) -> None:
-        """Cut into utterances what was heard, up to `STEP_AUDIO_S` of it. For the engine's thread.
+    def take_detected(self) -> None:
+        """Cut into utterances what has passed the voice detector, up to `STEP_AUDIO_S` of it. For the engine's thread.
 
         A session at which that fails, fails alone.
         """
         with self.changed:
-            busy = [(handle, handle.session) for handle in self._sessions.values() if handle.has_heard]
+            busy = [(handle, handle.session) for handle in self._sessions.values() if handle.has_detected]
         for handle, session in busy:
             with handle.failing_alone():
                 if session is not None:
-                    session.take_heard(STEP_AUDIO_S / len(busy))
+                    session.take_detected(STEP_AUDIO_S / len(busy))
             with self.changed:
                 self._request_turn(handle)
 
@@ -135,7 +135,7 @@ class LiveSessions:
         return next(handle for handle in reversed(peers) if handle.request.client == most)
 
     def _request_turn(self, handle: "SessionHandle") -> None:
-        """Have the listener go on with a session if it has inputs, and not too much of what it heard is left."""
+        """Have the listener go on with a session if it has inputs, and not too much waits behind the voice detector."""
         if handle.session and handle.session.wants_listening and not handle.is_listening:
             handle.is_listening = True
             self._listener.submit(self._detect_voice, handle)
@@ -168,8 +168,8 @@ class SessionHandle:
         self._sequences: dict[str, SequenceState] = {}
 
     @property
-    def has_heard(self) -> bool:
-        return self.session is not None and self.session.has_heard
+    def has_detected(self) -> bool:
+        return self.session is not None and self.session.has_detected
 
     def end(self) -> None:
         """Forget the session and its work."""

@@ -31,12 +31,12 @@ class StableText:
         self._tail: list[Word] = []
         # The same words as hypotheses had them: the stable ones, and those behind them in the last one.
         self._settled: list[Word] = []
-        self._heard: list[Word] = []
+        self._last: list[Word] = []
 
     @property
     def words(self) -> list[Word]:
         """The words of the last hypothesis, behind the stable ones that are older, in seconds of the session."""
-        return [*self._settled, *self._heard]
+        return [*self._settled, *self._last]
 
     @property
     def stable(self) -> str:
@@ -46,29 +46,29 @@ class StableText:
     def tail(self) -> str:
         return " ".join(word.text for word in (*self._stable, *self._tail))[len(self.stable) :]
 
-    def update(self, heard: Sequence[Word], end_s: float) -> bool:
+    def update(self, words: Sequence[Word], end_s: float) -> bool:
         """Take a hypothesis of the audio up to `end_s`, and return whether the text changed.
 
         The hypothesis begins at `stable_end_s` at the latest. Its words of the last `GUESSED_S` are left out.
         """
         before = self.stable, self.tail
-        new = self._beyond_stable([word for word in heard if word.end_s <= end_s - GUESSED_S or _is_text(word)])
+        new = self._beyond_stable([word for word in words if word.end_s <= end_s - GUESSED_S or _is_text(word)])
         self._tail = self._shown(new)
         agreed = self._agreed(new, end_s)
         self._stable += self._tail[:agreed]
         self._settled += new[:agreed]
-        self._tail, self._heard = self._tail[agreed:], new[agreed:]
+        self._tail, self._last = self._tail[agreed:], new[agreed:]
         if agreed:
             self.stable_end_s = self._stable[-1].end_s
         return (self.stable, self.tail) != before
 
-    def _beyond_stable(self, heard: Sequence[Word]) -> list[Word]:
+    def _beyond_stable(self, words: Sequence[Word]) -> list[Word]:
         """Return the words after the last stable one, or after its time if the hypothesis does not have it."""
         if not self._stable:
-            return list(heard)
+            return list(words)
         last = self._stable[-1]
-        again = [place for place, word in enumerate(heard) if _agree(word, last) and abs(word.end_s - last.end_s) <= SAME_WORD_S]
-        return list(heard[again[-1] + 1 :]) if again else [word for word in heard if word.middle_s > last.end_s]
+        again = [place for place, word in enumerate(words) if _agree(word, last) and abs(word.end_s - last.end_s) <= SAME_WORD_S]
+        return list(words[again[-1] + 1 :]) if again else [word for word in words if word.middle_s > last.end_s]
 
     def _shown(self, new: Sequence[Word]) -> list[Word]:
         """Return what is shown of a new hypothesis: the words that are shown already, and what follows them or replaces them."""
@@ -79,14 +79,14 @@ class StableText:
         if not rest or not following:
             return [*kept, *rest, *following]
         has_grown = len(rest) == 1 and letters(following[0].text).startswith(letters(rest[0].text))
-        is_agreed = count_same(self._heard[same : same + 1], following) > 0
+        is_agreed = count_same(self._last[same : same + 1], following) > 0
         is_text = _is_text(rest[0]) or _is_text(following[0])
         return [*kept, *(following if has_grown or is_agreed or is_text else rest)]
 
     def _agreed(self, new: Sequence[Word], end_s: float) -> int:
         """Return how many words of the new tail become stable: those that the last tail began with, too, and one follows."""
         settled = next((place for place, word in enumerate(new) if word.end_s > end_s - SETTLED_S), len(new))
-        return min(count_same(self._heard, new[:-1]), settled)
+        return min(count_same(self._last, new[:-1]), settled)
 
 
 def count_same(old: Sequence[Word], new: Sequence[Word]) -> int:

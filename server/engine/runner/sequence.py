@@ -58,10 +58,9 @@ class SequenceState:
 
     The sequence passes `decoders`, by their numbers in `Models.decoders`; `passes_on` is set where the first of those that are
     left is done and another one goes on. While it is `transcribing`, the speech decoder writes `control_tokens` and a transcript,
-    which no client sees before it is whole; `heard` is the text of the draft of that.
-    `known_words` are those that an earlier hypothesis heard, which are drafted before the rest of what is `heard`. `known_tokens`
-    are an earlier hypothesis by the same decoder, which is the draft where the projector gives none. `kept` is what was computed
-    of this utterance before.
+    which no client sees before it is whole; `draft_text` is the CTC draft of that. In a live session `known_words` are those of
+    the last hypothesis, and the draft goes on behind them. `known_tokens` are the last hypothesis by the same decoder, which is
+    the draft where the projector gives none. `kept` is what was computed of this utterance before.
     """
 
     request: InstructRequest
@@ -84,7 +83,7 @@ class SequenceState:
     logprob_sum: float = 0.0
     no_speech_probability: float = 0.0
     language: str | None = None
-    heard: str = ""
+    draft_text: str = ""
     known_words: tuple[Word, ...] = ()
     known_tokens: tuple[int, ...] = ()
     kept: KeptSpeech | None = None

@@ -24,7 +24,7 @@ from models.speech_decoders.speech_model import (
 )
 from models.text.constraint import TokenConstraint
 from models.text.realignment import Draft as WordAlignment
-from models.text.realignment import count_heard
+from models.text.realignment import count_drafted
 from models.text.tokeniser import Detokeniser, Tokeniser
 from server.engine.runner.sampling import Sampler
 from server.engine.runner.sequence import Memory, SequenceState
@@ -149,7 +149,7 @@ class TranscriptConstraint(TokenConstraint):
 
 
 @dataclass(frozen=True)
-class HeardWord(Word):
+class DraftWord(Word):
     """A word of a CTC draft, with the probability that the draft gives it."""
 
     probability: float = 1.0
@@ -157,7 +157,7 @@ class HeardWord(Word):
 
 def read_words(
     best_token: Int64 | Sequence[int], frame_s: float, tokeniser: Tokeniser, probability: Float32 | Sequence[float] = ()
-) -> list[HeardWord]:
+) -> list[DraftWord]:
     """Return the words of a CTC path [frames], each from its first token's first frame to its last one's last.
 
     `probability` [frames] is that of the best token; the probability of a word is the product of its tokens'.
@@ -167,18 +167,18 @@ def read_words(
         if not words or tokeniser.begins_word(run.token):
             words.append([])
         words[-1].append(run)
-    heard = []
+    drafted = []
     for runs in words:
         if text := tokeniser.decode([run.token for run in runs]).strip():
             likely = [float(max(probability[run.first : run.last + 1], default=1.0)) for run in runs]
-            heard.append(HeardWord(text, runs[0].first * frame_s, (runs[-1].last + 1) * frame_s, math.prod(likely)))
-    return heard
+            drafted.append(DraftWord(text, runs[0].first * frame_s, (runs[-1].last + 1) * frame_s, math.prod(likely)))
+    return drafted
 
 
-def continue_words(known: Sequence[Word], heard: Sequence[HeardWord]) -> list[HeardWord]:
-    """Return the words of an earlier hypothesis, each almost certain, and behind the last of them the heard ones."""
-    certain = [HeardWord(word.text, word.start_s, word.end_s, KNOWN_PROBABILITY) for word in known]
-    return [*certain, *(word for word in heard if not known or word.middle_s > known[-1].end_s)]
+def continue_words(known: Sequence[Word], drafted: Sequence[DraftWord]) -> list[DraftWord]:
+    """Return the words of an earlier hypothesis, each almost certain, and behind the last of them those of the draft."""
+    certain = [DraftWord(word.text, word.start_s, word.end_s, KNOWN_PROBABILITY) for word in known]
+    return [*certain, *(word for word in drafted if not known or word.middle_s > known[-1].end_s)]
 
 
 class TranscriptDraft:
@@ -233,14 +233,14 @@ def count_words(text: str) -> int:
     return len(text.split()) + text.count("-")
 
 
-def most_words(heard: str) -> float:
+def most_words(draft: str) -> float:
     """Return how many words a transcript may have that is no loop, by the draft's text."""
-    return LOOP_SHARE * count_words(heard) + LOOP_MARGIN
+    return LOOP_SHARE * count_words(draft) + LOOP_MARGIN
 
 
-def fewest_words(heard: str) -> float:
+def fewest_words(draft: str) -> float:
     """Return how many words a transcript has at least that leaves no speech out, by the draft's text."""
-    return LEAST_SHARE * count_words(heard) - LEAST_MARGIN
+    return LEAST_SHARE * count_words(draft) - LEAST_MARGIN
 
 
 def longest_transcript(audio_s: float) -> int:
@@ -248,10 +248,10 @@ def longest_transcript(audio_s: float) -> int:
     return min(LONGEST_TRANSCRIPT, int(MOST_TOKENS_PER_S * audio_s) + MOST_TOKENS_MORE)
 
 
-def cut_to_heard(tokens: Sequence[int], speech: SpeechModel, heard: str) -> list[int]:
+def cut_to_draft(tokens: Sequence[int], speech: SpeechModel, draft: str) -> list[int]:
     """Return the tokens of a transcript up to where it goes on behind the draft's end."""
     decode = speech.tokeniser.decode
-    wanted = count_heard(split_words(decode(tokens)), split_words(heard))
+    wanted = count_drafted(split_words(decode(tokens)), split_words(draft))
     # The next word begins with a space of its own, so that a cut before it loses nothing of the last word.
     ends = [count for count in range(len(tokens) + 1) if len(split_words(decode(tokens[:count]))) <= wanted]
     return list(tokens[: max(ends, default=0)])
@@ -262,7 +262,7 @@ class TranscriptStage:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        # The language that was heard last: a guess that saves a pass if it is right.
+        # The language of the last transcript: a guess that saves a pass if it is right.
         self._language = DEFAULT_LANGUAGE
 
     def begin_transcript(self, sequence: SequenceState) -> None:
@@ -276,8 +276,8 @@ class TranscriptStage:
         longest = longest_transcript(len(request.audio) / self._models.sample_rate_hz)
         boost = KeywordBoost([speech.tokeniser.encode(f" {keyword}") for keyword in request.task.keywords])
         sequence.transcript_control_tokens = speech.control_tokens
-        sequence.heard = "" if translates else self._read_draft(encoded)
-        fewest, most = (fewest_words(sequence.heard), most_words(sequence.heard)) if sequence.heard else (0.0, math.inf)
+        draft = sequence.draft_text = "" if translates else self._read_draft(encoded)
+        fewest, most = (fewest_words(draft), most_words(draft)) if draft else (0.0, math.inf)
         languages = request.task.languages if request.task.language is None else (request.task.language,)
         is_new = sequence.attempt == 0
         sequence.begin_text(
@@ -301,7 +301,7 @@ class TranscriptStage:
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
         """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
-        text, heard = sequence.detokeniser.text, sequence.heard
+        text, draft = sequence.detokeniser.text, sequence.draft_text
         speech = self._models.require_speech()
         if self._is_silence(sequence, text):
             sequence.detokeniser, sequence.tokens, sequence.logprobs = Detokeniser(speech.tokeniser), [], []
@@ -313,10 +313,10 @@ class TranscriptStage:
         is_as_long_as_asked = sequence.answers_transcript and sequence.max_tokens == speech.control_tokens + asked.max_tokens
         is_cut = sequence.finish_reason == "length" and not is_as_long_as_asked
         # The draft was trained on English.
-        is_drafted = heard != "" and sequence.language == DEFAULT_LANGUAGE
-        if is_loop(text) or is_cut or (is_drafted and count_words(text) > most_words(heard)):
+        is_drafted = draft != "" and sequence.language == DEFAULT_LANGUAGE
+        if is_loop(text) or is_cut or (is_drafted and count_words(text) > most_words(draft)):
             if is_drafted:
-                _keep_tokens(sequence, speech, cut_to_heard(sequence.tokens[speech.control_tokens :], speech, heard))
+                _keep_tokens(sequence, speech, cut_to_draft(sequence.tokens[speech.control_tokens :], speech, draft))
             elif asked.temperature == 0 and sequence.attempt + 1 < len(TEMPERATURES):
                 sequence.attempt += 1
                 return "write again"
@@ -340,15 +340,15 @@ class TranscriptStage:
         return False
 
     def _draft_text(self, sequence: SequenceState) -> tuple[str, list[float]]:
-        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what was heard behind them.
+        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what the CTC draft has behind them.
 
         The probabilities are those of the text's words; there are none where the text is an earlier hypothesis alone.
         """
         draft = sequence.require_encoded().draft
         if draft is None:
             return self._models.require_speech().tokeniser.decode(sequence.known_tokens), []
-        heard = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
-        words = continue_words(sequence.known_words, heard)
+        drafted = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
+        words = continue_words(sequence.known_words, drafted)
         return " ".join(word.text for word in words), [word.probability for word in words for _ in word.text.split()]
 
     def _read_draft(self, encoded: ProjectorOutput) -> str:

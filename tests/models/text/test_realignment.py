@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from models.text.realignment import Draft, count_heard
+from models.text.realignment import Draft, count_drafted
 
 DRAFT = ["Epo", "morphine", "is", "not", "allied", "in", "fisiological", "action", "to", "morphine"]
 
@@ -20,11 +20,11 @@ DRAFT = ["Epo", "morphine", "is", "not", "allied", "in", "fisiological", "action
     ],
 )
 def test_the_words_behind_the_drafts_end_were_not_heard(text: str, kept: int) -> None:
-    assert count_heard(text.split(), DRAFT) == kept
+    assert count_drafted(text.split(), DRAFT) == kept
 
 
 def test_without_a_draft_nothing_was_heard() -> None:
-    assert count_heard(["Thank", "you."], []) == 0
+    assert count_drafted(["Thank", "you."], []) == 0
 
 
 def letters_of(text: str) -> list[int]:

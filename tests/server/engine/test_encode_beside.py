@@ -209,7 +209,7 @@ def test_a_request_aborted_by_what_runs_beside_it_is_not_laid_out() -> None:
     assert meeting.llm.prefills == prefills + 1
 
 
-def test_a_drain_that_runs_out_of_time_while_hearing_fails_the_rest() -> None:
+def test_a_drain_that_runs_out_of_time_while_encoding_fails_the_rest() -> None:
     encoder = FakeEncoder()
     with serving(encoder=encoder) as engine:
         encoder.gate.clear()
@@ -222,7 +222,7 @@ def test_a_drain_that_runs_out_of_time_while_hearing_fails_the_rest() -> None:
         assert [type(client.error()) for client in clients] == [NotReady] * 6
 
 
-def test_what_breaks_the_hearing_itself_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_the_encoding_itself_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as engine:
         monkeypatch.delattr("server.engine.runner.encode_stage.attempt")
         client = Client(engine, instruct("a", speech(1)))
@@ -230,7 +230,7 @@ def test_what_breaks_the_hearing_itself_ends_the_engine(monkeypatch: pytest.Monk
         assert not engine.stats().ready
 
 
-def test_an_engine_that_dies_while_hearing_tells_everybody_and_then_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_while_encoding_tells_everybody_and_then_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FakeEncoder()
     with serving(encoder=encoder) as engine:
         encoder.gate.clear()

@@ -21,7 +21,7 @@ from server.engine.runner.transcript import (
     CONTINUING_BOOST,
     KeywordBoost,
     TranscriptConstraint,
-    cut_to_heard,
+    cut_to_draft,
     fewest_words,
     split_words,
 )
@@ -292,7 +292,7 @@ def test_text_that_repeats_itself_is_a_loop(text: str, loops: bool) -> None:
 
 def test_a_word_that_is_spelt_on_and_on_is_cut_like_words(models: Models) -> None:
     speech = models.require_speech()
-    kept = cut_to_heard(speech.tokeniser.encode(" it-is-a-s-s-s-s-s-s-s-s-s"), speech, "it is as")
+    kept = cut_to_draft(speech.tokeniser.encode(" it-is-a-s-s-s-s-s-s-s-s-s"), speech, "it is as")
     assert 2 <= len(split_words(speech.tokeniser.decode(kept))) <= 5
 
 

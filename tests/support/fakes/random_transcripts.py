@@ -14,4 +14,4 @@ def take_any_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcript.TranscriptStage, "_has_voice", lambda _stage, _audio: True)
     monkeypatch.setattr(transcript, "most_words", lambda _heard: math.inf)
     monkeypatch.setattr(transcript, "fewest_words", lambda _heard: 0.0)
-    monkeypatch.setattr(transcript, "cut_to_heard", lambda tokens, _speech, _heard: list(tokens))
+    monkeypatch.setattr(transcript, "cut_to_draft", lambda tokens, _speech, _heard: list(tokens))

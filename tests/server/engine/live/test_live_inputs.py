@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from models.protocols import Float32, VoiceState
 from models.text.tokeniser import Tokeniser
-from server.engine.live.audio import TURN_INPUTS, TURN_S, HeardAudio, RecentAudio, VoiceInputs
-from server.engine.live.session import LIVE_LEAD_S, MAX_HEARD, STEP_INPUTS, EngineHooks, LiveCounters, LiveSession, work_priority
+from server.engine.live.audio import TURN_INPUTS, TURN_S, DetectedAudio, RecentAudio, VoiceInputs
+from server.engine.live.session import (
+    LIVE_LEAD_S,
+    MAX_DETECTED,
+    STEP_INPUTS,
+    EngineHooks,
+    LiveCounters,
+    LiveSession,
+    work_priority,
+)
 from server.engine.runner.sequence import SequenceState
 from server.engine.types.events import Done, Ended, Flushed, Listened, LiveEvent, StageTimes, Usage
 from server.engine.types.options import Priority
@@ -59,11 +67,11 @@ def opened_session(events: list[LiveEvent], sequences: list[SequenceState]) -> L
 
 
 def listen_to_all(session: LiveSession) -> None:
-    while session.wants_listening or session.has_heard:
+    while session.wants_listening or session.has_detected:
         if session.wants_listening:
             session.detect_voice()
-        if session.has_heard:
-            session.take_heard(1.0)
+        if session.has_detected:
+            session.take_detected(1.0)
 
 
 def test_updates_cost_nothing_until_an_utterance_begins() -> None:
@@ -92,12 +100,12 @@ def test_a_turn_of_the_listener_is_bounded_and_keeps_the_order(inputs: list[Live
     while len(waiting):
         before = len(waiting)
         turn = waiting.detect_voice()
-        pieces = [item for item in turn if isinstance(item, HeardAudio)]
+        pieces = [item for item in turn if isinstance(item, DetectedAudio)]
         assert before - len(waiting) <= TURN_INPUTS
         assert sum(len(piece.samples) - piece.padding for piece in pieces) <= TURN_S * SAMPLE_RATE_HZ
         heard += turn
     samples = sum(len(item.samples) for item in inputs if isinstance(item, Audio))
-    pieces = [item for item in heard if isinstance(item, HeardAudio)]
+    pieces = [item for item in heard if isinstance(item, DetectedAudio)]
     assert sum(len(piece.samples) - piece.padding for piece in pieces) == samples
     assert sum(len(piece.probabilities) for piece in pieces) == -(-samples // WINDOW)
     assert [item for item in heard if isinstance(item, Flush)] == [item for item in inputs if isinstance(item, Flush)]
@@ -120,14 +128,14 @@ def test_a_step_takes_a_bounded_number_of_any_inputs(flood: Sequence[LiveInput])
     for _ in range(2000):
         for item in flood:
             session.push(item)
-    while session.wants_listening or session.has_heard:
+    while session.wants_listening or session.has_detected:
         waiting = 0
         while session.wants_listening:
             session.detect_voice()
             waiting += 1
             assert waiting <= 2000 * len(flood)
         told = len(events)
-        session.take_heard(1.0)
+        session.take_detected(1.0)
         assert len(events) - told <= STEP_INPUTS + 1
     assert len([event for event in events if isinstance(event, Flushed)]) == 2000 * (flood[0] == Flush("a"))
 
@@ -140,7 +148,7 @@ def test_the_listener_does_not_run_far_ahead_of_the_engine() -> None:
     while session.wants_listening:
         session.detect_voice()
         turns += 1
-    assert turns == MAX_HEARD
+    assert turns == MAX_DETECTED
 
 
 def test_other_work_does_not_wait_for_the_voice_detector() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.engine.runner.transcript import HeardWord, continue_words, read_words
+from server.engine.runner.transcript import DraftWord, continue_words, read_words
 from server.engine.types.events import Word, shift_words
 from tests.support.fakes.fake_models import tiny_tokeniser
 
@@ -36,7 +36,7 @@ def test_a_path_of_blanks_and_one_of_spaces_have_no_words() -> None:
 
 def test_heard_words_go_on_where_the_known_ones_end() -> None:
     known = [Word("one", 0.0, 0.3), Word("two", 0.3, 0.6)]
-    heard = [HeardWord("on", 0.0, 0.28), HeardWord("too", 0.3, 0.64), HeardWord("three", 0.66, 0.9, 0.5)]
+    heard = [DraftWord("on", 0.0, 0.28), DraftWord("too", 0.3, 0.64), DraftWord("three", 0.66, 0.9, 0.5)]
     words = continue_words(known, heard)
     assert [word.text for word in words] == ["one", "two", "three"]
     assert 1 > words[0].probability > words[2].probability == 0.5
