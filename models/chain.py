@@ -59,7 +59,7 @@ class SilencePadding:
         return np.pad(audio, (0, max(0, samples - len(audio))))
 
     def own_states(self, samples: int) -> int:
-        """Return how many states the projector reads of an utterance of so many samples."""
+        """Return how many states the projector reads of an utterance of `samples` samples."""
         frames = -(-samples // round(self.frame_s * self.sample_rate_hz)) + self.FRAMES_BEHIND
         return self.states_per_frame * frames
 
@@ -77,9 +77,9 @@ class Models:
     With `speech`, the speech decoder writes transcripts, and translations into English under `translation_instructions`; `bridge`
     says what the LLM gets of the speech for other instructions. The draft is in the tokens of `draft_vocabulary`. `padding` is
     the silence that is added behind the audio, None for encoders that need none.
-    Without an `llm` instructions that ask for anything else are refused, and `tokeniser` is the speech decoder's. So they are
-    where the LLM itself only transcribes: its transcripts have a `label`. Without any decoder the draft is the answer,
-    `tokeniser` that of the CTC head, and `utterances_at_once` says how many requests are worked on at the same time.
+    Without an `llm` all other instructions are refused, and `tokeniser` is the speech decoder's. An LLM that only transcribes
+    refuses them too; its transcripts have a `label`. Without any decoder the draft is the answer, `tokeniser` is that of the CTC
+    head, and `utterances_at_once` says how many requests are worked on at the same time.
     """
 
     features: Callable[[Float32], Float32]
@@ -171,13 +171,13 @@ class Models:
         return self.llm if isinstance(self.llm, EncoderDecoder) else None
 
     def prompt_room(self, answer_tokens: int) -> int:
-        """Return how many positions a prompt of the LLM may have before an answer of so many tokens."""
+        """Return how many positions a prompt of the LLM may have before an answer of `answer_tokens`."""
         if self.encoder_decoder is not None:
             return self.encoder_decoder.max_states
         return self.require_llm().max_positions - answer_tokens
 
     def answer_room(self, prompt_positions: int) -> int:
-        """Return how many tokens an answer of the LLM may have after a prompt of so many positions, less than 1 for none."""
+        """Return how many tokens an answer of the LLM may have after a prompt of `prompt_positions`; below 1: no room."""
         if (reader := self.encoder_decoder) is not None:
             return reader.max_positions - 1 if prompt_positions <= reader.max_states else 0
         return self.require_llm().max_positions - prompt_positions
@@ -204,7 +204,7 @@ class Models:
         return [self.window.encode(self.encoder, each, windows) for each, windows in zip(features, kept, strict=True)]
 
     def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
-        """Project the states of utterances of so many samples each, before padding."""
+        """Project the states of utterances, which have `samples` samples each without padding."""
         if self.padding is None or self.padding.projects_padding:
             return self.projector.project(states)
         own = [each[: self.padding.own_states(count)] for each, count in zip(states, samples, strict=True)]

@@ -72,7 +72,7 @@ class FairSemaphore:
         self._forget_if_gone(client)
 
     def rest(self, client: str, seconds: float) -> None:
-        """Give the client no further place for so long, after the rests that it was given before."""
+        """Give the client no further place for this time, after the rests that it was given before."""
         loop = asyncio.get_running_loop()
         rested_at_s = self._rested_at_s[client] = max(loop.time(), self._rested_at_s.get(client, 0.0)) + seconds
         loop.call_at(rested_at_s, self._end_rest, client, rested_at_s)

@@ -195,10 +195,10 @@ class SimulatedEngine:
         batch, self._encoding = [request for request in self._encoding if not request.cancelled], []
         took_s = max(0.0, self._encoded_at_s - now_s) if self._costs.encodes_beside else self._encode_s
         end_s = now_s + took_s
-        while outside is not None and outside.next_due_s < end_s and not self._outruns(batch):
+        while outside is not None and outside.next_due_s < end_s and not self._should_interrupt(batch):
             now_s = max(now_s, outside.next_due_s)
             outside.take_due(now_s)
-        if self._outruns(batch):
+        if self._should_interrupt(batch):
             self._give_up(batch)
             return now_s
         now_s = end_s
@@ -212,8 +212,8 @@ class SimulatedEngine:
                 self._finish(request, now_s)
         return now_s
 
-    def _outruns(self, batch: Sequence[SimulatedRequest]) -> bool:
-        return self.scheduler.outruns([request.entry for request in batch if not request.cancelled])
+    def _should_interrupt(self, batch: Sequence[SimulatedRequest]) -> bool:
+        return self.scheduler.should_interrupt([request.entry for request in batch if not request.cancelled])
 
     def _give_up(self, batch: Sequence[SimulatedRequest]) -> None:
         for request in batch:

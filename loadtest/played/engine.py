@@ -124,7 +124,7 @@ class PlayedEngine(LocalEngine):
         """Take up what sessions hear while a batch is encoded. Raises `EncodingInterrupted` where that has to give way."""
         self._live.take_detected()
         with self._changed:
-            gives_way = self._requests.outruns(self._batch)
+            gives_way = self._requests.should_interrupt(self._batch)
         if gives_way:
             self.interrupted += 1
             raise EncodingInterrupted("An answer goes before.")

@@ -20,5 +20,5 @@ def slot_bytes(manifest: Manifest) -> int:
 
 
 def loaded_bytes(manifest: Manifest, slots: int) -> int:
-    """Return an estimate of the memory that the models take, in a process of their own with so many slots."""
+    """Return an estimate of the memory that the models take, in a process of their own with `slots` slots."""
     return BASE_BYTES + sum(entry.bytes for entry in manifest.files.values()) + slots * slot_bytes(manifest)

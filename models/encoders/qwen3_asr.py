@@ -33,7 +33,7 @@ def halved(length: int) -> int:
 
 
 def states_of(frames: int) -> int:
-    """Return how many states a chunk of so many frames has."""
+    """Return how many states a chunk of `frames` frames has."""
     return halved(halved(halved(frames)))
 
 

@@ -49,7 +49,7 @@ def granite_mel(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
 
 @dataclass(frozen=True)
 class GraniteMel:
-    """Implements `models.protocols.Features`: Granite-speech's features of so many bins."""
+    """Implements `models.protocols.Features`: Granite-speech's features."""
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES / STACKED

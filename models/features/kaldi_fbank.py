@@ -50,7 +50,7 @@ def kaldi_fbank(audio: Float32, mel_bins: int = MEL_BINS) -> Float32:
 
 @dataclass(frozen=True)
 class KaldiFbank:
-    """Implements `models.protocols.Features`: Kaldi's features of so many bins."""
+    """Implements `models.protocols.Features`: Kaldi's features."""
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES / STACKED

@@ -80,7 +80,7 @@ def _log_power(frames: Float32, mel_bins: int) -> Float32:
 
 @dataclass(frozen=True)
 class LogMel:
-    """Implements `models.protocols.Features`: log-mel features of so many bins, of audio padded as `log_mel` says."""
+    """Implements `models.protocols.Features`: log-mel features of audio that is padded as `log_mel` says."""
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES

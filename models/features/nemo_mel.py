@@ -37,7 +37,7 @@ def nemo_mel(audio: Float32, mel_bins: int) -> Float32:
 
 @dataclass(frozen=True)
 class NemoMel:
-    """Implements `models.protocols.Features`: NeMo's features of so many bins."""
+    """Implements `models.protocols.Features`: NeMo's features."""
 
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
     frames_per_s: ClassVar[float] = SAMPLE_RATE_HZ / HOP_SAMPLES

@@ -15,7 +15,7 @@ from models.text.tokeniser import Tokeniser
 
 # Each may come to hold about 10 MB, however hostile.
 KEPT_GRAMMARS = 16
-# The CPU time that following one answer may take on the thread that decodes for all: so much, and so much more for each token.
+# The CPU time that following one answer may take on the thread that decodes for all: in all, and for each token.
 # Measured 0.2 to 0.8 ms a token for honest grammars, and up to 100 ms for grammars that were written for it.
 START_CPU_S = 0.25
 CPU_S_PER_TOKEN = 0.003

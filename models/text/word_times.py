@@ -19,7 +19,7 @@ from models.text.tokeniser import Tokeniser
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a word reaches beyond the middle of its first or last token: so much, and more for each letter of the token."""
+    """How far a word reaches beyond the middle of its first or last token: a fixed time, and more for each of its letters."""
 
     fixed_s: float
     per_letter_s: float

@@ -29,7 +29,7 @@ IDENTITY = "identity"
 CHUNKED = "chunked"
 # Bytes or characters of content that takes longer to parse than other requests should wait.
 LARGE_CONTENT = 65_536
-# Unfinished bodies may hold so many times the largest body.
+# The memory that unfinished bodies may hold together, in bodies of the largest size.
 BODIES_IN_MEMORY = 16
 RETRY_AFTER_S = 1
 FILE_FIELD = "audio"
@@ -108,7 +108,7 @@ def _check_head(request: Request, limits: BodyLimits) -> None:
 
 
 async def _receive(request: Request, timeout_s: float, waited_s: float) -> Message:
-    """Return the next message of a body that was waited for so long since it got on."""
+    """Return the next message of a body, which has been waited for `waited_s` since it got on."""
     try:
         async with asyncio.timeout(max(0.0, timeout_s - waited_s)):
             message = await request.receive()

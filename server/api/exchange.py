@@ -1,5 +1,5 @@
-"""The way of one request that is answered by a job, the same for every dialect: its place at the door, its body, its time limit,
-and its answer, whole or in server-sent events. A dialect reads the body and writes the answer.
+"""One request that a job answers, the same for every dialect: its place among the uploads, its body, its time limit, and its
+answer, whole or in server-sent events. A dialect reads the body and writes the answer.
 """
 
 import asyncio

@@ -34,7 +34,7 @@ CHECK_S = 1.0
 CLOSE_S = 5.0
 # Shorter messages are not counted: they are many, and the limit on connections bounds them.
 SMALL_MESSAGE_BYTES = 64 * 1024
-# Unfinished messages together may hold so much memory, shared between clients.
+# The memory that unfinished messages may hold together, shared between clients.
 UNFINISHED_BYTES = 64 * 2**20
 
 
@@ -257,7 +257,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             self._refuse(CloseCode.TRY_AGAIN_LATER, "Too much is being sent; try again soon.")
 
     def _pause_or_continue(self) -> None:
-        """Say whether so much waits for the handler that no more is read."""
+        """Say whether reading is paused, because too much waits for the handler."""
         self.read_paused = self._waiting_bytes >= MAX_WAITING_BYTES or self.queue.qsize() >= MAX_WAITING_MESSAGES
 
     def _continue_reading(self) -> None:

@@ -116,8 +116,8 @@ class AudioStream(_Stream):
 class OpusStream(_Stream):
     """`SampleStream` of Ogg Opus, decoded as its pages arrive.
 
-    The samples are those of the whole file. They come up to the end of the last whole page, except for less than 0.12 s that the
-    resampler holds back, and nearly nothing at the model's own rate.
+    The samples are those of the whole file. They come up to the end of the last whole page, but for up to 0.12 s that the
+    resampler holds back (nearly nothing at the model's own rate).
     """
 
     def __init__(self, lease: DecoderLease, block_samples: int) -> None:

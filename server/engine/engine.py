@@ -264,10 +264,12 @@ class LocalEngine:
         gives_way = False
         while not (encoded.done() or gives_way):
             with self._changed:
-                self._changed.wait_for(lambda: encoded.done() or self._live.have_detected or self._requests.outruns(batch))
+                self._changed.wait_for(
+                    lambda: encoded.done() or self._live.have_detected or self._requests.should_interrupt(batch)
+                )
             self._live.take_detected()
             with self._changed:
-                gives_way = self._requests.outruns(batch)
+                gives_way = self._requests.should_interrupt(batch)
         if gives_way:
             self._runner.interrupt_encoding()
         encoded.result()

@@ -101,9 +101,9 @@ class RequestTable:
             prefill = [(sequences[id], positions) for id, positions in step.prefill]
             return [sequences[id] for id in step.decode], prefill, [sequences[id] for id in step.encode]
 
-    def outruns(self, batch: Sequence[SequenceState]) -> bool:
-        """Return whether encoding a batch should give way (see `Scheduler.outruns`). The caller holds the lock."""
-        return self.scheduler.outruns([sequence.entry for sequence in batch if not sequence.ended])
+    def should_interrupt(self, batch: Sequence[SequenceState]) -> bool:
+        """Return whether to stop encoding a batch (see `Scheduler.should_interrupt`). The caller holds the lock."""
+        return self.scheduler.should_interrupt([sequence.entry for sequence in batch if not sequence.ended])
 
     def list_in_slots(self) -> list[tuple[int, SequenceState]]:
         """Return the sequences in slots, decoder by decoder, each with the slot where the scheduler has it, lower ones first."""
@@ -113,7 +113,7 @@ class RequestTable:
 
     @contextmanager
     def measure_cost(self, cost: Ratio, units: float) -> Iterator[None]:
-        """Add what the block takes for so many units."""
+        """Add the time that the block takes for `units` units to a cost."""
         started_s = time.perf_counter()
         yield
         if units:

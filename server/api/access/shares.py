@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from server.errors import Overloaded
 
-# A body, or a message of a WebSocket, gets on if so much of it comes within its timeout, however slow the link is.
+# A body, or a message of a WebSocket, gets on if at least this much of it comes within its timeout.
 LEAST_PROGRESS_BYTES = 4096
 
 
@@ -22,7 +22,7 @@ class Shares:
         self._held: Counter[str] = Counter()
 
     def take(self, client: str, count: int = 1) -> bool:
-        """Give a client so many places, if it may have them."""
+        """Give a client `count` places, if it may have them."""
         if not self.has_room(client, count):
             return False
         self._free -= count
@@ -30,7 +30,7 @@ class Shares:
         return True
 
     def has_room(self, client: str, count: int = 1) -> bool:
-        """Return whether `take` would give so many places now."""
+        """Return whether `take` would give `count` places now."""
         return self._held[client] + count <= self._free if client in self._held else count <= self._free
 
     def give_back(self, client: str, count: int = 1) -> None:

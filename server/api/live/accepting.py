@@ -1,4 +1,4 @@
-"""The beginning of every live session: the checks at the door, in place of which a refusal is a plain HTTP reply."""
+"""The beginning of every live session: checks, of which a refusal is a plain HTTP reply, and then the WebSocket."""
 
 import contextlib
 from collections.abc import Callable, Mapping

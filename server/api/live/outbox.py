@@ -44,8 +44,8 @@ OutboxItem = LiveEvent | CloseReason | str
 class Outbox:
     """A queue of events and frames for the client, and of what ends the session. Belongs to the event loop.
 
-    Only outdated events are lost: of an utterance's partials the newest waits, and none waits beside the answer; of the positions
-    that were listened to the newest waits. Pieces of text that wait together become one.
+    Only outdated events are dropped: a partial, when a newer one or the answer of its utterance comes, and a `Listened`, when a
+    newer one comes. Pieces of text that wait together become one.
     """
 
     def __init__(self) -> None:

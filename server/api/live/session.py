@@ -116,7 +116,7 @@ class SocketSession:
         self._close_reason: CloseReason | None = None
         self._active_s = self._audio_at_s = self._loop.time()
         self._piece_s = 0.0
-        self._heeded_stop = True
+        self._stop_handled = True
         self._is_waiting = self._all_pushed = self._gives_back = False
         self._room = asyncio.Event()
 
@@ -170,9 +170,9 @@ class SocketSession:
         if self._audio is None:
             raise RuntimeError("the session is not configured")
         before_s = self.position.audio_s
-        self._heeded_stop = True
+        self._stop_handled = True
         await self._push(self._audio.decode(data))
-        self._audio_at_s, self._heeded_stop = self._loop.time(), False
+        self._audio_at_s, self._stop_handled = self._loop.time(), False
         self._piece_s = min(self.position.audio_s - before_s, LONGEST_PIECE_S)
 
     def push_flush(self, flush: Flush) -> bool:
@@ -407,10 +407,10 @@ class SocketSession:
     def _end_quiet_speech(self, silence_s: float | None, now_s: float) -> None:
         """End the utterance of a client that has stopped to send: no silence will come to end it."""
         session = self._engine_session
-        if session is None or silence_s is None or self._heeded_stop or self._congested:
+        if session is None or silence_s is None or self._stop_handled or self._congested:
             return
         if now_s - self._audio_at_s >= silence_s + self._piece_s + LATE_S:
-            self._heeded_stop = True
+            self._stop_handled = True
             if session.is_speaking or session.backlog_s > 0:
                 session.end_utterance()
 

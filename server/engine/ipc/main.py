@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 BUSY_REPORT_S = 0.05
 IDLE_REPORT_S = 0.5
-# A parent that leaves so many events unread is not coming back.
+# A parent that leaves more events unread is not coming back.
 MAX_UNSENT_EVENTS = 200_000
 PR_SET_PDEATHSIG = 1
 TRIM_IDLE_S, TRIM_BUSY_S = 1.0, 60.0

@@ -87,7 +87,7 @@ class Endpointer:
         if self._longest < self._padding + 2 * self._onset:
             raise ValueError(f"max_utterance_s={options.max_utterance_s} leaves no room for speech after its padding")
 
-        self._heard = 0
+        self._windows = 0
         self._floor = 0
         self._speech_on_end = 0
         self._start: int | None = None
@@ -106,21 +106,18 @@ class Endpointer:
         return self._silence_from is not None
 
     def push(self, probabilities: Iterable[float]) -> list[EndpointEvent]:
-        """Take the probability of speech in the next windows, however many, and return what follows from them.
-
-        How windows are cut into calls changes nothing.
-        """
+        """Take the probability of speech in any number of next windows, and return the events that follow from them."""
         return [event for probability in probabilities for event in self._step(float(probability))]
 
     def flush(self) -> list[EndpointEvent]:
         """End the current utterance with the audio so far, none of which becomes part of a later one."""
         events: list[EndpointEvent] = [] if self._start is None else [self._over(self._start, self._end())]
-        self._floor = self._heard
+        self._floor = self._windows
         self._speech_on_end = 0
         return events
 
     def _step(self, probability: float) -> Iterator[EndpointEvent]:
-        self._heard += 1
+        self._windows += 1
         self._recent.append(probability)
         if self._start is None:
             yield from self._await_speech(probability)
@@ -139,15 +136,15 @@ class Endpointer:
                 self._paused = False
                 yield SpeechResumed()
         elif probability < self._silence_threshold and self._silence_from is None:
-            self._silence_from = self._heard - 1
-        silence = 0 if self._silence_from is None else self._heard - self._silence_from
+            self._silence_from = self._windows - 1
+        silence = 0 if self._silence_from is None else self._windows - self._silence_from
         if silence >= self._silence:
             yield self._over(start, self._end())
             return
         if silence >= self._pause and not self._paused:
             self._paused = True
             yield SpeechPaused(start * self._window_samples, self._end() * self._window_samples)
-        if self._heard - start >= self._longest:
+        if self._windows - start >= self._longest:
             yield from self._cut(start)
 
     def _cut(self, start: int) -> Iterator[EndpointEvent]:
@@ -162,21 +159,21 @@ class Endpointer:
     def _likeliest_pause(self) -> int:
         """Return a window's edge in the utterance's latter half; of several that are equally likely, the last."""
         recent = list(self._recent)
-        past = self._heard - len(recent)
+        past = self._windows - len(recent)
 
         def speech_around(edge: int) -> float:
             around = recent[max(0, edge - self._half_width - past) : edge + self._half_width - past]
             return sum(around) / len(around)
 
-        latest = self._heard - self._onset
-        return min(range(latest, self._heard - self._longest // 2 - 1, -1), key=speech_around)
+        latest = self._windows - self._onset
+        return min(range(latest, self._windows - self._longest // 2 - 1, -1), key=speech_around)
 
     def _next_start(self) -> int:
         """Return the start of an utterance that begins with the latest speech, or with the next window."""
-        return max(self._floor, self._heard - self._speech_on_end - self._padding)
+        return max(self._floor, self._windows - self._speech_on_end - self._padding)
 
     def _end(self) -> int:
-        return self._heard if self._silence_from is None else min(self._silence_from + self._pause, self._heard)
+        return self._windows if self._silence_from is None else min(self._silence_from + self._pause, self._windows)
 
     def _begin(self, start: int) -> SpeechBegan:
         self._start = start

@@ -24,7 +24,7 @@ PARTIAL_WINDOW_S, PARTIAL_CONTEXT_S = 8.0, 1.0
 DRAFT_ONLY = SamplingOptions(max_tokens=0)
 # The first hypothesis waits for as long as one takes, but no longer than this: the first words come with it.
 LONGEST_FIRST_WAIT_S = 0.4
-# A hypothesis that a decoder writes alone is first made of so much speech.
+# The speech of which the first hypothesis is made, where a decoder writes it without a draft.
 FIRST_WRITTEN_S = 0.8
 # After a hypothesis that took longer the next one is a draft alone, which takes half as long.
 LONGEST_WRITING_S = 0.6

@@ -36,11 +36,11 @@ Verdict = Literal["understood", "silence", "write again"]
 
 DEFAULT_LANGUAGE = "en"
 MOST_TOKENS_PER_S, MOST_TOKENS_MORE = 10.0, 16
-"""Nothing that is spoken takes more tokens of text than so many a second, and so many more."""
+"""The most tokens of text that a transcript has for each second of audio, and in addition."""
 LOOP_SHARE, LOOP_MARGIN = 1.5, 5
-"""A transcript of more words than so many for each of the draft's, and so many more, is a loop."""
+"""A transcript is a loop if it has more words than this share of the draft's, and this margin more."""
 LEAST_SHARE, LEAST_MARGIN = 0.6, 3
-"""A transcript of fewer words than so many for each of the draft's, less so many, leaves speech out: it has to go on."""
+"""A transcript leaves speech out, and goes on, while it has fewer words than this share of the draft's, less this margin."""
 TEMPERATURES = (0.0, 0.0, 0.4, 0.8)
 """A transcript that is a loop is written again at the next of these, and from then on without repeating itself."""
 DOUBTFUL_WORDS = 5
@@ -48,7 +48,7 @@ DOUBTFUL_WORDS = 5
 KNOWN_PROBABILITY = 0.95
 """Of a drafted word that an earlier hypothesis about the same audio had."""
 REPEATED_TOKENS = 3
-"""So many tokens in a row occur once only in a transcript that is written again."""
+"""In a transcript that is written again, no run of this many tokens occurs twice."""
 BEGINNING_BOOST, CONTINUING_BOOST = 1.0, 3.0
 """Added to the logit of a keyword's first token anywhere, and of its next one behind its beginning."""
 

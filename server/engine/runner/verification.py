@@ -21,7 +21,7 @@ from server.errors import InvalidConstraint
 logger = logging.getLogger(__name__)
 
 
-# A relaxed transcript ends so many tokens after the draft's end at the latest. All speech is in the draft, and an LLM that
+# A relaxed transcript ends at most this many tokens after the draft's end. All speech is in the draft, and an LLM that
 # goes on after it may repeat itself.
 RELAXED_OVERRUN = 8
 # A relaxed transcript takes a token of the draft that is at least this probable. Of 0.3 to 0.003 the word error rate on held-out
@@ -57,7 +57,7 @@ class Verifier:
         """
         proposal, accepted = sequence.proposal, 0
         if np.isnan(logits.max()):
-            # Even if the NaN is only after a mismatch: the LLM clears a slot that holds any.
+            # A NaN behind a mismatch counts too: the LLM clears a slot that holds any.
             sequence.fail(BackendError("The logits hold NaN."))
             return
         for index, row in enumerate(logits):

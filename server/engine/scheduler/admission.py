@@ -20,7 +20,7 @@ class Ratio:
     units: float = 0.0
 
     def add_measurement(self, cost: float, units: float) -> None:
-        """Add what so many units cost."""
+        """Add the cost of `units` units."""
         self.cost = DECAY * self.cost + cost
         self.units = DECAY * self.units + units
 
@@ -100,5 +100,5 @@ def retry_after_s(wait_s: float) -> int:
 
 
 def overloaded(wait_s: float) -> Overloaded:
-    """Return the refusal of a request that would wait so long."""
+    """Return the refusal of a request that would wait for `wait_s`."""
     return Overloaded("The server is busy; try again later.", retry_after_s=retry_after_s(wait_s))

@@ -87,8 +87,8 @@ class Step:
 class ServedAudio:
     """The seconds of audio that clients were served, counted as start-time fair queuing does.
 
-    Clients are present while they have entries. Each one's `start` rises by the seconds of audio that it is served. One that
-    appears starts at the clock, which rises by what an equal share of the service is, unless it is ahead of that.
+    A client is present while it has entries. Its `start` rises by the audio that it is served, and the clock by an equal share of
+    the audio that anyone is served. A client that appears starts at the clock, or at its last `start` if that is later.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from server.engine.types.options import Priority
 ENCODE_BUDGET_AUDIO_S = 30.0
 # Two prompts of common utterances: running answers wait for them about as long as for one utterance to be encoded.
 STEP_TOKENS = 128
-# As many as a plan prefills in one run (`export.tensorrt_profiles`): a GPU takes about as long for few. Not measured on one.
+# As many as a plan prefills in one run (`export.tensorrt_profiles`). Fewer should take a GPU about as long; not measured.
 GPU_STEP_TOKENS = 512
 AGEING_S = 5.0
 # Decode steps for which a slot is safe from requests of the same priority: about half a second on a CPU. The prefill that a
@@ -21,19 +21,19 @@ TURN_STEPS = 32
 # Requests that are encoded before a slot is free for them, so that it is filled in the step after it became free. One is
 # enough: on a CPU encoding ahead adds no throughput, and encoded requests hold memory and may be overtaken.
 ENCODE_AHEAD = 1
-# Passes for which what is encoded on the decoders' own processor waits for the work of a live session: a transcript takes fewer.
+# Passes of live work during which nothing else is encoded on the decoders' own processor. A transcript takes fewer.
 LIVE_PASSES = 16
-# How much more audio than the least served client one with live sessions is served before its hypotheses, and its answers, wait
-# like files. In simulations of 1 to 16 sessions beside files, hypotheses that give way early cost no final; answers seldom do.
+# How far a client may be ahead of the least served one, in seconds of audio, before its hypotheses, and its answers, wait like
+# files. In simulations of 1 to 16 sessions beside files, hypotheses that give way early cost no final; answers seldom do.
 PARTIAL_LEAD_AUDIO_S, LIVE_LEAD_AUDIO_S = 5.0, 60.0
 LONGEST_LEADS_S: dict[int, float] = {Priority.PARTIAL: PARTIAL_LEAD_AUDIO_S, Priority.LIVE: LIVE_LEAD_AUDIO_S}
 
 
 class Scheduler:
-    """wait -> encode -> hold (while no slot is free) -> prefill -> decode until `finish_request`, or the next decoder's hold.
+    """The order of all work: a request waits, is encoded, is held while no slot is free, prefilled, and decoded to its end.
 
-    There may be several decoders, each with as many slots; a request passes those that its entry names, one after the other.
-    All the rest holds for each decoder by itself.
+    There may be several decoders, each with `slots` slots. A request passes those that its entry names, one after the other, and
+    is held, prefilled and decoded at each. The rules below hold for each decoder by itself.
 
     Requests are encoded by priority, then as `FairQueue` has it. Slots go by priority, then by rank, then first come, first
     served. The rank of a request is how many others of its client come before it, so a client with nothing running goes before
@@ -43,16 +43,15 @@ class Scheduler:
     if that has a higher rank and has been decoded for `turn_steps` since it got its slot. So a request is preempted by its
     equals once in `turn_steps` of its tokens at most, and two clients never take a slot from each other in turns.
 
-    Live work goes before files for no longer than its client is little ahead of the others: beyond `PARTIAL_LEAD_AUDIO_S` and
-    `LIVE_LEAD_AUDIO_S` more audio than the least served client's, it has the level of files, and goes behind those of others.
+    Live work goes before files only while its client was served little more audio than the least served one. Beyond a lead of
+    `PARTIAL_LEAD_AUDIO_S` (hypotheses) or `LIVE_LEAD_AUDIO_S` (answers) it has the level of files, behind those of others.
 
     Once per `ageing_s` and priority, the request that has waited longest, and at least that long, is promoted: it goes before
     all priorities until it has been decoded for `turn_steps`, and then as before. So nothing starves, and promoted work never
     holds more than a few slots.
 
-    Requests in slots keep to the first ones: `in_slots(decoder)[i]` belongs in slot i. At most one of them is partly prefilled,
-    the last.
-    Holes are filled from the back; the caller copies K/V of requests whose place changed, lower slots first.
+    Requests fill the first slots without a gap: `in_slots(decoder)[i]` belongs in slot i. At most one of them, the last, is
+    partly prefilled. A gap is filled from the back; the caller copies the K/V of requests whose slot changed, lower slots first.
 
     The caller asks for `list_expired`, `preempt_requests` and `schedule_step`, and runs the whole of a step before it does so
     again. Only encoding may take several steps: no other batch is begun meanwhile. The caller writes `to_prefill` of entries
@@ -152,8 +151,8 @@ class Scheduler:
         """Return whether a request waits to be encoded that goes before an entry by its priority."""
         return any(self.level_of(other) < self.level_of(entry) for other in self._queued.values())
 
-    def outruns(self, batch: Sequence[SchedulerEntry]) -> bool:
-        """Return whether encoding a batch should give way: nothing in it is wanted, or only hypotheses that others go before."""
+    def should_interrupt(self, batch: Sequence[SchedulerEntry]) -> bool:
+        """Return whether to stop encoding a batch: nothing in it is wanted, or only hypotheses that queued requests go before."""
         return all(entry.gives_way and self.has_queued_before(entry) for entry in batch)
 
     def add_request(self, entry: SchedulerEntry) -> None:

@@ -31,7 +31,7 @@ class Word:
 
 
 def shift_words(words: Sequence[Word], seconds: float) -> tuple[Word, ...]:
-    """Return words so much later."""
+    """Return words that are spoken `seconds` later."""
     return tuple(Word(word.text, word.start_s + seconds, word.end_s + seconds) for word in words)
 
 
@@ -154,7 +154,7 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class Partial:
-    """The text of an utterance up to `end_s`, whatever the instruction: what the speech model heard.
+    """The text of an utterance up to `end_s`, as a transcript, whatever the instruction.
 
     It is `stable + tail`. Every later partial of this utterance begins with `stable`, which ends at `stable_end_s`; `tail` may
     change. The answer comes from all of the utterance and may differ from both.

@@ -13,7 +13,7 @@ ConstraintKind = Literal["json_schema", "regex", "choice"]
 
 
 class Priority(IntEnum):
-    """Lower runs first. Speakers wait for `LIVE` answers; `PARTIAL` text shows them meanwhile that they are heard."""
+    """Lower runs first. Speakers wait for `LIVE` answers, and read `PARTIAL` text meanwhile."""
 
     LIVE = 0
     PARTIAL = 1

@@ -36,7 +36,7 @@ class Engine(Protocol):
         ...
 
     def push(self, request_id: str, item: LiveInput) -> None:
-        """Give a live session more audio, or a command to be followed once everything pushed before has been heard.
+        """Give a live session more audio, or a command to be followed after everything that was pushed before.
 
         Never blocks: the caller watches `Listened` to limit its lead. Does nothing for a session that has ended.
         """

@@ -44,9 +44,8 @@ class EngineStats:
     """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps.
 
     Live sessions and recordings are not among those waiting and running; `live_jobs` is the work that they have for the models
-    right now.
-    `longest_work_s` estimates, from the warm-up, how long the largest piece of work takes between two
-    ticks of `counters.progress`.
+    right now. `longest_work_s` estimates, from the warm-up, how long the largest piece of work takes between two ticks of
+    `counters.progress`.
     """
 
     ready: bool
