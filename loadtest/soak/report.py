@@ -33,7 +33,8 @@ def markdown(
         *void_note(result["void"]),
         *([VOID_FOR] if result["void"] else []),
         f"{result['seconds']:g} s, {result['users']} users of `loadtest/users/mixed.py`, a fault every {result['period_s']:g} s "
-        f"({len(injections)} in all). Away from faults means: not under way during one, nor in the 5 s after it.",
+        f"({len(injections)} in all). Away from faults means: not under way during one, nor in the 5 s after it. Work at a lower "
+        f"priority, which gives way to the server, took {100 * result['low_priority_cpu_share']:.0f} % of the machine.",
         "",
         *table(["bar", "limit", "value", ""], [[bar.name, bar.limit, bar.value, VERDICTS[bar.kept]] for bar in bars]),
         "",

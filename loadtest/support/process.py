@@ -65,10 +65,18 @@ def peak_memory_mib(pid: int) -> float:
 
 def machine_busy_s() -> float:
     """CPU time that all processes of the machine together have used since it started, stolen time included."""
-    user, nice, system, _idle, _wait, interrupt, soft_interrupt, steal = map(
-        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    )
+    user, nice, system, _idle, _wait, interrupt, soft_interrupt, steal = _read_machine_ticks()
     return (user + nice + system + interrupt + soft_interrupt + steal) / TICKS_PER_S
+
+
+def machine_niced_s() -> float:
+    """CPU time since the machine started of all processes whose priority was lowered, in their own code."""
+    return _read_machine_ticks()[1] / TICKS_PER_S
+
+
+def _read_machine_ticks() -> list[int]:
+    """Return the first eight counters of `/proc/stat`: user, nice, system, idle, wait, interrupt, soft interrupt, stolen."""
+    return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
 
 
 class OthersWatch:
@@ -77,6 +85,7 @@ class OthersWatch:
     def __init__(self) -> None:
         self._started_s = time.monotonic()
         self._others_s = self._now_s()
+        self._niced_s = machine_niced_s()
 
     @staticmethod
     def _now_s() -> float:
@@ -84,8 +93,15 @@ class OthersWatch:
 
     def share(self) -> float:
         """Return the share of all cores that others used, 0 to 1."""
+        return self._share_of_cores(self._now_s() - self._others_s)
+
+    def share_at_low_priority(self) -> float:
+        """Return the share of all cores that work of a lowered priority used, which gives way to everything else."""
+        return self._share_of_cores(machine_niced_s() - self._niced_s)
+
+    def _share_of_cores(self, cpu_s: float) -> float:
         wall_s = time.monotonic() - self._started_s
-        return max(0.0, (self._now_s() - self._others_s) / (wall_s * (os.cpu_count() or 1)))
+        return max(0.0, cpu_s / (wall_s * (os.cpu_count() or 1)))
 
 
 class PeerError(RuntimeError):

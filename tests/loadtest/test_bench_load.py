@@ -152,13 +152,15 @@ def test_a_peer_that_cannot_start_says_why() -> None:
 
 def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_busy_s() >= cpu_seconds(os.getpid()) > 0
-    readings = {"machine_busy_s": [100.0, 110.0], "cpu_seconds": [1.0, 5.0]}
+    readings = {"machine_busy_s": [100.0, 110.0], "machine_niced_s": [20.0, 22.0], "cpu_seconds": [1.0, 5.0]}
     for name, values in readings.items():
         monkeypatch.setattr(bench_process, name, lambda *_arguments, values=values: values.pop(0))
-    moments_s = [0.0, 10.0]
+    moments_s = [0.0, 10.0, 10.0]
     monkeypatch.setattr(bench_process, "time", SimpleNamespace(monotonic=lambda: moments_s.pop(0)))
     monkeypatch.setattr(bench_process, "os", SimpleNamespace(getpid=os.getpid, cpu_count=lambda: 2))
-    assert OthersWatch().share() == pytest.approx(0.3)
+    watch = OthersWatch()
+    assert watch.share() == pytest.approx(0.3)
+    assert watch.share_at_low_priority() == pytest.approx(0.1)
 
 
 def test_the_command_describes_itself() -> None:

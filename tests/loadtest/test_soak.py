@@ -37,6 +37,7 @@ CONDITIONS = {
     "python": "3",
     "versions": {},
     "other_cpu_share": 0.0,
+    "low_priority_cpu_share": 0.0,
     "void": [],
     "seconds": 300.0,
     "users": 5,
