@@ -23,9 +23,11 @@ from tqdm import tqdm
 
 from models.assemble import load_models
 from models.bundle.io import open_bundle
+from models.chain import Models
 from models.protocols import Float32
 from models.text.word_times import AFTER, BEFORE, PlacedWords, Reach, TimedWord
-from training.evaluate import ENGLISH_SETS, TRANSCRIBE, Chain
+from training.evaluate import ENGLISH_SETS
+from training.greedy_writer import write_greedily
 from training.recordings import held_out_rank, read_audio, read_rows
 from training.timed_speech import (
     ESPEAK_VOICES,
@@ -60,18 +62,29 @@ class Heard:
     timing_s: float
 
 
-def hear(chain: Chain, clip: TimedClip) -> Heard:
-    timer = chain.models.word_timer
-    if timer is None:
-        raise ValueError("the bundle's adapter cannot tell times")
-    output = chain.project(clip.audio)
-    text = chain.answer_speech(TRANSCRIBE, output).strip()
-    tokens = chain.models.tokeniser.encode(text)
-    draft = output.require_draft()
-    started_s = time.perf_counter()
-    words = timer.times(draft, clip.audio, tokens, text)
-    timing_s = time.perf_counter() - started_s
-    return Heard(clip, words, timer.place_words(draft, tokens, text, len(clip.audio) / SAMPLE_RATE_HZ), timing_s)
+class Listener:
+    """A bundle with a speech decoder, one recording at a time: transcripts and their times as the engine makes them."""
+
+    def __init__(self, models: Models) -> None:
+        """Raises `ValueError` where the bundle tells no times, `BackendError` where it has no speech decoder."""
+        if models.word_timer is None:
+            raise ValueError("the bundle's adapter cannot tell times")
+        self._models = models
+        self._timer = models.word_timer
+        self._speech = models.require_speech()
+
+    def hear(self, clip: TimedClip) -> Heard:
+        """Transcribe a clip and time its words."""
+        models, audio = self._models, clip.audio
+        (states,) = models.encode([models.features(models.pad_audio(audio))], [{}])
+        (output,) = models.project([states], [len(audio)])
+        draft = output.require_draft()
+        text = write_greedily(self._speech, states, lambda _written: (), "en").text.strip()
+        tokens = models.draft_tokeniser.encode(text)
+        started_s = time.perf_counter()
+        words = self._timer.times(draft, audio, tokens, text)
+        timing_s = time.perf_counter() - started_s
+        return Heard(clip, words, self._timer.place_words(draft, tokens, text, len(audio) / SAMPLE_RATE_HZ), timing_s)
 
 
 def faster_whisper(folder: Path, threads: int) -> Transcriber:
@@ -199,10 +212,10 @@ def main() -> None:
     spoken_dev = [clip for place, clip in enumerate(spoken) if place % 4 < 2]
     measured = [clip for place, clip in enumerate(spoken) if place % 4 >= 2] + join(to_join, JOINED_S, arguments.seed) + aligned
 
-    chain = Chain(load_models(open_bundle(arguments.bundle), slots=1, threads=arguments.threads))
-    fitted = fit([hear(chain, clip) for clip in tqdm(spoken_dev + aligned_dev, desc="to fit to")])
+    listener = Listener(load_models(open_bundle(arguments.bundle), slots=1, threads=arguments.threads))
+    fitted = fit([listener.hear(clip) for clip in tqdm(spoken_dev + aligned_dev, desc="to fit to")])
     print(f"fitted: BEFORE {fitted[0]}, AFTER {fitted[1]}\nused:   BEFORE {BEFORE}, AFTER {AFTER}")
-    ours = [hear(chain, clip) for clip in tqdm(measured, desc=OURS)]
+    ours = [listener.hear(clip) for clip in tqdm(measured, desc=OURS)]
     errors = compare(ours, faster_whisper(arguments.whisper, arguments.threads))
     joined_ms = [1000 * heard.timing_s for heard in ours if heard.clip.kind == "joined"]
     result = {
