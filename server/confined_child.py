@@ -32,6 +32,6 @@ def announce_ready() -> None:
 
 
 def limit_cpu(cpu_s: float | None) -> None:
-    """Have this process end once it has used so much more CPU time, in whatever code it is then; None lifts the limit."""
+    """Have this process end once it has used `cpu_s` more of CPU time, in whatever code it is then; None lifts the limit."""
     # Nothing handles the timer's signal, and unlike RLIMIT_CPU it counts fractions of a second.
     signal.setitimer(signal.ITIMER_PROF, 0 if cpu_s is None else max(cpu_s, 1e-3))

@@ -84,7 +84,7 @@ class EncoderSection(ModelSection):
 
 
 class MelEncoderSection(EncoderSection):
-    """An encoder whose front end takes only `mel_bins`, and puts so many frames of them (`STACKED`) into one."""
+    """An encoder whose front end takes only `mel_bins`, and puts `STACKED` frames of them into one."""
 
     STACKED: ClassVar[int] = 1
     mel_bins: PositiveInt

@@ -48,7 +48,7 @@ def chunk_positions(count: int, width: int) -> Float32:
 class Qwen3AsrEncoderWriter(WhisperEncoderWriter):
     """Adds the encoder's parts to a graph. The layers' weights have Whisper's names; the convolutions' are their own.
 
-    A chunk has `chunk` frames, an attention's window so many `chunks`. Values of the graph are `count` [1], the states that the
+    A chunk has `chunk` frames, an attention's window `chunks` chunks. Values of the graph are `count` [1], the states that the
     audio has, and `span` [1], those of a window, no more than there are.
     """
 

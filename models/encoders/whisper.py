@@ -30,7 +30,7 @@ Float64 = npt.NDArray[np.float64]
 class WhisperSection(MelEncoderSection):
     """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`.
 
-    With `silent_window_s`, states are computed as in a window of so many seconds whose rest is silence (`SilentRest`). The graph
+    With `silent_window_s`, states are computed as in a window of that length whose rest is silence (`SilentRest`). The graph
     drops the states of `silent_frames`, which only the convolutions hear.
     """
 

@@ -13,7 +13,7 @@ KeptWindows = dict[bytes, EncoderStates]
 
 @dataclass(frozen=True)
 class SpeechWindow:
-    """A window of an encoder: so many frames of features, of which the projector makes so many frames."""
+    """A window of an encoder: `features` frames of features, of which the projector makes `frames` frames."""
 
     features: int
     frames: int

@@ -62,7 +62,7 @@ def log_mel(audio: Float32, mel_bins: int = MEL_BINS, hop_multiple: int = HOPS_O
 def whole_frames(audio: Float32, mel_bins: int = MEL_BINS, block: int | None = None) -> Float32:
     """Return features [mel_bins, whole hops of the audio], with no silence behind the audio, which is mirrored at its ends.
 
-    They are computed in blocks of so many frames, or all at once. The last bits of a product depend on its size, so only a whole
+    They are computed in blocks of `block` frames, or all at once. The last bits of a product depend on its size, so only a whole
     block has the same bits, but for the floor, however much audio follows.
     """
     samples = np.pad(audio, WINDOW_SAMPLES // 2, mode="reflect")

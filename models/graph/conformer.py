@@ -19,7 +19,7 @@ class ConformerWriter(LayerWriter):
         return self.silu(self.gate_frames(doubled, name, weight, bias, before=weight.shape[2] // 2))
 
     def gate_frames(self, doubled: str, name: str, weight: Float32, bias: Float32, before: int) -> str:
-        """Write a gated linear unit and a depthwise convolution, which hears so many frames `before` each."""
+        """Write a gated linear unit and a depthwise convolution, which reads `before` frames before each."""
         graph = self.graph
         value, gate = graph.nodes("Split", doubled, outputs=2, axis=-1, num_outputs=2)
         gated = graph.node("Mul", value, graph.node("Sigmoid", gate))

@@ -9,7 +9,7 @@ from models.graph.linear import Float32
 from models.graph.writer import MASKED, GraphBuilder, Shape
 
 SPAN_STEP = 64
-"""Attention covers the first positions of the slots in steps of so many, so that every sum is cut at the same places."""
+"""Attention covers the first positions of the slots in steps of this many, so that every sum is cut at the same places."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PackedAttention:
         places [B, S]  which of the T packed positions stands where; padding repeats a row's last position
         kept   [T]     where each packed position stands, in B * S
 
-    Query heads that share a key head are so many rows of one product. With at least two of them ONNX Runtime's float products
+    Query heads that share a key head are rows of one product. With at least two of them ONNX Runtime's float products
     give a row the same bits beside any number of others; a product of one row takes another path, so where each query head has a
     key head of its own every row is computed twice. Positions that are masked add exact zeros at the end of each sum, whatever
     the span.

@@ -34,7 +34,7 @@ class SilentRest:
         return groups
 
     def groups_behind(self, own: int) -> list[range]:
-        """Return the groups that lie inside the window behind so many states of the audio."""
+        """Return the groups that lie inside the window behind the `own` states of the audio."""
         return [group for group in self.groups() if own + group[len(group) // 2] < self.window]
 
     def write(self, graph: GraphBuilder, length: str) -> tuple[str, str]:

@@ -179,7 +179,7 @@ class Attention(Protocol):
 
 
 AttentionWriter = Callable[[GraphBuilder, LlamaConfig, int], Attention]
-"""Starts the attention of a graph with slots of so many positions; `positions` and `write_index` are declared already."""
+"""Starts the attention of a graph for slots of that many positions; `positions` and `write_index` are declared already."""
 
 
 class StandardAttention:
@@ -301,7 +301,7 @@ def build_decoder(
 
 
 def _norm_heads(graph: GraphBuilder, model: Llama, projected: str, prefix: str, leading: int) -> str:
-    """Normalise each head of query and key (Qwen3) in `projected`, which has so many `leading` dimensions."""
+    """Normalise each head of query and key (Qwen3) in `projected`, which has `leading` dimensions before the last."""
     config, (query, key) = model.config, (model.weights[f"{prefix}self_attn.{name}_norm.weight"] for name in "qk")
     turning, all_heads = config.heads + config.key_value_heads, config.heads + 2 * config.key_value_heads
     by_head = graph.weight("heads.apart", np.array([*[0] * leading, all_heads, config.head_size], np.int64))

@@ -6,7 +6,7 @@
     top_tokens        [.., K] int64                            out  the K best tokens of each of its frames
     top_probabilities [.., K] float32                          out  and their probabilities
 
-The head (`QformerCtcSection`) reads averages of so many states, weighted by the probability of a letter, the last number of each
+The head (`QformerCtcSection`) reads averages of states, weighted by the probability of a letter, which is the last number of each
 state. Its label 0 is the blank, label i the LLM's token i - 1.
 """
 

@@ -8,7 +8,7 @@ from models.protocols import SpeechDecoder
 from models.text.tokeniser import Tokeniser
 
 DEFAULT_LANGUAGE_ODDS = 8.0
-"""Speech in an accent is easily taken for another language, which has to be so many times as likely as the default one.
+"""Speech in an accent is easily taken for another language, which has to be this many times as likely as the default one.
 
 Of 209 training recordings in English with a Mandarin accent, 1, 3, 8 and 20 leave 77, 30, 8 and 4 taken for another language.
 """

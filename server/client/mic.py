@@ -176,7 +176,7 @@ class Summary:
                 yield f"{name}: median {1000 * statistics.median(seconds):.0f} ms, longest {1000 * max(seconds):.0f} ms"
 
 
-# Shows an event, received so many seconds after the session's start; answers come with the speaker's waits.
+# Shows an event, with the seconds since the session's start; answers come with the speaker's waits.
 ShowEvent = Callable[[Mapping[str, Any], float, Waits | None], None]
 
 

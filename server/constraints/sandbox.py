@@ -21,7 +21,7 @@ WORKERS = 2
 MAX_WAITING = 64
 # As many as an engine keeps grammars: another one is compiled there too, and is paid for here.
 KEPT_VERDICTS = 16
-# A client rests so many times the CPU time that its constraint took: all of its constraints take at most a tenth of a core here,
+# A client rests for this multiple of the CPU time that its constraint took: all of its take at most a tenth of a core here,
 # and as much in the engine.
 REST_PER_CPU_TIME = 9.0
 # The CPU time charged for a constraint that a child did not survive: a little more than `worker.MAX_CPU_S`.

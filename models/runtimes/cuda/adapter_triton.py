@@ -24,7 +24,7 @@ TILE_FRAMES = 64
 BATCH_FACTORS = (1, 2, 4)
 """How many of the longest utterances the other buckets take."""
 FRAMES_PER_UTTERANCE = 16
-"""A bucket has room for so many utterances that ones of this length fill it."""
+"""A bucket has room for as many utterances as fill it at this length."""
 
 
 def buckets_up_to(longest_frames: int) -> list[Bucket]:

@@ -45,7 +45,7 @@ def load_gpu_models(
 ) -> Models:
     """Load a verified bundle's models on GPU number `gpu`; what stays on the CPU takes `threads`, 0 for one per core.
 
-    Slots have at least so many `positions`, by default as many as the bundle names.
+    Slots have at least `positions` positions, by default as many as the bundle names.
 
     Raises `BackendError`, for the operator, where something is missing: the GPU, a library, a plan, memory.
     """

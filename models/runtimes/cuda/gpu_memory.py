@@ -33,7 +33,7 @@ def _input_bytes(rows: int, tokens: int, wanted: int, embedding_size: int) -> in
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The bytes that so many slots and everything beside them take.
+    """The bytes that `slots` slots and everything beside them take.
 
     `activations` are between the LLM's kernels, 0 where its plan does not say. `step` is the inputs and logits of a step.
     `prefixes` are the kept beginnings of prompts, which lie on the GPU too.
@@ -58,7 +58,7 @@ class MemoryBudget:
         return self.beside_slots_bytes + self.slots * self.slot_bytes
 
     def fitting_slots(self, memory_bytes: int) -> int:
-        """Return how many slots fit into so much memory."""
+        """Return how many slots fit into `memory_bytes`."""
         return max(0, memory_bytes - self.beside_slots_bytes) // self.slot_bytes
 
     def __str__(self) -> str:

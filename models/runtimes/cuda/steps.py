@@ -26,7 +26,7 @@ INPUTS = {
 
 @dataclass(frozen=True, order=True)
 class StepShape:
-    """So many rows of so many new positions each, and logits of so many of them all together."""
+    """The size of a step: its rows, the new positions of each, and the positions of all whose logits are wanted."""
 
     rows: int
     tokens: int

@@ -197,7 +197,7 @@ class CrossMemory:
         return self._arenas[name, first * size : (first + count) * size].reshape(count, self.span, self._width)
 
     def require_room(self, states: int) -> None:
-        """Raise `ValueError` unless a slot holds so many states."""
+        """Raise `ValueError` unless a slot has room for `states` states."""
         if not 0 < states <= self.max_states:
             raise ValueError(f"{states} states, a slot holds 1 to {self.max_states}")
 

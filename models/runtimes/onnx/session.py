@@ -12,7 +12,7 @@ CPU_PROVIDER = "CPUExecutionProvider"
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return options for so many threads; 0 means one per core."""
+    """Return options for `threads` threads; 0 means one per core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -26,7 +26,7 @@ class Allowance:
         self._left -= amount
 
     def wait_s(self, amount: float, now_s: float) -> float:
-        """Return the seconds until so much is left; 0 if it is."""
+        """Return the seconds until `amount` is left; 0 if it is."""
         self._refill(now_s)
         return max(0.0, (amount - self._left) / self._per_minute * MINUTE_S)
 

@@ -94,7 +94,7 @@ class Runner:
         sequence.times.detokenise_s += time.perf_counter() - started_s
 
     def prefill(self, work: Sequence[tuple[SequenceState, int]]) -> None:
-        """Run the next positions, so many of each sequence. A sequence with none left to prefill has its first tokens then.
+        """Run the next positions: of each sequence the given number. One with none left to prefill has its first tokens then.
 
         A budget that ends within the proposal shortens that.
         """
