@@ -4,6 +4,7 @@ A family of checkpoints is one module of `export.checkpoints` and one line of `F
 """
 
 import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def pull_model(
     """
     sources = [hub.get(each) for each in (model, llm) if each is not None]
     name = options.name or _default_name([model, *([llm] if llm else [])], options.precision)
+    print(f"Converting to {options.precision}: up to half a minute for each GB of weights", file=sys.stderr, flush=True)
     try:
         with store.new(name) as folder:
             write_voice(folder / "voice.onnx")

@@ -1,5 +1,7 @@
 """The store of pulled models: one bundle a folder, by name."""
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -12,6 +14,8 @@ from pathlib import Path
 from models.bundle.io import MANIFEST_NAME
 
 PARTIAL_PREFIX = ".partial-"
+LOCK_NAME = "lock"
+"""A file in each folder on its way, which its process holds; the kernel lets go of it however the process ends."""
 
 
 class StoreError(RuntimeError):
@@ -45,23 +49,37 @@ class Store:
         folder = self.require(name)
         size = folder_bytes(folder)
         # Renamed first, so that no half-deleted folder has the name of a model.
-        doomed = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=self.root))
-        os.rename(folder, doomed / name)
-        shutil.rmtree(doomed)
+        with self._partial() as doomed:
+            os.rename(folder, doomed / name)
         return size
 
     @contextmanager
     def new(self, name: str) -> Iterator[Path]:
         """Yield an empty folder, which becomes the model of that name, in place of an older one, unless an error is raised."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=self.root))
-        try:
-            made = folder / name
+        with self._partial() as folder:
+            made = folder / "made"
             made.mkdir()
             yield made
             if (self.root / name).exists():
                 os.rename(self.root / name, folder / "replaced")
             os.rename(made, self.root / name)
+
+    @contextmanager
+    def _partial(self) -> Iterator[Path]:
+        """Yield a folder that is deleted in the end. Those that killed processes left behind are deleted first."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for lock in self.root.glob(f"{PARTIAL_PREFIX}*/{LOCK_NAME}"):
+            with contextlib.suppress(OSError), lock.open("r+") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=self.root))
+        new = folder / "new-lock"
+        try:
+            with new.open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                # By its name it is found, so it has that only now.
+                new.rename(folder / LOCK_NAME)
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -183,6 +183,10 @@ def _write_voice(settings: Settings, target: Path) -> None:
     from export.default_recipe import WHEELS
 
     (wheel,) = (each for each in WHEELS if each.project == VOICE)
+    if not (settings.cache_dir / "wheels" / wheel.file).exists():
+        print(
+            f"Getting the voice detector, which every model needs ({wheel.bytes / 1e6:.0f} MB, once)", file=sys.stderr, flush=True
+        )
     try:
         unpack(fetch_wheel(wheel, settings.cache_dir / "wheels"), VOICE_MEMBER, target)
     except FetchError as error:

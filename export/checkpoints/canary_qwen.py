@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, new_chat_template
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_known_values, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_known_values, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
 from export.checkpoints.fast_conformer import write_encoder
 from export.checkpoints.language_model import UNTIED, LanguageModel, language_model_of
@@ -40,13 +40,14 @@ def convert_canary_qwen(conversion: Conversion, checkpoint: Checkpoint) -> Bundl
         raise CheckpointError(f"{place} has the modality adapter {connector}; known is IdentityConnector")
 
     bins, width = read_value(features, "features", place), read_value(audio, "d_model", place)
+    encoder_tensors = tensors.renamed({"perception.encoder.": ""})
     encoder = write_encoder(
         conversion,
-        tensors.renamed({"perception.encoder.": ""}),
+        encoder_tensors,
         place,
         bins=bins,
         width=width,
-        layers=read_value(audio, "n_layers", place),
+        layers=read_layers(audio, "n_layers", encoder_tensors, "layers.", place),
         heads=read_value(audio, "n_heads", place),
         scales=audio.get("xscaling", True),
     )

@@ -142,6 +142,19 @@ def read_value(config: dict[str, Any], key: str, place: str) -> Any:
     return config[key]
 
 
+def read_layers(config: Mapping[str, Any], key: str, tensors: Tensors, beginning: str, place: str) -> int:
+    """Return how many layers a part has, whose tensors' names begin with `beginning` and a number. Raises `CheckpointError`."""
+    layers = read_value(dict(config), key, place)
+    found = {name.removeprefix(beginning).split(".")[0] for name in tensors if name.startswith(beginning)}
+    if not found:
+        tensors.place(f"{beginning}0")
+    if layers != len(found) or isinstance(layers, bool | float):
+        raise CheckpointError(
+            f"{place} says in its config.json that {key} is {layers!r}, but its weights have {len(found)} of these"
+        )
+    return len(found)
+
+
 def require_known_values(known: Mapping[str, Any], given: Mapping[str, Any], part: str, place: str) -> None:
     """Raise `CheckpointError` for a value of a part that is another than the known one; one that is missing is known."""
     for name, value in known.items():

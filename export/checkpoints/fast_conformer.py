@@ -3,7 +3,7 @@
 import math
 
 from export.bundle_parts import MAX_AUDIO_S
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_known_values, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_known_values, require_shape
 from export.checkpoints.conversion import Conversion
 from export.checkpoints.nemo import PARAKEET_NAMES
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
@@ -51,7 +51,7 @@ def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> FastConfo
         place,
         bins=read_value(config, "num_mel_bins", place),
         width=read_value(config, "hidden_size", place),
-        layers=read_value(config, "num_hidden_layers", place),
+        layers=read_layers(config, "num_hidden_layers", weights, "layers.", place),
         heads=read_value(config, "num_attention_heads", place),
         scales=config.get("scale_input", True),
     )

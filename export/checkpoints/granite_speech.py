@@ -8,7 +8,7 @@ import numpy as np
 
 from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_template
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
 from export.checkpoints.language_model import UNTIED, LanguageModel, language_model_of, text_tensors
 from export.checkpoints.lora import lora_scale, merge_lora
@@ -47,7 +47,7 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
     width, features = read_value(audio, "hidden_dim", place), read_value(audio, "input_dim", place)
     require_shape(encoder_tensors, "input_linear.weight", (width, features), place)
     head = read_head(checkpoint)
-    shape = read_shape(audio, config, place, tells_letters=head is not None)
+    shape = read_shape(audio, encoder_tensors, config, place, tells_letters=head is not None)
     read_width = width * (1 + len(shape.concatenated))
     states_width = read_width + (head is not None)
     encoder = conversion.save_encoder(
@@ -62,7 +62,7 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
     projector, asked = tensors.part("projector."), read_value(config, "projector_config", place)
     window, rate = int(config.get("window_size", 15)), int(config.get("downsample_rate", 5))
     qformer = QformerConfig(
-        layers=read_value(asked, "num_hidden_layers", place),
+        layers=read_layers(asked, "num_hidden_layers", projector, "qformer.encoder.layer.", place),
         heads=read_value(asked, "num_attention_heads", place),
         window=window,
         norm_epsilon=float(asked.get("layer_norm_eps", 1e-12)),
@@ -92,10 +92,12 @@ def convert_granite_speech(conversion: Conversion, checkpoint: Checkpoint) -> Bu
     )
 
 
-def read_shape(audio: dict[str, Any], config: dict[str, Any], place: str, *, tells_letters: bool) -> GraniteConfig:
+def read_shape(
+    audio: dict[str, Any], tensors: Tensors, config: dict[str, Any], place: str, *, tells_letters: bool
+) -> GraniteConfig:
     """Return the encoder's shape. Raises `CheckpointError`."""
     return GraniteConfig(
-        layers=read_value(audio, "num_layers", place),
+        layers=read_layers(audio, "num_layers", tensors, "layers.", place),
         heads=read_value(audio, "num_heads", place),
         head_size=audio.get("dim_head") or read_value(audio, "hidden_dim", place) // read_value(audio, "num_heads", place),
         block=read_value(audio, "context_size", place),

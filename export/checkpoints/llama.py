@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoints.checkpoint import read_value, require_shape
+from export.checkpoints.checkpoint import read_layers, read_value, require_shape
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from models.graph.lazy_weights import Compute, LazyWeights, change_weights
 from models.graph.linear import Float32
@@ -53,7 +53,11 @@ def read_text_model(tensors: Tensors, config: Mapping[str, Any], place: str) -> 
 
     Weights are read when they are used. Raises `CheckpointError` for a family, a rotary embedding or a size that is not known.
     """
-    shape, family = read_config(config, place), FAMILIES[config["model_type"]]
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise CheckpointError(f"{place} has an LLM of the kind {kind!r}; known are {', '.join(sorted(FAMILIES))}")
+    layers = read_layers(config, "num_hidden_layers", tensors, "model.layers.", place)
+    shape, family = read_config(config, layers, place), FAMILIES[kind]
     tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in tensors
     names = [f"model.layers.{layer}.{name}" for layer in range(shape.layers) for name in (*LAYER, *family.more)]
     names += [EMBEDDING, "model.norm.weight", *([] if tied else ["lm_head.weight"])]
@@ -62,7 +66,7 @@ def read_text_model(tensors: Tensors, config: Mapping[str, Any], place: str) -> 
     for number in range(shape.layers):
         for name in ("self_attn.o_proj.bias", *(BIASES if family.more != BIASES else ())):
             if f"model.layers.{number}.{name}" in tensors:
-                raise CheckpointError(f"{place} has biases ({name}), which the family {config['model_type']} has not here")
+                raise CheckpointError(f"{place} has biases ({name}), which the family {kind} has not here")
     require_shape(tensors, EMBEDDING, (shape.vocabulary_size, shape.embedding_size), place)
     query = (shape.heads * shape.head_size, shape.embedding_size)
     require_shape(tensors, "model.layers.0.self_attn.q_proj.weight", query, place)
@@ -72,19 +76,16 @@ def read_text_model(tensors: Tensors, config: Mapping[str, Any], place: str) -> 
     return fold_multipliers(llama, config) if family.multiplies else llama
 
 
-def read_config(config: Mapping[str, Any], place: str) -> LlamaConfig:
+def read_config(config: Mapping[str, Any], layers: int, place: str) -> LlamaConfig:
     """Return the shape of a model. Raises `CheckpointError`."""
     values = dict(config)
-    kind = values.get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(f"{place} has an LLM of the kind {kind!r}; known are {', '.join(sorted(FAMILIES))}")
     if values.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"{place} has the activation {values['hidden_act']!r} in its LLM; known is silu")
     heads, width = read_value(values, "num_attention_heads", place), read_value(values, "hidden_size", place)
-    layers, head_size = read_value(values, "num_hidden_layers", place), values.get("head_dim") or width // heads
+    head_size = values.get("head_dim") or width // heads
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     unturned = [layer for layer, turns in enumerate(values.get("no_rope_layers") or []) if not turns]
-    if kind == "smollm3" and not values.get("no_rope_layers"):
+    if values["model_type"] == "smollm3" and not values.get("no_rope_layers"):
         interval = values.get("no_rope_layer_interval", 4)
         unturned = [layer for layer in range(layers) if (layer + 1) % interval == 0]
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.checkpoints.chat_template import new_chat_template
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
 from export.checkpoints.language_model import UNTIED, language_model_of
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
@@ -88,7 +88,7 @@ def convert_qwen3_asr(conversion: Conversion, checkpoint: Checkpoint) -> BundleD
 
 def read_encoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays:
     """Return the encoder's arrays: the layers by Whisper's names, the convolutions by their own. Raises `CheckpointError`."""
-    layers, width = read_value(config, "encoder_layers", place), read_value(config, "d_model", place)
+    layers, width = read_layers(config, "encoder_layers", tensors, "layers.", place), read_value(config, "d_model", place)
     if config.get("activation_function", "gelu") != "gelu" or config.get("scale_embedding"):
         raise CheckpointError(f"{place} has an encoder with another activation than gelu, or with scaled embeddings")
     bins, chunk = read_value(config, "num_mel_bins", place), 2 * int(config.get("n_window", 50))

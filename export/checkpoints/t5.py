@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle_parts import write_t5
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_shape
 from export.checkpoints.language_model import QUOTE, end_tokens
 from export.checkpoints.safetensors_file import CheckpointError
 from models.bundle.sections import LlmSection, PromptSection
@@ -80,6 +80,7 @@ def read_t5(checkpoint: Checkpoint) -> T5:
     inner = ("wi_0", "wi_1", "wo") if activation.startswith("gated") else ("wi", "wo")
     names = []
     for stack, attentions in ATTENTIONS.items():
+        read_layers(config, "num_layers", tensors, f"{stack}.block.", place)
         names += [f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{stack}.final_layer_norm.weight"]
         for block in (f"{stack}.block.{layer}" for layer in range(shape.layers)):
             names += [f"{block}.layer.{number}.layer_norm.weight" for number in range(len(attentions) + 1)]

@@ -3,7 +3,7 @@
 import math
 
 from export.bundle_parts import MAX_AUDIO_S
-from export.checkpoints.checkpoint import Checkpoint, read_value, require_known_values, require_shape
+from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_known_values, require_shape
 from export.checkpoints.conversion import Conversion
 from models.encoders.w2v_bert import W2vBertConfig, W2vBertSection, build_encoder
 from models.encoders.whisper import STATES_PER_S
@@ -22,7 +22,7 @@ def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> W2vBertSe
     width, heads = read_value(config, "hidden_size", place), read_value(config, "num_attention_heads", place)
     bins = read_value(config, "feature_projection_input_dim", place)
     left, right = config.get("left_max_position_embeddings", 64), config.get("right_max_position_embeddings", 8)
-    layers = read_value(config, "num_hidden_layers", place)
+    layers = read_layers(config, "num_hidden_layers", weights, "encoder.layers.", place)
     last = f"encoder.layers.{layers - 1}.self_attn"
     require_shape(weights, "feature_projection.projection.weight", (width, bins), place)
     require_shape(weights, f"{last}.distance_embedding.weight", (left + right + 1, width // heads), place)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle_parts import NO_SILENCE, write_encoder
-from export.checkpoints.checkpoint import CTRANSLATE2_WEIGHTS, Checkpoint, read_value, require_shape
+from export.checkpoints.checkpoint import CTRANSLATE2_WEIGHTS, Checkpoint, read_layers, read_value, require_shape
 from export.checkpoints.conversion import Conversion
 from export.checkpoints.safetensors_file import CheckpointError, Tensors
 from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
@@ -78,7 +78,7 @@ def convert_encoder(conversion: Conversion, checkpoint: Checkpoint) -> WhisperSe
 
 def read_encoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays:
     """Return the encoder's arrays. Names of `tensors` begin with `conv1.`, `layers.0.` and so on. Raises `CheckpointError`."""
-    layers, width = read_value(config, "encoder_layers", place), read_value(config, "d_model", place)
+    layers, width = read_layers(config, "encoder_layers", tensors, "layers.", place), read_value(config, "d_model", place)
     require_shape(tensors, "conv1.weight", (width, read_value(config, "num_mel_bins", place), 3), place)
     arrays: Arrays = {"encoder/num_heads": np.array(read_value(config, "encoder_attention_heads", place), np.int16)}
     for name in ("conv1", "conv2"):
@@ -92,7 +92,8 @@ def read_encoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays
 
 def read_decoder(tensors: Tensors, config: dict[str, Any], place: str) -> Arrays:
     """Return the decoder's arrays. Raises `CheckpointError`."""
-    layers, width = read_value(config, "decoder_layers", place), read_value(config, "d_model", place)
+    layers = read_layers(config, "decoder_layers", tensors, "model.decoder.layers.", place)
+    width = read_value(config, "d_model", place)
     vocabulary = read_value(config, "vocab_size", place)
     require_shape(tensors, "model.decoder.embed_tokens.weight", (vocabulary, width), place)
     embedding = tensors["model.decoder.embed_tokens.weight"]

@@ -37,6 +37,8 @@ from server.settings import Settings
 FAREWELL_S = 2.0
 POLL_S = 0.02
 PING_S = 10.0
+LONGEST_SHOWN = 120
+"""Characters of a text that the line about the self-check shows."""
 # Files that this process needs for itself and its children.
 FILES_BESIDE_CONNECTIONS = 256
 CHECK_CLIP = Path(__file__).parents[1] / "assets" / "selfcheck.flac"
@@ -224,7 +226,12 @@ def _check_report(url: str, key: str, model: str | None) -> str:
         check = run_self_check(url, key, model=model)
     except SelfCheckError as error:
         return f"{title} FAILED: {error}"
-    return f"{title}: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {check.text!r}"
+    return f"{title}: {check.audio_s:.1f} s of speech answered in {check.latency_s * 1000:.0f} ms: {_shorten(check.text)!r}"
+
+
+def _shorten(text: str) -> str:
+    """Return the beginning of a text, for a line about it."""
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + " …"
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

@@ -1,5 +1,7 @@
 """The store keeps one bundle a name, whole or not at all."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,31 @@ def test_a_model_that_fails_on_the_way_leaves_the_old_one(tmp_path: Path) -> Non
         (folder / "bundle.json").write_text("new \ud800", encoding="utf-8")
     assert (store.require("a") / "bundle.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+PULL = """
+import sys
+from pathlib import Path
+from export.store import Store
+with Store(Path(sys.argv[1])).new("half") as folder:
+    (folder / "encoder.onnx").write_text("half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_pull_left_is_deleted_by_the_next_one_and_a_running_pull_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    command = [sys.executable, "-c", PULL, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pull:
+        assert pull.stdout
+        assert pull.stdout.readline()
+        add(store, "a")
+        assert len(list(tmp_path.iterdir())) == 2
+        pull.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    add(store, "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["c", "../a", ".", "", "a/bundle.json"])

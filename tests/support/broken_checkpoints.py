@@ -138,6 +138,16 @@ def lie_about_the_encoder(folder: Path) -> None:
     edit_config(folder, change)
 
 
+def change_layers(folder: Path, change: Callable[[int], object]) -> None:
+    """Change the number of layers that the LLM's `config.json` says, or the encoder's where there is no LLM."""
+    file = own_llm(folder) / "config.json"
+    config = json.loads(file.read_text())
+    part = config.get("text_config") or config.get("encoder_config") or config
+    key = next(key for key in ("num_hidden_layers", "encoder_layers") if key in part)
+    part[key] = change(part[key])
+    file.write_text(json.dumps(config))
+
+
 def own_llm(folder: Path) -> Path:
     """Return a copy of the LLM's folder that the checkpoint names, which then names the copy; its own folder if there is none."""
     config = json.loads((folder / "config.json").read_text())
@@ -159,6 +169,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokeniser": (hide_tokeniser, "lacks tokenizer.json"),
     "a pickle alone": (leave_only_pickle, "only pytorch_model.bin, which may hold code and is not read"),
     "a lie about the LLM": (lie_about_the_llm, "says in its config.json that"),
+    "a layer fewer than there are": (
+        lambda folder: change_layers(folder, lambda layers: layers - 1),
+        "layers is ",
+    ),
+    "a thousand million layers": (
+        lambda folder: change_layers(folder, lambda _: 10**9),
+        "layers is 1000000000, but its weights have ",
+    ),
+    "a number of layers that is none": (lambda folder: change_layers(folder, str), "layers is '"),
     "a lie about the encoder": (lie_about_the_encoder, "says in its config.json that"),
 }
 """Faults of a checkpoint of any family, each with a part of its message."""

@@ -308,8 +308,10 @@ class ProcessEngine:
         was_ready = self._lose_child()
         manner = child.end(grace_s)
         reason = reason or manner
-        log = logger.info if self._draining else logger.error
-        log("the engine's process %d has ended: %s", child.process_id, reason)
+        if self._draining:
+            logger.info("the engine's process %d is stopped", child.process_id)
+        else:
+            logger.error("the engine's process %d has ended: %s", child.process_id, reason)
         if not was_ready:
             self._note_failed_start(reason)
         return was_ready

@@ -153,7 +153,7 @@ def check_task(models: Models, task: SpeechTask) -> None:
     if unknown := [code for code in task.languages if code not in models.languages]:
         raise InvalidRequest(f"The model does not know the language {unknown[0]!r}.", param="languages")
     if task.word_times == "required" and models.word_timer is None:
-        raise InvalidRequest("This model cannot tell when a word was said.", param="timestamps")
+        raise InvalidRequest("This model cannot tell when a word was said; ask for segments.", param="timestamps")
 
 
 def refuse_language(models: Models) -> str:

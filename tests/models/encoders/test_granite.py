@@ -38,8 +38,9 @@ class Encoders:
             torch.nn.init.uniform_(layer.conv.batch_norm.running_var, 0.5, 2.0)
             torch.nn.init.normal_(layer.conv.batch_norm.running_mean)
         save_file(self.reference.state_dict(), folder / "model.safetensors")
-        shape = read_shape(CONFIG, {}, "it", tells_letters=True)
-        build_encoder(shape, read_folder(folder)).save(folder / "encoder.onnx")
+        tensors = read_folder(folder)
+        shape = read_shape(CONFIG, tensors, {}, "it", tells_letters=True)
+        build_encoder(shape, tensors).save(folder / "encoder.onnx")
         self.ours = OnnxEncoder(folder / "encoder.onnx", threads=1)
 
     def reference_states(self, features: torch.Tensor) -> tuple[Any, Any]:

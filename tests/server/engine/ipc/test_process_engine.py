@@ -243,8 +243,9 @@ def test_nothing_is_left_of_an_engine(make: Callable[..., ProcessEngine]) -> Non
 
 
 def test_a_drain_ends_a_child_that_does_not_come_to_read(
-    make: Callable[..., ProcessEngine], gate: FileGate, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., ProcessEngine], gate: FileGate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr("server.engine.ipc.client.STOP_GRACE_S", 0.5)
     engine = make()
     engine.start()
@@ -255,6 +256,7 @@ def test_a_drain_ends_a_child_that_does_not_come_to_read(
     engine.drain(0.1)
     assert isinstance(call.error(), NotReady)
     assert is_gone(child)
+    assert f"the engine's process {child} is stopped" in caplog.text
 
 
 def test_answers_are_those_of_the_engine_in_this_process(gate: FileGate) -> None:
