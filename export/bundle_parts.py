@@ -101,6 +101,14 @@ def write_encoder(
     return section
 
 
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as `np.save` does, whose error on a full disk has no number."""
+    whole = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(whole))
+        file.write(whole.data)
+
+
 def write_speech_decoder(
     arrays: Arrays, tokens: SpeechTokens, tokeniser: Path, precision: str, folder: Path, encoder: WhisperSection
 ) -> WhisperDecoderSection:
@@ -112,7 +120,7 @@ def write_speech_decoder(
     decoder.save(folder / "speech_decoder.onnx")
     whisper.build_memory(arrays, how.speech).save(folder / "speech_memory.onnx")
     table = whisper.embedding_table(prepared, np.float32 if precision == "fp32" else np.float16)
-    np.save(folder / "speech_embedding.npy", table)
+    save_array(folder / "speech_embedding.npy", table)
     _write_whole_tokeniser(tokeniser, folder / "speech_tokenizer.json")
     return WhisperDecoderSection(
         architecture="whisper",
@@ -155,7 +163,7 @@ def write_llm(llama: Llama, precision: str, folder: Path, max_positions: int, ho
 
 
 def _save_embeddings(table: npt.NDArray[np.floating], precision: str, folder: Path) -> None:
-    np.save(folder / "embedding.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
+    save_array(folder / "embedding.npy", table.astype(np.float32 if precision == "fp32" else np.float16))
 
 
 def _llm_values(config: LlamaConfig | T5Config, precision: str) -> dict[str, Any]:

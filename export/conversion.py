@@ -19,6 +19,7 @@ from export.bundle_parts import (
     CONDENSED_WINDOW,
     MAX_AUDIO_S,
     NO_SILENCE,
+    save_array,
     voice_section,
     write_adapter,
     write_encoder,
@@ -76,7 +77,7 @@ def convert_models(ingredients: Ingredients, folder: Path, llm: LanguageModel) -
             embedding = draft_table(trained, arrays, llama, speech_decoder.tokens.end)
             projector = write_adapter(ingredients.adapter, trained, embedding, ingredients.precision, folder)
             if drafts_in_whisper(trained):
-                np.save(folder / DRAFT_TABLE, embedding.astype(np.float16))
+                save_array(folder / DRAFT_TABLE, embedding.astype(np.float16))
                 projector = projector.model_copy(update={"vocabulary": "speech_decoder", "table": DRAFT_TABLE})
         with _step(progress, "writing the LLM"):
             language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)

@@ -4,6 +4,7 @@ A family of checkpoints is one module of `export.checkpoints` and one line of `F
 """
 
 import errno
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,15 @@ ENCODERS = {
 }
 """The encoders that an adapter of ours can stand behind, likewise; the function returns the encoder's section."""
 
+NOT_BUILT = {
+    "gemma3n": "its audio encoder is not built",
+    "voxtral_realtime": "it hears a piece of audio with each token that it writes, which the engine cannot do",
+}
+"""Why a kind that users know is refused, by its `model_type`."""
+MAX_REASON = 200
+"""Characters of an error that a message repeats; the log has all of it at the level debug."""
+logger = logging.getLogger(__name__)
+
 AnyLanguageModel = LanguageModel | EncoderDecoderModel
 
 
@@ -71,7 +81,7 @@ def pull_model(
         with store.new(name) as folder:
             write_voice(folder / "voice.onnx")
             conversion = Conversion(folder, name, options, hub)
-            manifest = write_bundle(folder, convert(conversion, *sources)).manifest
+            manifest = write_bundle(folder, _convert_or_refuse(conversion, *sources)).manifest
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise CheckpointError(
@@ -81,6 +91,19 @@ def pull_model(
     for source in sources:
         hub.forget(source)
     return Bundle(store.require(name).resolve(), manifest)
+
+
+def _convert_or_refuse(conversion: Conversion, source: Source, llm: Source | None = None) -> BundleDescription:
+    """Do as `convert`; where a value of a configuration makes a step fail, raise `CheckpointError` too."""
+    try:
+        return convert(conversion, source, llm)
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # any step can fail, in any way
+        name = source.checkpoint.name
+        logger.debug("%s cannot be converted", name, exc_info=True)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
+        raise CheckpointError(f"{name} cannot be converted: its files are not as those of this family are ({reason})") from None
 
 
 def convert(conversion: Conversion, source: Source, llm: Source | None = None) -> BundleDescription:
@@ -108,6 +131,8 @@ def convert(conversion: Conversion, source: Source, llm: Source | None = None) -
         raise CheckpointError(f"{checkpoint.name} is an LLM ({kind}): name the speech model too, as in {_combined(checkpoint)}")
     if kind not in FAMILIES:
         known = ", ".join(sorted(["whisper", *FAMILIES]))
+        if kind in NOT_BUILT:
+            raise CheckpointError(f"{checkpoint.name} is a {kind} and cannot be served: {NOT_BUILT[kind]}; known are {known}")
         raise CheckpointError(f"{checkpoint.name} is of the kind {kind or 'that names none'!r}; known are {known}")
     description: BundleDescription = import_by_name(FAMILIES[kind])(conversion, checkpoint)
     return description

@@ -66,7 +66,7 @@ class Store:
 
     @contextmanager
     def _partial(self) -> Iterator[Path]:
-        """Yield a folder that is deleted in the end. Those that killed processes left behind are deleted first."""
+        """Yield a folder that is deleted in the end; first delete what killed processes left behind."""
         self.root.mkdir(parents=True, exist_ok=True)
         for lock in self.root.glob(f"{PARTIAL_PREFIX}*/{LOCK_NAME}"):
             with contextlib.suppress(OSError), lock.open("r+") as held:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle_parts import TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS
+from export.bundle_parts import MAX_AUDIO_S, TRANSCRIPTION_INSTRUCTIONS, TRANSLATION_INSTRUCTIONS
 from export.checkpoints.chat_template import INSTRUCTION, SPEECH, read_chat_template
 from export.checkpoints.checkpoint import Checkpoint, read_layers, read_value, require_shape
 from export.checkpoints.conversion import Conversion, read_licence
@@ -96,11 +96,14 @@ def read_shape(
     audio: dict[str, Any], tensors: Tensors, config: dict[str, Any], place: str, *, tells_letters: bool
 ) -> GraniteConfig:
     """Return the encoder's shape. Raises `CheckpointError`."""
+    block, longest = read_value(audio, "context_size", place), round(MAX_AUDIO_S * STATES_PER_S)
+    if block not in range(1, longest + 1):
+        raise CheckpointError(f"{place} has an encoder with blocks of {block!r} states; known are 1 to {longest}")
     return GraniteConfig(
         layers=read_layers(audio, "num_layers", tensors, "layers.", place),
         heads=read_value(audio, "num_heads", place),
         head_size=audio.get("dim_head") or read_value(audio, "hidden_dim", place) // read_value(audio, "num_heads", place),
-        block=read_value(audio, "context_size", place),
+        block=block,
         largest_distance=read_value(audio, "max_pos_emb", place),
         concatenated=tuple(audio.get("cat_hidden_layers") or config.get("cat_hidden_layers") or ()),
         tells_letters=tells_letters,

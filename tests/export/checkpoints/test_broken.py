@@ -50,6 +50,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_json(folder / "config.json", model_type="bert"),
         "is of the kind 'bert'; known are",
     ),
+    "a family that is not built": (
+        lambda folder: edit_json(folder / "config.json", model_type="voxtral_realtime"),
+        "cannot be served: it hears a piece of audio with each token that it writes, which the engine cannot do; known are",
+    ),
     "no tokeniser": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
     "a tokeniser of another kind": (
         lambda folder: edit_json(folder / "tokenizer.json", model={"type": "Unigram"}),
@@ -58,6 +62,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config that lies": (lambda folder: edit_json(folder / "config.json", num_mel_bins=128), "says in its config.json that"),
     "a config that lacks a value": (lambda folder: edit_json(folder / "config.json", d_model=None), "has no d_model"),
     "a config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+    "a config with a value of another kind": (
+        lambda folder: edit_json(folder / "config.json", encoder_attention_heads="many"),
+        "cannot be converted: its files are not as those of this family are (ValueError: ",
+    ),
     "no config": (lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
     "a header that is none": (lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 64), "is no safetensors file"),
 }
