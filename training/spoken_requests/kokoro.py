@@ -94,9 +94,12 @@ class Kokoro:
         self._folder = folder
         self._phonemisers: dict[str, Any] = {}
 
-    def speak(self, text: str, voice: str, speed: float) -> npt.NDArray[np.float32]:
-        """Return samples [n] at `RATE_HZ`. Raises `ValueError` for a text of more than `LONGEST_TOKENS` phonemes."""
-        phonemes = self._phonemiser(LANGUAGES[voice[0]]).phonemize([text])[0].strip()
+    def speak(self, text: str, voice: str, speed: float, language: str | None = None) -> npt.NDArray[np.float32]:
+        """Return samples [n] at `RATE_HZ`; `language` is espeak-ng's, by default the voice's own.
+
+        Raises `ValueError` for a text of more than `LONGEST_TOKENS` phonemes.
+        """
+        phonemes = self._phonemiser(language or LANGUAGES[voice[0]]).phonemize([text])[0].strip()
         tokens = [self._vocabulary[phoneme] for phoneme in phonemes if phoneme in self._vocabulary]
         if len(tokens) > LONGEST_TOKENS:
             raise ValueError(f"{len(tokens)} phonemes are more than {LONGEST_TOKENS}")
