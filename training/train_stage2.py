@@ -135,8 +135,10 @@ def speech_step(
     copies = instruction in TRANSCRIBE and tasks.rng.random() < copy_share
     batch = corpus.batch(examples)
     phase = int(torch.randint(0, adapter.config.reduction, (), generator=generator))
+    # Words that a mask hides can be left out of a copy. To write them the LLM would learn to invent.
+    states = mask(batch.states, batch.frames, generator) if copies else batch.states
     with torch.autocast("cpu", torch.bfloat16):
-        hidden, _ = adapter(mask(batch.states, batch.frames, generator), batch.frames, phase)
+        hidden, _ = adapter(states, batch.frames, phase)
         queries, blank = adapter.token_queries(hidden), adapter.blank(hidden)[..., 0]
     hidden, blank = hidden.float(), blank.float()
     speech, kept_answers = [], []

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 import soundfile
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from torch.nn import functional
 
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
-from training import cache_states
+from training import cache_states, train_stage2
 from training.adapter import Adapter, AdapterConfig
 from training.bridge import ctc_runs
 from training.cache_states import INDEX, STATES, WIDTH, CachedUtterance, open_cache, open_states, read_index
@@ -23,6 +25,7 @@ from training.cache_whisper import ServedWhisper
 from training.checkpoint import load_adapter, resume, save_checkpoint
 from training.ctc import Sample, ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus
+from training.llm import FrozenLlm
 from training.manifest import Utterance, write_manifest
 from training.modality_gap import agreement, token_f1
 from training.spelling import restore_case
@@ -201,6 +204,47 @@ def test_the_draft_that_the_llm_copies_is_the_best_token_of_each_run() -> None:
     tokens, blank = [1, 1, 2, 2, 2, 3, 3], torch.tensor([-1.0, -1, -1, 1, -1, -1, -1])
     assert ctc_runs(9 * table[tokens], blank, table, 0.5).draft() == [1, 2, 2, 3]
     assert ctc_runs(9 * table[tokens], torch.ones(7), table, 0.5).draft() == []
+
+
+class ListeningLlm(FrozenLlm):
+    """Remembers the answers that it is asked to learn."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+        self.asked: list[Sequence[int]] = []
+
+    def answer_loss(
+        self, instructions: Sequence[str], speech: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        assert len(instructions) == len(speech) == len(answers)
+        self.asked += answers
+        return torch.zeros(()), torch.zeros(())
+
+    def _logits(self, prompts: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def _pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_words_that_a_mask_hides_are_left_out_of_copies_and_never_asked_of_the_llm(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, copies: bool
+) -> None:
+    masked: list[Tensor] = []
+
+    def keep(states: Tensor, _frames: Tensor, _generator: torch.Generator) -> Tensor:
+        masked.append(states)
+        return states
+
+    monkeypatch.setattr(train_stage2, "mask", keep)
+    corpus, llm = StateCorpus([cache], word_targets()), ListeningLlm()
+    adapter = Adapter(AdapterConfig(width=32, layers=1, heads=4, feed_forward=32, embedding_size=8, subsampling="stack"))
+    tasks = train_stage2.SpeechTasks(corpus, {}, llm, 0.0, random.Random(0))
+    train_stage2.speech_step(adapter, llm, corpus, tasks, 1.0, 0.0, float(copies), torch.Generator())
+    assert len(llm.asked) == train_stage2.BATCH
+    assert bool(masked) == copies
+    assert all(list(answer) == [0, 1, 2] for answer in llm.asked) != copies
 
 
 def test_a_cache_of_a_bundle_has_what_it_hears_and_copies_leave_the_held_out_part_alone(
