@@ -33,7 +33,7 @@ from training.targets import open_targets
 from training.train_ctc import DATASET_WEIGHTS, mask
 
 BATCH = 12
-BOUNDARY_RATE, ADAPTER_RATE = 1e-2, 1e-4
+ADAPTER_RATE = 1e-4
 
 
 def garble(ids: Sequence[int], vocabulary_size: int, rng: random.Random) -> list[int]:
@@ -169,6 +169,7 @@ def main() -> None:
         "--ctc-weight", type=float, default=0.1, help="0 leaves the adapter's layers and so its draft as they are"
     )
     parser.add_argument("--copy-share", type=float, default=0.0, help="share of speech steps that copy the draft")
+    parser.add_argument("--boundary-rate", type=float, default=1e-2, help="peak rate of the boundary vectors")
     parser.add_argument("--no-residual", action="store_true", help="plain posterior bridge: the residual stays zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -190,7 +191,7 @@ def main() -> None:
     held = {id(p) for p in [*boundary, *adapter.residual.parameters()]}
     layers = [p for p in adapter.parameters() if id(p) not in held] if arguments.ctc_weight else []
     groups: list[dict[str, Any]] = [
-        {"params": boundary, "peak": BOUNDARY_RATE},
+        {"params": boundary, "peak": arguments.boundary_rate},
         {"params": [*residual, *layers], "peak": ADAPTER_RATE},
     ]
     optimizer = torch.optim.AdamW(
