@@ -50,7 +50,21 @@ from tests.support.tiny.tiny_llms import KINDS
 from tests.support.tiny.tiny_speech_llms import WRITERS
 
 STAGES = ("features", "encoder", "projector", "LLM", "whole chain")
-HEADING = ("Family", *STAGES, "Reference's tokens", "Different answers", "Batch, cuts, preemption", "TensorRT plans")
+HEADING = (
+    "Family", "Features", "Encoder", "Projector", "LLM", "Whole chain", "Tokens", "Over HTTP", "Different answers",
+    "Batch, cuts, preemption", "TensorRT-RTX plans",
+)  # fmt: skip
+TITLES = {
+    "ultravox": "Ultravox",
+    "qwen2-audio": "Qwen2-Audio",
+    "voxtral": "Voxtral",
+    "canary-qwen": "Canary-Qwen",
+    "qwen3-asr": "Qwen3-ASR",
+    "granite-speech": "Granite-speech",
+    "granite-speech-head": "Granite-speech with a CTC head",
+    "granite-speech-plus": "Granite-speech plus",
+    "parakeet-ctc": "Parakeet with a CTC head",
+}
 BODIES = ("LlamaModel", "Qwen2Model", "Qwen3Model", "GraniteModel")
 TIME_FIRST = ("GraniteSpeechCTCEncoder", "GraniteSpeechPlusCTCEncoder", "ParakeetEncoder")
 """Encoders that take features [frames, bins]."""
@@ -178,7 +192,7 @@ def is_undisturbed(models: Models) -> bool:
 
 
 def build_plans(pulled: Pulled, scratch: Path) -> str:
-    """Return which parts became plans of TensorRT-RTX, of their graphs for CPUs but for the LLM, and why the others did not."""
+    """Return which parts became plans of TensorRT-RTX, of their graphs for CPUs but for the LLM; say why the others did not."""
     try:
         library = load_tensorrt("tensorrt_rtx")
     except TensorRTError as error:
@@ -202,8 +216,9 @@ def build_plans(pulled: Pulled, scratch: Path) -> str:
             fused = (
                 "no fused kernel for its attention in fp32" if "dedicated kernel" in str(error) else " ".join(str(error).split())
             )
-            refused.append(f"{part}: {fused}")
-    return "; ".join([", ".join(built) or "none", *refused])
+            print(f"no plan of the {part}: {fused}", file=sys.stderr, flush=True)
+            refused.append(f"**not** the {part}")
+    return "; ".join([", ".join(built) or "none", *refused]) if refused else "all"
 
 
 def answer_over_http(models: Models, requests: Sequence[InstructRequest]) -> list[str]:
@@ -241,10 +256,10 @@ def measure(kind: str, prompts: int, scratch: Path) -> list[str]:
         texts.append(answer.text)
     over_http = sum(map(str.__eq__, texts, answer_over_http(models, requests)))
     undisturbed = is_undisturbed(pull(scratch / "twin", f"{kind}-int8", "int8", store).models)
-    errors = [f"{row.errors[stage]:.1e}" if stage in row.errors else "none" for stage in STAGES]
-    tokens = f"{row.equal} of {prompts}, {over_http} over HTTP"
+    errors = [f"{row.errors[stage]:.1e}".replace("e-0", "e-") if stage in row.errors else "none" for stage in STAGES]
+    tokens = (f"{row.equal} of {prompts}", f"{over_http} of {prompts}")
     same = "the same bits" if undisturbed else "**not the same**"
-    return [kind, *errors, tokens, str(len(row.answers)), same, build_plans(pulled, scratch / "plans")]
+    return [TITLES[kind], *errors, *tokens, str(len(row.answers)), same, build_plans(pulled, scratch / "plans")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
