@@ -14,6 +14,7 @@ from deploy.ray.replica import REPORTS
 from models.bundle.schema import Manifest
 from server.engine.ipc.client import StartError
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.options import Priority
 from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineCounters, EngineStats, RouterStats, combine_stats
 from server.errors import EngineFailed, InvalidRequest, NotReady, ServeError
@@ -91,6 +92,9 @@ class RayEngine:
         with self._changed:
             if not self._changed.wait_for(lambda: self._ready or self._draining, START_TIMEOUT_S):
                 raise StartError("No engine replica has become ready.")
+
+    def check_room(self, client: str, priority: Priority) -> None:
+        """Refuse nothing: the replicas know the requests of all edges."""
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         self._begin(request, deliver)

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.call import Answer, Call, StreamWriter
 from server.api.context import ServerContext
 from server.api.middleware import CLIENT_LEFT_STATUS, client_of, request_id_of, span_of
+from server.audio.length import longest_s
 from server.audio.stream import Channel
 from server.engine.types.events import Done, Failed
 from server.engine.types.protocol import Engine
@@ -67,6 +68,7 @@ async def answer_request(
                 model = call.model or context.models.default
                 await context.models.awaken(model)
                 engine = held.enter_context(model.in_use())
+                _check_room(engine, call)
                 exchanges = []
                 for channel in await _find_channels(context, engine, call):
                     job = await _build_job(context, engine, call, limit, started_s, channel)
@@ -98,6 +100,15 @@ def _renamed_params(names: Mapping[str, str]) -> Iterator[None]:
         if error.param is not None:
             error.param = names.get(error.param, error.param)
         raise
+
+
+def _check_room(engine: Engine, call: Call) -> None:
+    """Raise the engine's refusal of a call before its audio is decoded, if that is certain: not for audio that may be long,
+    which has other places, nor with a deadline, which may be the first reason."""
+    request = call.request
+    is_short = not call.cut_at_pauses and longest_s(call.audio, call.raw) < engine.max_audio_s
+    if is_short and request.deadline_s is None:
+        engine.check_room(request.client, request.priority)
 
 
 async def _find_channels(context: ServerContext, engine: Engine, call: Call) -> Sequence[Channel | None]:

@@ -20,7 +20,7 @@ from server.engine.runner.sequence_builder import compile_constraint, new_sequen
 from server.engine.scheduler.admission import Admission
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, STEP_TOKENS, Scheduler
 from server.engine.types.events import Event, LiveEvent
-from server.engine.types.options import SamplingOptions
+from server.engine.types.options import Priority, SamplingOptions
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest, SpeechTask
 from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import EngineFailed, NotReady, ServeError
@@ -108,6 +108,11 @@ class LocalEngine:
 
     def transcribes(self, instruction: str) -> bool:
         return self._models.transcribes(instruction)
+
+    def check_room(self, client: str, priority: Priority) -> None:
+        with self._changed:
+            self._require_ready()
+            self._requests.check_room(client, priority)
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         sequence = new_sequence(self._models, request, deliver)
@@ -320,6 +325,7 @@ class LocalEngine:
             queue_limit=scheduler.queue_limit,
             step_age_s=step_age_s,
             predicted_wait_s=requests.predict_wait_s(),
+            is_overloaded=requests.is_overloaded,
             prefix_cache_bytes=self._runner.prefix_cache.nbytes,
             encoder_cache_bytes=self._runner.encoder_cache.nbytes,
             live_sessions=len(live) - live.recordings,

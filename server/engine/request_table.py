@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from server.engine.runner.sequence import SequenceState
 from server.engine.scheduler.admission import Admission, Ratio, overloaded
-from server.engine.scheduler.queues import SchedulerEntry
+from server.engine.scheduler.queues import Backlog, SchedulerEntry
 from server.engine.scheduler.scheduler import ENCODE_BUDGET_AUDIO_S, Scheduler
 from server.engine.types.events import Delta, Done, Event, Failed
 from server.engine.types.options import Priority
@@ -49,15 +49,30 @@ class RequestTable:
         """Whether there is something for a step to do; the caller holds the lock."""
         return len(self.sequences) > len(self._timing)
 
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether even the shortest request of a new client would wait too long."""
+        try:
+            self._check_wait("", Priority.INTERACTIVE, 0.0, None)
+        except Overloaded:
+            return True
+        return False
+
+    def check_room(self, client: str, priority: Priority) -> None:
+        """Raise the `Overloaded` of a client's request, if there is no place or no time for any."""
+        with self._changed:
+            backlog = self._check_wait(client, priority, 0.0, None)
+            has_room = self.scheduler.has_place(client, priority) or self.scheduler.find_displaced(client, priority) is not None
+            if not has_room:
+                raise overloaded(self.admission.predict_wait_s(backlog))
+
     def submit_request(self, sequence: SequenceState) -> None:
         """Queue a client's request. Raises the `ServeError` of a request that has no place, or no time."""
         request = sequence.request
         with self._changed:
             if request.id in self.sequences:
                 raise InvalidRequest("A request with this id is being served.")
-            audio_s = self.audio_s(sequence)
-            backlog = self.scheduler.measure_backlog(request.client, request.priority, audio_s)
-            self.admission.check_request(backlog, audio_s, request.deadline_s, time.perf_counter())
+            backlog = self._check_wait(request.client, request.priority, self.audio_s(sequence), request.deadline_s)
             if self.scheduler.has_place(request.client, request.priority):
                 self._add_sequence(sequence)
                 return
@@ -160,6 +175,13 @@ class RequestTable:
     def audio_s(self, sequence: SequenceState) -> float:
         """Return how long a request's audio lasts."""
         return len(sequence.request.audio) / self._sample_rate_hz
+
+    def _check_wait(self, client: str, priority: Priority, audio_s: float, deadline_s: float | None) -> Backlog:
+        """Return the work that comes before a new request. Raises the `Overloaded` of one that would be answered too late."""
+        with self._changed:
+            backlog = self.scheduler.measure_backlog(client, priority, audio_s)
+            self.admission.check_request(backlog, audio_s, deadline_s, time.perf_counter())
+            return backlog
 
     def _add_sequence(self, sequence: SequenceState) -> None:
         request, submitted_s = sequence.request, sequence.submitted_at_s

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from server.engine.ipc.client import StartError
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.options import Priority
 from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineStats, RouterStats, combine_stats
@@ -58,6 +59,17 @@ class EngineRouter:
                 if start.done() and (error := start.exception()) is not None:
                     self.drain(0)
                     raise StartError(f"{name}: {error}") from error
+
+    def check_room(self, client: str, priority: Priority) -> None:
+        refusals: list[Overloaded | NotReady] = []
+        for engine in self._engines:
+            try:
+                engine.check_room(client, priority)
+            except (Overloaded, NotReady) as refusal:
+                refusals.append(refusal)
+            else:
+                return
+        raise min(refusals, key=_retry_after_s)
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         def share(stats: EngineStats) -> float:

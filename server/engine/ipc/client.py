@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from typing import Any
 from server.child_process import describe_exit
 from server.engine.ipc.codec import Abort, Address, Channel, StartEngine, StartFailed, pack
 from server.engine.ipc.watchdog import Watchdog
+from server.engine.scheduler.admission import overloaded
+from server.engine.scheduler.queues import has_claim
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
+from server.engine.types.options import Priority
 from server.engine.types.requests import EndOfAudio, InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineCounters, EngineStats
 from server.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
@@ -135,6 +139,8 @@ class _Waiting:
 
     serial: int
     deliver: Callable[[Any], None]
+    client: str
+    priority: Priority
     is_live: bool
     is_recording: bool
 
@@ -142,6 +148,7 @@ class _Waiting:
 class ProcessEngine:
     """The `Engine` protocol over an engine in a child process, which is replaced whenever it dies or stalls.
 
+    `check_room` judges by the requests under way and the child's last report, and says nothing where only the child can tell.
     `submit` refuses at once for reasons that are known here: not ready, or the id is being served. The child decides about the
     rest, such as which request has a place in a full queue and whether the prompt is too long; its refusal comes back as the
     request's `Failed`, with the same error.
@@ -204,6 +211,17 @@ class ProcessEngine:
             if self._start_error is not None:
                 raise StartError(f"The engine's process could not be started: {self._start_error.removesuffix('.')}.")
 
+    def check_room(self, client: str, priority: Priority) -> None:
+        with self._changed:
+            self._require_ready()
+            report, requests = self._report, [each for each in self._requests.values() if not each.is_live]
+            counts = Counter(each.client for each in requests)
+            is_full = len(requests) >= report.slots + report.queue_limit
+            # Only the child knows which of them can still give up their place.
+            may_displace = any(each.priority > priority or has_claim(client, each.client, counts) for each in requests)
+            if report.is_overloaded or (is_full and not may_displace):
+                raise overloaded(report.predicted_wait_s)
+
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         self._hand_over(request, deliver)
 
@@ -258,16 +276,20 @@ class ProcessEngine:
         is_recording = isinstance(request, LiveRequest) and request.is_recording
         message = pack((serial, request))
         with self._changed:
-            if self._child is None or not self._ready:
-                raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+            self._require_ready()
             if request.id in self._requests:
                 raise InvalidRequest("A request with this id is being served.")
             report, sessions = self._report, sum(request.is_live for request in self._requests.values())
             places = report.live_limit + report.recording_limit if is_live else report.slots + report.queue_limit
             if (sessions if is_live else len(self._requests) - sessions) >= places + UNDECIDED_LIMIT:
                 raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
-            self._requests[request.id] = _Waiting(serial, deliver, is_live, is_recording)
-            self._child.post(message)
+            self._requests[request.id] = _Waiting(serial, deliver, request.client, request.priority, is_live, is_recording)
+            if self._child is not None:
+                self._child.post(message)
+
+    def _require_ready(self) -> None:
+        if not self._ready:
+            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
 
     @property
     def _ready(self) -> bool:

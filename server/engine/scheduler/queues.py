@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.engine.types.options import Priority
@@ -54,6 +55,14 @@ class SchedulerEntry:
     def level(self) -> int:
         """The priority, unless the entry is promoted."""
         return PROMOTED if self.promoted else self.priority
+
+
+def has_claim(client: str, other: str, counts: Mapping[str, int]) -> bool:
+    """Return whether a new request of `client` has a claim to a place of `other`, by how many requests each has.
+
+    So it is if that has more than twice what `client` would have with the new one.
+    """
+    return counts[other] > 2 * (counts[client] + 1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, ServedAudio, Step
+from server.engine.scheduler.queues import PROMOTED, Backlog, FairQueue, SchedulerEntry, ServedAudio, Step, has_claim
 from server.engine.types.options import Priority
 
 # One of the longest utterances, or several common ones: running answers wait while these are encoded.
@@ -179,8 +179,8 @@ class Scheduler:
     def find_displaced(self, client: str, priority: Priority) -> str | None:
         """Return the request that should give up its place to a new one, which has none.
 
-        This is the latest of a lower priority, or else of the client that has most requests, if it has more than twice what
-        `client` would have with the new one. None where there is no such request.
+        This is the latest of a lower priority, or else of the client that has most requests, if `client` has a claim to one of
+        its places. None where there is no such request.
         """
         if lower := [entry for entry in self._displaceable() if entry.priority > priority]:
             return max(lower, key=lambda entry: (entry.priority, entry.number)).id
@@ -189,9 +189,9 @@ class Scheduler:
     def _find_claimed(self, client: str, priority: Priority) -> str | None:
         """Return the latest request of the client that has too many beside `client`, of the same priority."""
         counts = Counter(entry.client for entry in self._entries.values() if not entry.of_session)
-        most = 2 * (counts[client] + 1)
-        equals = [entry for entry in self._displaceable() if entry.priority == priority and counts[entry.client] > most]
-        latest = max(equals, key=lambda entry: (counts[entry.client], entry.number), default=None)
+        equals = [entry for entry in self._displaceable() if entry.priority == priority]
+        claimed = [entry for entry in equals if has_claim(client, entry.client, counts)]
+        latest = max(claimed, key=lambda entry: (counts[entry.client], entry.number), default=None)
         return latest.id if latest else None
 
     def _displaceable(self) -> list[SchedulerEntry]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from server.engine.types.events import Event, LiveEvent
+from server.engine.types.options import Priority
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineStats
 
@@ -24,6 +25,14 @@ class Engine(Protocol):
 
     def transcribes(self, instruction: str) -> bool:
         """Return whether the instruction is known to ask for a transcript. May be called before `start`."""
+        ...
+
+    def check_room(self, client: str, priority: Priority) -> None:
+        """Raise the `ServeError` that `submit` would raise or deliver for any request of this client, whatever its audio, as far
+        as that is known at once. So nobody needs to decode the audio of a request that is certain to be refused.
+
+        `priority` is `INTERACTIVE` or `BATCH`.
+        """
         ...
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:

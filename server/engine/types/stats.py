@@ -6,7 +6,7 @@ from typing import Any, Self
 
 DRAFT_POSITIONS = 16
 # Of several engines together these are no plain sums.
-NOT_SUMMED = ("ready", "step_age_s", "predicted_wait_s", "longest_work_s", "counters")
+NOT_SUMMED = ("ready", "step_age_s", "predicted_wait_s", "is_overloaded", "longest_work_s", "counters")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class EngineStats:
     """A snapshot for metrics and readiness. `step_age_s` is how long the step in progress has run, 0 between steps.
 
     Live sessions and recordings are not among those waiting and running; `live_jobs` is the work that they have for the models
-    right now. `longest_work_s` estimates, from the warm-up, how long the largest piece of work takes between two ticks of
-    `counters.progress`.
+    right now. An engine that `is_overloaded` would refuse any request, for its predicted wait. `longest_work_s` estimates, from
+    the warm-up, how long the largest piece of work takes between two ticks of `counters.progress`.
     """
 
     ready: bool
@@ -55,6 +55,7 @@ class EngineStats:
     queue_limit: int
     step_age_s: float = 0.0
     predicted_wait_s: float = 0.0
+    is_overloaded: bool = False
     prefix_cache_bytes: int = 0
     encoder_cache_bytes: int = 0
     live_sessions: int = 0
@@ -78,14 +79,16 @@ class RouterStats(EngineStats):
 
 
 def combine_stats(members: Mapping[str, EngineStats]) -> RouterStats:
-    """Return the stats of engines, by name, as one: all is summed but `step_age_s`, the longest, and `predicted_wait_s`, the
-    shortest of those that are ready."""
+    """Return the stats of engines, by name, as one: all is summed but `step_age_s`, the longest, `predicted_wait_s`, the
+    shortest of those that are ready, and `is_overloaded`, whether all of those are."""
     every = list(members.values())
+    ready = [stats for stats in every if stats.ready]
     names = [each.name for each in fields(EngineStats) if each.name not in NOT_SUMMED]
     return RouterStats(
-        ready=any(stats.ready for stats in every),
+        ready=bool(ready),
         step_age_s=max((stats.step_age_s for stats in every), default=0.0),
-        predicted_wait_s=min((stats.predicted_wait_s for stats in every if stats.ready), default=0.0),
+        predicted_wait_s=min((stats.predicted_wait_s for stats in ready), default=0.0),
+        is_overloaded=bool(ready) and all(stats.is_overloaded for stats in ready),
         counters=sum((stats.counters for stats in every), EngineCounters()),
         members=members,
         **{name: sum(getattr(stats, name) for stats in every) for name in names},

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -175,6 +176,26 @@ def test_a_full_queue_is_for_the_engine_to_refuse() -> None:
     with live_server(engine) as server:
         wait_until(lambda: engine.stats().ready)
         assert instruct(server, CLIP).status_code == 200
+
+
+def test_what_a_full_engine_is_certain_to_refuse_is_not_decoded() -> None:
+    """Broken audio shows it: where that is decoded, the reply says so."""
+    broken = audio_file(np.full(16_000, np.nan, np.float32), 16_000, "WAV", "FLOAT")
+    long = audio_file(np.full(31 * 16_000, np.nan, np.float32), 16_000, "WAV", "FLOAT")
+    with scripted_engine_server() as (engine, server), ThreadPoolExecutor(4) as pool:
+        engine.slots, engine.queue_limit = 4, 0
+        assert error_code(instruct(server, broken)) == "invalid_audio"
+        engine.gate.clear()
+        replies = [pool.submit(instruct, server, CLIP) for _ in range(4)]
+        wait_until(lambda: engine.pending == 4)
+        refused = instruct(server, broken)
+        assert (error_code(refused), refused.headers["retry-after"]) == ("overloaded", "1")
+        # Long audio has places of its own, and a deadline may be the first reason.
+        assert error_code(instruct(server, long)) == "invalid_audio"
+        assert error_code(instruct(server, broken, chunking="voice")) == "invalid_audio"
+        assert error_code(instruct(server, broken, deadline_ms="60000")) == "invalid_audio"
+        engine.gate.set()
+        assert [reply.result().status_code for reply in replies] == [200] * 4
 
 
 def test_a_request_holds_no_place_while_the_engine_works_on_it() -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from server.engine.types.events import Delta, Done, Event, Failed, LiveEvent, StageTimes, TokenLogprob, Usage
+from server.engine.types.options import Priority
 from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, Overloaded, ServeError
@@ -41,6 +42,8 @@ class HeldEngine:
 
     def transcribes(self, instruction: str) -> bool:
         raise NotImplementedError
+
+    def check_room(self, client: str, priority: Priority) -> None: ...
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         if self.refusal is not None:

@@ -1,6 +1,7 @@
 """The promises of every engine: in this process, in a child or in two of them, with models or scripted."""
 
 import contextlib
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,6 +191,55 @@ def test_a_client_that_fills_the_engine_gives_up_a_place_to_others(
     assert errors[0].retry_after_s is not None
 
 
+def check_room(engine: Engine, client: str, priority: Priority) -> ServeError | None:
+    """Return the refusal that is certain before there is any audio."""
+    try:
+        engine.check_room(client, priority)
+    except ServeError as refusal:
+        return refusal
+    return None
+
+
+def test_a_refusal_is_known_before_there_is_audio(engine: Engine, gate: FileGate) -> None:
+    gate.clear()
+    stats = engine.stats()
+    calls = []
+    for index in range(stats.slots + stats.queue_limit):
+        assert check_room(engine, "", Priority.BATCH) is None
+        calls.append(Call(engine, request(f"r{index}")))
+    later, known = Call(engine, request("one too many")).error(), check_room(engine, "", Priority.INTERACTIVE)
+    assert known is not None
+    assert (type(known), known.message) == (Overloaded, later.message)
+    assert known.retry_after_s is not None
+    gate.set()
+    for call in calls:
+        call.done()
+    wait_until(lambda: check_room(engine, "", Priority.BATCH) is None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_certain_to_be_refused_is_refused(engine: Engine, kind: str, gate: FileGate, seed: int) -> None:
+    if kind.startswith("scripted"):
+        pytest.skip("a scripted engine has no scheduler")
+    gate.clear()
+    chances, known, calls = random.Random(seed), 0, []
+    places = engine.stats().slots + engine.stats().queue_limit
+    for index in range(3 * places):
+        # The number of the client that asks most is the lowest.
+        client = f"client {int(chances.random() ** 2 * 6)}"
+        priority = chances.choice([Priority.INTERACTIVE, Priority.BATCH])
+        refusal = check_room(engine, client, priority)
+        call = Call(engine, replace(request(f"r{index}"), client=client, priority=priority))
+        if refusal is not None:
+            known += 1
+            assert isinstance(call.error(), Overloaded)
+        calls.append(call)
+    assert known > 0
+    gate.set()
+    for call in calls:
+        call.outcome()
+
+
 def test_an_id_that_is_being_served_is_refused(engine: Engine, gate: FileGate) -> None:
     gate.clear()
     first = Call(engine, request("same"))
@@ -248,6 +298,7 @@ def test_an_engine_takes_nothing_before_its_start_and_after_its_drain(kind: str,
     with fresh(kind, gate) as engine:
         assert not engine.stats().ready
         assert isinstance(Call(engine, request("early")).error(), NotReady)
+        assert isinstance(check_room(engine, "", Priority.INTERACTIVE), NotReady)
         engine.start()
         assert engine.stats().ready
         Call(engine, request("in time")).done()

@@ -87,8 +87,13 @@ def test_waits_are_predicted_and_limited() -> None:
     assert engine.stats().predicted_wait_s > 0
     with pytest.raises(Overloaded) as refusal:
         Client(engine, instruct("refused", speech(1)))
+    # No audio is short enough.
+    assert engine.stats().is_overloaded
+    with pytest.raises(Overloaded):
+        engine.check_room("somebody", Priority.INTERACTIVE)
     encoder.gate.set()
     running.done()
+    wait_until(lambda: not engine.stats().is_overloaded)
     engine.drain(TIMEOUT_S)
     assert refusal.value.retry_after_s == 1
 

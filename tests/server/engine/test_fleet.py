@@ -186,7 +186,11 @@ def test_figures_are_summed_where_a_sum_says_something(
     assert both["engine_steps_total"] == one["engine_steps_total"] + 1
     assert both["engine_restarts_total"] == one["engine_restarts_total"] + 2
     assert both["draft_tokens_total 1"] == one["draft_tokens_total 1"]
+    assert not fleet.stats().is_overloaded
+    monkeypatch.setattr(members[0], "stats", lambda: replace(STATS, is_overloaded=True))
+    assert not fleet.stats().is_overloaded
     monkeypatch.setattr(members[1], "stats", lambda: lost)
+    assert fleet.stats().is_overloaded
     assert fleet.stats().predicted_wait_s == STATS.predicted_wait_s
     monkeypatch.setattr(members[0], "stats", lambda: lost)
     assert (fleet.stats().ready, fleet.stats().predicted_wait_s) == (False, 0.0)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.engine.scheduler.admission import overloaded
 from server.engine.types.events import Delta, Done, Event, Failed, StageTimes, TokenLogprob, Usage
+from server.engine.types.options import Priority
 from server.engine.types.requests import InstructRequest
 from server.engine.types.stats import EngineCounters, EngineStats
-from server.errors import InvalidRequest, NotReady, Overloaded, PromptTooLong, ServeError
+from server.errors import InvalidRequest, NotReady, PromptTooLong, ServeError
 from tests.support.fakes.fake_live import FakeLive, even_words
 
 PROMPT_USAGE = Usage(audio_frames=20, text_tokens=12, output_tokens=0)
@@ -86,6 +88,13 @@ class FakeEngine(FakeLive):
             self._ready = not self._stopping
         self._thread.start()
 
+    def check_room(self, client: str, priority: Priority) -> None:  # noqa: ARG002
+        with self._changed:
+            if not self._ready:
+                raise NotReady("The fake engine is not ready.", retry_after_s=1)
+            if len(self._pending) >= self.slots + self.queue_limit:
+                raise overloaded(0.0)
+
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         with self._changed:
             if not self._ready:
@@ -98,7 +107,7 @@ class FakeEngine(FakeLive):
             if request.id in self._pending:
                 raise InvalidRequest("The fake engine has a request with this id.")
             if len(self._pending) >= self.slots + self.queue_limit:
-                raise Overloaded("The fake engine is full.", retry_after_s=1)
+                raise overloaded(0.0)
             self.submitted.append(request)
             now_s = time.monotonic()
             due_s = now_s + self.delay_s if self.answers else float("inf")

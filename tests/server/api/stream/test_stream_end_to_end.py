@@ -27,7 +27,7 @@ class Started:
     def __init__(self, engine: LocalEngine) -> None:
         self.sample_rate_hz, self.max_audio_s = engine.sample_rate_hz, engine.max_audio_s
         self.model_name = engine.model_name
-        self.submit, self.abort, self.stats = engine.submit, engine.abort, engine.stats
+        self.check_room, self.submit, self.abort, self.stats = engine.check_room, engine.submit, engine.abort, engine.stats
         self.open_live, self.push, self.transcribes = engine.open_live, engine.push, engine.transcribes
 
     def start(self) -> None: ...
