@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, cast
 
 import httptools
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -35,7 +35,7 @@ MAX_FRAMING_BYTES = 64 * 1024
 CHECK_S = 1.0
 # Time in which a peer may still send what is thrown away, so that it reads the reply before it learns of the end.
 LINGER_S = 5.0
-# Of a body that is not wanted, so much is read for the sake of the connection.
+# The rest of a body that is not wanted is read for the sake of the connection, if it is no longer than this.
 MAX_UNWANTED_BYTES = 2**20
 WEBSOCKET_VERSION = b"13"
 
@@ -72,7 +72,7 @@ class HttpConnection(HttpToolsProtocol):
     """One connection. The head of each request has to come in time, and answers have to be read.
 
     Bytes are parsed in pieces, one in each turn of the event loop, and the next request not before the one at hand is answered. A
-    body that no handler reads is not read for long.
+    reply to a request whose body is not read says `Connection: close`, unless the rest of that is short.
     """
 
     def __init__(
@@ -94,13 +94,16 @@ class HttpConnection(HttpToolsProtocol):
         self._problem: ServeError | None = None
         self._in_head = False
         self._in_body = False
-        self._head_bytes = self._framing_bytes = self._unwanted_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
+        # The rest of the body; None where nobody can tell.
+        self._left_bytes: int | None = 0
         # Since when the peer owes the head of a request, an end, or reading; None while it owes nothing.
         self._head_owed_s: float | None = None
         self._end_owed_s: float | None = None
         self._reading_owed_s: float | None = None
         self._unwritten_bytes = 0
-        self._discards = False
+        # Whether the reply says that the connection ends behind it, and whether all that comes is thrown away.
+        self._ends = self._discards = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -142,7 +145,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._in_body = True, False
-        self._head_bytes = self._framing_bytes = self._unwanted_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         if self._head_owed_s is None:
             self._head_owed_s = self.loop.time()
 
@@ -154,6 +157,8 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
         self._head_owed_s = None
+        headers = dict(self.headers)
+        self._left_bytes = None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))
         if self.parser.should_upgrade() and self._should_upgrade():
             self._problem = self._websocket_problem()
             self._in_body = False
@@ -161,8 +166,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
-        if self.cycle.response_complete:
-            self._unwanted_bytes += len(body)
+        if self._left_bytes is not None:
+            self._left_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -173,6 +178,9 @@ class HttpConnection(HttpToolsProtocol):
             self._end_owed_s, self._head_owed_s = None, self.loop.time()
 
     def on_response_complete(self) -> None:
+        if self._ends:
+            self._discard()
+            return
         if self._in_body and not self.pipeline:
             self._end_owed_s = self.loop.time()
         super().on_response_complete()
@@ -198,8 +206,27 @@ class HttpConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        async def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            async def send_on(message: ASGISendEvent) -> None:
+                if message["type"] != "http.response.start" or not self._ends_behind(cycle):
+                    await send(message)
+                    return
+                await send({**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]})
+                # uvicorn would close at once, so that a peer which is still sending would not read the reply.
+                self._ends = cycle.keep_alive = True
+
+            await app(scope, receive, send_on)
+
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, run)
+
+    def _ends_behind(self, cycle: RequestResponseCycle) -> bool:
+        """Return whether the connection ends behind a reply that begins now, because too much of the body may still come."""
+        if not self._in_body or cycle is not self.cycle:
+            return False
+        is_much = self._left_bytes is None or self._left_bytes > MAX_UNWANTED_BYTES
+        # A peer that waits for leave to send its body may never send it.
+        return is_much or cycle.waiting_for_100_continue or not cycle.keep_alive
 
     # Reading, a piece at a time.
 
@@ -243,8 +270,6 @@ class HttpConnection(HttpToolsProtocol):
                 self._problem = HeadTooLarge(f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.")
         elif self._in_body and self._framing_bytes > MAX_FRAMING_BYTES:
             self._problem = InvalidRequest("The chunks of the body are too small.")
-        elif self._unwanted_bytes > MAX_UNWANTED_BYTES:
-            self._discard()
         if self._problem is not None:
             self._refuse(self._problem)
         elif self._head_owed_s is None and self._end_owed_s is None and self._is_idle:

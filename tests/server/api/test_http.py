@@ -1,5 +1,6 @@
 """The additions to uvicorn's HTTP connections: silent, deaf and wasteful peers cost other clients nothing."""
 
+import contextlib
 import json
 import select
 import socket
@@ -7,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import httpx
@@ -118,8 +119,51 @@ def test_a_body_that_is_not_wanted_is_taken_if_it_is_small(monkeypatch: pytest.M
             peer.sendall(GET + b"Content-Length: 100000\r\n\r\n")
             reply = HTTPResponse(peer)
             reply.begin()
-            assert (reply.status, json.loads(reply.read())["status"]) == (200, "ok")
+            assert (reply.status, reply.headers["connection"]) == (200, None)
+            assert json.loads(reply.read())["status"] == "ok"
             peer.sendall(bytes(100_000))
+
+
+LARGE = 8 * 2**20
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"Content-Length: {LARGE}\r\n\r\n".encode(),
+        CHUNKED,
+        b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n",
+        b"Connection: close\r\nContent-Length: 100000\r\n\r\n",
+    ],
+)
+def test_a_reply_says_that_the_connection_ends_behind_it(server: LiveServer, head: bytes) -> None:
+    with peer_of(server) as peer:
+        peer.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\n" + head)
+        reply = HTTPResponse(peer)
+        reply.begin()
+        assert (reply.status, reply.headers["connection"]) == (404, "close")
+        assert json.loads(reply.read())["error"]["code"] == "not_found"
+        assert peer.recv(1) == b""
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_may_ask_again_at_once_after_a_refusal(server: LiveServer, chunked: bool) -> None:
+    """Before, the connection looked as if it was kept, and the next request on it found it closed."""
+    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client:
+        for _ in range(5):
+            content = iter([bytes(2**20)] * 8) if chunked else bytes(LARGE)
+            assert client.post("/v1/nothing", content=content).status_code == 404
+            assert client.get("/health").status_code == 200
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        for _ in range(5):
+            content = iter([bytes(2**20)] * 8) if chunked else bytes(LARGE)
+            connection.request("POST", "/v1/nothing", content)
+            refused = connection.getresponse()
+            assert (refused.status, refused.headers["connection"]) == (404, "close")
+            refused.read()
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read())["status"] == "ok"
 
 
 def test_a_client_reads_why_its_large_body_is_refused(server: LiveServer) -> None:
