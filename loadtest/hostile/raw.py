@@ -90,11 +90,12 @@ async def announce_upload(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 
 
 async def drip_upload(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-    """Send a body of which a byte comes now and then."""
+    """Send a form whose audio comes a byte at a time."""
     form = "Content-Type: multipart/form-data; boundary=b"
     writer.write(request_head(host, "POST /v1/instruct", form, "Content-Length: 9999"))
+    writer.write(b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n')
     while not reader.at_eof():
-        writer.write(b"-")
+        writer.write(b"A")
         await writer.drain()
         await asyncio.sleep(1)
 
