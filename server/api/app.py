@@ -18,7 +18,7 @@ from server.api.access.limits import KeyUsage
 from server.api.access.proxies import TrustedProxies
 from server.api.context import ServerContext, build_decode_pool
 from server.api.deepgram.listen import listen_router
-from server.api.error_replies import error_response
+from server.api.error_replies import error_response, no_such_path
 from server.api.middleware import AccessGuard, RequestContext, request_id_of
 from server.api.native.rest import instruct_router
 from server.api.native.schema import ErrorReply
@@ -30,7 +30,7 @@ from server.api.openai_realtime.stream import realtime_router
 from server.api.reference import reference_page
 from server.api.wyoming.listener import WyomingListener
 from server.constraints.sandbox import GrammarSandbox
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServeError, UpgradeRequired
+from server.errors import InvalidRequest, MethodNotAllowed, NotReady, ServeError, UpgradeRequired
 from server.observability.metrics import Metrics
 from server.observability.traces import NoTracing, Tracing, open_tracing
 from server.registry.registry import RETRY_AFTER_S, Catalogue, ModelRegistry, ModelSource, ModelState, beside_loop, no_catalogue
@@ -180,7 +180,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     known: dict[int, ServeError] = {
-        404: NotFound("There is nothing at this address."),
+        404: no_such_path(),
         405: MethodNotAllowed("This address does not take this method."),
     }
     refusal = known.get(error.status_code, InvalidRequest("The request is malformed."))

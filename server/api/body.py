@@ -20,7 +20,7 @@ from starlette.types import Message
 
 from server.api.access.shares import LEAST_PROGRESS_BYTES, Shares
 from server.api.middleware import client_of
-from server.errors import AudioTooShort, BodyTimedOut, BodyTooLarge, InvalidRequest, Overloaded, UnknownField
+from server.errors import AudioTooShort, BodyTimedOut, BodyTooLarge, InvalidRequest, Overloaded, UndecodableAudio, UnknownField
 
 Content = TypeVar("Content", bound=Sized)
 Parsed = TypeVar("Parsed")
@@ -38,6 +38,7 @@ MAX_PARTS = 256
 MAX_TEXT_BYTES = 65_536
 MAX_BOUNDARY_BYTES = 70
 LIST_ITEM = re.compile(r"(.{1,64})\[[0-9]{0,3}\]", re.ASCII)
+FILE_NAME = re.compile(rb"[\w ./\\:~-]{1,255}\.\w{2,5}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
@@ -169,12 +170,13 @@ class Form:
 async def read_form(request: Request, limits: BodyLimits, fields: FormFields) -> Form:
     """Read a form to its end.
 
-    Raises `InvalidRequest`, `UnknownField` and `AudioTooShort` as soon as the fault is seen, and the errors of `read_body`.
+    Raises `InvalidRequest`, `UnknownField`, `AudioTooShort` and `UndecodableAudio` as soon as the fault is seen, and the errors
+    of `read_body`.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if content_type != b"multipart/form-data" or not 1 <= len(boundary) <= MAX_BOUNDARY_BYTES:
-        raise InvalidRequest("Send the request as multipart/form-data with its boundary in the content type.")
+        raise InvalidRequest("Send the request as multipart/form-data with its boundary in the content type, as curl -F does.")
     parts = _Parts(fields)
     parser = parts.parser(boundary)
     try:
@@ -221,13 +223,18 @@ class _Parts:
         )
 
     def form(self) -> Form:
-        """Return the form once the body has ended. Raises `InvalidRequest` or `AudioTooShort`."""
+        """Return the form once the body has ended. Raises `InvalidRequest`, `AudioTooShort`, or `UndecodableAudio` for a file's
+        name."""
         if not self._ended:
             raise InvalidRequest("The multipart body ends before its closing boundary.")
         if self._audio is None:
             raise InvalidRequest(f"The field {self._fields.audio} is missing.", param=self._fields.audio)
         if not self._audio.tell():
             raise AudioTooShort("The audio is empty.", param=self._fields.audio)
+        if FILE_NAME.fullmatch(self._audio.getbuffer()):
+            name = self._fields.audio
+            message = f"The field {name} holds the name of a file; curl sends its content for {name}=@NAME."
+            raise UndecodableAudio(message, param=name)
         texts: dict[str, list[str]] = {}
         listed = {name.removesuffix("[]") for name, _ in self._texts if name.endswith("[]")}
         for name, content in self._texts:

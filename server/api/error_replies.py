@@ -7,7 +7,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from server.errors import ServeError
+from server.errors import NotFound, ServeError
 
 ErrorBody = Callable[[str, ServeError], dict[str, Any]]
 """Returns the body for a request id and an error."""
@@ -25,6 +25,11 @@ def deepgram_body(request_id: str, error: ServeError) -> dict[str, Any]:
 
 BODIES: Mapping[str, ErrorBody] = {"/v1/listen": deepgram_body}
 """The shapes of dialects by the beginning of their addresses; everything else has OpenAI's."""
+
+
+def no_such_path() -> NotFound:
+    """Return the error for an address that there is no route for."""
+    return NotFound("There is nothing at this address; those of the APIs begin with /v1, and /docs describes them.")
 
 
 def error_response(scope: Scope, error: ServeError) -> Response:

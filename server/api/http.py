@@ -95,7 +95,7 @@ class HttpConnection(HttpToolsProtocol):
         self._in_head = False
         self._in_body = False
         self._head_bytes = self._framing_bytes = 0
-        # The rest of the body; None where nobody can tell.
+        # Bytes of the body that are still to come; None where that is not declared.
         self._left_bytes: int | None = 0
         # Since when the peer owes the head of a request, an end, or reading; None while it owes nothing.
         self._head_owed_s: float | None = None

@@ -19,8 +19,8 @@ from server.api.access.keys import KeyRing, offered_keys, split_subprotocols
 from server.api.access.limits import KeyUsage
 from server.api.access.proxies import TrustedProxies, client_name
 from server.api.access.sites import SiteRules, cors_headers, is_preflight, preflight_headers
-from server.api.error_replies import error_response
-from server.errors import ForbiddenHost, InvalidKey, NotFound, NotReady, ServeError
+from server.api.error_replies import error_response, no_such_path
+from server.errors import ForbiddenHost, InvalidKey, NotReady, ServeError
 from server.observability.metrics import Metrics
 from server.observability.traces import RequestSpan, Tracing
 from server.registry.registry import RETRY_AFTER_S, ModelRegistry
@@ -115,7 +115,7 @@ class AccessGuard:
                 # A browser gives up if none of the names that it offered comes back, and a key must not.
                 message["subprotocol"] = names[0]
             if message["type"] == "websocket.close" and "route" not in scope:
-                await error_response(scope, NotFound("There is nothing at this address."))(scope, receive, send_on)
+                await error_response(scope, no_such_path())(scope, receive, send_on)
                 return
             if extra and message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message).update(extra)

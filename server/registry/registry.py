@@ -235,7 +235,7 @@ class ModelRegistry:
         if (model := self._names.get(name)) is not None:
             return model
         shown = f"model `{name}`" if SHOWN_NAME.fullmatch(name) else "model"
-        raise ModelNotFound(f"The {shown} does not exist; the list of models has the names of those that do.", param="model")
+        raise ModelNotFound(f"The {shown} does not exist; GET /v1/models lists those that do.", param="model")
 
     def stats(self) -> Mapping[str, EngineStats]:
         """Return a snapshot of each model that an operator has not unloaded."""

@@ -29,9 +29,9 @@ class Engine(Protocol):
 
     def check_room(self, client: str, priority: Priority) -> None:
         """Raise the `ServeError` that `submit` would raise or deliver for any request of this client, whatever its audio, as far
-        as that is known at once. So nobody needs to decode the audio of a request that is certain to be refused.
+        as that is known at once. Audio of a request that is certain to be refused need not be decoded.
 
-        `priority` is `INTERACTIVE` or `BATCH`.
+        The priority is that of a file: interactive or batch.
         """
         ...
 

@@ -58,6 +58,15 @@ def test_truth_values_have_any_case(server: LiveServer, text: str) -> None:
     assert server.client.post("/v1/instruct", files=files, data=fields).text.startswith("data: ")
 
 
+@pytest.mark.parametrize("name", ["speech.wav", "./my speech.m4a", "C:\\sounds\\a.mp3"])
+def test_the_name_of_a_file_in_place_of_its_content_is_told(server: LiveServer, name: str) -> None:
+    """`curl -F audio=speech.wav` lacks an @."""
+    content = form(part("audio", name.encode()), INSTRUCTION)
+    response = server.client.post("/v1/instruct", content=content, headers={"content-type": FORM_TYPE})
+    assert error_code(response) == "undecodable_audio"
+    assert "audio=@" in response.json()["error"]["message"]
+
+
 def test_an_unknown_field_is_still_refused(server: LiveServer) -> None:
     files, fields = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe.", "modle": "x"}
     assert error_code(server.client.post("/v1/instruct", files=files, data=fields)) == "unknown_field"
