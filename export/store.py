@@ -1,7 +1,9 @@
 """The store of pulled models: one bundle a folder, by name."""
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -60,9 +62,16 @@ class Store:
             made = folder / "made"
             made.mkdir()
             yield made
-            if (self.root / name).exists():
-                os.rename(self.root / name, folder / "replaced")
-            os.rename(made, self.root / name)
+            # Another pull of the same name can put its own there in between.
+            for attempt in itertools.count():
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self.root / name, folder / f"replaced-{attempt}")
+                try:
+                    os.rename(made, self.root / name)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
 
     @contextmanager
     def _partial(self) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_what_a_killed_pull_left_is_deleted_by_the_next_one_and_a_running_pull_i
     assert len(list(tmp_path.iterdir())) == 2
     add(store, "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_pulls_of_one_name_at_once_leave_one_of_them_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    contents = [str(number) for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: add(store, "a", content), contents))
+    assert (store.require("a") / "bundle.json").read_text() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["c", "../a", ".", "", "a/bundle.json"])
