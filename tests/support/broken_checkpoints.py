@@ -23,7 +23,7 @@ def check_refusal(
     damage(copy)
     with pytest.raises(CheckpointError) as raised:
         pull(copy)
-    assert expected in str(raised.value)
+    assert expected in str(raised.value), str(raised.value)
     assert "\n" not in str(raised.value)
 
 

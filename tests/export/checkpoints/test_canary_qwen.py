@@ -91,7 +91,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "attention within a context": (set_encoder(att_context_size=[70, 13]), "with att_context_size [70, 13]"),
     "a wrong width": (set_encoder(d_model=48), "says in its config.json that pre_encode.out.weight is"),
     "heads that do not fit": (set_encoder(n_heads=5), "which do not divide its width"),
-    "more layers than there are": (set_encoder(n_layers=9), "lacks the tensor perception.encoder.layers.8"),
+    "more layers than there are": (set_encoder(n_layers=9), "says in its config.json that n_layers is 9, but its weights have"),
     "other features": (
         lambda folder: edit_config(folder, lambda config: config["perception"]["preprocessor"].update(normalize="NA")),
         "features with normalize 'NA'; known is 'per_feature'",

@@ -246,6 +246,8 @@ def test_a_client_that_leaves_takes_no_verdict_along() -> None:
         await staying
         with pytest.raises(InvalidConstraint, match="unclosed"):
             await sandbox.check(Constraint("regex", "a("))
+        # Until its child has ended.
+        await asyncio.wait([leaving])
 
     with_sandbox(use)
 
