@@ -30,7 +30,7 @@ from models.bundle.io import open_bundle
 from models.chain import Models
 from models.ctc import collapse
 from models.features.log_mel import SAMPLE_RATE_HZ
-from models.protocols import Float32
+from models.protocols import CtcDraft, Float32
 from models.text.realignment import Draft
 from training.augment import augment
 from training.cache_states import JOINED, MAX_SECONDS, CachedUtterance, is_held_out, open_cache, read_index
@@ -110,9 +110,10 @@ def load_recording(recording: Recording, data: Path) -> Float32:
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording's own encoder states [states, width], and what the decoder wrote, with its mean log-probability."""
+    """A recording's own encoder states [states, width], its draft, and what the decoder wrote, with its mean log-probability."""
 
     states: Float32
+    draft: CtcDraft
     tokens: tuple[int, ...]
     text: str
     mean_log_probability: float
@@ -131,12 +132,12 @@ class ServedWhisper:
         """Return what is heard and written of a recording in a language."""
         (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
         (output,) = self.models.project([states], [len(audio)])
-        tokeniser = self.speech.tokeniser
-        text = self.models.draft_tokeniser.decode(list(collapse(output.require_draft().best_token)))
+        draft, tokeniser = output.require_draft(), self.speech.tokeniser
+        text = self.models.draft_tokeniser.decode(list(collapse(draft.best_token)))
         propose = Draft(text, tokeniser.encode, tokeniser.decode).propose
         written = write_greedily(self.speech, states, propose, language)
         own = states[: self.padding.own_states(len(audio))]
-        return Heard(own, written.tokens, written.text.strip(), written.mean_logprob)
+        return Heard(own, draft, written.tokens, written.text.strip(), written.mean_logprob)
 
 
 def heard_audio(recording: Recording, data: Path, augment_seed: int | None) -> Float32:

@@ -26,8 +26,8 @@ from models.bundle.io import open_bundle
 from models.chain import Models
 from models.protocols import Float32
 from models.text.word_times import AFTER, BEFORE, PlacedWords, Reach, TimedWord
+from training.cache_whisper import ServedWhisper
 from training.evaluate import ENGLISH_SETS
-from training.greedy_writer import write_greedily
 from training.recordings import held_out_rank, read_audio, read_rows
 from training.timed_speech import (
     ESPEAK_VOICES,
@@ -66,25 +66,23 @@ class Listener:
     """A bundle with a speech decoder, one recording at a time: transcripts and their times as the engine makes them."""
 
     def __init__(self, models: Models) -> None:
-        """Raises `ValueError` where the bundle tells no times, `BackendError` where it has no speech decoder."""
+        """Raises `ValueError` where the bundle tells no times or has no Whisper."""
         if models.word_timer is None:
             raise ValueError("the bundle's adapter cannot tell times")
-        self._models = models
+        self._tokeniser = models.draft_tokeniser
         self._timer = models.word_timer
-        self._speech = models.require_speech()
+        self._whisper = ServedWhisper(models)
 
     def hear(self, clip: TimedClip) -> Heard:
         """Transcribe a clip and time its words."""
-        models, audio = self._models, clip.audio
-        (states,) = models.encode([models.features(models.pad_audio(audio))], [{}])
-        (output,) = models.project([states], [len(audio)])
-        draft = output.require_draft()
-        text = write_greedily(self._speech, states, lambda _written: (), "en").text.strip()
-        tokens = models.draft_tokeniser.encode(text)
+        audio = clip.audio
+        heard = self._whisper(audio, "en")
+        tokens = self._tokeniser.encode(heard.text)
         started_s = time.perf_counter()
-        words = self._timer.times(draft, audio, tokens, text)
+        words = self._timer.times(heard.draft, audio, tokens, heard.text)
         timing_s = time.perf_counter() - started_s
-        return Heard(clip, words, self._timer.place_words(draft, tokens, text, len(audio) / SAMPLE_RATE_HZ), timing_s)
+        places = self._timer.place_words(heard.draft, tokens, heard.text, len(audio) / SAMPLE_RATE_HZ)
+        return Heard(clip, words, places, timing_s)
 
 
 def faster_whisper(folder: Path, threads: int) -> Transcriber:
