@@ -10,6 +10,7 @@ Encoding = Literal["s16le", "s16be", "f32le", "mulaw", "alaw"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 TELEPHONE_RATE_HZ = 8_000
 DIGITS = re.compile("[0-9]{1,9}")
+SAMPLE_BYTES: dict[Encoding, int] = {"s16le": 2, "s16be": 2, "f32le": 4, "mulaw": 1, "alaw": 1}
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class RawFormat:
     encoding: Encoding
     sample_rate_hz: int
     channels: int = 1
+
+    @property
+    def frame_bytes(self) -> int:
+        return SAMPLE_BYTES[self.encoding] * self.channels
 
 
 # The encoding, and the rate where the type names none: RFC 3551 and RFC 2586. PCM has no usual rate.

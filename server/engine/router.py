@@ -1,7 +1,7 @@
 """Several engines as one: each GPU has its own engine, and every request goes to the engine with the most room."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -61,15 +61,7 @@ class EngineRouter:
                     raise StartError(f"{name}: {error}") from error
 
     def check_room(self, client: str, priority: Priority) -> None:
-        refusals: list[Overloaded | NotReady] = []
-        for engine in self._engines:
-            try:
-                engine.check_room(client, priority)
-            except (Overloaded, NotReady) as refusal:
-                refusals.append(refusal)
-            else:
-                return
-        raise min(refusals, key=_retry_after_s)
+        _ask_until_taken(self._engines, lambda engine: engine.check_room(client, priority))
 
     def submit(self, request: InstructRequest, deliver: Callable[[Event], None]) -> None:
         def share(stats: EngineStats) -> float:
@@ -118,17 +110,13 @@ class EngineRouter:
             if request.id in self._routes:
                 raise InvalidRequest("A request with this id is being served.")
             self._routes[request.id] = route
-        refusals: list[Overloaded | NotReady] = []
+
+        def hand_to(engine: Engine) -> None:
+            route.engine = engine
+            door(engine)(request, partial(self._deliver, route, deliver))
+
         try:
-            for engine in engines:
-                route.engine = engine
-                try:
-                    door(engine)(request, partial(self._deliver, route, deliver))
-                except (Overloaded, NotReady) as refusal:
-                    refusals.append(refusal)
-                else:
-                    return
-            raise min(refusals, key=_retry_after_s)
+            _ask_until_taken(engines, hand_to)
         except Exception:
             self._forget(request.id, route)
             raise
@@ -157,3 +145,16 @@ class EngineRouter:
 
 def _retry_after_s(refusal: Overloaded | NotReady) -> float:
     return float("inf") if refusal.retry_after_s is None else refusal.retry_after_s
+
+
+def _ask_until_taken(engines: Sequence[Engine], ask: Callable[[Engine], None]) -> None:
+    """Ask engines in order, up to the first that does not refuse. If all refuse, raise the refusal that ends soonest."""
+    refusals: list[Overloaded | NotReady] = []
+    for engine in engines:
+        try:
+            ask(engine)
+        except (Overloaded, NotReady) as refusal:
+            refusals.append(refusal)
+        else:
+            return
+    raise min(refusals, key=_retry_after_s)

@@ -213,7 +213,7 @@ class ProcessEngine:
 
     def check_room(self, client: str, priority: Priority) -> None:
         with self._changed:
-            self._require_ready()
+            self._require_child()
             report, requests = self._report, [each for each in self._requests.values() if not each.is_live]
             counts = Counter(each.client for each in requests)
             is_full = len(requests) >= report.slots + report.queue_limit
@@ -276,7 +276,7 @@ class ProcessEngine:
         is_recording = isinstance(request, LiveRequest) and request.is_recording
         message = pack((serial, request))
         with self._changed:
-            self._require_ready()
+            child = self._require_child()
             if request.id in self._requests:
                 raise InvalidRequest("A request with this id is being served.")
             report, sessions = self._report, sum(request.is_live for request in self._requests.values())
@@ -284,12 +284,13 @@ class ProcessEngine:
             if (sessions if is_live else len(self._requests) - sessions) >= places + UNDECIDED_LIMIT:
                 raise Overloaded("The server is busy; try again later.", retry_after_s=RETRY_AFTER_S)
             self._requests[request.id] = _Waiting(serial, deliver, request.client, request.priority, is_live, is_recording)
-            if self._child is not None:
-                self._child.post(message)
+            child.post(message)
 
-    def _require_ready(self) -> None:
-        if not self._ready:
+    def _require_child(self) -> EngineChild:
+        """Return the child. Raises `NotReady` unless it takes requests."""
+        if self._child is None or not self._ready:
             raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+        return self._child
 
     @property
     def _ready(self) -> bool:

@@ -90,7 +90,7 @@ def test_waits_are_predicted_and_limited() -> None:
     # No audio is short enough.
     assert engine.stats().is_overloaded
     with pytest.raises(Overloaded):
-        engine.check_room("somebody", Priority.INTERACTIVE)
+        engine.check_room("another client", Priority.INTERACTIVE)
     encoder.gate.set()
     running.done()
     wait_until(lambda: not engine.stats().is_overloaded)
