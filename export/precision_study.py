@@ -18,9 +18,9 @@ import numpy as np
 from export.bundle_parts import write_llm
 from export.importers.gguf import read_llama
 from export.parity import forced_logits, prompt_tokens
-from export.precisions import PRECISIONS, Precision, with_blocks
+from export.precisions import PRECISIONS, Precision, int8_precision
 from export.store import folder_bytes
-from models.graph.linear import INT4, block_linear, row_linear
+from models.graph.linear import INT4, block_linear
 from models.llms.llama import Llama
 from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.onnx.decoder import OnnxLLM
@@ -29,8 +29,8 @@ POSITIONS, SLOTS, PROMPT = 512, 4, 64
 FLOAT_COMPUTE = 1
 """The `accuracy_level` under which `MatMulNBits` multiplies in float32."""
 STUDIED = {
-    "int8": PRECISIONS["int8"],
-    "int8, 8 bits by rows": replace(PRECISIONS["int8"], body=with_blocks(row_linear(8)), head=row_linear(8)),
+    "int8": int8_precision(8),
+    "int8, 7 bits by rows": int8_precision(7),
     "int4": PRECISIONS["int4"],
     "int4, float products": replace(PRECISIONS["int4"], body=block_linear(INT4, FLOAT_COMPUTE)),
 }

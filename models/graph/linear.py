@@ -140,15 +140,11 @@ def _pack(levels: UInt8, bits: int) -> UInt8:
     return (levels[..., ::2] | levels[..., 1::2] << 4).astype(np.uint8)
 
 
-ROW_BITS = 7
-"""Of weights by rows: as fast as 8 with VNNI, and up to a quarter faster without it, for next to no accuracy.
-
-There the quickest product adds two neighbours in 16 bits. 8-bit weights can overflow them, so ONNX Runtime takes a slower one.
-"""
-
-
-def row_linear(bits: int = ROW_BITS) -> Linear:
+def row_linear(bits: int) -> Linear:
     """Return a writer of linear layers with weights of 7 or 8 `bits`, one scale per output.
+
+    With VNNI both are as fast. Without it the quickest product adds two neighbours in 16 bits, which 8-bit weights can overflow:
+    7 bits are up to a quarter faster there.
 
     Activations are rounded to 8 bits, one scale per row. Integer sums have the same bits beside any number of rows. Channels
     should be alike in size, because a row's largest activation sets the step of all. A row of zeros gives zeros.

@@ -1,7 +1,6 @@
 """Checks that every machine has to pass, and the result of a check."""
 
 import asyncio
-import contextlib
 import io
 import os
 import platform
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from models.bundle.io import Bundle, BundleError
 from models.protocols import BackendError
-from models.runtimes.onnx.machine import available_memory_bytes
+from models.runtimes.onnx.machine import available_memory_bytes, processor_features
 from server.audio.sandbox import DecoderPool
 from server.audio.stream import AudioStream
 from server.audio.types import AudioLimits
@@ -48,7 +47,7 @@ Check = Callable[[], CheckResult | None]
 def machine_checks(settings: Settings) -> dict[str, Check]:
     """Return the checks of any machine, by name."""
     return {
-        "processor": lambda: check_processor(platform.machine(), _cpu_flags()),
+        "processor": lambda: check_processor(platform.machine(), processor_features()),
         "memory": check_memory,
         "onnxruntime": check_onnxruntime,
         "audio codecs": check_codecs,
@@ -158,12 +157,3 @@ def check_bundle(folder: Path, read: Callable[[], Bundle]) -> CheckResult:
         return CheckResult("bundle", str(error), "delete the folder and run `thinbridge serve`")
     size = sum(entry.bytes for entry in manifest.files.values())
     return CheckResult("bundle", f"{manifest.name}, {len(manifest.files)} files, {size / 1e6:.0f} MB, every sha256 right")
-
-
-def _cpu_flags() -> set[str]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return set(value.split())
-    return set()

@@ -1,11 +1,26 @@
-"""The free memory and the usable cores of this machine, or of the container around this process."""
+"""The processor's features, the free memory and the usable cores of this machine, or of the container around this process."""
 
 import math
 import os
+import platform
 from pathlib import Path
 
 FILES = Path("/")
 GROUPS = Path("sys/fs/cgroup")
+
+
+def processor_features(files: Path = FILES) -> set[str]:
+    """Return the names that the kernel gives to the processor's features. `files` is the root of files."""
+    lines = (line.partition(":") for line in _read(files / "proc/cpuinfo").splitlines())
+    return next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
+
+
+def adds_byte_products_exactly(architecture: str = platform.machine(), files: Path = FILES) -> bool:
+    """Return whether the processor sums products of unsigned and signed bytes in 32 bits: VNNI, or any that is not x86.
+
+    Without it, the quickest instruction of x86 adds two products in 16 bits, which 8-bit weights can overflow.
+    """
+    return architecture != "x86_64" or not processor_features(files).isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def available_memory_bytes(files: Path = FILES) -> int:

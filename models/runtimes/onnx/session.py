@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from models.bundle.sections import Shapes
 from models.protocols import BackendError
+from models.runtimes.onnx.machine import adds_byte_products_exactly
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -19,8 +22,9 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # A thread that spins after a run takes a core from the next model's run: the chain then takes twice as long.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without VNNI, products of unsigned and signed 8-bit integers saturate: on such CPUs both become unsigned, which is exact.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not adds_byte_products_exactly():
+        # Weights of 8 bits become unsigned, whose products are slower and do not overflow.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
@@ -37,6 +41,15 @@ def create_session(
 def open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     """Open a CPU session. Raises `BackendError` if the graph cannot be loaded."""
     return create_session(graph, session_options(threads), CPU_PROVIDER, {})
+
+
+def tensor_types(session: onnxruntime.InferenceSession) -> dict[str, np.dtype[Any]]:
+    """Return the types of the graph's inputs and outputs that are floating-point numbers, by name."""
+    values = (*session.get_inputs(), *session.get_outputs())
+    return {value.name: FLOAT_TYPES[value.type] for value in values if value.type in FLOAT_TYPES}
+
+
+FLOAT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 def tensor_shapes(session: onnxruntime.InferenceSession) -> Shapes:

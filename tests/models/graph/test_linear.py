@@ -43,7 +43,11 @@ def test_the_runtime_multiplies_by_the_dequantised_weight(tmp_path: Path, form: 
     assert np.sqrt(np.mean(error**2)) < 0.01 * np.sqrt(np.mean(expected**2))
 
 
-@pytest.mark.parametrize("linear", [block_linear(INT8), block_linear(INT4), row_linear()], ids=["int8", "int4", "rows"])
+@pytest.mark.parametrize(
+    "linear",
+    [block_linear(INT8), block_linear(INT4), row_linear(7), row_linear(8)],
+    ids=["int8", "int4", "rows of 7 bits", "rows of 8 bits"],
+)
 def test_a_row_of_the_offered_formats_is_the_same_bits_alone_and_in_a_batch(tmp_path: Path, linear: Linear) -> None:
     generator = np.random.default_rng(1)
     weight = generator.standard_normal((96, 192)).astype(np.float32)
@@ -91,7 +95,7 @@ def test_the_largest_integers_do_not_overflow(tmp_path: Path, bits: int) -> None
 def test_a_row_of_zeros_stays_zeros_and_one_with_nan_throughout_is_not_hidden(tmp_path: Path) -> None:
     weight = np.ones((8, 32), np.float32)
     rows = np.stack([np.zeros(32), np.full(32, np.nan), np.ones(32)]).astype(np.float32)
-    zeros, nans, ones = product(row_linear(), weight, rows, tmp_path)
+    zeros, nans, ones = product(row_linear(8), weight, rows, tmp_path)
     assert not zeros.any()
     assert not np.isfinite(nans).any()
     np.testing.assert_allclose(ones, 32, rtol=0.01)

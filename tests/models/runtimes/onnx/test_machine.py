@@ -1,11 +1,11 @@
-"""The quota of a container counts, not the cores of its host."""
+"""The quota of a container counts, not the cores of its host; products of bytes are exact where the processor makes them so."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from models.runtimes.onnx.machine import available_memory_bytes, cpu_quota, usable_cores
+from models.runtimes.onnx.machine import adds_byte_products_exactly, available_memory_bytes, cpu_quota, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -45,6 +45,22 @@ def test_the_first_version_of_control_groups_is_read(tmp_path: Path, quota: str,
     (folder / "cpu.cfs_quota_us").write_text(quota)
     (folder / "cpu.cfs_period_us").write_text("100000\n")
     assert cpu_quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("architecture", "line", "exact"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx_vnni", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f", False),
+        ("x86_64", "", False),
+        ("aarch64", "Features\t: fp asimd", True),
+    ],
+)
+def test_byte_products_are_exact_with_vnni_and_off_x86(tmp_path: Path, architecture: str, line: str, exact: bool) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n")
+    assert adds_byte_products_exactly(architecture, tmp_path) is exact
 
 
 def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -> None:
