@@ -10,7 +10,7 @@ import pytest
 
 from training import synthesise_languages
 from training.cache_whisper import plan as plan_cache
-from training.spoken_requests.plan import VOICES
+from training.spoken_requests.request import VOICES
 from training.synthesise_languages import ACCENTS, KOKORO_VOICES, plan
 
 

@@ -8,6 +8,13 @@ from typing import Any, Literal
 
 Kind = Literal["fact", "question", "topic", "intent", "yes_no", "list", "summary", "slots", "translation"]
 Half = Literal["reported", "tuning"]
+VOICES = {
+    "en": ("af_bella", "am_michael", "bf_emma", "bm_george", "af_nova", "am_fenrir", "bf_lily", "bm_daniel"),
+    "es": ("ef_dora", "em_alex"),
+    "fr": ("ff_siwis",),
+    "it": ("if_sara", "im_nicola"),
+}
+"""Voices of Kokoro that are kept for this benchmark: nothing may be trained on them."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.spoken_requests.plan import VOICES, punctuate
-from training.spoken_requests.request import SpokenRequest, read_requests, write_requests
+from training.spoken_requests.request import VOICES, SpokenRequest, read_requests, write_requests
 from training.spoken_requests.speak import REQUESTS
 
 ALL = read_requests(REQUESTS)
@@ -61,10 +60,3 @@ def test_requests_are_written_and_read(tmp_path: Path) -> None:
     assert read_requests(tmp_path / "requests.jsonl") == ALL[:3]
     assert isinstance(ALL[0], SpokenRequest)
     assert json.loads((tmp_path / "requests.jsonl").read_text().splitlines()[0])["id"] == ALL[0].id
-
-
-@pytest.mark.parametrize(
-    ("query", "sentence"), [("what is my balance", "What is my balance?"), ("pay my bill", "Pay my bill."), ("Is it?", "Is it?")]
-)
-def test_queries_get_the_marks_of_sentences(query: str, sentence: str) -> None:
-    assert punctuate(query) == sentence
