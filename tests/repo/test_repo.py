@@ -21,7 +21,6 @@ MAY_IMPORT = {
 MAY_ALSO_IMPORT = {
     "server/cli.py": {"export"},
     "server/model_commands.py": {"export"},
-    "training/endpointing_study.py": {"server"},
     **{
         f"loadtest/capacity/{name}.py": {"server", "models"}
         for name in ("__main__", "engine", "measure", "streams", "traced_engine")

@@ -50,7 +50,7 @@ class Tuning:
     An utterance that gets too long is cut in its latter half, where the mean probability over `pause_width_s` is lowest.
 
     A longer pause is noticed later and loses no fewer words; a shorter one is taken back more often. The measurements of these
-    values and of `VoiceOptions` are in `training/results/endpointing.md`.
+    values and of `VoiceOptions` are in `training/results/endpointing.md`, by a study in the history (commit c003716).
     """
 
     onset_s: float = 0.05
