@@ -12,7 +12,6 @@ time. A second run goes on where the first stopped; training may read a cache th
 """
 
 import argparse
-import json
 import random
 import zlib
 from collections import defaultdict
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from models.assemble import load_models
@@ -35,6 +33,7 @@ from models.text.realignment import Draft
 from training.augment import augment
 from training.cache_states import JOINED, MAX_SECONDS, CachedUtterance, is_held_out, open_cache, read_index
 from training.greedy_writer import write_greedily
+from training.recordings import read_audio, read_rows
 
 JOINED_SETS = ("nonnative", "kathleen", "dutch", "synthesis")
 JOINED_MAX_S = 12.0
@@ -99,12 +98,9 @@ def _joined(parts: list[Recording]) -> Recording:
 def load_recording(recording: Recording, data: Path) -> Float32:
     pieces: list[Float32] = []
     for file in recording.files:
-        samples, rate_hz = soundfile.read(data / file, dtype="float32")
-        if rate_hz != SAMPLE_RATE_HZ:
-            raise ValueError(f"{file}: training audio must be at 16 kHz, this is at {rate_hz} Hz")
         if pieces:
             pieces.append(np.zeros(int(PAUSE_S * SAMPLE_RATE_HZ), np.float32))
-        pieces.append(samples)
+        pieces.append(read_audio(data / file))
     return np.concatenate(pieces)
 
 
@@ -155,11 +151,11 @@ def main() -> None:
     parser.add_argument("--augment-seed", type=int, help="write an augmented copy made with this seed, of what is not held out")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in (arguments.data / "train.jsonl").read_text().splitlines()]
+    recordings = plan(read_rows(arguments.data / "train.jsonl"))
     is_copy = arguments.augment_seed is not None
     with open_cache(arguments.out) as cache:
         whisper = ServedWhisper(load_models(open_bundle(arguments.bundle), 1, arguments.threads))
-        wanted = [each for each in plan(rows) if each.duration_s < MAX_SECONDS and not (is_copy and is_held_out(each.id))]
+        wanted = [each for each in recordings if each.duration_s < MAX_SECONDS and not (is_copy and is_held_out(each.id))]
         todo = [each for each in wanted if each.id not in cache.done]
         for recording in tqdm(todo, desc="encoder states and tokens", mininterval=10):
             heard = whisper(heard_audio(recording, arguments.data, arguments.augment_seed), recording.language)

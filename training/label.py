@@ -13,11 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from tqdm import tqdm
 
 from training.manifest import Utterance, write_manifest
-from training.recordings import read_rows
+from training.recordings import read_audio, read_rows
 from training.spelling import restore_case
 from training.synthesise import sentence_case
 
@@ -26,8 +25,8 @@ MIN_AVERAGE_LOGPROB = -0.7
 
 def transcribe(model: Any, audio: Path) -> tuple[str, float]:
     """Whisper's text of a clip, and its mean log-probability per token (the worst segment's)."""
-    samples, _ = soundfile.read(audio, dtype="float32")
-    segments, _ = model.transcribe(samples, language="en", beam_size=1, condition_on_previous_text=False, without_timestamps=True)
+    options = {"beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
+    segments, _ = model.transcribe(read_audio(audio), language="en", **options)
     found = list(segments)
     return " ".join(s.text.strip() for s in found), min((s.avg_logprob for s in found), default=-10.0)
 

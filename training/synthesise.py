@@ -25,9 +25,9 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from models.features.log_mel import SAMPLE_RATE_HZ
 from training.manifest import Utterance, write_manifest
 
-SAMPLE_RATE_HZ = 16_000
 MAX_CHARACTERS = 220
 # Share of sentences by file; LibriTTS is read books, the register of most English test sets.
 TEXT_SHARES = {

@@ -22,9 +22,10 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import Float32
 from training.spoken_requests.kokoro import RATE_HZ, Kokoro
-from training.synthesise import ESPEAK_TIMBRES, SAMPLE_RATE_HZ, decode_streamed_wav
+from training.synthesise import ESPEAK_TIMBRES, decode_streamed_wav
 
 ACCENTS = {"es": ("es", "es-419"), "fr": ("fr-fr", "fr-be", "fr-ch"), "de": ("de",), "it": ("it",)}
 """espeak-ng's names by language. Kokoro's phonemes are those of the first."""

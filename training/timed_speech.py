@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import soxr
 
+from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import Float32
 
-SAMPLE_RATE_HZ = 16_000
 FLITE_VOICES = ("slt", "rms", "awb")
 ESPEAK_VOICES = ("en-us+m1", "en-us+f2", "en+m3", "en-gb-x-rp+f4", "en-gb-scotland+m4")
 BLOCK = SAMPLE_RATE_HZ // 100

@@ -24,15 +24,16 @@ from tqdm import tqdm
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.chain import Models
+from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import Float32
 from models.text.word_times import AFTER, BEFORE, PlacedWords, Reach, TimedWord
+from training.cache_states import is_held_out
 from training.cache_whisper import ServedWhisper
 from training.evaluate import ENGLISH_SETS
-from training.recordings import held_out_rank, read_audio, read_rows
+from training.recordings import read_audio, read_rows
 from training.timed_speech import (
     ESPEAK_VOICES,
     FLITE_VOICES,
-    SAMPLE_RATE_HZ,
     Espeak,
     ForcedAligner,
     Spoken,
@@ -102,7 +103,7 @@ def read_recordings(data: Path, manifest: str, sets: Collection[str]) -> list[tu
     return [
         (row["set"], read_audio(data / row["file"]), row["text"])
         for row in read_rows(data / manifest, sets)
-        if row["text"] and (manifest != "train.jsonl" or held_out_rank(row) == 0)
+        if row["text"] and (manifest != "train.jsonl" or is_held_out(Path(row["file"]).stem))
     ]
 
 

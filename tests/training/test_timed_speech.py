@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import Float32
 from models.text.word_times import TimedWord
-from training.timed_speech import SAMPLE_RATE_HZ, Spoken, join, speech_bounds
+from training.timed_speech import Spoken, join, speech_bounds
 from training.word_times import line_through, right
 from training.word_times_report import Error, figures
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from models.features.log_mel import log_mel
-from training.cache_states import CachedUtterance, open_cache, read_index
-from training.recordings import held_out_rank, read_audio, read_rows
+from training.cache_states import CachedUtterance, is_held_out, open_cache, read_index
+from training.recordings import read_audio, read_rows
 from training.whisper_encoder import WhisperEncoder
 
 HELD_OUT = 30
@@ -80,18 +80,16 @@ def cache_lower_states(data: Path, texts: dict[str, str], encoder: WhisperEncode
     A recording is encoded at its own length. Some held-out recordings come first, then read speech in the manifest's order.
     A second call goes on where the first stopped.
     """
-    short = [row for row in read_rows(data / "train.jsonl") if row["duration_s"] <= MAX_RECORDING_S]
-    rows = sorted((row for row in short if Path(row["file"]).stem in texts), key=lambda row: row["set"] != "libri_clean_5")
-    held_out = [row for row in rows if held_out_rank(row) == 0][:HELD_OUT]
-    rows = held_out + [row for row in rows if held_out_rank(row) != 0]
+    rows = {Path(row["file"]).stem: row for row in read_rows(data / "train.jsonl") if row["duration_s"] <= MAX_RECORDING_S}
+    ids = sorted((id for id in rows if id in texts), key=lambda id: rows[id]["set"] != "libri_clean_5")
+    held_out = [id for id in ids if is_held_out(id)][:HELD_OUT]
     with open_cache(out) as cache:
-        for row in tqdm(rows, desc="states below", mininterval=10):
-            id = Path(row["file"]).stem
+        for id in tqdm(held_out + [id for id in ids if not is_held_out(id)], desc="states below", mininterval=10):
             if cache.frames >= 50 * max_s:
                 break
             if id not in cache.done:
-                states = encoder.lower_states(torch.from_numpy(log_mel(read_audio(data / row["file"]))), layers)
-                cache.append(CachedUtterance(id, texts[id], row["set"], 0, 0), states.numpy().astype(np.float16))
+                states = encoder.lower_states(torch.from_numpy(log_mel(read_audio(data / rows[id]["file"]))), layers)
+                cache.append(CachedUtterance(id, texts[id], rows[id]["set"], 0, 0), states.numpy().astype(np.float16))
 
 
 def known_texts(caches: list[Path]) -> dict[str, str]:

@@ -18,11 +18,11 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from models.features.log_mel import SAMPLE_RATE_HZ
 from training.spoken_requests.kokoro import RATE_HZ, Kokoro
 from training.spoken_requests.request import SpokenRequest, read_requests, write_requests
 
 REQUESTS = Path(__file__).parent / "requests.jsonl"
-SAMPLE_RATE_HZ = 16_000
 
 
 def make_audio(request: SpokenRequest, kokoro: Kokoro, data: Path, file: Path) -> None:
