@@ -52,11 +52,8 @@ class RequestTable:
     @property
     def is_overloaded(self) -> bool:
         """Whether even the shortest request of a new client would wait too long."""
-        try:
-            self._check_wait("", Priority.INTERACTIVE, 0.0, None)
-        except Overloaded:
-            return True
-        return False
+        with self._changed:
+            return self.admission.exceeds_limits(self.scheduler.measure_backlog("", Priority.INTERACTIVE, 0.0), audio_s=0.0)
 
     def check_room(self, client: str, priority: Priority) -> None:
         """Raise the `Overloaded` of a client's request, if there is no place or no time for any."""

@@ -64,6 +64,14 @@ class Admission:
         steps = backlog.answers * self.decode_steps.value / self.slots
         return backlog.audio_s * self.encode_s.value + positions * self.prefill_s.value + steps * self.decode_s.value
 
+    def exceeds_limits(self, backlog: Backlog, audio_s: float) -> bool:
+        """Return whether a new request would wait too long, or would have to wait and be answered too late."""
+        wait_s = self.predict_wait_s(backlog)
+        if self.max_queue_wait_s is not None and wait_s > self.max_queue_wait_s:
+            return True
+        answered_s = wait_s + self.predict_answer_s(audio_s)
+        return self.request_timeout_s is not None and wait_s > 0 and answered_s > self.request_timeout_s
+
     def check_request(self, backlog: Backlog, audio_s: float, deadline_s: float | None, now_s: float) -> None:
         """Refuse a request that would be answered too late.
 
@@ -76,9 +84,7 @@ class Admission:
             if backlog == Backlog():
                 self._doubt_costs(now_s)
             raise DeadlineUnmeetable("The answer would come after the deadline.", retry_after_s=retry_after_s(wait_s))
-        if self.max_queue_wait_s is not None and wait_s > self.max_queue_wait_s:
-            raise overloaded(wait_s)
-        if self.request_timeout_s is not None and wait_s > 0 and total_s > self.request_timeout_s:
+        if self.exceeds_limits(backlog, audio_s):
             raise overloaded(wait_s)
 
     def _doubt_costs(self, now_s: float) -> None:
