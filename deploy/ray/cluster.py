@@ -1,7 +1,6 @@
 """Engine replicas on a Ray cluster: the cluster is joined or started, and an application with one deployment is run."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from deploy.ray.replica import EngineReplica
 from deploy.ray.scaling import Fleet, scale_by_wait
 from deploy.ray.session_router import SessionRouter
-from server.engine.factory import build_engine
-from server.engine.types.protocol import Engine
 from server.settings import Settings
 
 DEPLOYMENT = "engine"
@@ -56,13 +53,7 @@ def leave_cluster(*, stop: bool) -> None:
     ray.shutdown()
 
 
-def deploy_engines(
-    application: str,
-    bundle: Path,
-    settings: Settings,
-    fleet: Fleet,
-    build: Callable[[Path, Settings], Engine] = build_engine,
-) -> Any:
+def deploy_engines(application: str, bundle: Path, settings: Settings, fleet: Fleet) -> Any:
     """Run an application of engine replicas, or update the one of this name; return its handle when it is healthy.
 
     An update starts new replicas and drains old ones, a few at a time. Raises `RuntimeError` if no replica starts.
@@ -87,7 +78,7 @@ def deploy_engines(
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
         **options,
     )
-    serve.run(deployment.bind(str(bundle), settings.model_dump_json(), build), name=application, route_prefix=None)
+    serve.run(deployment.bind(str(bundle), settings.model_dump_json()), name=application, route_prefix=None)
     return find_engines(application)
 
 

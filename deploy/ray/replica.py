@@ -1,7 +1,6 @@
 """The engine in a replica of Ray Serve, and the figures by which Ray scales and checks it."""
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -9,14 +8,11 @@ from pathlib import Path
 
 from deploy.ray.frames import read_frame, write_frame
 from server.engine.factory import build_engine
+from server.engine.ipc.main import submit_or_fail
 from server.engine.types.events import Done, Ended, Event, Failed, LiveEvent
 from server.engine.types.protocol import Engine
-from server.engine.types.requests import InstructRequest, LiveRequest
-from server.errors import EngineFailed, ServeError
 from server.logs import configure_logging
 from server.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 # Named by a call for a report in place of a session: the router gives each such call to another replica, in turn.
 REPORTS = "reports"
@@ -52,7 +48,7 @@ class EngineReplica:
         is_over = False
         try:
             # Not on the loop: to compile a constraint takes up to a quarter of a second.
-            await asyncio.to_thread(self._submit, request, deliver)
+            await asyncio.to_thread(submit_or_fail, self._engine, request, deliver)
             yield self._id.encode()
             while not is_over:
                 batch = [await events.get()]
@@ -93,15 +89,3 @@ class EngineReplica:
         """Stop the engine; Serve has waited for its requests."""
         if hasattr(self, "_ready_at_s"):
             self._engine.drain(0)
-
-    def _submit(self, request: InstructRequest | LiveRequest, deliver: Callable[[Event | LiveEvent], None]) -> None:
-        try:
-            if isinstance(request, LiveRequest):
-                self._engine.open_live(request, deliver)
-            else:
-                self._engine.submit(request, deliver)
-        except ServeError as error:
-            deliver(Failed(request.id, error))
-        except Exception:
-            logger.exception("request %s could not be submitted", request.id)
-            deliver(Failed(request.id, EngineFailed("The engine failed.")))

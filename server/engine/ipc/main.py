@@ -88,7 +88,7 @@ def serve(engine: Engine, channel: Channel, messages: Messages) -> None:
             case Abort():
                 engine.abort(str(address))
             case InstructRequest() | LiveRequest():
-                _submit(engine, value, partial(outbox.put_event, address))
+                submit_or_fail(engine, value, partial(outbox.put_event, address))
             case _:
                 engine.push(str(address), value)
     # The parent has waited for the answers, or does not want them.
@@ -165,7 +165,8 @@ def _depend_on_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _submit(engine: Engine, request: InstructRequest | LiveRequest, deliver: Callable[[Event | LiveEvent], None]) -> None:
+def submit_or_fail(engine: Engine, request: InstructRequest | LiveRequest, deliver: Callable[[Event | LiveEvent], None]) -> None:
+    """Submit a request or open a session for a caller in another process, which gets a refusal as the event `Failed`."""
     try:
         if isinstance(request, LiveRequest):
             engine.open_live(request, deliver)
