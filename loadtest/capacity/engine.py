@@ -8,11 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from loadtest.capacity.costs import Phase, StageCosts, WorkProfile
-from server.engine.scheduler.admission import Admission, Ratio
+from server.engine.scheduler.admission import Admission, Ratio, retry_after_s
 from server.engine.scheduler.queues import SchedulerEntry
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.types.options import Priority
-from server.errors import DeadlineUnmeetable, Overloaded
 
 # Tokens that a decode pass brings, on average: a preempted request has to prefill them again.
 TOKENS_PER_PASS = 2
@@ -55,14 +54,7 @@ class SimulatedEngine:
     Times are seconds of the simulation's clock. Events within a step happen at the end of the stage that brings them.
     """
 
-    def __init__(
-        self,
-        costs: StageCosts,
-        random: np.random.Generator,
-        *,
-        max_queue_wait_s: float | None = None,
-        request_timeout_s: float | None = None,
-    ) -> None:
+    def __init__(self, costs: StageCosts, random: np.random.Generator) -> None:
         self.scheduler = Scheduler(
             costs.slots,
             costs.queue_limit,
@@ -70,7 +62,7 @@ class SimulatedEngine:
             decoders=max(1, len(costs.decoders)),
             encodes_beside=costs.encodes_beside,
         )
-        self.admission = Admission(costs.slots, max_queue_wait_s, request_timeout_s)
+        self.admission = Admission(costs.slots)
         self._costs = costs
         self._random = random
         self._requests: dict[str, SimulatedRequest] = {}
@@ -110,7 +102,7 @@ class SimulatedEngine:
             decoders=decoders,
         )
         if not of_session:
-            self._admit(entry, now_s)
+            self._admit(entry)
             if self._requests and not self._costs.encodes_beside:
                 # Its way to the engine took processor time from those that were at work.
                 self._taken_s += self._costs.door_cpu_s / self._costs.cores
@@ -145,19 +137,14 @@ class SimulatedEngine:
             now_s = self._encode(now_s, outside)
         return now_s
 
-    def _admit(self, entry: SchedulerEntry, now_s: float) -> None:
+    def _admit(self, entry: SchedulerEntry) -> None:
         """Refuse a request as the engine does, or have another one give up its place. Raises `RefusedError`."""
-        backlog = self.scheduler.measure_backlog(entry.client, entry.priority, entry.audio_s)
-        try:
-            self.admission.check_request(backlog, entry.audio_s, None, now_s)
-        except (Overloaded, DeadlineUnmeetable) as refusal:
-            raise RefusedError(float(refusal.retry_after_s or 1)) from None
         if self.scheduler.has_place(entry.client, entry.priority):
             return
-        retry_after_s = max(1.0, math.ceil(self.admission.predict_wait_s(backlog)))
         displaced = self.scheduler.find_displaced(entry.client, entry.priority)
         if displaced is None:
-            raise RefusedError(retry_after_s)
+            backlog = self.scheduler.measure_backlog(entry.client, entry.priority, entry.audio_s)
+            raise RefusedError(retry_after_s(self.admission.predict_wait_s(backlog)))
         request = self._requests[displaced]
         self._forget(request)
         request.end(None)

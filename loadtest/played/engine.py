@@ -98,11 +98,11 @@ class VirtualClock:
 class PlayedEngine(LocalEngine):
     """The engine with stages that take virtual time. `interrupted` counts the batches that gave way while they were encoded."""
 
-    def __init__(self, models: Models, clock: VirtualClock, costs: Costs, queue_limit: int = 64) -> None:
+    def __init__(self, models: Models, clock: VirtualClock, costs: Costs) -> None:
         self.clock, self.costs = clock, costs
         self.interrupted = 0
         self._batch: list[SequenceState] = []
-        super().__init__(price_models(models, clock, costs, self.follow_sessions), models.sample_rate_hz, 30.0, queue_limit)
+        super().__init__(price_models(models, clock, costs, self.follow_sessions), models.sample_rate_hz, 30.0, queue_limit=64)
         self._encode_worker = self._word_worker = SameThreadWorker()
         self._live._listener = SameThreadExecutor()
         self._ready = True

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from server.api.access.keys import ApiKey
 from server.errors import RateLimited
@@ -38,8 +38,7 @@ class Allowance:
 class KeyUsage:
     """Counts the requests and the audio of keys, by their names."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._requests: dict[str, Allowance] = {}
         self._audio: dict[str, Allowance] = {}
         self._running: Counter[str] = Counter()
@@ -47,7 +46,7 @@ class KeyUsage:
     @contextlib.contextmanager
     def request(self, key: ApiKey) -> Iterator[None]:
         """Count a request, or a WebSocket, from its start to its end. Raises `RateLimited`."""
-        limits, now_s = key.limits, self._clock()
+        limits, now_s = key.limits, time.monotonic()
         if limits.audio_s_per_minute is not None:
             audio = self._audio.setdefault(key.name, Allowance(limits.audio_s_per_minute, now_s))
             if wait_s := audio.wait_s(0, now_s):
@@ -68,7 +67,7 @@ class KeyUsage:
     def add_audio(self, client: str, audio_s: float) -> None:
         """Count audio of the client with this name, once it is known how much there is."""
         if (allowance := self._audio.get(client)) is not None:
-            allowance.take(audio_s, self._clock())
+            allowance.take(audio_s, time.monotonic())
 
 
 def _refusal(limit: str, wait_s: float) -> RateLimited:
