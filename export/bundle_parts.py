@@ -116,18 +116,13 @@ def write_speech_decoder(
     how = PRECISIONS[precision]
     prepared, config = how.prepare_speech_decoder(arrays), whisper.read_config(arrays)
     positions = config.max_positions // SPAN_STEP * SPAN_STEP
-    kept = np.float32 if precision == "fp32" else np.float16
     decoder = whisper.build_decoder(
-        prepared,
-        max_positions=positions,
-        linear=how.speech_decoder,
-        head=how.head,
-        rest=encoder.rest,
-        memory_type=kept,
+        prepared, max_positions=positions, linear=how.speech_decoder, head=how.head, rest=encoder.rest
     )
     decoder.save(folder / "speech_decoder.onnx")
-    whisper.build_memory(arrays, how.speech_decoder, kept).save(folder / "speech_memory.onnx")
-    save_array(folder / "speech_embedding.npy", whisper.embedding_table(prepared, kept))
+    whisper.build_memory(arrays, how.speech_decoder).save(folder / "speech_memory.onnx")
+    table = whisper.embedding_table(prepared, np.float32 if precision == "fp32" else np.float16)
+    save_array(folder / "speech_embedding.npy", table)
     _write_whole_tokeniser(tokeniser, folder / "speech_tokenizer.json")
     return WhisperDecoderSection(
         architecture="whisper",

@@ -2,14 +2,13 @@
 
 Beside the inputs of `models.graph.packed_attention.PackedAttention` the graph gets, for memory that is padded to C states:
 
-    cross_key_i, cross_value_i  [B, C, width] float32 or float16, in which each pass reads half of the bytes
+    cross_key_i, cross_value_i  [B, C, width] float32
     memory_length               [B] int64              how many states of each row are true
 
 A position's results are the same bits whatever else runs, however the tokens are cut, and however long the padding is.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from models.graph.silent_rest import SilentRest
 from models.graph.writer import MASKED, GraphBuilder
@@ -21,23 +20,14 @@ COPIES = 2
 class CrossAttention:
     """The cross-attention of all layers of one graph, which declares its inputs.
 
-    With `rest` the last true states are those of the silence behind the audio. `memory_type` is that of the keys and values.
+    With `rest` the last true states are those of the silence behind the audio.
     """
 
-    def __init__(
-        self,
-        graph: GraphBuilder,
-        layers: int,
-        heads: int,
-        width: int,
-        rest: SilentRest | None = None,
-        memory_type: npt.DTypeLike = np.float32,
-    ) -> None:
+    def __init__(self, graph: GraphBuilder, layers: int, heads: int, width: int, rest: SilentRest | None = None) -> None:
         self._graph, self._heads, self._width, self._rest = graph, heads, width, rest
-        self._casts = np.dtype(memory_type) != np.float32
         graph.input("memory_length", np.int64, ["rows"])
         self._memory = [
-            [graph.input(f"cross_{name}_{layer}", memory_type, ["rows", "memory", width]) for name in ("key", "value")]
+            [graph.input(f"cross_{name}_{layer}", np.float32, ["rows", "memory", width]) for name in ("key", "value")]
             for layer in range(layers)
         ]
         self._mask = self._write_mask(self._memory[0][0])
@@ -47,8 +37,7 @@ class CrossAttention:
         graph, heads = self._graph, self._heads
         padded = graph.node("Gather", query, "places", axis=0)
         doubled = graph.node("Reshape", graph.node("Concat", *[padded] * COPIES, axis=-1), self._sizes(0, -1, self._width))
-        memory = [graph.node("Cast", each, to=np.dtype(np.float32)) if self._casts else each for each in self._memory[layer]]
-        attended = graph.node("Attention", doubled, *memory, self._mask, q_num_heads=heads, kv_num_heads=heads)
+        attended = graph.node("Attention", doubled, *self._memory[layer], self._mask, q_num_heads=heads, kv_num_heads=heads)
         by_place = graph.node("Reshape", attended, self._sizes(-1, COPIES * self._width))
         packed = graph.node("Gather", by_place, "kept", axis=0)
         return graph.nodes("Split", packed, outputs=COPIES, axis=-1, num_outputs=COPIES)[0]

@@ -3,7 +3,7 @@
 The memory, which is run once for an utterance of F encoder states:
 
     states         [F, D] float32       in
-    cross_key_i, cross_value_i          out  [F, D] float32 or float16, what layer i attends to
+    cross_key_i, cross_value_i          out  [F, D], what layer i attends to
 
 The decoder, over dense key/value slots as `models.llms.llama` describes them for `ExactAttention`, and memory that is padded to C
 states, a multiple of `SPAN_STEP`:
@@ -80,16 +80,15 @@ class WhisperDecoderWriter(WhisperWriter):
         self.width = self.config.heads * self.config.head_size
 
 
-def build_memory(arrays: Arrays, linear: Linear = float32_linear, memory_type: npt.DTypeLike = np.float32) -> GraphBuilder:
-    """Return the graph of the memory, described above, whose keys and values are written in `memory_type`."""
+def build_memory(arrays: Arrays, linear: Linear = float32_linear) -> GraphBuilder:
+    """Return the graph of the memory, described above."""
     writer = WhisperDecoderWriter("whisper_memory", arrays, linear)
     graph = writer.graph
     states = graph.input("states", np.float32, ["states", writer.width])
     for layer in range(writer.config.layers):
         packed = writer.linear(states, f"layer_{layer}/attention/linear_1")
         for name, value in zip(("key", "value"), graph.nodes("Split", packed, outputs=2, axis=-1, num_outputs=2), strict=True):
-            kept = value if memory_type == np.float32 else graph.node("Cast", value, to=np.dtype(memory_type))
-            graph.output(kept, f"cross_{name}_{layer}", memory_type, ["states", writer.width])
+            graph.output(value, f"cross_{name}_{layer}", np.float32, ["states", writer.width])
     return graph
 
 
@@ -100,11 +99,10 @@ def build_decoder(
     linear: Linear = float32_linear,
     head: Linear = float32_linear,
     rest: SilentRest | None = None,
-    memory_type: npt.DTypeLike = np.float32,
 ) -> GraphBuilder:
     """Return the graph of the decoder, described above; `head` writes the product that gives the logits.
 
-    With `rest` the encoder's states end with those of the silence behind the audio. `memory_type` is that of `build_memory`.
+    With `rest` the encoder's states end with those of the silence behind the audio.
     """
     writer = WhisperDecoderWriter("whisper_decoder", arrays, linear)
     graph, config = writer.graph, writer.config
@@ -113,7 +111,7 @@ def build_decoder(
     own = PackedAttention(graph, config, max_positions)
     hidden = graph.input("embeddings", np.float32, [*own.layout, writer.width])
     wanted = graph.input("wanted", np.int64, ["wanted", len(own.layout)])
-    crossing = CrossAttention(graph, config.layers, config.heads, writer.width, rest, memory_type)
+    crossing = CrossAttention(graph, config.layers, config.heads, writer.width, rest)
     packed = graph.node("Gather", graph.node("Reshape", positions, graph.integers(-1)), "kept", axis=0)
     table = graph.weight("position_encodings/encodings", writer.weights["position_encodings/encodings"][:max_positions])
     hidden = graph.node("Add", hidden, graph.node("Gather", table, packed, axis=0))

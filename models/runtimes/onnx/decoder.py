@@ -12,10 +12,8 @@ import onnxruntime
 
 from models.graph.packed_attention import SPAN_STEP
 from models.protocols import BackendError, DecodeRow, Float32, PrefillRow, SlotState
-from models.runtimes.onnx.session import open_session, tensor_shapes, tensor_types
+from models.runtimes.onnx.session import open_session, tensor_shapes
 
-Memory = npt.NDArray[np.floating]
-"""Keys or values of states, in the precision that the graph reads."""
 MAX_PADDING = 64
 """Positions of padding up to which rows share a run. Only the attention computes them, and this many cost less than a run."""
 
@@ -180,21 +178,20 @@ class OnnxLLM:
 class CrossMemory:
     """Keys and values of the states that each slot attends to, all padded to the same `span`, without gaps between slots.
 
-    They are of the type `dtype`, whatever the states were.
     So neighbouring slots are one array, whatever the span. A longer utterance widens the span, which moves the others. Slots are
     taken from the first on, so one that is written to slot 0 finds no others in use, and sets the span anew. Padding is zeros:
     what is masked still meets a product with 0.
     """
 
-    def __init__(self, names: int, slots: int, max_states: int, width: int, dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(self, names: int, slots: int, max_states: int, width: int) -> None:
         self.span = 0
         self.lengths = np.zeros(slots, np.int64)
         self._width = width
         self.max_states = -(-max_states // SPAN_STEP) * SPAN_STEP
         # A page is taken when it is first written.
-        self._arenas = np.zeros((names, slots * self.max_states * width), dtype)
+        self._arenas = np.zeros((names, slots * self.max_states * width), np.float32)
 
-    def rows(self, name: int, first: int, count: int) -> Memory:
+    def rows(self, name: int, first: int, count: int) -> Float32:
         """Return the memory of some slots [count, span, width] for one of the names, without a copy."""
         size = self.span * self._width
         return self._arenas[name, first * size : (first + count) * size].reshape(count, self.span, self._width)
@@ -204,7 +201,7 @@ class CrossMemory:
         if not 0 < states <= self.max_states:
             raise ValueError(f"{states} states, a slot holds 1 to {self.max_states}")
 
-    def claim(self, slot: int, states: int) -> list[Memory]:
+    def claim(self, slot: int, states: int) -> list[Float32]:
         """Return for every name where to write a slot's states [states, width]. Raises `ValueError` where there are too many."""
         self.require_room(states)
         span = -(-states // SPAN_STEP) * SPAN_STEP
@@ -258,11 +255,8 @@ class OnnxMemoryDecoder(OnnxLLM):
         self._memory_session = open_session(memory, threads)
         self.memory_shapes = tensor_shapes(self._memory_session)
         self._cross_names = [value.name for value in self._memory_session.get_outputs()]
-        written, read = tensor_types(self._memory_session), tensor_types(self._session)
-        if any(written.get(name) != read.get(name) for name in self._cross_names):
-            raise BackendError(f"{memory.name} writes its keys and values in another type than {graph.name} reads them in")
         _, *slot_shape = self.shapes["key_0"]
-        self._cross = CrossMemory(len(self._cross_names), slots, max_states, slot_shape[-1], written[self._cross_names[0]])
+        self._cross = CrossMemory(len(self._cross_names), slots, max_states, slot_shape[-1])
         self.cache = CrossAttendingCache(len(self._slot_names), slots, slot_shape, self._cross)
         self._bindings.clear()
 
@@ -273,7 +267,7 @@ class OnnxMemoryDecoder(OnnxLLM):
         binding = self._memory_session.io_binding()
         binding.bind_input("states", "cpu", 0, np.float32, states.shape, states.ctypes.data)
         for name, place in zip(self._cross_names, places, strict=True):
-            binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
+            binding.bind_output(name, "cpu", 0, np.float32, place.shape, place.ctypes.data)
         try:
             self._memory_session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base class

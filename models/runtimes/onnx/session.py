@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from models.bundle.sections import Shapes
@@ -41,15 +39,6 @@ def create_session(
 def open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     """Open a CPU session. Raises `BackendError` if the graph cannot be loaded."""
     return create_session(graph, session_options(threads), CPU_PROVIDER, {})
-
-
-def tensor_types(session: onnxruntime.InferenceSession) -> dict[str, np.dtype[Any]]:
-    """Return the types of the graph's inputs and outputs that are floating-point numbers, by name."""
-    values = (*session.get_inputs(), *session.get_outputs())
-    return {value.name: FLOAT_TYPES[value.type] for value in values if value.type in FLOAT_TYPES}
-
-
-FLOAT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 def tensor_shapes(session: onnxruntime.InferenceSession) -> Shapes:

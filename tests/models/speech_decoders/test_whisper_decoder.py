@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from export.precisions import PRECISIONS
 from models.graph.silent_rest import SilentRest
-from models.protocols import BackendError, DecodeRow, Float32, PrefillRow
+from models.protocols import DecodeRow, Float32, PrefillRow
 from models.runtimes.onnx.decoder import OnnxMemoryDecoder
 from models.speech_decoders.whisper import build_decoder, build_memory, embedding_table, rotated_decoder
 from tests.support.tiny.tiny_whisper import WIDTH, decoder_arrays, random_whisper
@@ -32,10 +32,8 @@ def open_decoder(
 ) -> OnnxMemoryDecoder:
     how = PRECISIONS[precision]
     arrays = how.prepare_speech_decoder(decoder_arrays(oracle))
-    kept = np.float32 if precision == "fp32" else np.float16
-    decoder = build_decoder(arrays, max_positions=64, linear=how.speech_decoder, head=how.head, rest=rest, memory_type=kept)
-    decoder.save(folder / "decoder.onnx")
-    build_memory(decoder_arrays(oracle), how.speech_decoder, kept).save(folder / "memory.onnx")
+    build_decoder(arrays, max_positions=64, linear=how.speech_decoder, head=how.head, rest=rest).save(folder / "decoder.onnx")
+    build_memory(decoder_arrays(oracle), how.speech_decoder).save(folder / "memory.onnx")
     np.save(folder / "embedding.npy", embedding_table(arrays, np.float32))
     files = folder / "decoder.onnx", folder / "memory.onnx", folder / "embedding.npy"
     return OnnxMemoryDecoder(*files, max_states=MAX_STATES, slots=SLOTS, threads=1)
@@ -190,18 +188,6 @@ def test_a_preempted_slot_goes_on_in_another_with_its_memory_written_again(int8:
     int8.write_memory(3, random_states(0, 100))
     int8.cache.write(3, state)
     np.testing.assert_array_equal(read_all(int8, 3, TOKENS[6:], 6), expected[6:])
-
-
-def test_memory_of_another_type_than_the_decoder_reads_is_refused(
-    oracle: WhisperForConditionalGeneration, tmp_path: Path
-) -> None:
-    arrays = decoder_arrays(oracle)
-    build_decoder(arrays, max_positions=64, memory_type=np.float16).save(tmp_path / "decoder.onnx")
-    build_memory(arrays, memory_type=np.float32).save(tmp_path / "memory.onnx")
-    np.save(tmp_path / "embedding.npy", embedding_table(arrays, np.float32))
-    files = tmp_path / "decoder.onnx", tmp_path / "memory.onnx", tmp_path / "embedding.npy"
-    with pytest.raises(BackendError, match=r"memory\.onnx writes its keys and values in another type than decoder\.onnx"):
-        OnnxMemoryDecoder(*files, max_states=MAX_STATES, slots=SLOTS)
 
 
 def test_a_slot_without_memory_is_refused(int8: OnnxMemoryDecoder) -> None:

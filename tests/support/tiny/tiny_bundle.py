@@ -87,10 +87,9 @@ def write_transcribing_bundle(folder: Path, precision: str = "fp32") -> TinyMode
     whisper = random_whisper(2, vocabulary=len(vocabulary) + len(specials), positions=448, std=0.25)
     arrays = decoder_arrays(whisper)
     arrays = how.prepare_speech_decoder(arrays)
-    kept = np.float32 if precision == "fp32" else np.float16
-    decoder = build_speech_decoder(arrays, max_positions=448, linear=how.speech_decoder, head=how.head, memory_type=kept)
+    decoder = build_speech_decoder(arrays, max_positions=448, linear=how.speech_decoder, head=how.head)
     decoder.save(folder / "speech_decoder.onnx")
-    build_memory(decoder_arrays(whisper), how.speech_decoder, kept).save(folder / "speech_memory.onnx")
+    build_memory(decoder_arrays(whisper), how.speech_decoder).save(folder / "speech_memory.onnx")
     np.save(folder / "speech_embedding.npy", speech_embedding_table(arrays, np.float32))
     config = {"lang_ids": [specials["<|en|>"], specials["<|de|>"]], "suppress_ids": [3], "suppress_ids_begin": [4]}
     section = WhisperDecoderSection(
