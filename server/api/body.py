@@ -20,7 +20,7 @@ from starlette.types import Message
 
 from server.api.access.shares import LEAST_PROGRESS_BYTES, Shares
 from server.api.middleware import client_of
-from server.errors import AudioTooShort, BodyTimedOut, BodyTooLarge, InvalidRequest, Overloaded, UndecodableAudio, UnknownField
+from server.errors import AudioTooShort, BodyTimedOut, BodyTooLarge, InvalidRequest, Overloaded, UnknownField
 
 Content = TypeVar("Content", bound=Sized)
 Parsed = TypeVar("Parsed")
@@ -35,10 +35,11 @@ RETRY_AFTER_S = 1
 FILE_FIELD = "audio"
 AUDIO_FIELDS = (FILE_FIELD, "file")
 MAX_PARTS = 256
+# Unknown names that an error shows.
+MAX_SHOWN = 4
 MAX_TEXT_BYTES = 65_536
 MAX_BOUNDARY_BYTES = 70
 LIST_ITEM = re.compile(r"(.{1,64})\[[0-9]{0,3}\]", re.ASCII)
-FILE_NAME = re.compile(rb"[\w ./\\:~-]{1,255}\.\w{2,5}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
@@ -170,8 +171,7 @@ class Form:
 async def read_form(request: Request, limits: BodyLimits, fields: FormFields) -> Form:
     """Read a form to its end.
 
-    Raises `InvalidRequest`, `UnknownField`, `AudioTooShort` and `UndecodableAudio` as soon as the fault is seen, and the errors
-    of `read_body`.
+    Raises `InvalidRequest`, `UnknownField` and `AudioTooShort` as soon as the fault is seen, and the errors of `read_body`.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
@@ -223,18 +223,13 @@ class _Parts:
         )
 
     def form(self) -> Form:
-        """Return the form once the body has ended. Raises `InvalidRequest`, `AudioTooShort`, or `UndecodableAudio` for a file's
-        name."""
+        """Return the form once the body has ended. Raises `InvalidRequest` or `AudioTooShort`."""
         if not self._ended:
             raise InvalidRequest("The multipart body ends before its closing boundary.")
         if self._audio is None:
-            raise InvalidRequest(f"The field {self._fields.audio} is missing.", param=self._fields.audio)
+            raise InvalidRequest(self._missing_audio(), param=self._fields.audio)
         if not self._audio.tell():
             raise AudioTooShort("The audio is empty.", param=self._fields.audio)
-        if FILE_NAME.fullmatch(self._audio.getbuffer()):
-            name = self._fields.audio
-            message = f"The field {name} holds the name of a file; curl sends its content for {name}=@NAME."
-            raise UndecodableAudio(message, param=name)
         texts: dict[str, list[str]] = {}
         listed = {name.removesuffix("[]") for name, _ in self._texts if name.endswith("[]")}
         for name, content in self._texts:
@@ -247,6 +242,12 @@ class _Parts:
             tuple(self._unknown),
             self._audio_type,
         )
+
+    def _missing_audio(self) -> str:
+        """Say that the audio is missing, and which fields there are that it might be meant to be."""
+        names = [name for name in self._unknown if PLAIN_NAME.fullmatch(name)][:MAX_SHOWN]
+        others = f", and {', '.join(names)} has no meaning here" if names else ""
+        return f"The field {self._fields.audio} is missing{others}."
 
     def _start_part(self) -> None:
         self._disposition = self._content_type = b""

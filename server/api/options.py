@@ -6,7 +6,7 @@ nothing but text, so `parse_form` reads the text of each field by the type of th
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -283,8 +283,16 @@ def parse_message(model: type[Message], values: Mapping[str, object], name: str)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _client_error(model, name, detail["type"], detail["loc"]) from None
+        kind, place = first_fault(error)
+        raise _client_error(model, name, kind, place) from None
+
+
+def first_fault(error: ValidationError) -> tuple[str, tuple[int | str, ...]]:
+    """Return the kind and the place of the fault in the first wrong field, the deepest if the field may be of several kinds."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    same_field = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
+    deepest = max(same_field, key=lambda fault: len(fault["loc"]))
+    return deepest["type"], deepest["loc"]
 
 
 def form_description(model: type[ClientMessage]) -> dict[str, Any]:
@@ -327,31 +335,48 @@ def _value_of(schema: Mapping[str, Any], text: str) -> object:
     return text
 
 
-def _client_error(model: type[ClientMessage], name: str, kind: str, place: tuple[int | str, ...]) -> InvalidRequest:
-    """Return the message for the client about an error of pydantic's at this place."""
+def _client_error(
+    model: type[ClientMessage], name: str, kind: str, place: tuple[int | str, ...], path: str = ""
+) -> InvalidRequest:
+    """Return the message for the client about an error of pydantic's at this place, in a field behind `path`."""
     field = str(place[0])
-    inner = model.model_fields[field].annotation if field in model.model_fields else None
-    if len(place) > 1 and isinstance(inner, type) and issubclass(inner, ClientMessage):
-        return _client_error(inner, field, kind, place[1:])
-    if kind == "extra_forbidden":
-        shown = field if PLAIN_NAME.fullmatch(field) else None
-        return UnknownField(f"{name} has an unknown field; the fields are {', '.join(model.model_fields)}.", param=shown)
+    shown = f"{path}{field}"
+    if field not in model.model_fields:
+        known = ", ".join(model.model_fields)
+        param = shown if PLAIN_NAME.fullmatch(field) else None
+        return UnknownField(f"{name} has an unknown field; the fields are {known}.", param=param)
+    annotation = model.model_fields[field].annotation
+    for message in _messages_in(annotation):
+        # The place of a fault in a field of several kinds names the kind.
+        start = 1 if message is annotation else place.index(message.__name__) + 1 if message.__name__ in place else len(place)
+        if rest := place[start:]:
+            return _client_error(message, shown, kind, rest, f"{shown}.")
     if kind == "missing":
         missing = InvalidInstruction if field == "instruction" else InvalidRequest
-        return missing(f"The field {field} is missing.", param=field)
-    return _invalid_value(model, field)
+        return missing(f"The field {shown} is missing.", param=shown)
+    return _invalid_value(model, field, path)
 
 
-def _invalid_value(model: type[ClientMessage], field: str) -> InvalidRequest:
+def _messages_in(annotation: Any) -> Iterator[type[ClientMessage]]:
+    """Yield the kinds of messages that a field with this annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, ClientMessage):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _messages_in(part)
+
+
+def _invalid_value(model: type[ClientMessage], field: str, path: str = "") -> InvalidRequest:
     error = InvalidInstruction if field == "instruction" else InvalidRequest
-    return error(f"{field} has to be {_expected(field_schemas(model)[field])}.", param=field)
+    return error(f"{path}{field} has to be {expected(field_schemas(model)[field])}.", param=f"{path}{field}")
 
 
-def _expected(schema: Mapping[str, Any]) -> str:
+def expected(schema: Mapping[str, Any]) -> str:
     """Say in words what a field with this JSON schema accepts."""
     match schema:
         case {"enum": words}:
-            return f"one of {', '.join(words)}"
+            return f"one of {', '.join(map(str, words))}"
+        case {"type": "null"}:
+            return "null"
         case {"type": "boolean"}:
             return "true or false"
         case {"type": "integer", "minimum": low, "maximum": high}:
@@ -363,19 +388,23 @@ def _expected(schema: Mapping[str, Any]) -> str:
         case {"type": "array", "maxItems": most, "items": {"minLength": low, "maxLength": high}}:
             return f"a JSON array of up to {most} strings of {low} to {high} characters"
         case {"type": "array", "items": {"enum": words}}:
-            return f"a list of {' and '.join(words)}"
+            return f"a list of any of {', '.join(words)}"
         case {"type": "array", "items": {"const": word}}:
-            return f"a list of {word}"
+            return f"a list that holds only {word}"
         case {"type": "array", "minItems": low, "maxItems": most}:
-            return f"a list of {low} to {most}"
+            return f"a list of {low} to {most} items"
+        case {"type": "array", "maxItems": most}:
+            return f"a list of up to {most} items"
         case {"type": "array"}:
             return "a list"
         case {"anyOf": kinds}:
-            return " or ".join(_expected(kind) for kind in kinds)
+            return " or ".join(expected(kind) for kind in kinds)
         case {"const": word}:
             return str(word)
         case {"type": "string", "maxLength": high}:
             return f"text of 1 to {high} characters"
-        case {"type": "string"}:
+        case {"type": "string", "minLength": _}:
             return "text that is not empty"
+        case {"type": "string"}:
+            return "text"
     return "a JSON object"

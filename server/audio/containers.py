@@ -5,11 +5,15 @@ told which demuxer to use and never guesses.
 """
 
 import re
+import string
 from dataclasses import dataclass
 
 from server.errors import UndecodableAudio
 
 FORMATS = "WAV, MP3, M4A or MP4, AAC, WebM or Matroska, Ogg, FLAC, AIFF, CAF, AMR or WMA"
+FORMAT_MESSAGE = f"The audio is in no format that is read; send {FORMATS}, or name the format of samples that have no header."
+TEXT_MESSAGE = "The audio is text, not the content of an audio file; curl sends the content where an @ stands before the name."
+PRINTABLE = string.printable.encode()
 
 CODECS = frozenset(
     [
@@ -36,7 +40,7 @@ CODECS = frozenset(
 
 # Padding and damage before the first frame of an MPEG stream that has no header of its own.
 MPEG_SEARCH_BYTES = 65_536
-ID3_BYTES = 10
+ID3_MAGIC, ID3_BYTES = b"ID3", 10
 ASF_MAGIC = bytes.fromhex("3026b2758e66cf11")
 W64_MAGIC = b"riff\x2e\x91\xcf\x11"
 MPEG_TS_PACKET_BYTES = 188
@@ -108,7 +112,7 @@ def detect_container(data: bytes) -> tuple[Container, int]:
     found = _find_mpeg_audio(data, start)
     if found is not None:
         return found
-    raise UndecodableAudio(f"The audio is in no format that is read; send {FORMATS}.", param="audio")
+    raise UndecodableAudio(TEXT_MESSAGE if _is_text(data) else FORMAT_MESSAGE, param="audio")
 
 
 def detect_header(data: bytes, start: int = 0) -> Container | None:
@@ -124,10 +128,15 @@ def detect_header(data: bytes, start: int = 0) -> Container | None:
     return None
 
 
+def _is_text(data: bytes) -> bool:
+    """Return whether all bytes are printable ASCII, as those of a name, an address, base64 or a page of an error are."""
+    return data.isascii() and not data.translate(None, PRINTABLE)
+
+
 def _skip_tags(data: bytes) -> int:
     """Return the offset after any ID3 tags, and after the zeros that some writers put behind them."""
     start = 0
-    while data.startswith(b"ID3", start) and len(data) >= start + ID3_BYTES:
+    while data.startswith(ID3_MAGIC, start) and len(data) >= start + ID3_BYTES:
         size = 0
         for byte in data[start + 6 : start + ID3_BYTES]:
             size = size << 7 | byte & 0x7F

@@ -6,8 +6,10 @@ from typing import Any, Protocol
 import numpy as np
 import soxr
 
+from server.audio.containers import ID3_MAGIC, MP3, detect_header
 from server.audio.types import Samples
 from server.audio.wave_header import MAGIC_BYTES, PcmFormat, may_be_wave, read_header
+from server.errors import UndecodableAudio
 
 
 class SampleStream(Protocol):
@@ -30,8 +32,8 @@ class PcmStream:
     """`SampleStream` of samples without a header. A piece of a frame at the very end is dropped.
 
     Clients send whole WAV files where samples are expected: a piece that begins like one is read as one, up to the end of its
-    samples, and its header says how. Resampling looks ahead, so the samples of the last few milliseconds come with the next
-    piece, or from `finish`.
+    samples, and its header says how. Another kind of file at the very beginning is refused, since as samples it would be noise.
+    Resampling looks ahead, so the samples of the last few milliseconds come with the next piece, or from `finish`.
     """
 
     def __init__(self, format: PcmFormat, sample_rate_hz: int) -> None:
@@ -42,8 +44,12 @@ class PcmStream:
         self._header: bytes | None = None
         # Bytes of samples that are left of a WAV file; None where there is no file, or its end is not known.
         self._left: int | None = None
+        self._is_first = True
 
     async def decode(self, data: bytes) -> AsyncIterator[Samples]:
+        if self._is_first and data:
+            self._is_first = False
+            _refuse_file(data)
         if self._header is None and data and not self._odd and may_be_wave(data):
             self._header = b""
         if self._header is None:
@@ -94,3 +100,13 @@ class PcmStream:
             return samples
         resampled: Samples = self._resampler.resample_chunk(samples, last=last)
         return resampled
+
+
+def _refuse_file(data: bytes) -> None:
+    """Raise `UndecodableAudio` if the first bytes of a stream are those of a file that holds no plain samples."""
+    if may_be_wave(data):
+        return
+    container = MP3 if data.startswith(ID3_MAGIC) else detect_header(data)
+    if container is not None:
+        message = f"The audio begins as a file does ({container.name}), and samples were expected: send samples, or a WAV file."
+        raise UndecodableAudio(message, param="audio")

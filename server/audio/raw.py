@@ -40,11 +40,11 @@ TYPES: dict[str, tuple[Encoding, int | None]] = {
 }
 
 
-def parse_raw_type(content_type: str) -> RawFormat | None:
+def parse_raw_type(content_type: str, param: str = "audio") -> RawFormat | None:
     """Return the format of headerless samples that a content type names, such as `audio/pcm;rate=16000;channels=1`.
 
     Returns None for every other type: the bytes then show the format. Raises `InvalidRequest` for a rate or a number of channels
-    that is missing or is no number.
+    that is missing or is no number; it names the field `param`.
     """
     name, *parameters = (part.strip() for part in content_type.lower().split(";"))
     if name not in TYPES:
@@ -53,7 +53,6 @@ def parse_raw_type(content_type: str) -> RawFormat | None:
     values = {key.strip(): value.strip(' "') for key, _, value in (parameter.partition("=") for parameter in parameters)}
     rate, channels = values.get("rate", str(usual_rate_hz or "")), values.get("channels", "1")
     if not (DIGITS.fullmatch(rate) and DIGITS.fullmatch(channels)):
-        wanted = f"{name};rate=16000;channels=1"
-        message = f"The content type of headerless samples needs a rate and a number of channels: {wanted}."
-        raise InvalidRequest(message, param="audio")
+        message = f"The content type of samples without a header has to name their rate, as in {name};rate=16000;channels=1."
+        raise InvalidRequest(message, param=param)
     return RawFormat(encoding, int(rate), int(channels))

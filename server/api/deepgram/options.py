@@ -9,6 +9,7 @@ from typing import Literal
 
 from starlette.datastructures import QueryParams
 
+from server.api.languages import language_code
 from server.api.options import ANY_LANGUAGE, DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.raw import Encoding, RawFormat
 from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
@@ -142,8 +143,7 @@ def _read_languages(query: QueryParams) -> SpokenLanguages:
 
 
 def _code(language: str) -> str:
-    """Return the code of a language without its region."""
-    return language.replace("_", "-").partition("-")[0][:MAX_LANGUAGE_CHARACTERS]
+    return language_code(language)[:MAX_LANGUAGE_CHARACTERS]
 
 
 def _read_silence(endpointing: str) -> float:

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import Form, FormFields, read_form
+from server.api.body import PLAIN_NAME, Form, FormFields, read_form
 from server.api.call import Answer, Call, StreamWriter
 from server.api.context import ServerContext
 from server.api.exchange import answer_request
@@ -35,7 +35,7 @@ from server.api.options import InstructOptions, Timestamps, form_description, li
 from server.audio.raw import parse_raw_type
 from server.engine.types.events import Segment, TokenLogprob, Word
 from server.engine.types.requests import InstructRequest
-from server.errors import ServeError
+from server.errors import ServeError, UnknownField
 
 ERROR_STATUSES = {
     400: "The form, the instruction or the audio is not acceptable; `code` says which.",
@@ -75,6 +75,9 @@ def instruct_router(context: ServerContext) -> APIRouter:
     )
     async def instruct(request: Request) -> Response:
         async def make_call(form: Form) -> Call:
+            for name in request.query_params:
+                param = name if PLAIN_NAME.fullmatch(name) else None
+                raise UnknownField("The options are fields of the form; the address has none.", param=param)
             options = parse_form(model, form.texts, form.lists)
             return _call(context, request, form, options)
 
@@ -107,6 +110,7 @@ def _call(context: ServerContext, request: Request, form: Form, options: Instruc
         model=context.models.find(options.model),
         raw=parse_raw_type(form.audio_type),
         cut_at_pauses=options.chunking == "voice",
+        params={"language": "languages"} if options.language is None else {},
     )
 
 

@@ -43,7 +43,7 @@ def audio_router(context: ServerContext) -> APIRouter:
         async def make_call(body: Form | bytearray) -> Call:
             parse = partial(parse_upload, model=model)
             upload = parse(body) if isinstance(body, Form) else await parse_beside_loop(parse, body)
-            options, warnings = parse_options(model, upload.values)
+            options, warnings = parse_options(model, upload.values, request.query_params)
             return _call(context, request, upload, options, warnings)
 
         read = partial(read_upload, request, context.bodies, model)
@@ -119,12 +119,14 @@ def _call(
         transcript,
         stream_writer if options.stream else None,
         model=model,
-        raw=parse_raw_type(upload.audio_type),
+        raw=parse_raw_type(upload.audio_type, PARAMS["audio"]),
         cut_at_pauses=voice is not None,
         voice=voice or VoiceOptions(),
         # A translation of long audio is that of each utterance, by the speech decoder.
         scope="utterance",
-        params=PARAMS | ({"instruction": "to_language"} if "to_language" in options.model_fields_set else {}),
+        params=PARAMS
+        | ({"instruction": "to_language"} if "to_language" in options.model_fields_set else {})
+        | ({"language": "languages"} if options.language is None else {}),
     )
 
 

@@ -52,7 +52,7 @@ def chat_router(context: ServerContext) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         async def make_call(body: bytearray) -> Call:
-            parse = partial(_parse_chat, longest_instruction=longest_instruction)
+            parse = partial(_parse_chat, longest_instruction=longest_instruction, query=tuple(request.query_params))
             return _call(context, request, await parse_beside_loop(parse, body))
 
         read = partial(read_whole_body, request, context.bodies)
@@ -61,10 +61,10 @@ def chat_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def _parse_chat(body: bytearray, longest_instruction: int) -> _Chat:
+def _parse_chat(body: bytearray, longest_instruction: int, query: tuple[str, ...]) -> _Chat:
     """Return what a body asks for. Raises the error of what cannot be honoured."""
     values = refuse_unsupported(parse_json(body))
-    options, warnings = parse_options(ChatOptions, values)
+    options, warnings = parse_options(ChatOptions, values, query)
     return _Chat(read_conversation(options.messages, longest_instruction), options, warnings)
 
 

@@ -4,9 +4,8 @@ Null and empty text count as not given. Fields that the model does not have are 
 `warnings`.
 """
 
-import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from server.api.base64_audio import decode_base64
 from server.api.body import AUDIO_FIELDS, PLAIN_NAME, BodyLimits, Form, FormFields, read_form, read_whole_body
 from server.api.options import ClientMessage, Message, field_schemas, list_fields, parse_message
 from server.engine.types.options import SamplingOptions
@@ -24,7 +24,6 @@ JSON_TYPE = "application/json"
 MAX_WARNINGS = 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})", re.ASCII)
-DATA_URL = re.compile(r"data:[^,]{0,256},")
 
 
 class SampledFields(ClientMessage):
@@ -102,25 +101,20 @@ def decode_audio(value: object, param: str) -> bytes:
     """Return the bytes of base64 text, which may be a `data:` URL. Raises `InvalidRequest` or `AudioTooShort`."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{param} has to be base64 text.", param=param)
-    start = found.end() if (found := DATA_URL.match(value)) else 0
-    try:
-        plain = "".join(value[start:].split())
-        audio = binascii.a2b_base64(plain + "=" * (-len(plain) % 4), strict_mode=True)
-    except ValueError:
-        raise InvalidRequest(f"{param} is not valid base64.", param=param) from None
+    audio = decode_base64(value, param)
     if not audio:
         raise AudioTooShort("The audio is empty.", param=param)
     return audio
 
 
-def parse_options(model: type[Message], values: Mapping[str, Any]) -> tuple[Message, tuple[str, ...]]:
-    """Return the values as a `model`, and warnings of the fields that it does not have.
+def parse_options(model: type[Message], values: Mapping[str, Any], query: Iterable[str] = ()) -> tuple[Message, tuple[str, ...]]:
+    """Return the values as a `model`, and warnings of the fields that it does not have, and of the names in the `query`.
 
     Raises `InvalidRequest` for the first wrong value.
     """
     known = {name: value for name, value in values.items() if name in model.model_fields and value is not None}
     unread = [name for name in values if name not in model.model_fields]
-    return parse_message(model, known, "The body"), _warnings(unread)
+    return parse_message(model, known, "The body"), (*_warnings(unread), *_warnings(list(query), " of the address"))
 
 
 def inlined_schemas(model: type[ClientMessage]) -> dict[str, Any]:
@@ -139,11 +133,11 @@ def inlined_schemas(model: type[ClientMessage]) -> dict[str, Any]:
     return {name: inline(schema) for name, schema in field_schemas(model).items()}
 
 
-def _warnings(names: list[str]) -> tuple[str, ...]:
+def _warnings(names: list[str], place: str = "") -> tuple[str, ...]:
     shown = [name if PLAIN_NAME.fullmatch(name) else "with another name" for name in names]
-    warnings = [f"The field {name} has no effect here." for name in shown[:MAX_WARNINGS]]
+    warnings = [f"The field {name}{place} has no effect here." for name in shown[:MAX_WARNINGS]]
     more = len(names) - MAX_WARNINGS
-    return (*warnings, f"{more} more fields have no effect.") if more > 0 else tuple(warnings)
+    return (*warnings, f"{more} more fields{place} have no effect.") if more > 0 else tuple(warnings)
 
 
 def object_fields(model: type[ClientMessage]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from server.api.languages import ANY, NAMES, language_code, language_name
 from server.api.openai.fields import SampledFields
-from server.api.openai.languages import NAMES, language_code, language_name
 from server.api.options import SpokenLanguages, VoiceFields
 from server.engine.types.options import SamplingOptions, VoiceOptions, WordTimes
 from server.errors import InvalidRequest, UnsupportedOption
@@ -107,7 +107,7 @@ class SpeechOptions(SampledFields):
     def spoken(self) -> SpokenLanguages:
         """Return the languages that may be spoken. Raises `InvalidRequest`."""
         codes = [language_code(text) for text in self.languages if text.strip()]
-        if self.language is not None and (code := language_code(self.language)) != "auto":
+        if self.language is not None and (code := language_code(self.language)) != ANY:
             if codes and code not in codes:
                 raise InvalidRequest("language is none of the languages.", param="language")
             return SpokenLanguages(code)

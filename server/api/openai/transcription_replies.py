@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.api.call import Answer, StreamWriter
 from server.api.formats import srt, vtt
-from server.api.openai.languages import language_name
+from server.api.languages import language_name
 from server.api.openai.schema import (
     DONE,
     Chunk,

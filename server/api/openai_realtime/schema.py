@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages
+from server.api.languages import ANY, language_code
+from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages, expected, first_fault
 from server.audio.wave_header import ALAW, MULAW, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest, SpeechTask
@@ -164,7 +165,8 @@ class SessionOptions:
     def live_request(self, client: str) -> LiveRequest:
         """Return the request to the engine."""
         asked = self.transcription
-        spoken = SpokenLanguages.of([asked.language] if asked.language else asked.languages or [])
+        codes = [language_code(text) for text in ([asked.language] if asked.language else asked.languages or [])]
+        spoken = SpokenLanguages.of([code for code in codes if code != ANY])
         task = SpeechTask(
             DEFAULT_INSTRUCTION,
             SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
@@ -192,9 +194,28 @@ def parse(model: type[Parsed], content: object, path: str = "") -> Parsed:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join([*([path] if path else []), *map(str, detail["loc"])])
-        raise InvalidRequest(f"{place or 'The message'} is wrong: {detail['msg']}.", param=place or None) from None
+        kind, steps = first_fault(error)
+        place = ".".join([*([path] if path else []), *map(str, steps)])
+        if kind == "missing":
+            raise InvalidRequest(f"The field {place} is missing.", param=place) from None
+        wanted = expected(_schema_at(model.model_json_schema(), steps))
+        raise InvalidRequest(f"{place or 'The message'} has to be {wanted}.", param=place or None) from None
+
+
+def _schema_at(root: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
+    """Return the schema of the field to which `steps` lead."""
+    schema = root
+    for step in steps:
+        schema = next(kind for kind in _kinds(schema, root) if "properties" in kind or "items" in kind)
+        schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
+    return schema
+
+
+def _kinds(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the schemas of which one has to fit, without references."""
+    if "$ref" in schema:
+        return [root["$defs"][schema["$ref"].rpartition("/")[2]]]
+    return [found for kind in schema["anyOf"] for found in _kinds(kind, root)] if "anyOf" in schema else [schema]
 
 
 def _checked_include(include: Sequence[str]) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """The dialect of OpenAI's Realtime API for transcription sessions: its events in and out."""
 
-import binascii
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.api.base64_audio import decode_base64
 from server.api.body import parse_beside_loop
 from server.api.live.outbox import CloseReason
 from server.api.live.session import Dialect, SocketSession
@@ -263,10 +263,7 @@ def _commit_is_empty(event_id: object) -> str:
 
 def decode_audio(audio: str) -> bytes:
     """Return the bytes of audio in base64. Raises `InvalidRequest`."""
-    try:
-        data = binascii.a2b_base64(audio, strict_mode=True)
-    except ValueError:
-        raise InvalidRequest("The audio is not base64.", param="audio") from None
+    data = decode_base64(audio, "audio")
     if len(data) > MAX_APPEND_BYTES:
         raise InvalidRequest(f"A message has at most {MAX_APPEND_BYTES} bytes of audio.", param="audio")
     return data

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
-from server.api.openai.languages import NAMES, language_code
+from server.api.languages import NAMES, language_code
 from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from server.audio.wave_header import PcmFormat
 from server.errors import InvalidRequest

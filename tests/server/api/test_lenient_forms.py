@@ -1,5 +1,6 @@
 """Forms as different clients send them: names of the audio, file names, lists, and truth values."""
 
+import base64
 import gzip
 import json
 from http.client import HTTPConnection
@@ -58,13 +59,31 @@ def test_truth_values_have_any_case(server: LiveServer, text: str) -> None:
     assert server.client.post("/v1/instruct", files=files, data=fields).text.startswith("data: ")
 
 
-@pytest.mark.parametrize("name", ["speech.wav", "./my speech.m4a", "C:\\sounds\\a.mp3"])
-def test_the_name_of_a_file_in_place_of_its_content_is_told(server: LiveServer, name: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "speech.wav",
+        "./my speech.m4a",
+        "C:\\sounds\\a.mp3",
+        "@speech.wav",
+        "https://example.org/a.wav",
+        base64.b64encode(CLIP).decode(),
+    ],
+    ids=["name", "path", "Windows", "at", "address", "base64"],
+)
+def test_text_in_place_of_a_file_is_told(server: LiveServer, text: str) -> None:
     """`curl -F audio=speech.wav` lacks an @."""
-    content = form(part("audio", name.encode()), INSTRUCTION)
+    content = form(part("audio", text.encode()), INSTRUCTION)
     response = server.client.post("/v1/instruct", content=content, headers={"content-type": FORM_TYPE})
     assert error_code(response) == "undecodable_audio"
-    assert "audio=@" in response.json()["error"]["message"]
+    assert "The audio is text" in response.json()["error"]["message"]
+
+
+def test_options_in_the_address_are_refused(server: LiveServer, engine: FakeEngine) -> None:
+    files, fields = {"audio": ("clip", CLIP)}, {"instruction": "Transcribe."}
+    response = server.client.post("/v1/instruct?max_tokens=3", files=files, data=fields)
+    assert (error_code(response), response.json()["error"]["param"]) == ("unknown_field", "max_tokens")
+    assert engine.submitted == []
 
 
 def test_an_unknown_field_is_still_refused(server: LiveServer) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from server.audio.pcm import PcmStream
 from server.audio.types import Samples
 from server.audio.wave_header import PcmFormat
+from server.errors import UndecodableAudio
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000]
 MODEL_RATE_HZ = 16_000
@@ -56,6 +57,24 @@ def test_the_whole_range() -> None:
 
 def test_half_a_sample_at_the_end_is_dropped() -> None:
     assert len(decoded([noise(10)[:-1]], MODEL_RATE_HZ)) == 9
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [
+        (b"fLaC\0\0\0\x22", "FLAC"),
+        (b"OggS\0\x02", "Ogg"),
+        (b"\x1aE\xdf\xa3\x9f", "WebM"),
+        (b"ID3\x04\0", "MP3"),
+        (b"\0\0\0\x20ftypM4A ", "MP4"),
+    ],
+)
+def test_a_file_in_place_of_samples_is_refused(magic: bytes, name: str) -> None:
+    """A browser's recorder sends WebM, which as samples would be noise without any text."""
+    with pytest.raises(UndecodableAudio, match=name):
+        decoded([magic + noise(1000)], MODEL_RATE_HZ)
+    # In the middle of a stream the same bytes are samples.
+    assert len(decoded([noise(10), magic + noise(1000)], MODEL_RATE_HZ)) == 10 + (len(magic) + 2000) // 2
 
 
 def test_no_audio_is_no_samples() -> None:

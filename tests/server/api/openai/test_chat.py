@@ -235,4 +235,4 @@ def test_a_malformed_body_is_refused(server: LiveServer, body: bytes) -> None:
 def test_a_chat_without_messages_is_told_how_many_there_may_be(server: LiveServer) -> None:
     response = server.client.post("/v1/chat/completions", json={"messages": []})
     assert response.status_code == 400
-    assert response.json()["error"]["message"] == "messages has to be a list of 1 to 256."
+    assert response.json()["error"]["message"] == "messages has to be a list of 1 to 256 items."

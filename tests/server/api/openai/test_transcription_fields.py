@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from server.api.openai.languages import language_code, language_name
+from server.api.languages import language_code, language_name
 from server.engine.types.options import VoiceOptions
+from server.errors import InvalidRequest
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, tone
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -110,8 +111,10 @@ def test_a_field_has_its_effect(server: LiveServer, engine: FakeEngine, fields: 
         ({"max_completion_tokens": "0"}, "max_completion_tokens", "invalid_request"),
         ({"chunking_strategy": "never"}, "chunking_strategy", "invalid_request"),
         ({"chunking_strategy": "{"}, "chunking_strategy", "invalid_request"),
-        ({"chunking_strategy[type]": "other"}, "chunking_strategy", "invalid_request"),
-        ({"chunking_strategy": '{"type": "server_vad", "threshold": 2}'}, "chunking_strategy", "invalid_request"),
+        ({"chunking_strategy[type]": "other"}, "chunking_strategy.type", "invalid_request"),
+        ({"chunking_strategy": "{}"}, "chunking_strategy.type", "invalid_request"),
+        ({"chunking_strategy": '{"type": "server_vad", "threshold": 2}'}, "chunking_strategy.threshold", "invalid_request"),
+        ({"chunking_strategy": '{"type": "server_vad", "treshold": 1}'}, "chunking_strategy.treshold", "unknown_field"),
         ({"keywords[]": ["a" * 65]}, "keywords", "invalid_request"),
         ({"keywords[]": ["a"] * 65}, "keywords", "invalid_request"),
         ({"prompt": "a" * 65_537}, "prompt", "invalid_request"),
@@ -154,6 +157,32 @@ def test_a_translation_into_no_known_language_is_refused(server: LiveServer) -> 
 def test_a_form_without_audio_names_the_file(server: LiveServer) -> None:
     for files in ({"language": (None, "en")}, {"file": ("a", b"")}):
         assert server.client.post("/v1/audio/transcriptions", files=files).json()["error"]["param"] == "file"
+
+
+def test_the_error_of_a_form_without_audio_tells_its_other_names(server: LiveServer) -> None:
+    response = server.client.post("/v1/audio/transcriptions", files={"files": ("a", CLIP)})
+    assert response.json()["error"]["message"] == "The field file is missing, and files has no meaning here."
+
+
+def test_samples_without_a_rate_name_the_file(server: LiveServer) -> None:
+    response = server.client.post("/v1/audio/transcriptions", files={"file": ("a", b"\0" * 32_000, "audio/pcm")})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "file")
+
+
+def test_a_language_that_the_model_refuses_has_the_name_under_which_it_came(server: LiveServer, engine: FakeEngine) -> None:
+    engine.refusal = InvalidRequest("The model does not know the language 'xx'.", param="language")
+    for name, param in (("language", "language"), ("languages[]", "languages")):
+        response = server.client.post("/v1/audio/transcriptions", files=FILE, data={name: "xx"})
+        assert response.json()["error"]["param"] == param
+
+
+def test_options_in_the_address_are_named(server: LiveServer) -> None:
+    warning = "The field language of the address has no effect here."
+    response = server.client.post("/v1/audio/transcriptions?language=de", files=FILE)
+    assert response.json()["warnings"] == [warning]
+    audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(CLIP).decode(), "format": "wav"}}
+    body = {"messages": [{"role": "user", "content": [audio]}]}
+    assert server.client.post("/v1/chat/completions?language=de", json=body).json()["warnings"] == [warning]
 
 
 def test_unknown_fields_are_named_and_do_no_harm(server: LiveServer) -> None:

@@ -121,6 +121,48 @@ def test_formats(server: LiveServer, engine: FakeEngine, format: dict[str, Any],
     assert np.corrcoef(samples[:8000], expected[:8000])[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("wrap", ["lines", "data URL", "alphabet of addresses", "no padding"])
+def test_base64_is_read_however_it_is_written(server: LiveServer, engine: FakeEngine, wrap: str) -> None:
+    audio = pcm(1.0, 24_000) + b"\xfb\xff"
+    text = {
+        "lines": base64.encodebytes(audio).decode(),
+        "data URL": "data:audio/pcm;base64," + base64.b64encode(audio).decode(),
+        "alphabet of addresses": base64.urlsafe_b64encode(audio).decode(),
+        "no padding": base64.b64encode(audio).decode().rstrip("="),
+    }[wrap]
+    with realtime(server) as client:
+        client.event()
+        client.tell(f"{AUDIO}.append", audio=text)
+        client.until(f"{TRANSCRIPTION}.completed")
+        assert heard_s(only_session(engine)) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("language", "code"), [("en-US", "en"), ("German", "de"), ("auto", None), ("pt_BR", "pt")])
+def test_languages_have_regions_and_names(server: LiveServer, engine: FakeEngine, language: str, code: str | None) -> None:
+    with realtime(server) as client:
+        shown = client.update(transcription={"language": language})
+        client.append(pcm(0.1, 24_000))
+        assert only_session(engine).request.task.language == code
+    assert shown["audio"]["input"]["transcription"]["language"] == language
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"format": "pcm16"}, "format has to be a JSON object or null."),
+        ({"format": {"type": "audio/pcm", "rate": 44_100}}, "format.rate has to be one of 8000, 16000, 24000, 48000 or null."),
+        ({"turn_detection": {"threshold": 2}}, "turn_detection.threshold has to be a number from 0.05 to 0.95."),
+        ({"turn_detection": {"type": "vad"}}, "turn_detection.type has to be one of server_vad, semantic_vad."),
+        ({"transcription": {"languages": ["en", 3]}}, "transcription.languages.1 has to be text."),
+    ],
+)
+def test_an_error_says_what_a_field_has_to_be(server: LiveServer, given: dict[str, Any], message: str) -> None:
+    with realtime(server) as client:
+        client.event()
+        client.tell("session.update", session={"type": "transcription", "audio": {"input": given}})
+        assert client.event()["error"]["message"] == f"session.audio.input.{message}"
+
+
 def test_options_reach_the_engine(server: LiveServer, engine: FakeEngine) -> None:
     with realtime(server) as client:
         shown = client.update(

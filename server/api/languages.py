@@ -1,6 +1,8 @@
 """Languages by their ISO 639 codes and English names, as Whisper knows them and OpenAI's replies name them."""
 
 UNKNOWN = "unknown"
+# The name by which a client leaves the language to the model.
+ANY = "auto"
 TABLE = """
 en=english zh=chinese de=german es=spanish ru=russian ko=korean fr=french ja=japanese pt=portuguese tr=turkish
 pl=polish ca=catalan nl=dutch ar=arabic sv=swedish it=italian id=indonesian hi=hindi fi=finnish vi=vietnamese
