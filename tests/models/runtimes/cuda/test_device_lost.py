@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -23,15 +22,9 @@ from tests.support.fakes import engine_children
 from tests.support.fakes.fake_models import Trouble, speech
 from tests.support.simulated_gpu.device import SimulatedDevice
 from tests.support.simulated_gpu.plan import Shape, SimulatedPlan
-from tests.support.tiny.tiny_bundle import MAX_AUDIO_S, add_simulated_plans, write_speaking_bundle
+from tests.support.tiny.tiny_bundle import MAX_AUDIO_S
 
 REASON = "an illegal memory access was encountered"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder: Path = tmp_path_factory.mktemp("bundle") / "tiny"
-    return add_simulated_plans(folder, write_speaking_bundle(folder))
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from models.chain import Models
 from models.protocols import BackendError, PrefillRow
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.support.fakes.fake_models import speech
-from tests.support.simulated_gpu.serving import simulated_gpus  # noqa: F401, a fixture
-from tests.support.tiny.tiny_bundle import MAX_POSITIONS, add_simulated_plans, write_speaking_bundle
+from tests.support.tiny.tiny_bundle import MAX_POSITIONS
 
 pytestmark = pytest.mark.usefixtures("simulated_gpus")
 OPTIONS: dict[str, Any] = {
@@ -25,12 +24,6 @@ OPTIONS: dict[str, Any] = {
     "adapter_runtime": "triton",
     "tensorrt_library": "tensorrt",
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("tiny")
-    return add_simulated_plans(folder, write_speaking_bundle(folder))
 
 
 @pytest.fixture(scope="module")

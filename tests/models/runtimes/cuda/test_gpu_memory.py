@@ -18,19 +18,11 @@ from models.runtimes.cuda.llm_tensorrt import TensorRtLLM
 from models.runtimes.cuda.plan import Plan
 from models.runtimes.cuda.slots import SlotMemory
 from tests.support.simulated_gpu.device import SimulatedDevice
-from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 ROOT = Path(__file__).parents[4]
 MEMORY_BYTES = 2**28
 SLOTS = 4
 PREFIX_BYTES = 1000
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """With plans of all parts for the simulated GPU."""
-    folder = tmp_path_factory.mktemp("memory") / "tiny"
-    return add_simulated_plans(folder, write_speaking_bundle(folder))
 
 
 def plans_of(bundle: Bundle, *parts: str) -> dict[str, PlanSection]:

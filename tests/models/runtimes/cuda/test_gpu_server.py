@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from models.bundle.io import Bundle
 from server.engine.factory import build_engine
 from server.settings import Settings
 from tests.support.clients.live_server import LiveServer, instruct, live_server, wait_until
 from tests.support.simulated_gpu.serving import build_simulated_engine
-from tests.support.tiny.tiny_bundle import add_simulated_plans, write_speaking_bundle
 
 CLIPS = sorted((Path(__file__).parents[3] / "clips").glob("*.flac"))
 INSTRUCTIONS = ["Transcribe the speech to text.", "What is it about?"]
@@ -24,30 +24,23 @@ SERVED = {"one GPU, onnxruntime, triton": ("onnxruntime", "triton", "0"), "two G
 Reply = tuple[str, str, dict[str, int]]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    add_simulated_plans(folder, write_speaking_bundle(folder))
-    return folder
-
-
 @contextlib.contextmanager
-def served(bundle: Path, **settings: Any) -> Iterator[LiveServer]:
+def served(bundle: Bundle, **settings: Any) -> Iterator[LiveServer]:
     chosen = Settings(**settings)
-    engine = build_simulated_engine(bundle, chosen) if chosen.device == "cuda" else build_engine(bundle, chosen)
+    engine = build_simulated_engine(bundle.folder, chosen) if chosen.device == "cuda" else build_engine(bundle.folder, chosen)
     with live_server(engine) as server:
         wait_until(lambda: server.client.get("/ready").status_code == 200, START_TIMEOUT_S)
         yield server
 
 
 @pytest.fixture(scope="module")
-def on_cpu(bundle: Path) -> Iterator[LiveServer]:
+def on_cpu(bundle: Bundle) -> Iterator[LiveServer]:
     with served(bundle) as server:
         yield server
 
 
 @pytest.fixture(scope="module", params=list(SERVED.values()), ids=list(SERVED))
-def on_gpu(bundle: Path, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
+def on_gpu(bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     encoder_runtime, adapter_runtime, gpus = request.param
     settings = {"encoder_runtime": encoder_runtime, "adapter_runtime": adapter_runtime, "gpus": gpus}
     with served(bundle, device="cuda", slots=4 // len(gpus.split(",")), **settings) as server:

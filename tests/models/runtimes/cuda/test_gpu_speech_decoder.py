@@ -12,7 +12,6 @@ from models.protocols import Float32, PrefillRow
 from models.runtimes.cuda.chain import load_gpu_models
 from server.engine.engine import LocalEngine
 from tests.server.engine.test_transcripts import SLOTS, answers, noise, once  # noqa: F401, a fixture
-from tests.support.simulated_gpu.serving import simulated_gpus  # noqa: F401, a fixture
 from tests.support.tiny.tiny_bundle import add_simulated_plans, write_transcribing_bundle
 
 
@@ -40,7 +39,7 @@ def load_on_gpu(bundle: Bundle) -> Models:
 
 
 @pytest.fixture
-def on_gpu(bundle: Bundle, simulated_gpus: None) -> Models:  # noqa: F811, ARG001
+def on_gpu(bundle: Bundle, simulated_gpus: None) -> Models:  # noqa: ARG001
     return load_on_gpu(bundle)
 
 
