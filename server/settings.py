@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +28,9 @@ class SettingsError(ValueError):
 def _default_cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "thinbridge"
+
+
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -57,8 +60,8 @@ class Settings(BaseSettings):
     key_concurrent_requests: int | None = Field(
         default=None, ge=1, description="Requests and sessions at a time for each API key."
     )
-    key_audio_s_per_minute: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Seconds of audio in a minute for each API key."
+    key_audio_s_per_minute: PositiveNumber | None = Field(
+        default=None, description="Seconds of audio in a minute for each API key."
     )
     public_page: bool = Field(default=True, description="Show the page `/`, `/docs` and `/openapi.json` without an API key.")
     public_metrics: bool = Field(default=False, description="Show `/metrics` without an API key.")
@@ -92,10 +95,8 @@ class Settings(BaseSettings):
         default="",
         description="Models served beside `bundle`, by commas: names or folders. Requests name them by `model`.",
     )
-    model_idle_timeout_s: float | None = Field(
+    model_idle_timeout_s: PositiveNumber | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds without work after which a model is unloaded until a request needs it; unset means never.",
     )
     model_aliases: str = Field(
@@ -143,10 +144,8 @@ class Settings(BaseSettings):
         description="Least positions of a K/V slot on a GPU, for which there is a plan; unset means the model's.",
     )
 
-    max_queue_wait_s: float | None = Field(
+    max_queue_wait_s: PositiveNumber | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="Longest predicted wait for a slot; beyond it, or `request_timeout_s` with the answer, the reply is 429.",
     )
     encoder_cache_bytes: int = Field(
@@ -158,44 +157,30 @@ class Settings(BaseSettings):
     engine: Literal["process", "thread"] = Field(
         default="process", description="Place of the models: a supervised child process, or a thread of the server itself."
     )
-    stall_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Seconds without progress after which the engine process is replaced.",
+    stall_timeout_s: PositiveNumber = Field(
+        default=10.0, description="Seconds without progress after which the engine process is replaced."
     )
 
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Largest request body in bytes; beyond it the answer is 413."
     )
-    max_audio_s: float = Field(
-        default=600.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Longest audio in seconds; what the model does not take in one piece is cut at its pauses.",
+    max_audio_s: PositiveNumber = Field(
+        default=600.0, description="Longest audio in seconds; what the model does not take in one piece is cut at its pauses."
     )
     min_audio_s: float = Field(default=0.08, ge=0, allow_inf_nan=False, description="Shortest audio in seconds.")
     max_instruction_characters: int = Field(default=2000, ge=1, le=100_000, description="Longest instruction in characters.")
     max_tokens_limit: int = Field(default=512, ge=1, le=100_000, description="Largest `max_tokens` that a request may ask for.")
     default_max_tokens: int = Field(default=256, ge=1, le=100_000, description="`max_tokens` of a request that names none.")
 
-    header_timeout_s: float = Field(
-        default=10.0, gt=0, allow_inf_nan=False, description="Seconds a client may take to send the head of a request."
-    )
-    body_timeout_s: float = Field(
-        default=30.0, gt=0, allow_inf_nan=False, description="Seconds in which 4 KiB of a body have to come, or its end."
-    )
-    write_timeout_s: float = Field(
-        default=20.0, gt=0, allow_inf_nan=False, description="Seconds that a client may read nothing of an answer."
-    )
-    request_timeout_s: float = Field(
+    header_timeout_s: PositiveNumber = Field(default=10.0, description="Seconds a client may take to send the head of a request.")
+    body_timeout_s: PositiveNumber = Field(default=30.0, description="Seconds in which 4 KiB of a body have to come, or its end.")
+    write_timeout_s: PositiveNumber = Field(default=20.0, description="Seconds that a client may read nothing of an answer.")
+    request_timeout_s: PositiveNumber = Field(
         default=60.0,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds from the body's end to the answer, and of a recording from one sign of progress to the next.",
     )
-    stream_heartbeat_s: float = Field(
-        default=5.0, gt=0, allow_inf_nan=False, description="Seconds of silence after which a stream shows that it is alive."
+    stream_heartbeat_s: PositiveNumber = Field(
+        default=5.0, description="Seconds of silence after which a stream shows that it is alive."
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get at shutdown."
@@ -212,28 +197,24 @@ class Settings(BaseSettings):
     live_sessions: int = Field(
         default=16, ge=0, le=4096, description="Live sessions at the same time; beyond it a `start` is refused as `overloaded`."
     )
-    live_backlog_s: float = Field(
+    live_backlog_s: PositiveNumber = Field(
         default=5.0,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds of audio that a live session may be ahead of what was listened to; beyond it nothing more is read.",
     )
-    live_idle_timeout_s: float = Field(
-        default=10.0, gt=0, allow_inf_nan=False, description="Seconds without a message after which a live session is ended."
+    live_idle_timeout_s: PositiveNumber = Field(
+        default=10.0, description="Seconds without a message after which a live session is ended."
     )
-    live_max_session_s: float = Field(
-        default=7200.0, gt=0, allow_inf_nan=False, description="Seconds after which a live session is ended."
-    )
-    live_send_timeout_s: float = Field(
-        default=5.0, gt=0, allow_inf_nan=False, description="Seconds that the client of a live session may take to read an event."
+    live_max_session_s: PositiveNumber = Field(default=7200.0, description="Seconds after which a live session is ended.")
+    live_send_timeout_s: PositiveNumber = Field(
+        default=5.0, description="Seconds that the client of a live session may take to read an event."
     )
 
     decode_workers: int = Field(default=2, ge=1, le=64, description="Child processes that decode audio.")
     decode_streams: int = Field(
         default=16, ge=0, le=256, description="Recordings and live Opus streams at a time, each with a decode process of its own."
     )
-    decode_timeout_s: float = Field(
-        default=10.0, gt=0, allow_inf_nan=False, description="Seconds after which a decode, or a step of a long one, is killed."
+    decode_timeout_s: PositiveNumber = Field(
+        default=10.0, description="Seconds after which a decode, or a step of a long one, is killed."
     )
     decode_memory_bytes: int = Field(default=768 * 2**20, ge=384 * 2**20, description="Address space of one decode process.")
 
