@@ -20,6 +20,7 @@ from loadtest.capacity.report import describe_costs, describe_levels, describe_v
 from loadtest.clients.server import ServerError, add_server_flags, server_options
 from loadtest.live.audio import StreamAudio, clear_speech, make_stream
 from loadtest.support.machine import describe_run
+from loadtest.support.options import add_data_flag, add_results_flag
 from loadtest.support.paths import CLIPS, ROOT
 from loadtest.support.recordings import Recording, read_recordings
 from loadtest.support.results import write_results
@@ -105,11 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     measuring.add_argument("--out", type=Path, default=Path("capacity_costs.json"), help="where to write them")
     measuring.set_defaults(command=measure_command)
     validating = commands.add_parser("validate", help="play six mixes and compare")
-    validating.add_argument("--out", type=Path, default=ROOT / "loadtest" / "results", help="folder for the results")
+    add_results_flag(validating)
     validating.add_argument("--seconds", type=float, default=60.0, help="of each mix of files (default: %(default)g)")
     validating.set_defaults(command=validate_command)
     for each in (measuring, validating):
-        each.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
+        add_data_flag(each)
         each.add_argument("--stream-seconds", type=float, default=25.0, help="of a live session (default: %(default)g)")
         add_server_flags(each)
     simulating = commands.add_parser("simulate", help="simulate what so many sessions and clients wait")

@@ -7,7 +7,6 @@ while each stage takes what `loadtest.played.engine.Costs` says. HTTP, processes
 code give the same figures.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from loadtest.live.figures import count_revisions, final_text, match
 from loadtest.live.levels import STAGGER_S
 from loadtest.played.engine import Costs, PlayedEngine, VirtualClock
 from loadtest.support.instructions import TRANSCRIBE
+from loadtest.support.options import add_data_flag, new_parser
 from loadtest.support.recordings import RATE_HZ, Recording, read_recordings
 from loadtest.support.statistics import percentile
 from models.bundle.io import open_bundle
@@ -170,8 +170,8 @@ def spread(seconds: Sequence[float]) -> dict[str, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with eval.jsonl and its recordings, instead of tests/clips")
+    parser = new_parser(__doc__)
+    add_data_flag(parser)
     parser.add_argument("--seconds", type=float, default=35.0, help="audio of a stream (default: %(default)g)")
     parser.add_argument("--streams", type=int, default=2, help="streams side by side (default: %(default)d)")
     parser.add_argument("--silence-ms", type=int, default=100, help="silence that ends an utterance (default: %(default)d)")

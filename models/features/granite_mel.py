@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from models.features.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, Float32, window
+from models.features.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, Float32, triangles, window
 
 TRANSFORM_SAMPLES = 512
 MEL_BINS = 80
@@ -21,12 +21,9 @@ STACKED = 2
 @cache
 def mel_filters(mel_bins: int) -> Float32:
     """Return triangular filters [mel_bins, transform / 2 + 1] up to the Nyquist frequency, each with a peak of one."""
-    bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, TRANSFORM_SAMPLES // 2 + 1)
     highest = 2595 * np.log10(1 + SAMPLE_RATE_HZ / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, mel_bins + 2) / 2595) - 1)
-    rising = (bins_hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins_hertz) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    return triangles(edges, TRANSFORM_SAMPLES).astype(np.float32)
 
 
 @cache

@@ -33,16 +33,20 @@ def mel_to_hertz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
 
+def triangles(edges: npt.NDArray[np.float64], transform_samples: int) -> npt.NDArray[np.float64]:
+    """Return filters [bins, transform_samples / 2 + 1], each with a peak of one; `edges` [bins + 2] are peaks and both ends."""
+    bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, transform_samples // 2 + 1)
+    rising = (bins_hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins_hertz) / (edges[2:] - edges[1:-1])[:, None]
+    return np.maximum(0, np.minimum(rising, falling))
+
+
 @cache
 def mel_filters(mel_bins: int = MEL_BINS, transform_samples: int = WINDOW_SAMPLES) -> Float32:
     """Return triangular filters of equal area [mel_bins, transform_samples / 2 + 1] up to the Nyquist frequency."""
-    bins_hertz = np.linspace(0, SAMPLE_RATE_HZ / 2, transform_samples // 2 + 1)
     nyquist_mel = hertz_to_mel(np.array(SAMPLE_RATE_HZ / 2))
     edges = mel_to_hertz(np.linspace(0, float(nyquist_mel), mel_bins + 2))
-    rising = (bins_hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins_hertz) / (edges[2:] - edges[1:-1])[:, None]
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
+    return (triangles(edges, transform_samples) * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
 
 
 @cache

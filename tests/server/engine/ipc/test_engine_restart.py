@@ -5,9 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -21,14 +19,6 @@ from tests.support.fakes.engine_children import FileGate
 
 CLIP = audio_file(tone(0.5, 16_000), 16_000, "FLAC", "PCM_16")
 STALL_TIMEOUT_S = 8.0
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[FileGate]:
-    """A gate: the child answers nothing while it is cleared."""
-    gate = FileGate(tmp_path / "closed")
-    yield gate
-    gate.set()
 
 
 @pytest.fixture

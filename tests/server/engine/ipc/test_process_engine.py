@@ -36,14 +36,6 @@ time.sleep(600)
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Iterator[FileGate]:
-    """A gate: the child answers nothing while it is cleared."""
-    gate = FileGate(tmp_path / "closed")
-    yield gate
-    gate.set()
-
-
-@pytest.fixture
 def trouble(tmp_path: Path) -> Path:
     """A file that says how the start of a child goes wrong: die, hang, raise or refuse."""
     return tmp_path / "trouble"
