@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate, takewhile
 
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Levenshtein, Prefix
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -170,10 +170,7 @@ def count_passes(draft: Draft, tokens: Sequence[int]) -> tuple[int, int]:
     while True:
         proposal = draft.propose(tokens[:written])
         passes += 1
-        following = tokens[written:]
-        stood = next((n for n, pair in enumerate(zip(following, proposal, strict=False)) if pair[0] != pair[1]), None)
-        if stood is None:
-            stood = min(len(following), len(proposal))
+        stood = Prefix.similarity(tokens[written:], proposal)
         accepted += stood
         written += stood + 1
         if written > len(tokens):

@@ -6,6 +6,8 @@ all words before it, and another word follows (LocalAgreement, arXiv 2009.11066 
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Prefix
+
 # How many words a hypothesis may have more or fewer than the one before it in place of the stable ones.
 MOST_SHIFTED = 3
 
@@ -35,7 +37,7 @@ class AgreedText:
         """Take a hypothesis of the audio up to `end_s`, and return whether the text changed."""
         before = self.stable, self.tail
         tail = self._beyond_stable(text.split())
-        agreed = count_agreed(self._tail, tail[:-1])
+        agreed = Prefix.similarity(self._tail, tail[:-1])
         self._stable += tail[:agreed]
         self._tail = tail[agreed:]
         if agreed:
@@ -49,8 +51,3 @@ class AgreedText:
         near = [place for place, word in enumerate(words, start=1) if count and word == self._stable[-1]]
         nearest = min(near, key=lambda place: abs(place - count), default=count)
         return list(words[nearest if abs(nearest - count) <= MOST_SHIFTED else count :])
-
-
-def count_agreed(old: Sequence[str], new: Sequence[str]) -> int:
-    """Return with how many same words both begin."""
-    return next((place for place, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), min(len(old), len(new)))

@@ -9,6 +9,8 @@ the punctuation, in which it was shown.
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Prefix
+
 from models.text.realignment import letters
 from server.engine.types.events import Word
 
@@ -91,8 +93,7 @@ class StableText:
 
 def count_same(old: Sequence[Word], new: Sequence[Word]) -> int:
     """Return with how many words that agree both begin."""
-    pairs = enumerate(zip(old, new, strict=False))
-    return next((place for place, pair in pairs if not _agree(*pair)), min(len(old), len(new)))
+    return Prefix.similarity(*([letters(word.text) for word in words] for words in (old, new)))
 
 
 def _agree(a: Word, b: Word) -> bool:
