@@ -148,7 +148,7 @@ class AudioReader:
         if not decoded_s and (damaged or self.warnings or (declared_s or 0.0) > SLACK_S):
             raise self._undecodable()
         if damaged:
-            self.warnings.append(f"Of {packets} packets {damaged} were damaged and left out.")
+            self.warnings.append(f"Damaged packets were left out: {damaged} of {packets}.")
         if declared_s is not None and decoded_s < declared_s - SLACK_S:
             self.warnings.append(f"Of {declared_s:.3f} s of audio {decoded_s:.3f} s could be decoded.")
 

@@ -116,7 +116,8 @@ class ServedModel:
             raise self.refusal()
         stats = self.stats()
         if not stats.ready:
-            raise NotReady("The server is not ready to take requests.", retry_after_s=RETRY_AFTER_S)
+            message = f"The model `{self.name}` is being loaded; GET /ready tells when it can be asked."
+            raise NotReady(message, retry_after_s=RETRY_AFTER_S)
         return max(RETRY_AFTER_S, math.ceil(stats.predicted_wait_s))
 
     def refusal(self) -> NotReady:

@@ -34,6 +34,8 @@ class Item:
     # The text of the current utterance that was sent as deltas, and whether any was sent of the item.
     sent: str = ""
     has_deltas: bool = False
+    # Whether the client was told that its speech is over.
+    has_stopped: bool = False
 
     @property
     def transcript(self) -> str:

@@ -208,8 +208,10 @@ class RealtimeDialect(Dialect):
 
     def _begin_utterance(self, number: int, start_s: float) -> Sequence[str]:
         if self._options.turn_detection is not None:
+            # An utterance that is over and waits for its answer.
+            stopped = [frame for earlier in self._items.values() for frame in self._stop_speech(earlier, start_s)]
             item = self._items[number] = Item()
-            return (events.speech_started(item, start_s),)
+            return (*stopped, events.speech_started(item, start_s))
         boundary = self._boundary_after(start_s)
         self._items[number] = self._open_item if boundary is None or boundary.item is None else boundary.item
         return ()
@@ -224,8 +226,14 @@ class RealtimeDialect(Dialect):
         delta = events.delta(item, item.add_answer(event.done))
         if self._options.turn_detection is None:
             return delta
-        stopped = events.speech_stopped(item, event.end_s)
-        return (stopped, *self._committed(item), *delta, events.completed(item))
+        return (*self._stop_speech(item, event.end_s), *self._committed(item), *delta, events.completed(item))
+
+    def _stop_speech(self, item: Item, end_s: float) -> Sequence[str]:
+        """Tell once that the speech of an item is over, before the next speech begins."""
+        if item.has_stopped:
+            return ()
+        item.has_stopped = True
+        return (events.speech_stopped(item, end_s),)
 
     def _fail_utterance(self, item: Item, error: ServeError) -> Sequence[str]:
         item.error = error

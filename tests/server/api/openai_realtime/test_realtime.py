@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from server.engine.types.events import Failed, Problem
+from server.engine.types.events import Failed, Problem, SpeechStarted
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import Audio, Flush, LiveRequest
 from server.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong
@@ -73,6 +73,23 @@ def test_the_events_of_an_utterance(server: LiveServer) -> None:
     }
     assert second["type"] == f"{AUDIO}.speech_started"
     assert second["item_id"] != item_id
+
+
+def test_speech_stops_before_the_next_begins_though_its_answer_is_late(server: LiveServer, engine: FakeEngine) -> None:
+    """To clients somebody speaks between the two events."""
+    with realtime(server) as client:
+        client.event()
+        client.append(pcm(0.5, 24_000))
+        first = client.event()
+        session = only_session(engine)
+        session.deliver(SpeechStarted(session.request.id, 1, 2.0))
+        events = [event for event in (client.event() for _ in range(3)) if not event["type"].endswith("delta")]
+        assert types(events) == [f"{AUDIO}.speech_stopped", f"{AUDIO}.speech_started"]
+        assert (events[0]["item_id"], events[0]["audio_end_ms"]) == (first["item_id"], 2000)
+        client.append(pcm(0.6, 24_000))
+        completed = client.until(f"{TRANSCRIPTION}.completed")
+    assert completed[-1]["item_id"] == first["item_id"]
+    assert f"{AUDIO}.speech_stopped" not in types(completed)
 
 
 def test_items_are_in_order(server: LiveServer) -> None:
