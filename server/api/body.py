@@ -122,7 +122,9 @@ async def _receive(request: Request, timeout_s: float, waited_s: float) -> Messa
 
 
 def _too_large(limits: BodyLimits) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {limits.max_bytes} bytes.")
+    return BodyTooLarge(
+        f"The request body is larger than {limits.max_bytes} bytes; the server's setting max_body_bytes may allow more."
+    )
 
 
 @dataclass(frozen=True)

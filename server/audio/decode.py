@@ -189,4 +189,5 @@ def _at_rate(blocks: Iterable[Samples], source_rate_hz: int, sample_rate_hz: int
 
 
 def _too_long(limits: AudioLimits) -> AudioTooLong:
-    return AudioTooLong(f"The audio is longer than {limits.max_audio_s:g} s.", param="audio")
+    message = f"The audio is longer than {limits.max_audio_s:g} s; the server's setting max_audio_s may allow more."
+    return AudioTooLong(message, param="audio")
