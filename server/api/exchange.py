@@ -146,7 +146,8 @@ async def _build_job(
     except AudioTooLong as error:
         if channel is None:
             raise
-        message = f"{error.message.removesuffix('.').partition(';')[0]}, the most for {channel.count} channels that are answered one by one."
+        refusal = error.message.removesuffix(".").partition(";")[0]
+        message = f"{refusal}, the most for {channel.count} channels that are answered one by one."
         raise AudioTooLong(message, param=error.param) from None
     # The engine knows no deadline of a live session.
     if isinstance(job, LongAudioJob) and job.deadline_s is not None:

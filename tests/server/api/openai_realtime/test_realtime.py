@@ -76,7 +76,6 @@ def test_the_events_of_an_utterance(server: LiveServer) -> None:
 
 
 def test_speech_stops_before_the_next_begins_though_its_answer_is_late(server: LiveServer, engine: FakeEngine) -> None:
-    """To clients somebody speaks between the two events."""
     with realtime(server) as client:
         client.event()
         client.append(pcm(0.5, 24_000))
