@@ -55,12 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-set", type=int, default=1000, help="recordings of each set; default: all")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="Whisper base in CTranslate2's format")
     parser.add_argument("--tell-language", action="store_true", help="send the language with each request")
+    parser.add_argument(
+        "--instruction",
+        default=INSTRUCTION,
+        help="default: %(default)s; the LLM answers one that the speech decoder does not know",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parsed = parser.parse_args(arguments)
     rows = [row for row in read_rows(parsed.data / "eval.jsonl") if row["set"].startswith(PREFIX)]
     rows = take_per_set(rows, parsed.per_set)
     with open_client(parsed.url) as client:
-        systems = {"server": ask_server(client, parsed.data, INSTRUCTION, tells_language=parsed.tell_language)}
+        systems = {"server": ask_server(client, parsed.data, parsed.instruction, tells_language=parsed.tell_language)}
         if parsed.peer is not None:
             systems["peer"] = ask_peer(load_faster_whisper(parsed.peer, "translate"), parsed.data)
         answers = take_turns(rows, systems)
