@@ -13,7 +13,7 @@ import numpy.typing as npt
 from export.importers.byte_level_bpe import restore_merges
 from export.precisions import PRECISIONS, Precision
 from models.bundle.sections import ProjectorSection, SpeechTokens, VoiceSection
-from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder
+from models.encoders.whisper import STATES_PER_S, Arrays, WhisperSection, build_encoder, silent_rest
 from models.features.log_mel import HOPS_OF_A_FRAME, SAMPLE_RATE_HZ
 from models.graph.linear import Float32
 from models.graph.packed_attention import SPAN_STEP
@@ -92,6 +92,7 @@ def write_encoder(
         floor_s=silence.floor_s,
         silence_behind_s=silence.behind_s,
         silent_window_s=silence.window_s,
+        silent_states=len(silent_rest(silence.window_s).groups()),
         hop_multiple=hop_multiple,
         silent_frames=silence.convolved_frames,
     )

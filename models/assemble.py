@@ -232,12 +232,13 @@ def _require_rates(bundle: Bundle, models: Models) -> None:
     manifest = bundle.manifest
     silence = models.features(np.zeros(RATED_S * models.sample_rate_hz, np.float32))
     (states,) = models.encoder.encode([silence])
-    counted = len(states) - manifest.encoder.added_states
+    own = states[: len(states) - manifest.encoder.added_states]
+    counted = len(own)
     # A front end of whole windows leaves out one state.
     counted += counted + 1 == manifest.encoder.states_per_s * RATED_S
     rate = {"states_per_s": counted / RATED_S}
     bundle.require_values(manifest.encoder, "encoder", manifest.encoder.graph, rate)
     if (section := manifest.projector) and section.drafts:
-        (output,) = models.projector.project([states])
+        (output,) = models.projector.project([own])
         frames = max(1, len(output.require_draft().blank_probability))
-        bundle.require_values(section, "projector", section.graph, {"frame_states": -(-len(states) // frames)})
+        bundle.require_values(section, "projector", section.graph, {"frame_states": -(-len(own) // frames)})

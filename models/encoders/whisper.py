@@ -27,15 +27,20 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 Float64 = npt.NDArray[np.float64]
 
 
+FIRST_SILENT_STATES = 100
+"""How many states of silence a graph adds whose bundle does not say."""
+
+
 class WhisperSection(MelEncoderSection):
     """Whisper's encoder in `bundle.json`; `hop_multiple` and `silent_frames` are those of `models.features.log_mel.LogMel`.
 
-    With `silent_window_s`, states are computed as in a window of that length whose rest is silence (`SilentRest`). The graph
-    drops the states of `silent_frames`, which only the convolutions hear.
+    With `silent_window_s`, states are computed as in a window of that length whose rest is silence (`SilentRest`), for which the
+    graph adds `silent_states`. It drops the states of `silent_frames`, which only the convolutions hear.
     """
 
     features = "log_mel"
     silent_window_s: NonNegativeFloat = 0.0
+    silent_states: NonNegativeInt = FIRST_SILENT_STATES
     hop_multiple: PositiveInt = HOPS_OF_A_FRAME
     silent_frames: NonNegativeInt = 0
 
@@ -49,12 +54,17 @@ class WhisperSection(MelEncoderSection):
 
     @property
     def rest(self) -> SilentRest | None:
-        """The silence that the graph adds."""
-        return SilentRest(round(self.silent_window_s * STATES_PER_S)) if self.silent_window_s else None
+        """The silence that the graph adds. Raises `ValueError` where an older release has written the graph in another way."""
+        if not self.silent_window_s:
+            return None
+        rest = silent_rest(self.silent_window_s)
+        if len(rest.groups()) != self.silent_states:
+            raise ValueError("an older release condensed the silence behind the audio in another way: pull the model again")
+        return rest
 
     @property
     def added_states(self) -> int:
-        return 0 if self.rest is None else len(self.rest.groups())
+        return self.silent_states if self.silent_window_s else 0
 
 
 # The names of CTranslate2 in its Whisper models.
@@ -66,6 +76,11 @@ INTO_STREAM = "encoder/into_stream/weight"
 """[width, width]: rotates what the convolutions give, before positions are added."""
 OUT_OF_STREAM = "encoder/out_of_stream/weight"
 """[width, width]: turns the last normalisation's result back; the normalisation's own gain and bias come after it."""
+
+
+def silent_rest(window_s: float) -> SilentRest:
+    """Return the silence of a window of so many seconds."""
+    return SilentRest(round(window_s * STATES_PER_S))
 
 
 class WhisperWriter:

@@ -2,7 +2,7 @@
 
 All states of that silence have the same input but for their positions. So one of them stands for a group of neighbours, and
 counts for all of it: the logarithm of the group's size is added to the scores of an attention that reads it. The further groups
-are from the audio, the wider they are.
+are from the audio, the wider they are, up to a limit: neighbours whose positions differ much are not alike.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ class SilentRest:
     There are as many groups behind any audio; those that would lie behind the window are masked.
     """
 
-    FINENESS: ClassVar[int] = 16
-    """A group is as wide as its distance from the audio divided by this."""
+    FINENESS: ClassVar[int] = 4
+    WIDEST: ClassVar[int] = 18
+    """A group is as wide as its distance from the audio divided by `FINENESS`, and `WIDEST` states at most."""
 
     window: int
 
@@ -29,7 +30,7 @@ class SilentRest:
         """Return the groups of a whole window, as distances from the first state behind the audio's own."""
         groups, first = [], 0
         while first < self.window:
-            groups.append(range(first, first + max(1, first // self.FINENESS)))
+            groups.append(range(first, first + min(max(1, first // self.FINENESS), self.WIDEST)))
             first = groups[-1].stop
         return groups
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from export.importers.ctranslate2 import WeightFileError, read_ctranslate2
 from export.tensorrt_speech import build_by_head_encoder
-from models.encoders.whisper import build_encoder
+from models.encoders.whisper import WhisperSection, build_encoder
 from models.graph.silent_rest import SilentRest
 from models.graph.writer import GraphBuilder
 from models.runtimes.onnx.encoder import OnnxEncoder
@@ -54,8 +55,9 @@ def test_torch_twin_equals_the_graph(onnx_encoder: OnnxEncoder, tmp_path: Path) 
 @pytest.mark.parametrize("build", [build_encoder, partial(build_by_head_encoder, float_type=np.float32)])
 @pytest.mark.parametrize("own", [4, 16, 24, 27])
 def test_with_groups_of_one_the_rest_of_the_window_is_heard_exactly(
-    tmp_path: Path, build: Callable[..., GraphBuilder], own: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[..., GraphBuilder], own: int
 ) -> None:
+    monkeypatch.setattr(SilentRest, "WIDEST", 1)
     rest = SilentRest(28)
     build(arrays_of(random_encoder(0)), dropped=1, rest=rest).save(tmp_path / "encoder.onnx")
     mel, silence = features(2 * own - 6, seed=own), np.full((MEL_BINS, 64), -1.5, np.float32)
@@ -110,3 +112,14 @@ def test_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(WeightFileError):
             read_ctranslate2(path)
+
+
+def test_a_graph_of_an_older_release_is_opened_and_not_written_again() -> None:
+    about: dict[str, Any] = {"architecture": "whisper", "precision": "int8", "graph": "encoder.onnx"}
+    about |= {"width": 512, "states_per_s": 50, "mel_bins": 80}
+    older = WhisperSection(**about, silent_window_s=30)
+    assert older.added_states == 100
+    with pytest.raises(ValueError, match="pull the model again"):
+        _ = older.rest
+    assert WhisperSection(**about, silent_window_s=30, silent_states=98).rest == SilentRest(1500)
+    assert WhisperSection(**about).added_states == 0

@@ -70,7 +70,10 @@ def test_the_logits_are_those_of_transformers(oracle: WhisperForConditionalGener
 
 
 @pytest.mark.parametrize("own", [1, 20, 31])
-def test_groups_of_one_are_read_as_states_like_others(oracle: WhisperForConditionalGeneration, tmp_path: Path, own: int) -> None:
+def test_groups_of_one_are_read_as_states_like_others(
+    oracle: WhisperForConditionalGeneration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int
+) -> None:
+    monkeypatch.setattr(SilentRest, "WIDEST", 1)
     rest = SilentRest(32)
     decoder, states = open_decoder(oracle, tmp_path, "fp32", rest), random_states(1, own + len(rest.groups()))
     decoder.write_memory(2, states)
