@@ -30,6 +30,7 @@ from server.api.http import ConnectionLimits
 from server.api.native.messages import MAX_FRAME_BYTES
 from server.api.options import DEFAULT_INSTRUCTION
 from server.api.websocket import MessageMemory, WebSocketConnection
+from server.garbage import leave_out_present_objects
 from server.registry.registry import Catalogue, ModelSource
 from server.settings import Settings
 
@@ -215,6 +216,7 @@ def _watch_start(server: uvicorn.Server, context: ServerContext, url: str) -> No
     started = [model.name for model in context.models.models if model.state == "ready"]
     only_one = len(context.models.models) == 1
     report = "\n".join(_check_report(url, context.keys.own_key, None if only_one else name) for name in started)
+    leave_out_present_objects()
     command = curl_line(url, needs_key=not context.keys.is_open)
     print(f"{report}\n\nReady. Open {url} in a browser, or try\n  {command}\nCtrl-C stops the server.", flush=True)
 

@@ -27,6 +27,7 @@ from server.engine.types.protocol import Engine
 from server.engine.types.requests import InstructRequest, LiveRequest
 from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, ServeError
+from server.garbage import leave_out_present_objects
 from server.logs import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def main(descriptor: int) -> None:
     try:
         engine = build_from_path(start.factory, start.arguments)
         engine.start()
+        leave_out_present_objects()
     except Exception as error:
         # The message of a `BackendError` says all that an operator has to know.
         reason = str(error)
