@@ -53,14 +53,16 @@ def encoder_part(weights: Weights, bundle: Bundle, limits: Limits, float_type: n
     section = bundle.manifest.encoder
     if not isinstance(section, WhisperSection):
         raise TensorRTError(f"the encoder of bundle {bundle.manifest.name} is not a Whisper's")
+    try:
+        rest = section.rest
+    except ValueError as error:
+        raise TensorRTError(f"{bundle.manifest.name}: {error}") from None
     return Part(
         name="encoder",
         precision=FLOAT_TYPE_NAMES[np.dtype(float_type)],
         max_positions=0,
         profiles=speech_encoder_profiles(limits, section.silent_frames),
-        write=lambda: build_by_head_encoder(
-            read_ctranslate2(weights.whisper), float_type, dropped=section.dropped, rest=section.rest
-        ),
+        write=lambda: build_by_head_encoder(read_ctranslate2(weights.whisper), float_type, dropped=section.dropped, rest=rest),
     )
 
 

@@ -18,7 +18,7 @@ from models.bundle.plans import DECODE_PROFILE, PREFILL_PROFILE, PlanError, Plan
 from models.bundle.sections import PlanSection
 from models.graph.writer import BFLOAT16
 from models.runtimes.cuda.device import plan_key
-from models.runtimes.cuda.tensorrt_library import load_tensorrt
+from models.runtimes.cuda.tensorrt_library import TensorRTError, load_tensorrt
 from server.cli import find_bundle
 from server.settings import load_settings
 from tests.models.bundle.test_bundle import write_tiny_bundle
@@ -145,6 +145,14 @@ def test_what_encoder_and_adapter_compute_in_is_in_their_plans_names(folder: Pat
     for float_type, name in ((BFLOAT16, "bf16"), (np.float32, "fp32")):
         assert encoder_part(weights, bundle, Limits(), float_type).precision == name
         assert adapter_part(bundle, Limits(), float_type).precision == name
+
+
+def test_no_plan_is_built_beside_a_decoder_that_knows_the_silence_in_another_way(folder: Path) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["encoder"] |= {"silent_window_s": 30.0, "silent_states": 100}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(TensorRTError, match=r"an older release condensed the silence .* pull the model again"):
+        encoder_part(Weights(folder, folder), open_bundle(folder), Limits())
 
 
 def test_weights_are_bf16_unless_another_format_is_named(capsys: pytest.CaptureFixture[str]) -> None:
