@@ -8,13 +8,11 @@ the likeliest. The recordings are those of `train.jsonl` whose set begins with a
 """
 
 import argparse
-import json
 import random
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from export.markdown import table
@@ -23,6 +21,7 @@ from models.bundle.io import open_bundle
 from models.chain import Models
 from models.protocols import EncoderStates, Float32, PrefillRow
 from training.greedy_writer import log_softmax, write_greedily
+from training.recordings import read_audio, read_rows
 
 LONGEST_S = 12.0
 
@@ -33,11 +32,11 @@ def encode(models: Models, audio: Float32) -> EncoderStates:
     return states
 
 
-def next_tokens(models: Models, states: EncoderStates, tokens: list[int]) -> Float32:
-    """Return the log-probabilities [tokens, vocabulary] of what the speech decoder writes behind each of the tokens."""
+def next_tokens(models: Models, states: EncoderStates, tokens: list[int], wanted: int) -> Float32:
+    """Return the log-probabilities [wanted, vocabulary] of what the speech decoder writes behind each of the last tokens."""
     decoder = models.require_speech().decoder
     decoder.write_memory(0, states)
-    (logits,) = decoder.prefill([PrefillRow(0, 0, decoder.embed(tokens), len(tokens))])
+    (logits,) = decoder.prefill([PrefillRow(0, 0, decoder.embed(tokens), wanted)])
     return np.stack([log_softmax(row) for row in logits])
 
 
@@ -47,12 +46,13 @@ def compare(reference: Models, other: Models, audio: Float32, language: str) -> 
     written = write_greedily(speech, states, lambda _: (), language).tokens
     known = speech.tokens
     tokens = [known.start, known.languages[language], known.transcribe, known.no_timestamps, *written]
-    expected = next_tokens(reference, states, tokens)[-len(written) - 1 :]
+    wanted = len(written) + 1
+    expected = next_tokens(reference, states, tokens, wanted)
     others = encode(other, audio)
     found = {"encoder": (reference, others), "decoder": (other, states), "both": (other, others)}
     result = {}
     for part, (models, heard) in found.items():
-        behind = next_tokens(models, heard, tokens)[-len(written) - 1 :]
+        behind = next_tokens(models, heard, tokens, wanted)
         divergence = (np.exp(expected) * (expected - behind)).sum(-1)
         result[part] = divergence, (expected.argmax(-1) != behind.argmax(-1)).astype(np.float32)
     return result
@@ -67,14 +67,14 @@ def main() -> None:
     parser.add_argument("--per-set", type=int, default=32, help="recordings of each, picked with seed 0")
     arguments = parser.parse_args()
     reference, other = (load_models(open_bundle(folder), 1, 1) for folder in (arguments.reference, arguments.bundle))
-    rows = [json.loads(line) for line in (arguments.data / "train.jsonl").read_text().splitlines()]
+    rows = read_rows(arguments.data / "train.jsonl")
     random.Random(0).shuffle(rows)
     lines = []
     for name in arguments.sets:
         picked = [row for row in rows if row["set"].startswith(name) and row["duration_s"] < LONGEST_S][: arguments.per_set]
         found = defaultdict(list)
         for row in tqdm(picked, desc=name, mininterval=5):
-            audio, _ = soundfile.read(arguments.data / row["file"], dtype="float32")
+            audio = read_audio(arguments.data / row["file"])
             for part, measured in compare(reference, other, audio, row.get("language", "en")).items():
                 found[part].append(measured)
         for part, of_recordings in found.items():

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 FILES = Path("/")
@@ -15,6 +16,7 @@ def processor_features(files: Path = FILES) -> set[str]:
     return next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
 
 
+@cache
 def adds_byte_products_exactly(architecture: str = platform.machine(), files: Path = FILES) -> bool:
     """Return whether the processor sums products of unsigned and signed bytes in 32 bits: VNNI, or any that is not x86.
 
