@@ -154,7 +154,7 @@ class DecoderPool:
         refusal = "Too many requests are waiting for their audio to be decoded; try again soon."
         self._places = FairSemaphore(workers, max_waiting, refusal)
         self._starting = 0
-        self._kept = 0
+        self._kept: set[DecoderLease] = set()
         # The decoders that can be used. Of those that are idle some may have died since.
         self._decoders: set[Decoder] = set()
         self._idle: asyncio.LifoQueue[Decoder] = asyncio.LifoQueue()
@@ -208,28 +208,31 @@ class DecoderPool:
             raise
         return DecoderLease(self, decoder, client)
 
-    def keep(self, client: str) -> None:
+    def keep(self, lease: "DecoderLease") -> None:
         """Move a lease from its place to the kept ones. Raises `Overloaded` where too many are kept."""
-        if self._kept >= self._max_streams:
+        if lease in self._kept:
+            return
+        if len(self._kept) >= self._max_streams:
             raise Overloaded("Too many recordings and streams are being decoded; try again later.", retry_after_s=5)
-        self._kept += 1
-        self._places.release(client)
+        self._kept.add(lease)
+        self._places.release(lease.client)
         self.track(self._fill_up())
 
-    def release(self, decoder: Decoder, client: str, was_kept: bool) -> None:
+    def release(self, lease: "DecoderLease") -> None:
         """Take back a decoder in which nothing is open, or one that was discarded, and its place."""
-        self._kept -= was_kept
-        if decoder not in self._decoders:
+        has_place = lease not in self._kept
+        self._kept.discard(lease)
+        if lease.decoder not in self._decoders:
             # The client holds its place until there is another decoder, so that breaking them gains it no turns.
-            self.track(self._replace(client, was_kept))
+            self.track(self._replace(lease.client, has_place))
             return
         # Some more than are needed stay, so that streams that come and go need not each wait for a start.
-        if len(self._decoders) - self._kept > 2 * self._workers:
-            self._discard(decoder)
+        if self._decoders_for_places > 2 * self._workers:
+            self._discard(lease.decoder)
         else:
-            self._idle.put_nowait(decoder)
-        if not was_kept:
-            self._places.release(client)
+            self._idle.put_nowait(lease.decoder)
+        if has_place:
+            self._places.release(lease.client)
 
     async def discard_broken(self, decoder: Decoder) -> str:
         """Kill a decoder that cannot be used any more; return how it ended."""
@@ -272,16 +275,21 @@ class DecoderPool:
             logger.warning("A decode process that was not at work ended: %s.", ending)
             self.track(self._fill_up())
 
-    async def _replace(self, client: str, was_kept: bool) -> None:
+    async def _replace(self, client: str, has_place: bool) -> None:
         try:
             await self._fill_up()
         finally:
-            if not was_kept:
+            if has_place:
                 self._places.release(client)
+
+    @property
+    def _decoders_for_places(self) -> int:
+        """How many decoders there are beside those of kept leases, of which some may have lost theirs."""
+        return len(self._decoders) - sum(lease.decoder in self._decoders for lease in self._kept)
 
     async def _fill_up(self) -> None:
         """Start decoders until there is one for each place, however long that takes."""
-        while not self._closed and len(self._decoders) + self._starting - self._kept < self._workers:
+        while not self._closed and self._decoders_for_places + self._starting < self._workers:
             self._starting += 1
             try:
                 await self._start_idle()
@@ -303,24 +311,23 @@ class DecoderLease:
 
     def __init__(self, pool: DecoderPool, decoder: Decoder, client: str) -> None:
         self.decoder = decoder
+        self.client = client
         self.over = False
         self.channels = 0
         self.warnings: tuple[str, ...] = ()
         self._pool = pool
-        self._client = client
-        self._kept = self._released = False
+        self._released = False
         self._reading: asyncio.Task[tuple[int, Samples]] | None = None
 
     def keep(self) -> None:
         """Announce that this takes longer than one read. Raises `Overloaded`, and gives the decoder back."""
-        if self.over or self._kept:
+        if self.over:
             return
         try:
-            self._pool.keep(self._client)
+            self._pool.keep(self)
         except Overloaded:
             self.close()
             raise
-        self._kept = True
 
     @property
     def is_reading(self) -> bool:
@@ -392,4 +399,4 @@ class DecoderLease:
 
     def _release(self) -> None:
         self.over = self._released = True
-        self._pool.release(self.decoder, self._client, self._kept)
+        self._pool.release(self)

@@ -185,6 +185,30 @@ def test_decoders_that_die_while_they_are_kept_leak_no_place() -> None:
     run_with_pool(use, max_streams=1)
 
 
+@on_each_event_loop
+def test_a_kept_decoder_that_dies_while_another_is_started_starts_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+    start = Decoder.start
+
+    async def count_and_start(memory_bytes: int, timeout_s: float) -> Decoder:
+        starts.append(memory_bytes)
+        return await start(memory_bytes, timeout_s)
+
+    async def use(pool: DecoderPool) -> None:
+        for _ in range(3):
+            with await AudioStream.open(pool, CLIP) as stream:
+                await stream.read(1_000)
+                kept, before = pool.process_ids, pool.restarts
+                kill(kept)
+                while pool.restarts == before:
+                    await asyncio.sleep(0.001)
+                await wait_for_others(pool, kept)
+
+    monkeypatch.setattr(Decoder, "start", count_and_start)
+    run_with_pool(use)
+    assert len(starts) == 1 + 3
+
+
 async def exhaust(blocks: AsyncIterator[object]) -> None:
     async for _ in blocks:
         pass
