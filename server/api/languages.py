@@ -1,4 +1,6 @@
-"""Languages by their ISO 639 codes and English names, as Whisper knows them and OpenAI's replies name them."""
+"""Languages by their ISO 639 codes and English names: those that a model knows, as OpenAI's replies name them."""
+
+from server.errors import InvalidRequest
 
 UNKNOWN = "unknown"
 # The name by which a client leaves the language to the model.
@@ -14,7 +16,7 @@ sq=albanian sw=swahili gl=galician mr=marathi pa=punjabi si=sinhala km=khmer sn=
 af=afrikaans oc=occitan ka=georgian be=belarusian tg=tajik sd=sindhi gu=gujarati am=amharic yi=yiddish lo=lao
 uz=uzbek fo=faroese ht=haitian_creole ps=pashto tk=turkmen nn=nynorsk mt=maltese sa=sanskrit lb=luxembourgish
 my=myanmar bo=tibetan tl=tagalog mg=malagasy as=assamese tt=tatar haw=hawaiian ln=lingala ha=hausa ba=bashkir
-jw=javanese su=sundanese yue=cantonese
+jw=javanese su=sundanese yue=cantonese fil=filipino
 """
 NAMES: dict[str, str] = dict(entry.split("=") for entry in TABLE.split())
 OTHER_NAMES = """
@@ -33,3 +35,11 @@ def language_code(text: str) -> str:
     """Return the code of a language that is given as a code, with or without a region (`en-GB`), or as its English name."""
     plain = text.strip().lower()
     return CODES.get(plain.replace(" ", "_")) or plain.replace("_", "-").partition("-")[0]
+
+
+def known_code(text: str, param: str) -> str:
+    """Return the code of a language that some model knows. Raises `InvalidRequest` for any other text."""
+    code = language_code(text)
+    if code not in NAMES:
+        raise InvalidRequest(f"{text[:32]!r} is no language that is known here.", param=param)
+    return code

@@ -87,8 +87,15 @@ class SpokenLanguages:
     languages: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, codes: Sequence[str]) -> Self:
-        """Return what these codes, some of which may be the same, mean."""
+    def of(cls, codes: Sequence[str], language: str | None = None) -> Self:
+        """Return what these codes, some of which may be the same, mean, or the one `language` that a client names beside them.
+
+        Raises `InvalidRequest` if that is none of several.
+        """
+        if language is not None:
+            if codes and language not in codes:
+                raise InvalidRequest("language is none of the languages.", param="language")
+            return cls(language)
         different = tuple(dict.fromkeys(codes))
         return cls(languages=different) if len(different) > 1 else cls(next(iter(different), None))
 
@@ -163,14 +170,13 @@ class RequestOptions(ClientMessage):
 
     @model_validator(mode="after")
     def _check_languages(self) -> Self:
-        if self.language is not None and self.languages and self.language not in self.languages:
-            raise InvalidRequest("language is none of the languages.", param="language")
+        SpokenLanguages.of(self.languages, self.language)
         return self
 
     @property
     def spoken(self) -> SpokenLanguages:
         """The languages that may be spoken."""
-        return SpokenLanguages.of(self.languages if self.language is None else [self.language])
+        return SpokenLanguages.of(self.languages, self.language)
 
     def _constraints(self) -> list[ConstraintKind]:
         return [kind for kind in get_args(ConstraintKind) if getattr(self, kind) is not None]
@@ -311,10 +317,26 @@ def form_description(model: type[ClientMessage]) -> dict[str, Any]:
 
 
 @cache
-def field_schemas(model: type[ClientMessage]) -> dict[str, dict[str, Any]]:
+def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each field."""
     properties: dict[str, dict[str, Any]] = model.model_json_schema()["properties"]
     return properties
+
+
+def inlined_schemas(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of each field, without references."""
+    definitions = model.model_json_schema().get("$defs", {})
+
+    def inline(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [inline(each) for each in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            return inline(definitions[schema["$ref"].rpartition("/")[2]])
+        return {key: inline(value) for key, value in schema.items() if value is not None}
+
+    return {name: inline(schema) for name, schema in field_schemas(model).items()}
 
 
 def _value_of(schema: Mapping[str, Any], text: str) -> object:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from starlette.datastructures import QueryParams
 
-from server.api.languages import language_code
+from server.api.languages import known_code
 from server.api.options import ANY_LANGUAGE, DEFAULT_INSTRUCTION, SpokenLanguages
 from server.audio.raw import Encoding, RawFormat
 from server.audio.types import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
@@ -35,7 +35,6 @@ UNSUPPORTED = (
 )
 MAX_NAME_CHARACTERS = 64
 MAX_LANGUAGES = 8
-MAX_LANGUAGE_CHARACTERS = 16
 MAX_DIGITS = 9
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -133,17 +132,13 @@ def _read_encoding(query: QueryParams) -> tuple[PcmFormat | None, Container]:
 def _read_languages(query: QueryParams) -> SpokenLanguages:
     """Return the languages that may be spoken: `detect_language` is a flag, or one of several languages."""
     detected = [value.lower() for value in query.getlist("detect_language")]
-    candidates = [_code(value) for value in detected if value not in TRUE + FALSE]
+    candidates = [known_code(value, "detect_language") for value in detected if value not in TRUE + FALSE]
     if len(candidates) > MAX_LANGUAGES:
         raise InvalidRequest(f"detect_language may name {MAX_LANGUAGES} languages.", param="detect_language")
     language = query.get("language", "").lower()
     if candidates or any(value in TRUE for value in detected) or language in ("", "multi"):
         return SpokenLanguages.of(candidates)
-    return SpokenLanguages(_code(language))
-
-
-def _code(language: str) -> str:
-    return language_code(language)[:MAX_LANGUAGE_CHARACTERS]
+    return SpokenLanguages(known_code(language, "language"))
 
 
 def _read_silence(endpointing: str) -> float:

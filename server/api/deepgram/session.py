@@ -95,9 +95,7 @@ class ListenDialect(Dialect):
                 pass
             case "Finalize":
                 self._finalising += 1
-                if not self._session.push_flush(Flush("finalize")):
-                    self._finalising -= 1
-                    self._session.put(replies.empty_results(self._origin, self._session.position.audio_s))
+                self._session.push_flush(Flush("finalize"))
             case "CloseStream":
                 await self._session.end_audio()
             case other:

@@ -21,7 +21,7 @@ from server.api.middleware import client_of, request_id_of
 from server.api.websocket import Connection
 from server.audio.pcm import SampleStream
 from server.audio.types import Samples
-from server.engine.types.events import Ended, Failed, Listened, LiveEvent
+from server.engine.types.events import Ended, Failed, Flushed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, Flush, LiveRequest
 from server.errors import ModelNotLoaded, NotReady, Overloaded, ServeError, SessionIdle, SessionTooLong
 from server.observability.live import SessionTimer
@@ -175,12 +175,12 @@ class SocketSession:
         self._audio_at_s, self._stop_handled = self._loop.time(), False
         self._piece_s = min(self.position.audio_s - before_s, LONGEST_PIECE_S)
 
-    def push_flush(self, flush: Flush) -> bool:
-        """End the utterance that is going on. Return false where there is no audio to be answered; no `Flushed` comes then."""
+    def push_flush(self, flush: Flush) -> None:
+        """End the utterance that is going on. The dialect is given a `Flushed` after everything that was heard before."""
         if self._engine_session is None:
-            return False
-        self._engine_session.push_flush(flush)
-        return True
+            self._outbox.put(Flushed(self.id, flush.marker))
+        else:
+            self._engine_session.push_flush(flush)
 
     def change_instruction(self, change: ChangeInstruction) -> None:
         """Set the instruction for utterances to come."""

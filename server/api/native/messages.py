@@ -34,6 +34,7 @@ from server.settings import Settings
 
 MAX_FRAME_BYTES = 256 * 1024
 DEFAULT_RATE_HZ = 16_000
+START = "start"
 
 Encoding = Literal["pcm16", "ogg_opus"]
 # Rounded to milliseconds.
@@ -103,7 +104,6 @@ class MessageReader:
         # By the longest audio of a model, of which there are few.
         self._starts: dict[float, type[StartMessage]] = {}
         self._models: dict[str, type[ClientMessage]] = {
-            "start": StartMessage,
             "flush": FlushMessage,
             "update": with_limits(UpdateMessage, settings),
             "end": EndMessage,
@@ -120,8 +120,27 @@ class MessageReader:
             self._starts[max_audio_s] = with_limits(start, self._settings)
         return self._starts[max_audio_s]
 
-    def read(self, text: str) -> StartMessage | Flush | ChangeInstruction | EndOfAudio:
-        """Return the message of a text frame. Raises `InvalidRequest`."""
+    def read_start(self, text: str) -> StartMessage:
+        """Return the first message of a session. Raises `InvalidRequest`."""
+        kind, content = self._read_object(text)
+        if kind != START:
+            raise InvalidRequest(f"The first message has to be a start, before any {kind}.", param="type")
+        return parse_message(self._start_model(content.get("model")), content, kind)
+
+    def read(self, text: str) -> Flush | ChangeInstruction | EndOfAudio:
+        """Return a message that follows the start. Raises `InvalidRequest`."""
+        kind, content = self._read_object(text)
+        if kind == START:
+            raise InvalidRequest("The session has started already.", param="type")
+        match parse_message(self._models[kind], content, kind):
+            case FlushMessage(id=marker):
+                return Flush(marker)
+            case UpdateMessage(instruction=instruction):
+                return ChangeInstruction(instruction)
+        return EndOfAudio()
+
+    def _read_object(self, text: str) -> tuple[str, dict[str, Any]]:
+        """Return the type of the message in a text frame, and its other fields."""
         # Characters, of which there are no more than bytes.
         if len(text) > MAX_TEXT_BYTES:
             raise InvalidRequest(f"A message has at most {MAX_TEXT_BYTES} characters.")
@@ -130,17 +149,10 @@ class MessageReader:
         except ValueError:
             raise InvalidRequest("The message is not valid JSON.") from None
         kind = content.pop("type", None) if isinstance(content, dict) else None
-        if not isinstance(kind, str) or kind not in self._models:
-            raise InvalidRequest(f"A message is a JSON object whose type is one of {', '.join(self._models)}.", param="type")
-        model = self._start_model(content.get("model")) if kind == "start" else self._models[kind]
-        match parse_message(model, content, kind):
-            case StartMessage() as start:
-                return start
-            case FlushMessage(id=marker):
-                return Flush(marker)
-            case UpdateMessage(instruction=instruction):
-                return ChangeInstruction(instruction)
-        return EndOfAudio()
+        kinds = (START, *self._models)
+        if kind not in kinds:
+            raise InvalidRequest(f"A message is a JSON object whose type is one of {', '.join(kinds)}.", param="type")
+        return kind, content
 
 
 class _Event(BaseModel):

@@ -22,7 +22,7 @@ from server.api.native.messages import (
 from server.audio.pcm import PcmStream, SampleStream
 from server.audio.stream import OpusStream
 from server.audio.wave_header import PcmFormat
-from server.engine.types.events import Failed, Flushed, Listened, LiveEvent
+from server.engine.types.events import Failed, Listened, LiveEvent
 from server.engine.types.requests import ChangeInstruction, EndOfAudio, Flush
 from server.errors import InvalidRequest
 
@@ -54,15 +54,12 @@ class NativeDialect(Dialect):
             await self._session.push_audio(message)
             return
         match self._reader.read(message):
-            case StartMessage():
-                raise InvalidRequest("The session has started already.", param="type")
             case EndOfAudio():
                 await self._session.end_audio()
             case ChangeInstruction() as change:
                 self._session.change_instruction(change)
-            case Flush(marker) as flush:
-                if not self._session.push_flush(flush):
-                    self._session.put(event_frame(Flushed(self._session.id, marker), self._session.request_id))
+            case Flush() as flush:
+                self._session.push_flush(flush)
 
     def frames_of(self, event: LiveEvent) -> Sequence[str]:
         return () if isinstance(event, Listened | Failed) else (event_frame(event, self._session.request_id),)
@@ -75,10 +72,7 @@ class NativeDialect(Dialect):
     async def _start(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
             raise InvalidRequest("The first message has to be a start, before any audio.")
-        start = self._reader.read(message)
-        if not isinstance(start, StartMessage):
-            raise InvalidRequest("The first message has to be a start.", param="type")
-        session = self._session
+        start, session = self._reader.read_start(message), self._session
         session.choose_model(session.context.models.find(start.model))
         request = start.live_request(session.id, session.client)
         rate_hz = start.sample_rate_hz or DEFAULT_RATE_HZ

@@ -16,10 +16,10 @@ from server.api.context import ServerContext
 from server.api.exchange import answer_request
 from server.api.middleware import client_of, request_id_of
 from server.api.native.schema import ErrorReply
-from server.api.openai.fields import Upload, inlined_schemas, parse_options, parse_upload, read_upload
+from server.api.openai.fields import Upload, parse_options, parse_upload, read_upload
 from server.api.openai.transcription_options import MAX_PROMPT_CHARACTERS, SpeechOptions, TranscriptionOptions, TranslationOptions
 from server.api.openai.transcription_replies import ChunkWriter, TranscriptWriter
-from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION
+from server.api.options import AUDIO_SCHEMA, DEFAULT_INSTRUCTION, inlined_schemas
 from server.audio.raw import parse_raw_type
 from server.engine.types.options import VoiceOptions
 from server.engine.types.requests import InstructRequest, SpeechTask

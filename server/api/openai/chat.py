@@ -20,8 +20,9 @@ from server.api.native.schema import ErrorReply
 from server.api.openai.chat_options import WITHOUT_EFFECT, ChatOptions, refuse_unsupported
 from server.api.openai.chat_replies import ChatWriter
 from server.api.openai.conversation import Conversation, read_conversation
-from server.api.openai.fields import inlined_schemas, parse_json, parse_options
+from server.api.openai.fields import parse_json, parse_options
 from server.api.openai.schema import Completion
+from server.api.options import inlined_schemas
 from server.engine.types.requests import InstructRequest, SpeechTask
 
 # Our fields, and OpenAI's that ask for the same.

@@ -117,22 +117,6 @@ def parse_options(model: type[Message], values: Mapping[str, Any], query: Iterab
     return parse_message(model, known, "The body"), (*_warnings(unread), *_warnings(list(query), " of the address"))
 
 
-def inlined_schemas(model: type[ClientMessage]) -> dict[str, Any]:
-    """Return the JSON schema of each field, without references."""
-    definitions = model.model_json_schema().get("$defs", {})
-
-    def inline(schema: Any) -> Any:
-        if isinstance(schema, list):
-            return [inline(each) for each in schema]
-        if not isinstance(schema, dict):
-            return schema
-        if "$ref" in schema:
-            return inline(definitions[schema["$ref"].rpartition("/")[2]])
-        return {key: inline(value) for key, value in schema.items() if value is not None}
-
-    return {name: inline(schema) for name, schema in field_schemas(model).items()}
-
-
 def _warnings(names: list[str], place: str = "") -> tuple[str, ...]:
     shown = [name if PLAIN_NAME.fullmatch(name) else "with another name" for name in names]
     warnings = [f"The field {name}{place} has no effect here." for name in shown[:MAX_WARNINGS]]

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from server.api.languages import ANY, language_code
-from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages, expected, first_fault
+from server.api.languages import ANY, known_code, language_code
+from server.api.options import DEFAULT_INSTRUCTION, SpokenLanguages, expected, first_fault, inlined_schemas
 from server.audio.wave_header import ALAW, MULAW, PcmFormat
 from server.engine.types.options import SamplingOptions, VoiceOptions
 from server.engine.types.requests import LiveRequest, SpeechTask
@@ -77,6 +77,11 @@ class Transcription(Lenient):
     keywords: list[str] | None = Field(default=None, max_length=1000)
     delay: str | None = None
 
+    def spoken(self, path: str = "") -> SpokenLanguages:
+        """Return the languages that may be spoken. Raises `InvalidRequest`; `path` leads to this object."""
+        name, texts = ("language", [self.language]) if self.language else ("languages", self.languages or [])
+        return SpokenLanguages.of([known_code(text, f"{path}.{name}") for text in texts if language_code(text) != ANY])
+
 
 class AudioInput(Lenient):
     format: AudioFormat | None = None
@@ -134,20 +139,21 @@ class SessionOptions:
             fields["turn_detection"] = session.turn_detection
         if session.input_audio_format is not None:
             fields["format"] = AudioFormat.model_validate({"type": BETA_FORMATS[session.input_audio_format]})
-        options = self._with_input(AudioInput.model_construct(_fields_set=set(fields), **fields), "session")
+        given = AudioInput.model_construct(_fields_set=set(fields), **fields)
+        options = self._with_input(given, "session", "input_audio_transcription")
         return options if session.include is None else replace(options, include=_checked_include(session.include))
 
-    def _with_input(self, given: AudioInput, path: str) -> "SessionOptions":
+    def _with_input(self, given: AudioInput, path: str, transcription_name: str = "transcription") -> "SessionOptions":
         options = self
         if given.format is not None:
             options = replace(options, format=given.format)
         if given.transcription is not None:
             asked = given.transcription
             if asked.delay is not None:
-                raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.transcription.delay")
-            options = replace(
-                options, transcription=options.transcription.model_copy(update=asked.model_dump(exclude_unset=True))
-            )
+                raise InvalidRequest("The delay of text cannot be chosen.", param=f"{path}.{transcription_name}.delay")
+            transcription = options.transcription.model_copy(update=asked.model_dump(exclude_unset=True))
+            transcription.spoken(f"{path}.{transcription_name}")
+            options = replace(options, transcription=transcription)
         if "turn_detection" in given.model_fields_set:
             detection = given.turn_detection
             if detection is not None and detection.idle_timeout_ms is not None:
@@ -165,8 +171,7 @@ class SessionOptions:
     def live_request(self, client: str) -> LiveRequest:
         """Return the request to the engine."""
         asked = self.transcription
-        codes = [language_code(text) for text in ([asked.language] if asked.language else asked.languages or [])]
-        spoken = SpokenLanguages.of([code for code in codes if code != ANY])
+        spoken = asked.spoken()
         task = SpeechTask(
             DEFAULT_INSTRUCTION,
             SamplingOptions(logprobs=0 if LOGPROBS in self.include else None),
@@ -198,24 +203,16 @@ def parse(model: type[Parsed], content: object, path: str = "") -> Parsed:
         place = ".".join([*([path] if path else []), *map(str, steps)])
         if kind == "missing":
             raise InvalidRequest(f"The field {place} is missing.", param=place) from None
-        wanted = expected(_schema_at(model.model_json_schema(), steps))
+        wanted = expected(_schema_at({"properties": inlined_schemas(model)}, steps))
         raise InvalidRequest(f"{place or 'The message'} has to be {wanted}.", param=place or None) from None
 
 
-def _schema_at(root: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
+def _schema_at(schema: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
     """Return the schema of the field to which `steps` lead."""
-    schema = root
     for step in steps:
-        schema = next(kind for kind in _kinds(schema, root) if "properties" in kind or "items" in kind)
+        schema = next(kind for kind in schema.get("anyOf", [schema]) if "properties" in kind or "items" in kind)
         schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
     return schema
-
-
-def _kinds(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the schemas of which one has to fit, without references."""
-    if "$ref" in schema:
-        return [root["$defs"][schema["$ref"].rpartition("/")[2]]]
-    return [found for kind in schema["anyOf"] for found in _kinds(kind, root)] if "anyOf" in schema else [schema]
 
 
 def _checked_include(include: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The dialect of OpenAI's Realtime API for transcription sessions: its events in and out."""
 
+import itertools
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,7 +57,9 @@ class RealtimeDialect(Dialect):
         expires_at = int(time.time() + session.context.settings.live_max_session_s)
         self._shape_arguments = (events.make_id("sess"), expires_at, model)
         self._shape = (BetaShape if beta else Shape)(*self._shape_arguments)
-        self._boundaries: deque[Boundary] = deque()
+        self._markers = map(str, itertools.count())
+        # By the marker of the flush that goes with each; oldest first.
+        self._boundaries: dict[str, Boundary] = {}
         # By the number of the utterance: those that are not answered.
         self._items: dict[int, Item] = {}
         # Without voice detection: the item that the next commit ends.
@@ -103,8 +105,9 @@ class RealtimeDialect(Dialect):
             case Problem(error=error, utterance=number):
                 item = None if number is None else self._items.pop(number, None)
                 return (events.error_frame(error),) if item is None else self._fail_utterance(item, error)
-            case Flushed():
-                return self._pass_boundary(self._boundaries.popleft())
+            # The boundaries before a failure are not passed any more.
+            case Flushed(marker=marker) if marker in self._boundaries:
+                return self._pass_boundary(self._boundaries.pop(marker))
             case Failed(error=error):
                 return (events.error_frame(error), *self._fail_items(error))
         return ()
@@ -169,39 +172,36 @@ class RealtimeDialect(Dialect):
             raise
 
     def _commit(self, event_id: object) -> None:
-        if self._options.turn_detection is None:
-            if self._session.position.audio_s <= self._boundary_s:
-                self._session.put(_commit_is_empty(event_id))
-                return
+        if self._options.turn_detection is not None:
+            self._push_boundary("commit", event_id)
+        elif self._session.position.audio_s > self._boundary_s:
             self._commit_open_item(event_id)
-            return
-        if not self._push_boundary(Boundary("commit", self._session.position.audio_s, event_id, self._commits)):
+        else:
             self._session.put(_commit_is_empty(event_id))
 
     def _commit_open_item(self, event_id: object) -> None:
         item, self._open_item = self._open_item, Item()
-        for frame in self._committed(item):
-            self._session.put(frame)
-        boundary = Boundary("commit", self._session.position.audio_s, event_id, self._commits, item)
-        if not self._push_boundary(boundary):
-            self._session.put(events.completed(item))
+        # The client is told of earlier clears first.
+        if not any(boundary.kind == "clear" for boundary in self._boundaries.values()):
+            for frame in self._committed(item):
+                self._session.put(frame)
+        self._push_boundary("commit", event_id, item)
 
     def _clear(self, event_id: object) -> None:
         item, self._open_item = self._open_item, Item()
-        if not self._push_boundary(Boundary("clear", self._session.position.audio_s, event_id, self._commits, item)):
-            self._session.put(events.cleared())
+        self._push_boundary("clear", event_id, item)
 
-    def _push_boundary(self, boundary: Boundary) -> bool:
-        """End the utterance that is going on. Return false where everything is answered already."""
-        self._boundary_s = boundary.audio_s
-        if not self._session.push_flush(Flush(boundary.kind)):
-            return False
-        self._boundaries.append(boundary)
-        return True
+    def _push_boundary(self, kind: Literal["commit", "clear"], event_id: object, item: Item | None = None) -> None:
+        """End the utterance that is going on."""
+        marker, self._boundary_s = next(self._markers), self._session.position.audio_s
+        self._boundaries[marker] = Boundary(kind, self._boundary_s, event_id, self._commits, item)
+        self._session.push_flush(Flush(marker))
 
     def _pass_boundary(self, boundary: Boundary) -> Sequence[str]:
         if boundary.kind == "clear":
-            return (events.cleared(),)
+            later = itertools.takewhile(lambda each: each.kind == "commit", self._boundaries.values())
+            items = [each.item for each in later if each.item is not None]
+            return (events.cleared(), *(frame for item in items for frame in self._committed(item)))
         if boundary.item is not None:
             return (events.completed(boundary.item),)
         return () if self._commits > boundary.commits else (_commit_is_empty(boundary.event_id),)
@@ -218,7 +218,7 @@ class RealtimeDialect(Dialect):
 
     def _boundary_after(self, start_s: float) -> Boundary | None:
         """Return the first commit or clear behind an utterance that begins at `start_s`."""
-        return next((each for each in self._boundaries if start_s < each.audio_s - FLUSH_SLACK_S), None)
+        return next((each for each in self._boundaries.values() if start_s < each.audio_s - FLUSH_SLACK_S), None)
 
     def _end_utterance(self, event: UtteranceDone, item: Item | None) -> Sequence[str]:
         if item is None or self._is_cleared(event.start_s, event.end_s):
@@ -243,12 +243,14 @@ class RealtimeDialect(Dialect):
 
     def _fail_items(self, error: ServeError) -> Sequence[str]:
         """Report the failure of all that was committed and not answered."""
-        items = [boundary.item for boundary in self._boundaries if boundary.kind == "commit" and boundary.item is not None]
-        self._boundaries.clear()
+        frames: list[str] = []
+        while self._boundaries:
+            boundary = self._boundaries.pop(next(iter(self._boundaries)))
+            if boundary.item is not None:
+                boundary.item.error = error
+                frames += self._pass_boundary(boundary)
         self._items.clear()
-        for item in items:
-            item.error = error
-        return [events.completed(item) for item in items]
+        return frames
 
     def _is_cleared(self, start_s: float, end_s: float) -> bool:
         """Return whether an utterance was still going on when the client cleared its buffer."""

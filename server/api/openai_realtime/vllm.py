@@ -61,7 +61,9 @@ class VllmDialect(Dialect):
                 case "input_audio_buffer.append":
                     await self._session.push_audio(await parse_beside_loop(decode_audio, parse(Append, content).audio))
                 case "input_audio_buffer.commit":
-                    self._commit(final=parse(Commit, content).final)
+                    # A commit that is not final begins a transcript, which audio does anyway.
+                    if parse(Commit, content).final:
+                        self._session.push_flush(Flush("final"))
                 case other:
                     raise InvalidRequest(f"There is no event {other[:64]!r}.", param="type")
         except InvalidRequest as error:
@@ -87,11 +89,6 @@ class VllmDialect(Dialect):
         if model is not self._session.model:
             await self._session.renew()
             self._session.choose_model(model)
-
-    def _commit(self, *, final: bool) -> None:
-        # A commit that is not final begins a transcript, which audio does anyway.
-        if final and not self._session.push_flush(Flush("final")):
-            self._session.put(self._done())
 
     def _done(self) -> str:
         item, self._item = self._item, Item()

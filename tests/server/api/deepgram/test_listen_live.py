@@ -200,6 +200,8 @@ BAD_QUERIES: list[tuple[dict[str, object], str]] = [
     ({**LINEAR16, "endpointing": 6000}, "endpointing"),
     ({**LINEAR16, "utterance_end_ms": 10}, "utterance_end_ms"),
     ({**LINEAR16, "interim_results": "maybe"}, "interim_results"),
+    ({**LINEAR16, "language": "xx"}, "'xx' is no language"),
+    ({**LINEAR16, "detect_language": ["en", "klingon"]}, "'klingon' is no language"),
 ]
 
 

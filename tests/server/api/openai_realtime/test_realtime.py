@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from server.engine.types.events import Failed, Problem, SpeechStarted
 from server.engine.types.options import VoiceOptions
-from server.engine.types.requests import Audio, Flush, LiveRequest
+from server.engine.types.requests import Audio, Flush, LiveInput, LiveRequest
 from server.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong
 from tests.support.clients.live_server import LiveServer, audio_file, live_server, tone, wait_until
 from tests.support.clients.realtime_client import AUDIO, ITEM, TRANSCRIPTION, RealtimeClient, realtime, types
@@ -307,6 +308,52 @@ def test_a_clear_forgets_what_was_not_committed(server: LiveServer, detects: boo
     assert [event["transcript"] for event in events if event["type"].endswith("completed")] == [TEXT.format(1)]
 
 
+@pytest.fixture
+def busy_engine(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """An engine that takes inputs of sessions late: call this once it may go on."""
+    late: list[tuple[str, LiveInput]] = []
+    push = engine.push
+    monkeypatch.setattr(engine, "push", lambda *item: late.append(item))
+
+    def go_on() -> None:
+        wait_until(lambda: sum(isinstance(item, Flush) for _, item in late) == 3)
+        for id, item in late:
+            push(id, item)
+
+    return go_on
+
+
+def test_a_commit_is_told_after_the_clear_before_it(server: LiveServer, busy_engine: Callable[[], None]) -> None:
+    with realtime(server) as client:
+        manual(client)
+        for kind in ("commit", "clear", "commit"):
+            client.append(pcm(0.4, 24_000))
+            client.tell(f"{AUDIO}.{kind}")
+        busy_engine()
+        events = [event for _ in range(2) for event in client.until(f"{TRANSCRIPTION}.completed")]
+    told = [event for event in events if not event["type"].endswith("delta")]
+    assert types(told) == [*COMMITTED, f"{TRANSCRIPTION}.completed", f"{AUDIO}.cleared", *COMMITTED, f"{TRANSCRIPTION}.completed"]
+    assert [event["transcript"] for event in told if "transcript" in event] == [TEXT.format(0), TEXT.format(1)]
+    assert told[5]["previous_item_id"] == told[0]["item_id"]
+
+
+def test_a_commit_behind_a_clear_fails_with_the_engine_and_is_told_first(server: LiveServer, engine: FakeEngine) -> None:
+    with realtime(server) as client:
+        manual(client)
+        client.append(pcm(0.5, 24_000))
+        session = only_session(engine)
+        engine.end_session(session.request.id)
+        client.tell(f"{AUDIO}.clear")
+        client.append(pcm(0.5, 24_000))
+        client.tell(f"{AUDIO}.commit")
+        # Answered at once, so that what came before it was read.
+        client.tell(f"{AUDIO}.commit")
+        client.until("error")
+        session.deliver(Failed(session.request.id, PromptTooLong("It is too long.", param="keywords")))
+        events = client.until(f"{TRANSCRIPTION}.failed")
+    assert types(events) == ["error", f"{AUDIO}.cleared", *COMMITTED, f"{TRANSCRIPTION}.failed"]
+
+
 BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "unknown type": ({"type": "response.create"}, "type"),
     "conversation": ({"type": "session.update", "session": {"type": "realtime"}}, "session.type"),
@@ -321,6 +368,8 @@ BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
             ("threshold", {"turn_detection": {"type": "server_vad", "threshold": 2}}, "turn_detection.threshold"),
             ("delay", {"transcription": {"delay": "low"}}, "transcription.delay"),
             ("languages", {"transcription": {"languages": ["en"] * 9}}, "transcription.languages"),
+            ("language", {"transcription": {"language": "xx"}}, "transcription.language"),
+            ("one of the languages", {"transcription": {"languages": ["en", "klingon"]}}, "transcription.languages"),
             ("timeout", {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 5000}}, "turn_detection.idle_timeout_ms"),
         ]
     },

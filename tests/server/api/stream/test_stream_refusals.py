@@ -163,6 +163,14 @@ def test_bad_starts(server: LiveServer, name: str) -> None:
         assert client.fatal() == (code, 1008)
 
 
+@pytest.mark.parametrize("kind", ["flush", "update", "end"])
+def test_what_comes_before_the_start_is_told_to_begin_with_it(server: LiveServer, kind: str) -> None:
+    """Nothing is said yet of its own fields, which are missing here."""
+    with streaming(server) as client:
+        client.tell(kind)
+        assert client.event()["error"]["message"] == f"The first message has to be a start, before any {kind}."
+
+
 def test_audio_before_the_start(server: LiveServer) -> None:
     with streaming(server) as client:
         client.say(pcm(0.1))
