@@ -18,8 +18,9 @@ from server.errors import InvalidRequest, UnsupportedOption
 MAX_PROMPT_CHARACTERS = 4000
 LIKELIEST = 0
 
-Format = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
+Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 TIMED_FORMATS: tuple[Format, ...] = ("srt", "verbose_json", "vtt")
+NO_SPEAKERS = "The model does not tell speakers apart."
 ShortText = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -27,6 +28,13 @@ class ServerVad(VoiceFields):
     """How all audio is cut at its pauses."""
 
     type: Literal["server_vad"]
+
+
+def _refuse_speakers(value: object) -> object:
+    """Return a format as it is. Raises `UnsupportedOption` for OpenAI's that needs speakers."""
+    if value == "diarized_json":
+        raise UnsupportedOption(NO_SPEAKERS, param="response_format")
+    return value
 
 
 def _read_strategy(value: object) -> object:
@@ -60,7 +68,7 @@ class SpeechOptions(SampledFields):
     )
     keywords: list[ShortText] = Field([], max_length=64, description="Names and terms that may be spoken.")
     hotwords: str = Field("", max_length=4000, description="The same, separated by commas, as vLLM has it.")
-    response_format: Format = Field("json", description="How the reply is written.")
+    response_format: Annotated[Format, BeforeValidator(_refuse_speakers)] = Field("json", description="How the reply is written.")
     temperature: float = Field(0.0, ge=0, le=1, description="0 takes the likeliest token; above it, tokens are drawn.")
     stream: bool = Field(False, description="Sends the text as it arises, in server-sent events.")
     stream_include_usage: bool | SkipJsonSchema[None] = Field(
@@ -76,8 +84,6 @@ class SpeechOptions(SampledFields):
 
     @model_validator(mode="after")
     def _check_offered(self) -> Self:
-        if self.response_format == "diarized_json":
-            raise UnsupportedOption("The model does not tell speakers apart.", param="response_format")
         if self.frequency_penalty:
             raise UnsupportedOption("A frequency penalty is not offered; there is presence_penalty.", param="frequency_penalty")
         if self.stream and self.response_format in ("srt", "vtt"):
@@ -107,11 +113,8 @@ class SpeechOptions(SampledFields):
     def spoken(self) -> SpokenLanguages:
         """Return the languages that may be spoken. Raises `InvalidRequest`."""
         codes = [language_code(text) for text in self.languages if text.strip()]
-        if self.language is not None and (code := language_code(self.language)) != ANY:
-            if codes and code not in codes:
-                raise InvalidRequest("language is none of the languages.", param="language")
-            return SpokenLanguages(code)
-        return SpokenLanguages.of(codes)
+        code = ANY if self.language is None else language_code(self.language)
+        return SpokenLanguages.of(codes, None if code == ANY else code)
 
     def all_keywords(self) -> tuple[str, ...]:
         """Return the keywords and hot words."""
@@ -140,7 +143,7 @@ class TranscriptionOptions(SpeechOptions):
     def _check_transcription(self) -> Self:
         for name in ("known_speaker_names", "known_speaker_references"):
             if getattr(self, name):
-                raise UnsupportedOption("The model does not tell speakers apart.", param=name)
+                raise UnsupportedOption(NO_SPEAKERS, param=name)
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise InvalidRequest("Times are in the format verbose_json only.", param="timestamp_granularities")
         if self.include and self.response_format != "json":

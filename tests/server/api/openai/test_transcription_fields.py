@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from transformers.models.whisper import tokenization_whisper as whisper
 
-from server.api.languages import language_code, language_name
+from export.checkpoints import canary_qwen, qwen3_asr, voxtral
+from server.api.languages import known_code, language_code, language_name
 from server.engine.types.options import VoiceOptions
 from server.errors import InvalidRequest
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, tone
@@ -130,6 +132,9 @@ def test_an_option_that_cannot_be_honoured_is_named(
     assert error_code(response) == code
     assert response.status_code == (404 if code == "model_not_found" else 400)
     assert response.json()["error"]["param"] == param
+    assert ("speakers" in response.text) == (
+        fields.get("response_format") == "diarized_json" or param.startswith("known_speaker")
+    )
     assert engine.submitted == []
 
 
@@ -206,6 +211,20 @@ def test_languages_have_names_and_codes() -> None:
     assert (language_name("de"), language_name(None), language_name("xx")) == ("german", "unknown", "xx")
     assert language_name("ht") == "haitian creole"
     assert [language_code(text) for text in ("DE", " pt_BR ", "Haitian Creole", "klingon")] == ["de", "pt", "ht", "klingon"]
+
+
+def test_every_language_of_a_model_is_known() -> None:
+    codes = {*whisper.LANGUAGES, *qwen3_asr.LANGUAGES, *voxtral.LANGUAGES, *canary_qwen.LANGUAGES}
+    assert codes == {known_code(code, "language") for code in codes}
+
+
+def test_the_formats_that_are_listed_are_those_that_are_served(server: LiveServer) -> None:
+    schema = server.client.get("/openapi.json").json()["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]
+    listed = schema["content"]["multipart/form-data"]["schema"]["properties"]["response_format"]["enum"]
+    assert listed == ["json", "text", "srt", "verbose_json", "vtt"]
+    for name in listed:
+        reply = server.client.post("/v1/audio/transcriptions", files=FILE, data={"response_format": name})
+        assert reply.status_code == 200, reply.text
 
 
 @pytest.mark.parametrize("granularity", ["timestamp_granularities[]", "timestamp_granularities[0]", "timestamp_granularities"])
