@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         default="process", description="Place of the models: a supervised child process, or a thread of the server itself."
     )
     stall_timeout_s: PositiveNumber = Field(
-        default=10.0, description="Seconds without progress after which the engine process is replaced."
+        default=10.0, ge=2, description="Seconds without progress after which the engine process is replaced; at least 2."
     )
 
     max_body_bytes: int = Field(

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 TICK_S = 0.1
 START_TIMEOUT_S = 120.0
-# A healthy child reports twice a second; one that has been silent for this share of `stall_timeout_s` gets no new requests.
-SILENCE_BEFORE_NOT_READY = 0.25
 # How long to wait for a child that has died, and for one that was told to stop.
 EXIT_GRACE_S = 1.0
 STOP_GRACE_S = 5.0
@@ -185,11 +183,10 @@ class ProcessEngine:
         # Guards everything below.
         self._changed = threading.Condition()
         self._requests: dict[str, _Waiting] = {}
-        # The child, once it is ready, with its last report and the time since.
+        # The child, once it is ready, with its last report, and whether it is silent or stuck.
         self._child: EngineChild | None = None
         self._report = EngineStats(ready=False, waiting=0, running=0, slots=0, queue_limit=0)
-        self._silent_s = 0.0
-        self._is_stuck = False
+        self._is_suspect = False
         self._past_counters = EngineCounters()
         self._starts = 0
         self._start_error: str | None = None
@@ -294,8 +291,7 @@ class ProcessEngine:
 
     @property
     def _ready(self) -> bool:
-        heard = self._silent_s < self._stall_timeout_s * SILENCE_BEFORE_NOT_READY
-        return self._child is not None and heard and not self._is_stuck and not self._draining
+        return self._child is not None and not self._is_suspect and not self._draining
 
     def _supervise(self) -> None:
         pause_s = 0.0
@@ -353,7 +349,7 @@ class ProcessEngine:
                 match value:
                     case EngineStats():
                         watchdog.take_report(value)
-                        self._take_report(child, value)
+                        self._take_report(child, value, watchdog.is_stuck)
                     case StartFailed(reason):
                         raise _ChildLostError(reason)
                     case _:
@@ -362,17 +358,17 @@ class ProcessEngine:
             if (problem := watchdog.problem) is not None:
                 raise _ChildLostError(problem)
             with self._changed:
-                self._silent_s, self._is_stuck = watchdog.silent_s, watchdog.is_stuck
+                self._is_suspect = watchdog.is_silent or watchdog.is_stuck
                 if time.monotonic() > self._stop_at_s or (self._stop_at_s != float("inf") and self._child is not child):
                     return
 
-    def _take_report(self, child: EngineChild, report: EngineStats) -> None:
+    def _take_report(self, child: EngineChild, report: EngineStats, is_stuck: bool) -> None:
         with self._changed:
             if not report.ready and not self._draining:
                 raise _ChildLostError("its engine has stopped")
             if self._child is not child:
                 logger.info("the engine's process %d is ready", child.process_id)
-            self._child, self._report, self._silent_s, self._is_stuck = child, report, 0.0, False
+            self._child, self._report, self._is_suspect = child, report, is_stuck
             self._changed.notify_all()
 
     def _deliver(self, serial: Address, event: Event | LiveEvent) -> None:

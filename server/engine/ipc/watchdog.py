@@ -6,6 +6,9 @@ from server.engine.types.stats import EngineStats
 LONGEST_TICK_S = 0.5
 # A piece of work may take this many times as long as the child estimated: other processes may share the machine.
 WORK_MARGIN = 4.0
+# A child gets no new requests after this share of the time after which its silence costs it its place, but not sooner than after
+# three reports that are missing: an idle child reports twice a second.
+SILENCE_SHARE, LEAST_SILENCE_S = 0.25, 1.5
 
 
 class Watchdog:
@@ -49,6 +52,11 @@ class Watchdog:
         if progress != self._progress or stats.waiting + stats.running + stats.live_jobs == 0:
             self.stuck_s = 0.0
         self._progress = progress
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the child has reported nothing for so long that it gets no new requests."""
+        return self.silent_s > max(SILENCE_SHARE * self._silence_limit_s, LEAST_SILENCE_S)
 
     @property
     def is_stuck(self) -> bool:

@@ -52,6 +52,20 @@ def test_a_child_that_works_gets_no_such_time() -> None:
     assert watchdog.silent_s == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(("stall_timeout_s", "silence_s"), [(2.0, 1.5), (10.0, 2.5)])
+def test_silence_is_told_after_several_reports_are_missing(stall_timeout_s: float, silence_s: float) -> None:
+    """An idle child reports twice a second, so one that is late is no silence."""
+    watchdog = Watchdog(0.0, start_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
+    watchdog.take_report(report(1))
+    silent = []
+    for tick in range(1, 30):
+        watchdog.advance(tick / 10)
+        silent.append(watchdog.is_silent)
+    assert silent.index(True) / 10 == pytest.approx(silence_s)
+    watchdog.take_report(report(1))
+    assert not watchdog.is_silent
+
+
 def test_every_report_breaks_the_silence() -> None:
     watchdog = watchdog_after(report(1), report(1), report(1, running=1))
     assert watchdog.silent_s == pytest.approx(1)
