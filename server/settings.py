@@ -189,9 +189,10 @@ class Settings(BaseSettings):
 
     wyoming_port: int | None = Field(
         default=None,
-        ge=1,
+        ge=0,
         le=65535,
-        description="TCP port for Home Assistant's protocol Wyoming, which knows no keys; none by default.",
+        description="TCP port for Home Assistant's protocol Wyoming, which knows no keys; none by default. 0 takes a free one, "
+        "which the log names.",
     )
 
     live_sessions: int = Field(

@@ -33,6 +33,8 @@ def build_decode_pool(sample_rate_hz: int, settings: Settings) -> DecoderPool:
 class Listener(Protocol):
     """Serves clients on a port of its own, beside the HTTP server."""
 
+    port: int
+
     @property
     def is_busy(self) -> bool:
         """Whether it has work that a stop waits for."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.support.clients.live_server import LiveServer, free_port, live_server, wait_until
+from tests.support.clients.live_server import LiveServer, live_server, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.clients
@@ -25,7 +25,6 @@ TEXT = "The Middle Ages brought calligraphy to perfection."
 SPOKEN = "Transcribe the speech to text. 0"
 """The first utterance of a live session, as the scripted engine answers it."""
 TIMEOUT_S = 120.0
-WYOMING_PORT = free_port()
 WAYS = [
     ("livekit_client.py", "openai-file", TEXT),
     ("livekit_client.py", "openai-live", SPOKEN),
@@ -50,7 +49,7 @@ WAYS = [
 def server() -> Iterator[LiveServer]:
     engine = FakeEngine()
     engine.text = TEXT
-    with live_server(engine, wyoming_port=WYOMING_PORT) as running:
+    with live_server(engine, wyoming_port=0) as running:
         wait_until(lambda: engine.stats().ready)
         yield running
 
@@ -77,8 +76,7 @@ def test_a_client_gets_the_text(server: LiveServer, recording: Path, program: st
 
 
 def test_home_assistants_protocol_gets_the_text(server: LiveServer, recording: Path) -> None:
-    address = f"tcp://127.0.0.1:{WYOMING_PORT}"
-    assert server.port != WYOMING_PORT
+    address = f"tcp://127.0.0.1:{server.other_ports[0]}"
     command = [str(CLIENTS / "bin" / "python"), str(PROGRAMS / "wyoming_client.py"), "tcp", address, str(recording)]
     assert SPOKEN in run(command)
 

@@ -17,11 +17,11 @@ MAX_CONNECTIONS = 256
 
 
 class WyomingListener:
-    """Serves Wyoming's clients from `start` to `close`."""
+    """Serves Wyoming's clients on `port` from `start` to `close`; a port 0 becomes a free one at the start."""
 
     def __init__(self, context: ServerContext, port: int) -> None:
+        self.port = port
         self._context = context
-        self._port = port
         self._places = Shares(MAX_CONNECTIONS)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -35,8 +35,9 @@ class WyomingListener:
     async def start(self) -> None:
         """Listen on the settings' host. Raises `OSError`."""
         host = self._context.settings.host
-        self._server = await asyncio.start_server(self._accept, host, self._port, limit=MAX_LINE_BYTES)
-        logger.info("Wyoming clients are served at tcp://%s:%d.", host, self._port)
+        self._server = await asyncio.start_server(self._accept, host, self.port, limit=MAX_LINE_BYTES)
+        self.port = self._server.sockets[0].getsockname()[1]
+        logger.info("Wyoming clients are served at tcp://%s:%d.", host, self.port)
 
     def stop(self) -> None:
         """Take no more clients, and have those that are connected get the transcript of what they sent."""

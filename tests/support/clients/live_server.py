@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +23,13 @@ from tests.support.fakes.fake_engine import FakeEngine
 
 @dataclass
 class LiveServer:
-    """The address of a running server, a client for it, and what makes the server stop."""
+    """The address of a running server, a client for it, what makes the server stop, and its other ports."""
 
     url: str
     port: int
     client: httpx.Client
     stop: Callable[[], None] = lambda: None
+    other_ports: tuple[int, ...] = ()
 
 
 def fixed_source(engine: Engine) -> ModelSource:
@@ -45,7 +45,8 @@ def live_server(
     chosen = Settings(**{"decode_workers": 1, "port": 0, "drain_timeout_s": 1, **settings})
     engines = engine if isinstance(engine, Sequence) else [engine]
     sources = [each if isinstance(each, ModelSource) else fixed_source(each) for each in engines]
-    server = web_server(create_app(sources, chosen, catalogue), chosen)
+    app = create_app(sources, chosen, catalogue)
+    server = web_server(app, chosen)
     listener = listen(chosen)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -58,7 +59,7 @@ def live_server(
 
     with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as client:
         try:
-            yield LiveServer(url, port, client, stop)
+            yield LiveServer(url, port, client, stop, tuple(each.port for each in app.state.context.listeners))
         finally:
             stop()
             thread.join(20)
@@ -73,14 +74,6 @@ def scripted_engine_server(**settings: Any) -> Iterator[tuple[FakeEngine, LiveSe
     with live_server(engine, **settings) as server:
         wait_until(lambda: engine.stats().ready)
         yield engine, server
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:

@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 from server.api.lifecycle import ListenError, listen
 from server.errors import Overloaded
 from server.settings import Settings
-from tests.support.clients.live_server import free_port, live_server, wait_until
+from tests.support.clients.live_server import live_server, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
 RATE_HZ = 16_000
@@ -49,10 +49,10 @@ class Client:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[FakeEngine, int]]:
-    engine, port = FakeEngine(), free_port()
-    with live_server(engine, wyoming_port=port, live_idle_timeout_s=2.0):
+    engine = FakeEngine()
+    with live_server(engine, wyoming_port=0, live_idle_timeout_s=2.0) as server:
         wait_until(lambda: engine.stats().ready)
-        yield engine, port
+        yield engine, server.other_ports[0]
 
 
 @pytest.fixture
@@ -159,10 +159,10 @@ def test_a_failure_is_told(engine: FakeEngine, client: Client) -> None:
 
 
 def test_a_stopping_server_answers_what_was_said() -> None:
-    port, own = free_port(), FakeEngine()
-    with live_server(own, wyoming_port=port, drain_timeout_s=20) as server:
+    own = FakeEngine()
+    with live_server(own, wyoming_port=0, drain_timeout_s=20) as server:
         wait_until(lambda: own.stats().ready)
-        speaking, idle = Client(port), Client(port)
+        speaking, idle = (Client(server.other_ports[0]) for _ in range(2))
         idle.send("ping")
         assert idle.receive() is not None
         speaking.send("audio-start", FORMAT)
