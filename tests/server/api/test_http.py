@@ -6,7 +6,6 @@ import select
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -64,7 +63,8 @@ def test_a_peer_that_reads_no_answers_is_cut_off(server: LiveServer) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.connect(("127.0.0.1", server.port))
         peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
-        wait_until(lambda: open_files(server) == files + 2)
+        # The server has taken the connection.
+        assert peer.recv(1)
         # Only the client's end is still open.
         wait_until(lambda: open_files(server) == files + 1)
 
@@ -190,28 +190,12 @@ def test_who_leaves_with_further_requests_behind_is_noticed(server: LiveServer, 
     assert len(engine.submitted) == 1
 
 
-def test_a_slow_body_that_gets_on_is_waited_for(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it takes three times as long as the timeout."""
-    monkeypatch.setattr("server.api.body.LEAST_PROGRESS_BYTES", 1000)
-
-    def slowly() -> Iterator[bytes]:
-        yield b'--b\r\nContent-Disposition: form-data; name="instruction"\r\n\r\na\r\n'
-        yield b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
-        for start in range(0, len(CLIP), len(CLIP) // 9):
-            time.sleep(0.1)
-            yield CLIP[start : start + len(CLIP) // 9]
-        yield b"\r\n--b--\r\n"
-
-    reply = server.client.post("/v1/instruct", content=slowly(), headers={"content-type": "multipart/form-data; boundary=b"})
-    assert reply.status_code == 200
-
-
 def test_connections_of_one_address_leave_room_for_others() -> None:
     with scripted_engine_server(max_connections=20) as (_, server):
         peers = [peer_of(server) for _ in range(12)]
-        refused = [peer for peer in peers if select.select([peer], [], [], 0.1)[0]]
-        assert len(refused) == 12 - 20 // 2
+        taken, refused = peers[: 20 // 2], peers[20 // 2 :]
         assert all(peer.recv(12) == b"HTTP/1.1 429" for peer in refused)
+        assert not select.select(taken, [], [], 0)[0]
         other = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(transport=other, base_url=server.url) as client:
             assert client.get("/health").status_code == 200

@@ -26,6 +26,7 @@ from tests.support.clients.live_server import (
     tone,
     wait_until,
 )
+from tests.support.clients.time_limits import limit_requests_once
 from tests.support.fakes.fake_engine import FakeEngine
 
 CLIP = audio_file(tone(1.25, 16_000), 16_000, "FLAC", "PCM_16")
@@ -105,9 +106,10 @@ def test_a_bug_is_a_500_that_tells_nothing(server: LiveServer, engine: FakeEngin
     assert instruct(server, CLIP).status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_504_and_aborted() -> None:
+def test_an_answer_that_takes_too_long_is_504_and_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted_engine_server(request_timeout_s=0.3) as (engine, server):
         engine.answers = False
+        limit_requests_once(lambda: engine.submitted, monkeypatch)
         response = instruct(server, CLIP)
         assert (response.status_code, error_code(response)) == (504, "request_timed_out")
         assert engine.aborted == [engine.submitted[0].id]
@@ -301,7 +303,7 @@ def test_health_answers_while_audio_is_decoded(server: LiveServer) -> None:
 
 def test_shutdown_lets_a_request_finish_and_drains_the_engine() -> None:
     replies: list[httpx.Response] = []
-    with scripted_engine_server() as (engine, server):
+    with scripted_engine_server(drain_timeout_s=20) as (engine, server):
         engine.delay_s = 0.4
         thread = threading.Thread(target=lambda: replies.append(instruct(server, CLIP)))
         thread.start()

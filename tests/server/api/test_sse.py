@@ -17,6 +17,7 @@ from server.engine.types.requests import InstructRequest, LiveInput, LiveRequest
 from server.engine.types.stats import EngineStats
 from server.errors import EngineFailed, Overloaded, ServeError
 from tests.support.clients.live_server import LiveServer, audio_file, error_code, instruct, live_server, tone, wait_until
+from tests.support.clients.time_limits import limit_requests_once
 
 CLIP = audio_file(tone(1.0, 16_000), 16_000, "FLAC", "PCM_16")
 
@@ -211,17 +212,19 @@ def test_a_failure_after_some_text_is_an_event(server: LiveServer, engine: HeldE
     assert engine.aborted == []
 
 
-def test_the_time_limit_ends_a_stream_with_an_event() -> None:
-    engine = HeldEngine()
-    with live_server(engine, request_timeout_s=2.0) as server:
-        in_background(lambda: engine.say("Half"))
+def test_the_time_limit_ends_a_stream_with_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, said = HeldEngine(), threading.Event()
+    limit_requests_once(said.is_set, monkeypatch)
+    with live_server(engine, request_timeout_s=0.3) as server:
+        in_background(lambda: engine.say("Half"), said.set)
         with streaming(server) as response:
             assert [event["type"] for event in events_of(response)] == ["instruct.text.delta", "error"]
         assert engine.aborted == [engine.submitted[0].id]
 
 
-def test_the_time_limit_before_any_text_is_a_status() -> None:
+def test_the_time_limit_before_any_text_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = HeldEngine()
+    limit_requests_once(lambda: engine.submitted, monkeypatch)
     with live_server(engine, request_timeout_s=0.3) as server:
         response = instruct(server, CLIP, stream="true")
         assert (response.status_code, error_code(response)) == (504, "request_timed_out")

@@ -24,6 +24,7 @@ from tests.support.clients.live_server import (
     scripted_engine_server,
     wait_until,
 )
+from tests.support.clients.time_limits import limit_requests_once
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.inputs.recorded import Ledger, events_of, recording, streaming, transcript
 
@@ -164,7 +165,7 @@ def test_a_client_that_leaves_midway(server: LiveServer, engine: FakeEngine, str
     wait_until(lambda: engine.aborted == [session.request.id for session in engine.past_sessions] != [])
 
 
-def test_the_time_limit_counts_from_the_last_progress() -> None:
+def test_the_time_limit_counts_from_the_last_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty steps of 100 ms take more than the limit, but no single step does."""
     engine = FakeEngine()
     slow = SlowEngine(0.1)
@@ -172,6 +173,7 @@ def test_the_time_limit_counts_from_the_last_progress() -> None:
         wait_until(lambda: slow.stats().ready)
         assert instruct(server, recording(40)).json()["text"] == transcript(40)
     engine.listens_until_s = 5.0
+    limit_requests_once(lambda: any(session.audio_s > 5 for session in engine.sessions.values()), monkeypatch)
     with live_server(engine, request_timeout_s=0.5) as server:
         wait_until(lambda: engine.stats().ready)
         response = instruct(server, MINUTE)
@@ -181,10 +183,11 @@ def test_the_time_limit_counts_from_the_last_progress() -> None:
 
 
 def test_a_deadline_is_one_whatever_is_got_on_with() -> None:
+    """Sixty steps of 50 ms take longer than the first deadline, whose first steps are taken before it."""
     slow = SlowEngine(0.05)
     with live_server(slow) as server:
         wait_until(lambda: slow.stats().ready)
-        response = instruct(server, MINUTE, deadline_ms="700")
+        response = instruct(server, MINUTE, deadline_ms="2000")
         assert (response.status_code, error_code(response)) == (504, "request_timed_out")
         assert "deadline" in response.json()["error"]["message"]
         assert len(slow.aborted) == 1

@@ -1,5 +1,6 @@
 """The limits of a live session: back-pressure both ways, silence, length, a server that stops, and bugs."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -12,10 +13,14 @@ import pytest
 
 from server.api import websocket as web_socket
 from server.api.live.session import MAX_WAITING
+from server.api.native.session import NativeDialect
+from server.constraints.sandbox import GrammarSandbox
 from server.engine.types.events import Flushed, Partial, UtteranceDone
+from server.engine.types.options import Constraint
 from server.engine.types.requests import Audio, Flush, LiveInput
 from tests.support.clients.live_server import LiveServer, live_server, wait_until
 from tests.support.clients.stream_client import TEXT, frame, metric, open_files, pcm, raw_socket, reset, streaming
+from tests.support.clients.time_limits import watch_sessions_once
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_live import FakeSession, fake_done
 
@@ -99,9 +104,25 @@ def test_many_flushes_wait_for_their_answers(monkeypatch: pytest.MonkeyPatch) ->
     assert pushed == [Flush(marker) for marker in markers]
 
 
-def test_a_session_is_not_idle_while_its_constraint_is_checked() -> None:
-    """The first check takes longer than the timeout: it starts the process that checks."""
-    with serving(live_idle_timeout_s=0.05) as (server, _engine), streaming(server) as client:
+def test_a_session_is_not_idle_while_its_constraint_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is looked at again and again during the check, which takes longer than the timeout then."""
+    is_checking, looks = False, 0
+
+    def idle_timeout_s(_dialect: NativeDialect) -> float:
+        nonlocal looks
+        looks += is_checking
+        return 0.05 if is_checking else 60.0
+
+    async def check_long(_sandbox: GrammarSandbox, _constraint: Constraint, _client: str) -> None:
+        nonlocal is_checking
+        is_checking = True
+        while looks < 4:
+            await asyncio.sleep(0.01)
+        is_checking = False
+
+    monkeypatch.setattr(NativeDialect, "idle_timeout_s", property(idle_timeout_s))
+    monkeypatch.setattr(GrammarSandbox, "check", check_long)
+    with serving() as (server, _engine), streaming(server) as client:
         assert client.start(regex="[a-z]+")["type"] == "ready"
 
 
@@ -173,9 +194,11 @@ def test_who_waits_for_a_flush_is_not_idle() -> None:
 
 
 @pytest.mark.parametrize("scope", ["utterance", "recording"])
-def test_a_session_that_lasts_too_long_ends_after_all_is_answered(scope: str) -> None:
+def test_a_session_that_lasts_too_long_ends_after_all_is_answered(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer about all audio comes as text; `ended` would mean that the client ended the session."""
-    with serving(live_max_session_s=0.5) as (server, _), streaming(server) as client:
+    with serving(live_max_session_s=0.5) as (server, engine), contextlib.ExitStack() as clients:
+        watch_sessions_once(lambda: any(session.audio_s for session in engine.sessions.values()), monkeypatch)
+        client = clients.enter_context(streaming(server))
         client.start(scope=scope)
         client.say(pcm(0.5))
         events, close = client.events()
