@@ -13,7 +13,7 @@ from loadtest.clients.drops import Drop, Leaving, Point, choose_drop, run_drop
 from loadtest.support.footprint import Footprint, Watch, footprints, total
 from loadtest.support.leaks import Look, leaks
 from tests.support.clients.live_server import tone, wait_until
-from tests.support.fakes.scripted_stream import Event, scripted_server
+from tests.support.fakes.scripted_stream import Event, ScriptedServer, scripted_server
 
 PCM = (tone(0.5, 16_000) * 32767).astype("<i2").tobytes()
 DROPS = [Drop(*each, 1.0, "pcm16") for each in product(Leaving, Point) if each != (Leaving.END, Point.CONNECTED)]
@@ -21,15 +21,20 @@ DROPS = [Drop(*each, 1.0, "pcm16") for each in product(Leaving, Point) if each !
 
 @pytest.mark.parametrize("drop", DROPS, ids=lambda drop: f"{drop.leaving.name} {drop.point.name}")
 def test_a_client_goes_as_it_should(drop: Drop) -> None:
-    with scripted_server(idle_timeout_s=0.1 if drop.leaving == Leaving.SILENCE else 20.0) as server:
+    speaks = drop.point != Point.CONNECTED
+    sent = PCM if drop.point in (Point.AUDIO, Point.FLUSH) else b""
+    messages = ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (drop.leaving == Leaving.END)
+
+    def came(server: ScriptedServer) -> tuple[int, bytes, list[str]]:
+        return len(server.starts), b"".join(server.audio), [message["type"] for message in server.messages]
+
+    idle_timeout_s = 0.1 if drop.leaving == Leaving.SILENCE else 20.0
+    everything = (speaks, sent, messages)
+    with scripted_server(idle_timeout_s=idle_timeout_s, may_idle=lambda server: came(server) == everything) as server:
         assert run_drop(server.url, drop, PCM, b"") == ""
         wait_until(lambda: len(server.gone) == 1)
-    speaks = drop.point != Point.CONNECTED
-    has_audio = drop.point in (Point.AUDIO, Point.FLUSH)
-    assert len(server.starts) == speaks
-    sent, heard = (PCM if has_audio else b""), b"".join(server.audio)
-    messages = ["flush"] * (drop.point == Point.FLUSH) + ["end"] * (drop.leaving == Leaving.END)
-    told = [message["type"] for message in server.messages]
+    starts, heard, told = came(server)
+    assert starts == speaks
     if drop.leaving == Leaving.RESET:
         # A reset throws away what the server has not read yet.
         assert sent.startswith(heard)

@@ -34,15 +34,23 @@ def unchanged(event: Event) -> list[Event]:
     return [event]
 
 
+def has_all(_server: "ScriptedServer") -> bool:
+    return True
+
+
 @dataclass
 class ScriptedServer:
-    """The address, the messages that came, and the way it misbehaves: `twist` makes any number of events of one."""
+    """The address, the messages that came, and the way it misbehaves: `twist` makes any number of events of one.
+
+    A session is idle after `idle_timeout_s` in which nothing came, once `may_idle` says so of what came before.
+    """
 
     url: str = ""
     twist: Callable[[Event], list[Event]] = unchanged
     close_code: int = 1000
     refusal: tuple[int, str] | None = None
     idle_timeout_s: float = 10.0
+    may_idle: Callable[["ScriptedServer"], bool] = has_all
     starts: list[Event] = field(default_factory=list)
     messages: list[Event] = field(default_factory=list)
     audio: list[bytes] = field(default_factory=list)
@@ -104,7 +112,7 @@ class _Session:
     def _receive(self) -> str | bytes | None:
         """The next message; None where there is none in time, which ends the session."""
         try:
-            return self._connection.recv(timeout=self._server.idle_timeout_s)
+            return self._connection.recv(timeout=self._server.idle_timeout_s if self._server.may_idle(self._server) else None)
         except TimeoutError:
             self._fail("session_idle", 1008)
             return None
