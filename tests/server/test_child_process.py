@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from server.child_process import ChildFailed, ChildProcess, describe_exit
+from tests.support.clients.live_server import wait_until
+from tests.support.processes import has_ended
 
 pytestmark = pytest.mark.usefixtures("each_event_loop")
 
@@ -118,14 +119,9 @@ def test_it_ends_with_its_parent(module: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with subprocess.Popen([sys.executable, "-c", parent, module], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
-        child = Path(f"/proc/{int(process.stdout.readline())}/stat")
+        child = int(process.stdout.readline())
         process.kill()
-    for _ in range(500):
-        # A zombie that its new parent has not looked at has ended too.
-        if not child.exists() or ") Z " in child.read_text():
-            return
-        time.sleep(0.01)
-    pytest.fail("it outlived its parent")
+    wait_until(lambda: has_ended(child))
 
 
 def test_an_end_in_words() -> None:

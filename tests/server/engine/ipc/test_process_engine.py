@@ -19,6 +19,7 @@ from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request
 from tests.support.fakes import engine_children
 from tests.support.fakes.engine_children import FileGate, local
 from tests.support.fakes.fake_models import SAMPLE_RATE_HZ
+from tests.support.processes import has_ended
 
 ROOT = Path(__file__).parents[4]
 STALL_TIMEOUT_S = 2.0
@@ -76,14 +77,6 @@ def lose_child(engine: ProcessEngine) -> None:
 def is_gone(process_id: int) -> bool:
     """Return whether a process is dead and reaped."""
     return not Path(f"/proc/{process_id}").exists()
-
-
-def has_ended(process_id: int) -> bool:
-    """Return whether a process is dead, reaped by its new parent or not."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    except FileNotFoundError:
-        return True
 
 
 def assert_serves(engine: Engine) -> None:
