@@ -55,11 +55,11 @@ def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
 
 
-def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> None:
+def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client is not idle meanwhile, and no audio is lost."""
     piece_s, backlog_s, pieces = 0.25, 2.0, 2000
-    settings = {"live_backlog_s": backlog_s, "live_idle_timeout_s": 1.0}
-    with serving(**settings) as (server, engine), streaming(server) as client:
+    with serving(live_backlog_s=backlog_s) as (server, engine), streaming(server) as client:
+        monkeypatch.setattr(NativeDialect, "idle_timeout_s", property(lambda _: 60.0 if engine.listens else 0.5))
         client.start(partials=False)
         session = only_session(engine)
         engine.listens = False
@@ -73,7 +73,7 @@ def test_a_client_that_is_ahead_is_not_read_until_the_engine_has_listened() -> N
         saying = threading.Thread(target=say_all)
         saying.start()
         wait_until(lambda: session.audio_s > backlog_s)
-        saying.join(1.5)
+        saying.join(1.0)
         assert saying.is_alive()
         assert backlog_s < session.audio_s <= backlog_s + piece_s
         engine.listens = True
@@ -126,15 +126,6 @@ def test_a_session_is_not_idle_while_its_constraint_is_checked(monkeypatch: pyte
         assert client.start(regex="[a-z]+")["type"] == "ready"
 
 
-@contextlib.contextmanager
-def out_of_reach(engine: FakeEngine, session: FakeSession) -> Iterator[None]:
-    """Ignore the inputs of a session within the block, as a busy engine does for a while; here they are lost."""
-    id = session.request.id
-    engine.sessions.pop(id)
-    yield
-    engine.sessions[id] = session
-
-
 def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_socket, "CLOSE_S", 0.2)
     with serving(live_send_timeout_s=0.2) as (server, engine):
@@ -167,8 +158,10 @@ def test_partials_that_were_not_read_in_time_are_skipped() -> None:
     assert told == sorted(told)
 
 
-def test_silence_ends_a_session_after_all_is_answered() -> None:
-    with serving(live_idle_timeout_s=1.0) as (server, _), streaming(server) as client:
+def test_silence_ends_a_session_after_all_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(live_idle_timeout_s=0.3) as (server, engine), contextlib.ExitStack() as clients:
+        watch_sessions_once(lambda: any(session.audio_s for session in engine.sessions.values()), monkeypatch)
+        client = clients.enter_context(streaming(server))
         client.start()
         client.say(pcm(0.5))
         assert types(client.until("final")) == ["speech_started", "partial", "final"]
@@ -181,13 +174,18 @@ def test_silence_instead_of_a_start() -> None:
         assert client.fatal() == ("session_idle", 1008)
 
 
-def test_who_waits_for_a_flush_is_not_idle() -> None:
-    with serving(live_idle_timeout_s=0.8) as (server, engine), streaming(server) as client:
+def test_who_waits_for_a_flush_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[LiveInput] = []
+    with serving(live_idle_timeout_s=0.3) as (server, engine), contextlib.ExitStack() as clients:
+        watch_sessions_once(lambda: late, monkeypatch)
+        client = clients.enter_context(streaming(server))
         client.start()
         session = only_session(engine)
-        with out_of_reach(engine, session):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "push", lambda _id, item: late.append(item))
             client.tell("flush", id="a")
-            time.sleep(1.4)
+            wait_until(lambda: len(late) == 1)
+            time.sleep(0.9)
         session.deliver(Flushed(session.request.id, "a"))
         assert client.event() == {"type": "flushed", "id": "a"}
         assert client.fatal() == ("session_idle", 1008)
