@@ -30,7 +30,8 @@ def test_a_deadline_that_passes_while_a_request_waits_ends_it_and_frees_its_plac
     with serving(endless_llm(slots=1), queue_limit=1) as engine:
         running = Client(engine, endless("running"))
         wait_until(lambda: bool(running.events))
-        late = Client(engine, replace(instruct("late", speech(1)), deadline_s=0.05))
+        # More than an answer is believed to cost: a deadline that cannot be met would be refused at once.
+        late = Client(engine, replace(instruct("late", speech(1)), deadline_s=1.0))
         error = late.error()
         assert isinstance(error, RequestTimedOut)
         assert error.status == 504
