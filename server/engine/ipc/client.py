@@ -187,6 +187,8 @@ class ProcessEngine:
         self._child: EngineChild | None = None
         self._report = EngineStats(ready=False, waiting=0, running=0, slots=0, queue_limit=0)
         self._is_suspect = False
+        # The serial number up to which the child has decided about requests.
+        self._decided = -1
         self._past_counters = EngineCounters()
         self._starts = 0
         self._start_error: str | None = None
@@ -214,6 +216,8 @@ class ProcessEngine:
             report, requests = self._report, [each for each in self._requests.values() if not each.is_live]
             counts = Counter(each.client for each in requests)
             is_full = len(requests) >= report.slots + report.queue_limit
+            # A request that the child has not decided about may be refused, or take the place of another.
+            is_full &= all(each.serial <= self._decided for each in requests)
             # Only the child knows which of them can still give up their place.
             may_displace = any(each.priority > priority or has_claim(client, each.client, counts) for each in requests)
             if report.is_overloaded or (is_full and not may_displace):
@@ -349,7 +353,7 @@ class ProcessEngine:
                 match value:
                     case EngineStats():
                         watchdog.take_report(value)
-                        self._take_report(child, value, watchdog.is_stuck)
+                        self._take_report(child, value, watchdog.is_stuck, address)
                     case StartFailed(reason):
                         raise _ChildLostError(reason)
                     case _:
@@ -362,17 +366,24 @@ class ProcessEngine:
                 if time.monotonic() > self._stop_at_s or (self._stop_at_s != float("inf") and self._child is not child):
                     return
 
-    def _take_report(self, child: EngineChild, report: EngineStats, is_stuck: bool) -> None:
+    def _take_report(self, child: EngineChild, report: EngineStats, is_stuck: bool, decided: Address) -> None:
         with self._changed:
             if not report.ready and not self._draining:
                 raise _ChildLostError("its engine has stopped")
             if self._child is not child:
                 logger.info("the engine's process %d is ready", child.process_id)
             self._child, self._report, self._is_suspect = child, report, is_stuck
+            self._note_decided(decided)
             self._changed.notify_all()
+
+    def _note_decided(self, serial: Address) -> None:
+        """Note that the child has decided about this request, and so about those before it."""
+        if isinstance(serial, int):
+            self._decided = max(self._decided, serial)
 
     def _deliver(self, serial: Address, event: Event | LiveEvent) -> None:
         with self._changed:
+            self._note_decided(serial)
             request = self._requests.get(event.request_id)
             if request is None or request.serial != serial:
                 return

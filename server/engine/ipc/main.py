@@ -91,6 +91,7 @@ def serve(engine: Engine, channel: Channel, messages: Messages) -> None:
                 engine.abort(str(address))
             case InstructRequest() | LiveRequest():
                 submit_or_fail(engine, value, partial(outbox.put_event, address))
+                outbox.decided = address
             case _:
                 engine.push(str(address), value)
     # The parent has waited for the answers, or does not want them.
@@ -104,15 +105,18 @@ def serve(engine: Engine, channel: Channel, messages: Messages) -> None:
 class Outbox:
     """Sends events and reports to the parent on a thread of its own: no caller waits for the socket.
 
-    All events that are there go in one message, and of the reports the last. If the parent does not read for so long that
-    `MAX_UNSENT_EVENTS` wait, the outbox hangs up, which ends the child.
+    All events that are there go in one message, and of the reports the last, addressed with the serial number of the last request
+    that was `decided` about before it: the parent knows by then of every refusal up to that one.
+
+    If the parent does not read for so long that `MAX_UNSENT_EVENTS` wait, the outbox hangs up, which ends the child.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._changed = threading.Condition()
         self._events: list[tuple[Address, Event | LiveEvent]] = []
-        self._report: EngineStats | None = None
+        self.decided: Address = None
+        self._report: tuple[Address, EngineStats] | None = None
         self._finished = False
         self._sender = threading.Thread(target=self._send_all, name="sender", daemon=True)
         self._sender.start()
@@ -129,7 +133,7 @@ class Outbox:
 
     def put_report(self, report: EngineStats) -> None:
         with self._changed:
-            self._report = report
+            self._report = self.decided, report
             self._changed.notify()
 
     def finish(self) -> None:
@@ -151,7 +155,7 @@ class Outbox:
             self._changed.wait_for(lambda: self._events or self._report is not None or self._finished)
             batch: list[tuple[Address, Any]] = list(self._events)
             if self._report is not None:
-                batch.append((None, self._report))
+                batch.append(self._report)
             self._events, self._report = [], None
             return batch
 

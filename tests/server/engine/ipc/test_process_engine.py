@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.engine.ipc.client import ProcessEngine, StartError
+from server.engine.types.options import Priority
 from server.engine.types.protocol import Engine
-from server.errors import EngineFailed, NotReady
+from server.errors import EngineFailed, NotReady, Overloaded
 from tests.support.clients.engine_call import TIMEOUT_S, Call, occupied, request, wait_until
 from tests.support.fakes import engine_children
 from tests.support.fakes.engine_children import FileGate, local
@@ -173,6 +175,35 @@ def test_a_later_child_that_does_not_get_ready_is_tried_again(
     assert isinstance(Call(engine, request("early")).error(), NotReady)
     trouble.unlink()
     assert_serves(engine)
+
+
+def test_no_refusal_is_certain_before_the_child_has_decided_about_all_requests(gate: FileGate) -> None:
+    factory = f"{engine_children.__name__}:{local.__name__}"
+    engine = ProcessEngine(factory, (str(gate.path),), SAMPLE_RATE_HZ, 30.0, transcribes=bool, stall_timeout_s=TIMEOUT_S)
+
+    def is_refused(client: str) -> bool:
+        try:
+            engine.check_room(client, Priority.BATCH)
+        except Overloaded:
+            return True
+        return False
+
+    def ask(id: str, client: str) -> Call:
+        return Call(engine, replace(request(id), client=client, priority=Priority.BATCH))
+
+    engine.start()
+    gate.clear()
+    calls = [ask(f"r{index}", "flood") for index in range(engine_children.SLOTS + engine_children.QUEUE_LIMIT)]
+    wait_until(lambda: is_refused("flood"))
+    os.kill(child_of(engine), signal.SIGSTOP)
+    calls.append(ask("other", "another"))
+    assert not is_refused("flood")
+    os.kill(child_of(engine), signal.SIGCONT)
+    wait_until(lambda: is_refused("flood"))
+    gate.set()
+    for call in calls:
+        call.outcome()
+    engine.drain(TIMEOUT_S)
 
 
 def test_a_drain_does_not_wait_for_a_child_that_starts(make: Callable[..., ProcessEngine], trouble: Path) -> None:
