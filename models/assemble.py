@@ -21,6 +21,7 @@ from models.chain import TRANSCRIPTION_INSTRUCTION, Models, SilencePadding
 from models.encoders.windows import SpeechWindow
 from models.projectors.ctc_head import CtcHeadSection
 from models.projectors.no_projector import NoProjector
+from models.projectors.searched import SearchedProjector
 from models.projectors.subsample import TrainedAdapter, read_adapter
 from models.protocols import (
     LLM,
@@ -50,7 +51,10 @@ def load_models(bundle: Bundle, slots: int, threads: int) -> Models:
     section = bundle.manifest.encoder
     encoder = OnnxEncoder(bundle.path(section.graph), threads)
     _require_graph(bundle, section, "encoder", encoder.shapes)
-    llm, projector = _load_llm(bundle, slots, threads), _load_projector(bundle, threads)
+    llm = _load_llm(bundle, slots, threads)
+    projector = _load_projector(bundle, threads)
+    if isinstance(llm, OnnxLLM) and bundle.manifest.projector and (search := bundle.manifest.projector.search):
+        projector = SearchedProjector(projector, search, llm.with_slots(search.hypotheses))
     models = chain_models(bundle, encoder, projector, llm, load_speech_decoder(bundle, slots, threads))
     _require_rates(bundle, models)
     return replace(models, utterances_at_once=slots, interrupt_encoder=encoder.interrupt)

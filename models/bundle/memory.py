@@ -20,5 +20,10 @@ def slot_bytes(manifest: Manifest) -> int:
 
 
 def loaded_bytes(manifest: Manifest, slots: int) -> int:
-    """Return an estimate of the memory that the models take, in a process of their own with `slots` slots."""
+    """Return an estimate of the memory that the models take, in a process of their own with `slots` slots.
+
+    A search has slots of its own.
+    """
+    search = manifest.projector.search if manifest.projector else None
+    slots += search.hypotheses if search else 0
     return BASE_BYTES + sum(entry.bytes for entry in manifest.files.values()) + slots * slot_bytes(manifest)

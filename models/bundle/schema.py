@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, Seriali
 from pydantic_core import PydanticCustomError
 
 from models.bundle.sections import (
+    EncoderDecoderSection,
     EncoderSection,
     FileEntry,
     FileName,
@@ -20,6 +21,7 @@ from models.bundle.sections import (
     PlanSection,
     ProjectorSection,
     PromptSection,
+    SearchSection,
     Section,
     SpeechDecoderSection,
     TranscriptsSection,
@@ -138,6 +140,18 @@ class BundleDescription(Section):
             raise ValueError("projector.table is missing, which projector.vocabulary needs")
         if self.llm and self.bridge == "frames" and projector.embedding_size != self.llm.embedding_size:
             raise ValueError("projector.embedding_size differs from llm.embedding_size")
+        if projector.search:
+            self._check_search(projector, projector.search)
+
+    def _check_search(self, projector: ProjectorSection, search: SearchSection) -> None:
+        if not projector.drafts or projector.vocabulary != "llm" or self.bridge != "frames":
+            raise ValueError("projector.search needs a draft in the tokens of an llm that gets its frames")
+        if self.llm is None or isinstance(self.llm, EncoderDecoderSection):
+            raise ValueError("projector.search needs an llm without an encoder of its own")
+        if max(*search.context, search.end_token) >= self.llm.vocabulary_size:
+            raise ValueError("projector.search holds a token id outside the vocabulary")
+        if len(search.context) >= self.llm.max_positions:
+            raise ValueError("projector.search.context is longer than a slot")
 
     def require_llm(self) -> LlmSection:
         """Return the LLM's section. Raises `ValueError` if there is none."""

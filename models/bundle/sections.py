@@ -97,6 +97,17 @@ class MelEncoderSection(EncoderSection):
         return {"mel_bins": bins // self.STACKED if isinstance(bins, int) else bins, "width": dimension(shapes, "states", 1)}
 
 
+class SearchSection(Section):
+    """How a draft is searched again with the LLM, as `models.text.joint_search.JointSearch` has it, with `hypotheses` at once."""
+
+    hypotheses: PositiveInt
+    ctc_weight: float = Field(ge=0, le=1)
+    token_bonus: NonNegativeFloat
+    margin: PositiveFloat
+    context: TokenIds = Field(min_length=1)
+    end_token: NonNegativeInt
+
+
 class ProjectorSection(ModelSection):
     """A projector: one frame of `embedding_size` out of `subsampling` encoder states of `encoder_width`.
 
@@ -104,7 +115,8 @@ class ProjectorSection(ModelSection):
     our own has `weights`, the trained file (safetensors), which holds the boundary vectors too. Those are put around the speech
     under `boundary_instructions`, regardless of case and punctuation; None means under every instruction. The draft is in the
     tokens of `vocabulary`, and scored against `table`, by default the LLM's embeddings. One that `writes`, in tokens of its
-    `own`, gives the answers of a bundle that has neither an LLM nor a speech decoder.
+    `own`, gives the answers of a bundle that has neither an LLM nor a speech decoder. With a `search` the draft is the transcript
+    that adapter and LLM find together, and the frames are its tokens.
     """
 
     drafts: ClassVar[bool] = False
@@ -117,6 +129,7 @@ class ProjectorSection(ModelSection):
     boundary_instructions: tuple[str, ...] | None = None
     vocabulary: Literal["llm", "speech_decoder", "own"] = "llm"
     table: FileName | None = None
+    search: SearchSection | None = None
 
     @property
     def frame_states(self) -> int:

@@ -15,6 +15,7 @@ from models.bundle.plans import PlanError, find_plan
 from models.bundle.schema import Manifest
 from models.bundle.sections import EncoderDecoderSection
 from models.chain import Models
+from models.projectors.searched import SearchedProjector
 from models.protocols import BackendError, Encoder, EncoderStates, Projector
 from models.runtimes.cuda.adapter_tensorrt import TensorRtAdapter
 from models.runtimes.cuda.adapter_triton import TritonAdapter, buckets_up_to
@@ -79,12 +80,15 @@ def load_models_on(
         raise BackendError(f"Bundle {manifest.name} has an LLM of the kind {manifest.llm.architecture}: serve it on a CPU.")
     # The plan that takes longest to build is asked for first.
     llm = _load_plan(device, bundle, "llm", positions or manifest.require_llm().max_positions)
-    stream = device.stream()
+    stream, embedding = device.stream(), bundle.path(manifest.llm.embedding)
+    projector = load_adapter(device, stream, bundle, adapter_runtime)
+    if search := manifest.projector.search:
+        projector = SearchedProjector(projector, search, TensorRtLLM(device, llm, embedding, slots=search.hypotheses))
     models = chain_models(
         bundle,
         encoder=load_encoder(device, stream, bundle, encoder_runtime, threads),
-        projector=load_adapter(device, stream, bundle, adapter_runtime),
-        llm=TensorRtLLM(device, llm, bundle.path(manifest.require_llm().embedding), slots=slots),
+        projector=projector,
+        llm=TensorRtLLM(device, llm, embedding, slots=slots),
         speech_decoder=load_speech_decoder(bundle, slots, threads, partial(HostSpeechDecoder, device)),
     )
     return replace(models, encodes_beside=True, check=device.check)

@@ -3,6 +3,7 @@
 The LLM attends to its own positions only; a speech decoder, and an LLM with an encoder, to a memory of states too.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,6 +79,13 @@ class OnnxLLM:
         self._embeddings = EmbeddingTable(embeddings, self.vocabulary_size, self.embedding_size)
         self.cache: NumpyKVCache = NumpyKVCache(len(self._slot_names), slots, slot_shape)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
+
+    def with_slots(self, slots: int) -> "OnnxLLM":
+        """Return the same LLM over slots of its own, which another thread may use."""
+        other = copy.copy(self)
+        other.slots, other._bindings = slots, {}
+        other.cache = NumpyKVCache(len(self._slot_names), slots, self.shapes["key_0"][1:])
+        return other
 
     def embed(self, tokens: Sequence[int]) -> Float32:
         """Return the embeddings [tokens, embedding_size] of token ids."""

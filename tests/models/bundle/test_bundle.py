@@ -195,6 +195,28 @@ def test_prompt_outside_the_vocabulary(folder: Path) -> None:
     assert "prompt holds a token id outside the vocabulary" in refusal(folder)
 
 
+SEARCH = {"hypotheses": 4, "ctc_weight": 0.6, "token_bonus": 1.0, "margin": 3.0, "context": [0], "end_token": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"projector": {"vocabulary": "speech_decoder", "table": "embedding.npy"}}, "there is no speech_decoder"),
+        ({"projector": {"search": {**SEARCH, "context": [49152]}}}, "projector.search holds a token id outside the vocabulary"),
+        ({"projector": {"search": {**SEARCH, "end_token": 49152}}}, "projector.search holds a token id outside the vocabulary"),
+        ({"projector": {"search": {**SEARCH, "ctc_weight": 1.5}}}, "less than or equal to 1"),
+        ({"projector": {"search": {**SEARCH, "hypotheses": 0}}}, "greater than 0"),
+        ({"llm": {"max_positions": 1}}, "projector.search.context is longer than a slot"),
+    ],
+)
+def test_search_that_does_not_fit_the_models(folder: Path, changes: dict[str, dict[str, Any]], complaint: str) -> None:
+    edit_manifest(folder, lambda manifest: manifest["projector"].update(search=SEARCH))
+    open_bundle(folder)
+    ((section, update),) = changes.items()
+    edit_manifest(folder, lambda manifest: manifest[section].update(update))
+    assert complaint in refusal(folder)
+
+
 @pytest.mark.parametrize(
     "name",
     ["/etc/hostname", "../outside", "plans/../../outside", "./llm.onnx", "plans//x", "", ".", "..", "a\\b", "C:/x", ".x", "a\n"],

@@ -13,7 +13,7 @@ from models.chain import Models
 from models.protocols import BackendError, PrefillRow
 from models.runtimes.cuda.chain import AdapterRuntime, EncoderRuntime, load_gpu_models, longest_audio_frames
 from tests.support.fakes.fake_models import speech
-from tests.support.tiny.tiny_bundle import MAX_POSITIONS
+from tests.support.tiny.tiny_bundle import MAX_POSITIONS, with_search
 
 pytestmark = pytest.mark.usefixtures("simulated_gpus")
 OPTIONS: dict[str, Any] = {
@@ -47,6 +47,19 @@ def test_each_choice_of_runtimes_gives_what_the_cpu_gives(
     assert len(longest)
     row = PrefillRow(1, 0, np.concatenate([models.require_llm().embed([1, 2, 3]), longest]))
     np.testing.assert_allclose(models.require_llm().prefill([row])[0], on_cpu.require_llm().prefill([row])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("adapter_runtime", ["triton", "tensorrt"])
+def test_a_search_finds_what_the_cpu_finds(bundle: Bundle, adapter_runtime: AdapterRuntime) -> None:
+    searched = with_search(bundle)
+    on_cpu = load_models(searched, slots=2, threads=1)
+    models = load_gpu_models(searched, **{**OPTIONS, "encoder_runtime": "tensorrt", "adapter_runtime": adapter_runtime})
+    features = [models.features(speech(seed, duration_s)) for seed, duration_s in enumerate((4.0, 20.0, 0.1))]
+    outputs = models.projector.project(models.encoder.encode(features))
+    for mine, expected in zip(outputs, on_cpu.projector.project(on_cpu.encoder.encode(features)), strict=True):
+        np.testing.assert_array_equal(mine.embeddings, expected.embeddings)
+        np.testing.assert_array_equal(mine.require_draft().best_token, expected.require_draft().best_token)
+    assert any(len(output.embeddings) > 1 for output in outputs)
 
 
 def test_the_chain_is_the_bundles(bundle: Bundle, on_cpu: Models) -> None:
