@@ -141,14 +141,14 @@ CONVERSION, SLM_CONVERSION = "export.conversion:convert_models", "export.convers
 def _qwen_recipe(size: str, file: SourcedFile) -> Recipe:
     llm = _qwen(size, file)
     wheels = tuple(wheel for wheel in WHEELS if wheel.project != LLM)
-    return Recipe(llm.bundle_name, 12, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
+    return Recipe(llm.bundle_name, 13, wheels, ADAPTER, LateConversion(CONVERSION, llm), (file,))
 
 
 RECIPES = {
-    "small": Recipe(SMOLLM.bundle_name, 17, WHEELS, ADAPTER, LateConversion(CONVERSION, SMOLLM)),
+    "small": Recipe(SMOLLM.bundle_name, 18, WHEELS, ADAPTER, LateConversion(CONVERSION, SMOLLM)),
     "base": _qwen_recipe("0.5B", QWEN_05B),
     "large": _qwen_recipe("1.5B", QWEN_15B),
-    "slm": Recipe(SLM.bundle_name, 4, WHEELS, SLM_ADAPTER, LateConversion(SLM_CONVERSION, SLM)),
+    "slm": Recipe(SLM.bundle_name, 5, WHEELS, SLM_ADAPTER, LateConversion(SLM_CONVERSION, SLM)),
 }
 """By name: Whisper base with SmolLM2-135M, Qwen2.5-Coder-0.5B and Qwen2.5-Coder-1.5B, and the paper's chain with SmolLM2-135M."""
 DEFAULT_RECIPE = RECIPES["base"]
