@@ -26,10 +26,9 @@ from tqdm import tqdm
 from models.assemble import load_models
 from models.bundle.io import open_bundle
 from models.chain import Models
-from models.ctc import collapse
 from models.features.log_mel import SAMPLE_RATE_HZ
 from models.protocols import CtcDraft, Float32
-from models.text.realignment import Draft
+from models.text.prefix_draft import PrefixDraft
 from training.augment import augment
 from training.cache_states import JOINED, MAX_SECONDS, CachedUtterance, is_held_out, open_cache, read_index
 from training.greedy_writer import write_greedily
@@ -121,6 +120,8 @@ class ServedWhisper:
     def __init__(self, models: Models) -> None:
         if models.padding is None:
             raise ValueError("the bundle's encoder hears no silence behind the audio, so it is no Whisper")
+        if models.draft_vocabulary != "speech_decoder":
+            raise ValueError("the bundle's draft is not in the tokens of its speech decoder")
         self.models, self.padding = models, models.padding
         self.speech = models.require_speech()
 
@@ -128,10 +129,8 @@ class ServedWhisper:
         """Return what is heard and written of a recording in a language."""
         (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
         (output,) = self.models.project([states], [len(audio)])
-        draft, tokeniser = output.require_draft(), self.speech.tokeniser
-        text = self.models.draft_tokeniser.decode(list(collapse(draft.best_token)))
-        propose = Draft(text, tokeniser.encode, tokeniser.decode).propose
-        written = write_greedily(self.speech, states, propose, language)
+        draft = output.require_draft()
+        written = write_greedily(self.speech, states, PrefixDraft(draft).propose, language)
         own = states[: self.padding.own_states(len(audio))]
         return Heard(own, draft, written.tokens, written.text.strip(), written.mean_logprob)
 

@@ -10,23 +10,32 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from rapidfuzz.distance import Prefix
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from models.text.realignment import Draft, count_passes
+from models.ctc import collapse
+from models.protocols import CtcDraft
+from models.runtimes.onnx.projector import projector_output
+from models.text.prefix_draft import PrefixDraft
 from training.adapter import Adapter
+from training.bridge import TOP_TOKENS
 from training.checkpoint import load_adapter, load_exported
-from training.ctc import greedy_tokens
 from training.data import StateCorpus
+from training.greedy_writer import Propose
 from training.targets import TargetVocabulary, open_targets
 from training.word_errors import word_error_rate
+
+BLANK_THRESHOLD = 0.5
+"""P(blank) below which an exported adapter scores a frame's tokens, if nothing else is said to `training.export_adapter`."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +56,59 @@ class Drafted:
 
 
 class Drafter:
-    """Draft texts of an adapter, and how they are proposed in Whisper's tokens."""
+    """The drafts of an adapter, as serving has them."""
 
-    def __init__(self, adapter: Adapter, targets: TargetVocabulary, tokeniser: Tokenizer) -> None:
+    def __init__(self, adapter: Adapter, targets: TargetVocabulary) -> None:
+        """Raises `ValueError` for an adapter whose draft is not in Whisper's tokens, one a frame."""
+        if adapter.config.targets != "whisper" or adapter.config.outputs_per_frame != 1:
+            raise ValueError("the adapter's draft is not in Whisper's tokens, so that Whisper cannot verify it")
         self.adapter = adapter
         self.targets = targets
-        self.tokeniser = tokeniser
 
     @torch.inference_mode()
-    def text(self, states: Tensor) -> str:
+    def draft(self, states: Tensor) -> CtcDraft:
         """Return the draft of an utterance from its states [states, width]; the adapter's reduction divides their number."""
         hidden, _ = self.adapter(states[None], torch.tensor([len(states) // self.adapter.config.reduction]))
-        queries, blank = self.adapter.token_queries(hidden)[0], self.adapter.blank_logits(hidden)[0]
-        return self.targets.decode(greedy_tokens(queries, blank, self.targets.table))
+        queries, blank = self.adapter.token_queries(hidden)[0], self.adapter.blank_logits(hidden)[0].sigmoid()
+        kept = (blank < BLANK_THRESHOLD).nonzero()[:, 0]
+        scores = (queries[kept].to(self.targets.table.dtype) @ self.targets.table.T).float().softmax(-1)
+        probabilities, tokens = scores.topk(TOP_TOKENS, -1)
+        none = np.zeros((len(kept), 0), np.float32)
+        output = projector_output(blank.numpy(), kept.numpy(), tokens.numpy(), probabilities.numpy(), none)
+        return output.require_draft()
 
-    def draft(self, text: str) -> Draft:
-        return Draft(text, lambda rest: list(self.tokeniser.encode(rest, add_special_tokens=False).ids), self.tokeniser.decode)
+    def text(self, draft: CtcDraft) -> str:
+        return self.targets.decode(list(collapse(draft.best_token)))
 
 
-def held_out(drafter: Drafter, caches: list[Path]) -> Iterator[Drafted]:
+def count_passes(propose: Propose, tokens: Sequence[int]) -> tuple[int, int]:
+    """Return the passes that a decoder which writes `tokens` and then its end would need, and how many proposed tokens stood.
+
+    Because verification never changes what is written, this needs no decoder.
+    """
+    written, passes, accepted = 0, 0, 0
+    while True:
+        proposal = propose(tokens[:written])
+        passes += 1
+        stood = Prefix.similarity(tokens[written:], proposal)
+        accepted += stood
+        written += stood + 1
+        if written > len(tokens):
+            return passes, accepted
+
+
+def held_out(drafter: Drafter, tokeniser: Tokenizer, caches: list[Path]) -> Iterator[Drafted]:
     """Drafts for the held-out part of some caches."""
     corpus = StateCorpus(caches, drafter.targets)
     for example in tqdm(corpus.dev, desc="held out", mininterval=10):
-        text = drafter.text(corpus.batch([example]).states[0])
+        draft = drafter.draft(corpus.batch([example]).states[0])
         tokens = list(example.entry.tokens)
-        passes, accepted = count_passes(drafter.draft(text), tokens)
+        passes, accepted = count_passes(PrefixDraft(draft).propose, tokens)
         yield Drafted(
             example.dataset,
             example.entry.reference,
-            text,
-            drafter.tokeniser.decode(tokens).strip(),
+            drafter.text(draft),
+            tokeniser.decode(tokens).strip(),
             len(tokens),
             accepted,
             passes,
@@ -146,8 +178,8 @@ def main() -> None:
     is_exported = arguments.adapter.suffix == ".safetensors"
     adapter = load_exported(arguments.adapter, Adapter) if is_exported else load_adapter(arguments.adapter)
     targets = open_targets(adapter.config.targets, arguments.whisper)
-    drafter = Drafter(adapter, targets, Tokenizer.from_file(str(arguments.whisper / "tokenizer.json")))
-    results = list(held_out(drafter, arguments.cache))
+    tokeniser = Tokenizer.from_file(str(arguments.whisper / "tokenizer.json"))
+    results = list(held_out(Drafter(adapter, targets), tokeniser, arguments.cache))
     summary = summarise(results)
     print(table(summary))
     if arguments.out:

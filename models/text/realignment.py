@@ -1,7 +1,6 @@
 """Realignment of a draft, word by word, once the decoder has written something else.
 
-Pure: texts and tokens in, tokens out. Because verification never changes what is written, the passes that a draft would need can
-be counted from the decoder's own tokens alone, without a decoder.
+Pure: texts and tokens in, tokens out.
 """
 
 import operator
@@ -9,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate, takewhile
 
-from rapidfuzz.distance import Levenshtein, Prefix
+from rapidfuzz.distance import Levenshtein
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -162,16 +161,3 @@ def remainder(word: str, drafted: str) -> str:
     # Of equally good beginnings the longest: what is proposed twice is wrong for sure.
     place = min(range(len(distances)), key=lambda n: (distances[n], -n))
     return drafted[place:] if distances[place] <= SIMILAR * len(word) else ""
-
-
-def count_passes(draft: Draft, tokens: Sequence[int]) -> tuple[int, int]:
-    """Return the passes that a decoder which writes `tokens` and then its end would need, and how many drafted tokens stood."""
-    written, passes, accepted = 0, 0, 0
-    while True:
-        proposal = draft.propose(tokens[:written])
-        passes += 1
-        stood = Prefix.similarity(tokens[written:], proposal)
-        accepted += stood
-        written += stood + 1
-        if written > len(tokens):
-            return passes, accepted

@@ -11,7 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from models.assemble import load_models
 from models.bundle.io import open_bundle
-from models.text.realignment import Draft, count_passes
+from models.protocols import CtcDraft
+from models.text.prefix_draft import PrefixDraft
+from models.text.realignment import Draft
+from tests.support.fakes.fake_models import sure_output
 from tests.support.tiny.tiny_bundle import write_transcribing_bundle
 from training.adapter import Adapter, AdapterConfig
 from training.cache_states import CachedUtterance, is_held_out, open_cache
@@ -19,7 +22,7 @@ from training.cache_whisper import Recording, ServedWhisper, join, plan
 from training.checkpoint import load_exported
 from training.ctc import ctc_loss, greedy_tokens, sample_vocabulary
 from training.data import StateCorpus, is_plausible
-from training.evaluate_draft import Drafted, summarise, table
+from training.evaluate_draft import Drafted, count_passes, summarise, table
 from training.greedy_writer import write_greedily
 from training.targets import Characters, LlmTokens, WhisperTokens, open_targets
 from training.train_ctc import Head, parameters_of, share_layers, start_from, train_step
@@ -78,13 +81,18 @@ def test_the_draft_goes_on_behind_what_was_written(drafted: str, written: str, f
     assert TOKENISER.decode(draft_of(drafted).propose(encode(written))) == follows
 
 
+def output_of(*frames: int) -> CtcDraft:
+    """An output that is sure of these tokens, with two blanks behind each."""
+    path = np.array([label for frame in frames for label in (frame, -1, -1)], np.int64)
+    return sure_output(np.empty((0, 8), np.float32), path).require_draft()
+
+
 def test_passes_are_one_for_a_right_draft_and_one_more_for_each_wrong_word() -> None:
-    tokens = encode(" the cat sat on a mat and a hat.")
-    assert count_passes(draft_of("the cat sat on a mat and a hat."), tokens) == (1, len(tokens))
-    assert count_passes(draft_of("the cat sat on a mat and a hat. said"), tokens) == (1, len(tokens))
-    assert count_passes(draft_of("the hat sat on a mat and a hat."), tokens)[0] == 2
-    assert count_passes(draft_of("the hat sat on a mat said a hat."), tokens)[0] == 3
-    assert count_passes(draft_of(""), tokens) == (len(tokens) + 1, 0)
+    tokens, said = [10, 11, 12, 13, 14, 15], 16
+    assert count_passes(PrefixDraft(output_of(*tokens)).propose, tokens) == (1, 6)
+    assert count_passes(PrefixDraft(output_of(*tokens[:2], *tokens[3:])).propose, tokens) == (2, 5)
+    assert count_passes(PrefixDraft(output_of(*tokens[:2], *tokens[3:], said)).propose, tokens) == (2, 5)
+    assert count_passes(PrefixDraft(output_of(-1, -1)).propose, tokens) == (7, 0)
 
 
 def utterance(text: str, tokens: tuple[int, ...] = (), score: float = 0.0) -> CachedUtterance:

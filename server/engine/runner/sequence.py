@@ -170,9 +170,8 @@ class SequenceState:
         if token == self.detokeniser.marker:
             self.logprobs.clear()
         self.delta += self.detokeniser.push(token)
-        drafted = self.draft.next
         # If a constraint does not allow the draft's token yet, the answer has not reached that.
-        if drafted is None or self.draft.expects(token) or self.token_constraint.allowed((drafted,)):
+        if self.draft.expects(token) or (drafted := self.draft.next) is None or self.token_constraint.allowed((drafted,)):
             self.draft.advance(token)
         self.token_constraint.advance(token)
         self.times.detokenise_s += time.perf_counter() - started_s

@@ -13,7 +13,7 @@ import numpy as np
 
 from models.chain import Models
 from models.ctc import Run, collapse, find_runs
-from models.protocols import Float32, Int64, ProjectorOutput
+from models.protocols import CtcDraft, Float32, Int64, ProjectorOutput
 from models.speech_decoders.speech_model import (
     DEFAULT_LANGUAGE_ODDS,
     LEAST_MEAN_LOGPROB,
@@ -23,6 +23,7 @@ from models.speech_decoders.speech_model import (
     is_loop,
 )
 from models.text.constraint import TokenConstraint
+from models.text.prefix_draft import PrefixDraft
 from models.text.realignment import Draft as WordAlignment
 from models.text.realignment import count_drafted
 from models.text.tokeniser import Detokeniser, Tokeniser
@@ -182,14 +183,23 @@ def continue_words(known: Sequence[Word], drafted: Sequence[DraftWord]) -> list[
 
 
 class TranscriptDraft:
-    """The CTC transcript as a draft of control tokens and text, realigned word by word: a `speculation.Draft`.
+    """A draft of control tokens and text: a `speculation.Draft`.
 
-    How much is proposed depends on the `probabilities` of the text's words alone; without them each is certain.
+    A text is realigned word by word; how much of it is proposed depends on the `probabilities` of its words, without which each
+    is certain. The CTC output proposes where the text does not, such as behind its last word.
     """
 
-    def __init__(self, speech: SpeechModel, control: Sequence[int], text: str, probabilities: Sequence[float]) -> None:
+    def __init__(
+        self,
+        speech: SpeechModel,
+        control: Sequence[int],
+        text: str = "",
+        probabilities: Sequence[float] = (),
+        output: PrefixDraft | None = None,
+    ) -> None:
         self._control = tuple(control[len(control) - speech.control_tokens :])
         self._words = WordAlignment(text, speech.tokeniser.encode, speech.tokeniser.decode, probabilities)
+        self._output = output
         self._written: list[int] = []
         self._drafted: tuple[int, ...] | None = None
 
@@ -202,6 +212,8 @@ class TranscriptDraft:
         return 0
 
     def propose(self, room: int) -> tuple[int, ...]:
+        # The rest of the last proposal ends early, because that was cut by how likely it was as a whole.
+        self._drafted = None
         return self._following()[: max(0, room)]
 
     def expects(self, token: int) -> bool:  # noqa: ARG002 - realigned by words, wherever it stands
@@ -216,9 +228,12 @@ class TranscriptDraft:
         """Learn nothing."""
 
     def _following(self) -> tuple[int, ...]:
-        """Return the drafted tokens behind what is written; they are aligned anew only after one that was not drafted."""
+        """Return the drafted tokens behind what is written, or what is left of them if they are being written."""
         if self._drafted is None:
-            text = self._words.propose(self._written[len(self._control) :]) if self._words.words else []
+            written = self._written[len(self._control) :]
+            text = self._words.propose(written) if self._words.words else []
+            if not text and self._output is not None:
+                text = self._output.propose(written)
             self._drafted = (*self._control[len(self._written) :], *text)
         return self._drafted
 
@@ -297,7 +312,7 @@ class TranscriptStage:
             tokens.no_timestamps,
         )
         is_drafted = request.task.draft != "off" and not translates
-        sequence.draft = TranscriptDraft(speech, control, *(self._draft_text(sequence) if is_drafted else ("", [])))
+        sequence.draft = self._make_draft(sequence, control) if is_drafted else TranscriptDraft(speech, control)
 
     def judge_transcript(self, sequence: SequenceState) -> Verdict:
         """Check a transcript that has ended: a loop is cut where the draft ends, or is to be written again."""
@@ -339,17 +354,19 @@ class TranscriptStage:
                 return True
         return False
 
-    def _draft_text(self, sequence: SequenceState) -> tuple[str, list[float]]:
-        """Return what is drafted: the words of an earlier hypothesis, if there was one, and what the CTC draft has behind them.
-
-        The probabilities are those of the text's words; there are none where the text is an earlier hypothesis alone.
-        """
-        draft = sequence.require_encoded().draft
+    def _make_draft(self, sequence: SequenceState, control: Sequence[int]) -> TranscriptDraft:
+        """Draft the words of an earlier hypothesis, if there was one, and what the CTC output has behind them."""
+        draft, speech = sequence.require_encoded().draft, self._models.require_speech()
         if draft is None:
-            return self._models.require_speech().tokeniser.decode(sequence.known_tokens), []
-        drafted = read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
+            return TranscriptDraft(speech, control, speech.tokeniser.decode(sequence.known_tokens))
+        is_in_its_tokens = self._models.draft_vocabulary == "speech_decoder"
+        drafted = [] if is_in_its_tokens else self._read_words(draft)
         words = continue_words(sequence.known_words, drafted)
-        return " ".join(word.text for word in words), [word.probability for word in words for _ in word.text.split()]
+        text, likely = " ".join(word.text for word in words), [word.probability for word in words for _ in word.text.split()]
+        return TranscriptDraft(speech, control, text, likely, PrefixDraft(draft) if is_in_its_tokens else None)
+
+    def _read_words(self, draft: CtcDraft) -> list[DraftWord]:
+        return read_words(draft.best_token, self._models.frame_s, self._models.draft_tokeniser, draft.probability)
 
     def _read_draft(self, encoded: ProjectorOutput) -> str:
         """Return the text of the CTC draft."""

@@ -18,7 +18,7 @@ from export.tensorrt_profiles import Limits, speech_encoder_profiles
 from export.tensorrt_speech import build_by_head_encoder
 from models.bundle.io import Bundle, open_bundle, write_bundle
 from models.bundle.schema import BundleDescription
-from models.bundle.sections import PromptSection, SpeechTokens, VoiceSection
+from models.bundle.sections import PromptSection, SearchSection, SpeechTokens, VoiceSection
 from models.encoders.whisper import Arrays, WhisperSection, build_encoder
 from models.features.log_mel import MEL_BINS, SAMPLE_RATE_HZ
 from models.llms.llama import ExactAttention, Llama, LlamaSection, build_decoder, embedding_table
@@ -36,7 +36,6 @@ from training.adapter import Adapter, AdapterConfig
 
 MAX_POSITIONS = 384
 MAX_AUDIO_S = 30.0
-BLANK_BIAS = 0.0
 LIMITS = Limits(decode_rows=4, prefill_rows=2, prefill_tokens=128, wanted=64)
 
 
@@ -107,10 +106,16 @@ def write_transcribing_bundle(folder: Path, precision: str = "fp32") -> TinyMode
         tokens=SpeechTokens(**read_tokens(specials, config)),
         translation_instructions=("Translate to English.",),
     )
+    _write_adapter(folder / "adapter.safetensors", WIDTH, blank_bias=-3.0)
+    table = speech_embedding_table(arrays, np.float32)[: section.tokens.end]
+    build_adapter(read_adapter(folder / "adapter.safetensors"), table).save(folder / "adapter.onnx")
+    np.save(folder / "draft_embedding.npy", table)
     described = _describe(tiny.llama)
+    drafting = {"vocabulary": "speech_decoder", "table": "draft_embedding.npy", "embedding_size": WIDTH}
+    projector = described.require_projector().model_copy(update=drafting)
     encoder = described.encoder.model_copy(update={"floor_s": 2.0, "silence_behind_s": 1.0})
     (folder / "bundle.json").unlink()
-    update = {"encoder": encoder, "speech_decoder": section, "bridge": "transcript"}
+    update = {"encoder": encoder, "projector": projector, "speech_decoder": section, "bridge": "transcript"}
     write_bundle(folder, described.model_copy(update=update))
     return tiny
 
@@ -128,7 +133,14 @@ def add_simulated_plans(folder: Path, tiny: TinyModels) -> Bundle:
     return open_bundle(folder)
 
 
-def _write_adapter(path: Path, embedding_size: int) -> None:
+def with_search(bundle: Bundle) -> Bundle:
+    """The same bundle, whose drafts are searched again with its LLM."""
+    search = SearchSection(hypotheses=3, ctc_weight=0.7, token_bonus=6.0, margin=4.0, context=(0,), end_token=END_TOKEN)
+    projector = bundle.manifest.require_projector().model_copy(update={"search": search})
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"projector": projector}))
+
+
+def _write_adapter(path: Path, embedding_size: int, blank_bias: float = 0.0) -> None:
     torch.manual_seed(3)
     config = AdapterConfig(
         encoder_width=WIDTH, width=32, layers=1, heads=2, feed_forward=48, embedding_size=embedding_size, boundary_vectors=2
@@ -138,7 +150,7 @@ def _write_adapter(path: Path, embedding_size: int) -> None:
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.4)
     # About half of the frames are blank.
-    torch.nn.init.constant_(adapter.blank.bias, BLANK_BIAS)
+    torch.nn.init.constant_(adapter.blank.bias, blank_bias)
     trained = {**asdict(config), "blank_threshold": 0.5, "boundary_instructions": ["Transcribe the speech to text."]}
     save_file(adapter.state_dict(), path, metadata={"config": json.dumps(trained)})
 
