@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from export.bundle_parts import (
@@ -120,8 +119,7 @@ def score_frames_below(blank: float, source: Path, target: Path) -> TrainedAdapt
     """Write an adapter that scores the tokens of all frames with a P(blank) below `blank`, and return it."""
     trained = read_adapter(source)
     trained = replace(trained, config={**trained.config, "blank_threshold": blank})
-    weights = {name: weight.astype(np.float16) for name, weight in trained.weights.items()}
-    save_file(weights, target, metadata={"config": json.dumps(trained.config)})
+    trained.save(target)
     return trained
 
 

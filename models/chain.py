@@ -203,6 +203,11 @@ class Models:
             return self.encoder.encode(features)
         return [self.window.encode(self.encoder, each, windows) for each, windows in zip(features, kept, strict=True)]
 
+    def encode_alone(self, audio: Float32) -> EncoderStates:
+        """Return the states of one utterance, from its audio, without an engine."""
+        (states,) = self.encoder.encode([self.features(self.pad_audio(audio))])
+        return states
+
     def project(self, states: Sequence[EncoderStates], samples: Sequence[int]) -> list[ProjectorOutput]:
         """Project the states of utterances, which have `samples` samples each without padding."""
         if self.padding is None or self.padding.projects_padding:

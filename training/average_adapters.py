@@ -7,11 +7,9 @@ configuration are those of the first, for they were trained to go together with 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from models.projectors.subsample import TrainedAdapter, read_adapter
 
@@ -36,9 +34,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    averaged = average([read_adapter(path) for path in arguments.adapters])
-    weights = {name: np.asarray(weight, np.float16) for name, weight in averaged.weights.items()}
-    save_file(weights, arguments.out, metadata={"config": json.dumps(averaged.config)})
+    average([read_adapter(path) for path in arguments.adapters]).save(arguments.out)
 
 
 if __name__ == "__main__":

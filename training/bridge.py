@@ -30,10 +30,22 @@ class Runs:
 
 
 @torch.no_grad()
+def score_frames(
+    queries: Tensor, blank_probability: Tensor, table: Tensor, blank_threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the frames [kept] that are not blank, their best tokens and the probabilities of these [kept, 8].
+
+    queries [frames, embedding_size], blank_probability [frames].
+    """
+    kept = (blank_probability < blank_threshold).nonzero()[:, 0]
+    probabilities, tokens = (queries[kept].to(table.dtype) @ table.T).float().softmax(-1).topk(TOP_TOKENS, -1)
+    return kept, tokens, probabilities
+
+
+@torch.no_grad()
 def ctc_runs(queries: Tensor, blank_logits: Tensor, table: Tensor, blank_threshold: float) -> Runs:
     """queries [frames, embedding_size], blank_logits [frames]."""
-    kept = (torch.sigmoid(blank_logits) < blank_threshold).nonzero()[:, 0]
-    probabilities, tokens = (queries[kept].to(table.dtype) @ table.T).float().softmax(-1).topk(TOP_TOKENS, -1)
+    kept, tokens, probabilities = score_frames(queries, blank_logits.sigmoid(), table, blank_threshold)
     fresh = torch.ones(len(kept), dtype=torch.bool)
     fresh[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | (kept[1:] != kept[:-1] + 1)
     return Runs(kept, tokens, probabilities / probabilities.sum(-1, keepdim=True), fresh.cumsum(0) - 1)

@@ -141,7 +141,7 @@ def served_encoder(folder: Path, threads: int) -> Callable[[Float32], Float32]:
     models = load_models(open_bundle(folder), 1, threads)
 
     def encode(audio: Float32) -> Float32:
-        (states,) = models.encoder.encode([models.features(models.pad_audio(audio))])
+        states = models.encode_alone(audio)
         result: Float32 = states if models.padding is None else states[: models.padding.own_states(len(audio))]
         return result
 

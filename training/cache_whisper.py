@@ -127,7 +127,7 @@ class ServedWhisper:
 
     def __call__(self, audio: Float32, language: str) -> Heard:
         """Return what is heard and written of a recording in a language."""
-        (states,) = self.models.encoder.encode([self.models.features(self.models.pad_audio(audio))])
+        states = self.models.encode_alone(audio)
         (output,) = self.models.project([states], [len(audio)])
         draft = output.require_draft()
         written = write_greedily(self.speech, states, PrefixDraft(draft).propose, language)

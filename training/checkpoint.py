@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from models.projectors.subsample import TrainedAdapter
 from training.adapter import Adapter, AdapterConfig, SubsampledTransformer
 
 Kind = TypeVar("Kind", bound=SubsampledTransformer)
@@ -39,8 +39,8 @@ def load_adapter(path: Path) -> Adapter:
 
 def export_adapter(path: Path, adapter: SubsampledTransformer, **values: Any) -> None:
     """Write the file that serving and `pull --adapter` take: fp16 weights, the configuration, and further `values` for it."""
-    weights = {name: weight.detach().to("cpu", torch.float16).contiguous() for name, weight in adapter.state_dict().items()}
-    save_file(weights, path, metadata={"config": json.dumps({**asdict(adapter.config), **values})})
+    weights = {name: weight.detach().to("cpu", torch.float32).numpy() for name, weight in adapter.state_dict().items()}
+    TrainedAdapter(weights, {**asdict(adapter.config), **values}).save(path)
 
 
 def load_exported(path: Path, kind: type[Kind]) -> Kind:

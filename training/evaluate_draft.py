@@ -27,7 +27,7 @@ from models.protocols import CtcDraft
 from models.runtimes.onnx.projector import projector_output
 from models.text.prefix_draft import PrefixDraft
 from training.adapter import Adapter
-from training.bridge import TOP_TOKENS
+from training.bridge import score_frames
 from training.checkpoint import load_adapter, load_exported
 from training.data import StateCorpus
 from training.greedy_writer import Propose
@@ -70,9 +70,7 @@ class Drafter:
         """Return the draft of an utterance from its states [states, width]; the adapter's reduction divides their number."""
         hidden, _ = self.adapter(states[None], torch.tensor([len(states) // self.adapter.config.reduction]))
         queries, blank = self.adapter.token_queries(hidden)[0], self.adapter.blank_logits(hidden)[0].sigmoid()
-        kept = (blank < BLANK_THRESHOLD).nonzero()[:, 0]
-        scores = (queries[kept].to(self.targets.table.dtype) @ self.targets.table.T).float().softmax(-1)
-        probabilities, tokens = scores.topk(TOP_TOKENS, -1)
+        kept, tokens, probabilities = score_frames(queries, blank, self.targets.table, BLANK_THRESHOLD)
         none = np.zeros((len(kept), 0), np.float32)
         output = projector_output(blank.numpy(), kept.numpy(), tokens.numpy(), probabilities.numpy(), none)
         return output.require_draft()

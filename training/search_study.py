@@ -25,6 +25,7 @@ from models.chain import Models
 from models.ctc import NO_TOKEN, collapse
 from models.protocols import CtcDraft
 from models.runtimes.onnx.decoder import OnnxLLM
+from models.text.ctc_prefix import CtcScores
 from models.text.joint_search import JointSearch
 from training.cache_states import is_held_out
 from training.recordings import read_audio, read_rows
@@ -47,8 +48,11 @@ def read_drafts(models: Models, folder: Path, rows: list[dict[str, Any]]) -> Ite
     """Yield the draft of each recording before any search."""
     for row in tqdm(rows, desc=rows[0]["set"]):
         audio = read_audio(folder / row["file"])
-        states = models.encoder.encode([models.features(models.pad_audio(audio))])
-        yield models.project(states, [len(audio)])[0].require_draft()
+        yield models.project([models.encode_alone(audio)], [len(audio)])[0].require_draft()
+
+
+def words_wrong(said: list[str], texts: list[str]) -> str:
+    return f"{100 * word_error_rate(said, texts):.1f} %"
 
 
 def main() -> None:
@@ -78,17 +82,16 @@ def main() -> None:
             [row for row in rows if name in arguments.unheard or is_held_out(Path(row["file"]).stem)], arguments.per_set
         )
         drafts, said = list(read_drafts(models, arguments.data, rows)), [row["text"] for row in rows]
+        scores = [CtcScores.of_draft(draft) for draft in drafts]
         paths = [np.where(draft.blank_probability < ALONE_BLANK, draft.best_token, NO_TOKEN) for draft in drafts]
         texts = [models.tokeniser.decode(collapse(path)) for path in paths]
-        lines.append((name, len(rows), "no search", "", "", f"{100 * word_error_rate(said, texts):.1f} %", ""))
+        lines.append((name, len(rows), "no search", "", "", words_wrong(said, texts), ""))
         for hypotheses, weight, bonus in product(arguments.hypotheses, arguments.ctc_weights, arguments.token_bonuses):
-            own = llm.with_slots(hypotheses)
-            search = JointSearch(own, section.context, section.end_token, weight, bonus, section.margin)
+            search = JointSearch(llm.with_slots(hypotheses), section.context, section.end_token, weight, bonus, section.margin)
             started_s = time.perf_counter()
-            texts = [models.tokeniser.decode(search.find_transcript(draft)) for draft in tqdm(drafts, desc=f"{weight}, {bonus}")]
+            texts = [models.tokeniser.decode(search.find_transcript(each)) for each in tqdm(scores, desc=f"{weight}, {bonus}")]
             took_ms = 1000 * (time.perf_counter() - started_s) / len(drafts)
-            rate = f"{100 * word_error_rate(said, texts):.1f} %"
-            lines.append((name, len(rows), hypotheses, weight, bonus, rate, f"{took_ms:.0f}"))
+            lines.append((name, len(rows), hypotheses, weight, bonus, words_wrong(said, texts), f"{took_ms:.0f}"))
     print(table(("set", "recordings", "hypotheses", "CTC weight", "token bonus", "words wrong", "ms each"), lines))
 
 

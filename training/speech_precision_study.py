@@ -26,12 +26,6 @@ from training.recordings import read_audio, read_rows
 LONGEST_S = 12.0
 
 
-def encode(models: Models, audio: Float32) -> EncoderStates:
-    """Return the states of one recording."""
-    (states,) = models.encoder.encode([models.features(models.pad_audio(audio))])
-    return states
-
-
 def next_tokens(models: Models, states: EncoderStates, tokens: list[int], wanted: int) -> Float32:
     """Return the log-probabilities [wanted, vocabulary] of what the speech decoder writes behind each of the last tokens."""
     decoder = models.require_speech().decoder
@@ -42,13 +36,13 @@ def next_tokens(models: Models, states: EncoderStates, tokens: list[int], wanted
 
 def compare(reference: Models, other: Models, audio: Float32, language: str) -> dict[str, tuple[Float32, Float32]]:
     """Return, by the part that is the other bundle's, the divergence at each token and whether another token is likeliest."""
-    speech, states = reference.require_speech(), encode(reference, audio)
+    speech, states = reference.require_speech(), reference.encode_alone(audio)
     written = write_greedily(speech, states, lambda _: (), language).tokens
     known = speech.tokens
     tokens = [known.start, known.languages[language], known.transcribe, known.no_timestamps, *written]
     wanted = len(written) + 1
     expected = next_tokens(reference, states, tokens, wanted)
-    others = encode(other, audio)
+    others = other.encode_alone(audio)
     found = {"encoder": (reference, others), "decoder": (other, states), "both": (other, others)}
     result = {}
     for part, (models, heard) in found.items():

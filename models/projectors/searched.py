@@ -31,7 +31,8 @@ class SearchedProjector:
 
     def _search_output(self, output: ProjectorOutput) -> ProjectorOutput:
         draft = output.require_draft()
-        tokens = self._search.find_transcript(draft)
-        path, probability = CtcScores.of_draft(draft).best_path(np.array(tokens, np.int64))
+        scores = CtcScores.of_draft(draft)
+        tokens = self._search.find_transcript(scores)
+        path, probability = scores.best_path(np.array(tokens, np.int64))
         searched = replace(draft, best_token=path, probability=probability)
         return replace(output, embeddings=self._search.llm.embed(tokens), draft=searched)

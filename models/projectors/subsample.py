@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from models.bundle.sections import FrameProjectorSection, GraphValues
 from models.graph.layers import LayerWriter
@@ -41,6 +42,11 @@ class TrainedAdapter:
         """The trained values that `SubsampleCtcSection` declares, by its names."""
         names = {"encoder_width": "encoder_width", "subsampling": "reduction", "embedding_size": "embedding_size"}
         return {name: self.config.get(trained) for name, trained in names.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the file that `read_adapter` reads, in float16."""
+        weights = {name: np.asarray(weight, np.float16, order="C") for name, weight in self.weights.items()}
+        save_file(weights, path, metadata={"config": json.dumps(self.config)})
 
     @property
     def boundary_before(self) -> Float32:

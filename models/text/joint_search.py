@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.protocols import BackendError, CtcDraft, Decoder, DecodeRow, Float32, PrefillRow
+from models.protocols import BackendError, Decoder, DecodeRow, Float32, PrefillRow
 from models.text.ctc_prefix import CtcPrefix, CtcScores, Float64
 
 PATIENCE_TOKENS = 5
@@ -47,11 +47,10 @@ class JointSearch:
     token_bonus: float
     margin: float
 
-    def find_transcript(self, draft: CtcDraft) -> tuple[int, ...]:
-        """Return the tokens of the best transcript; each is one of a frame's best. Raises `BackendError`."""
-        if not len(draft.kept):
+    def find_transcript(self, scores: CtcScores) -> tuple[int, ...]:
+        """Return the tokens of the best transcript, each of which some frame may write. Raises `BackendError`."""
+        if not len(scores.tokens):
             return ()
-        scores = CtcScores.of_draft(draft)
         hypotheses, prefixes = [Hypothesis()], [CtcPrefix.empty(scores)]
         rows = self.llm.prefill([PrefillRow(0, 0, self.llm.embed(self.context))])
         best = Hypothesis(-np.inf)

@@ -1,11 +1,9 @@
 """The average of adapters has the mean of their weights, but for what goes together with the first one's alone."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from models.projectors.subsample import TrainedAdapter, read_adapter
 from training.average_adapters import average, main
@@ -33,10 +31,19 @@ def test_adapters_of_different_shapes_have_no_average() -> None:
         average([adapter(1.0), adapter(1.0, columns=4)])
 
 
+def test_what_is_saved_is_read_again_with_its_shapes(tmp_path: Path) -> None:
+    saved = TrainedAdapter({"scale": np.array(0.5, np.float32), "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, CONFIG)
+    saved.save(tmp_path / "adapter.safetensors")
+    read = read_adapter(tmp_path / "adapter.safetensors")
+    assert read.config == CONFIG
+    for name, weight in saved.weights.items():
+        assert read.weights[name].shape == weight.shape
+        np.testing.assert_array_equal(read.weights[name], weight)
+
+
 def test_the_command_writes_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (1, 3):
-        weights = {name: weight.astype(np.float16) for name, weight in adapter(value).weights.items()}
-        save_file(weights, tmp_path / f"{value}.safetensors", metadata={"config": json.dumps(CONFIG)})
+        adapter(value).save(tmp_path / f"{value}.safetensors")
     paths = [str(tmp_path / f"{value}.safetensors") for value in (1, 3)]
     monkeypatch.setattr("sys.argv", ["average_adapters", "--adapters", *paths, "--out", str(tmp_path / "out.safetensors")])
     main()

@@ -216,7 +216,7 @@ class TranscriptDraft:
         self._drafted = None
         return self._following()[: max(0, room)]
 
-    def expects(self, token: int) -> bool:  # noqa: ARG002 - realigned by words, wherever it stands
+    def expects(self, token: int) -> bool:  # noqa: ARG002 - what follows is found anew, wherever the text stands
         return True
 
     def advance(self, token: int) -> None:

@@ -337,19 +337,29 @@ def test_a_commit_is_told_after_the_clear_before_it(server: LiveServer, busy_eng
     assert told[5]["previous_item_id"] == told[0]["item_id"]
 
 
+def append_to_ended_session(client: RealtimeClient, engine: FakeEngine) -> FakeSession:
+    """Append audio without voice detection to a session that the engine has ended, but has not refused yet."""
+    manual(client)
+    client.append(pcm(0.5, 24_000))
+    session = only_session(engine)
+    engine.end_session(session.request.id)
+    return session
+
+
+def refuse_late(session: FakeSession) -> None:
+    session.deliver(Failed(session.request.id, PromptTooLong("It is too long.", param="keywords")))
+
+
 def test_a_commit_behind_a_clear_fails_with_the_engine_and_is_told_first(server: LiveServer, engine: FakeEngine) -> None:
     with realtime(server) as client:
-        manual(client)
-        client.append(pcm(0.5, 24_000))
-        session = only_session(engine)
-        engine.end_session(session.request.id)
+        session = append_to_ended_session(client, engine)
         client.tell(f"{AUDIO}.clear")
         client.append(pcm(0.5, 24_000))
         client.tell(f"{AUDIO}.commit")
         # Answered at once, so that what came before it was read.
         client.tell(f"{AUDIO}.commit")
         client.until("error")
-        session.deliver(Failed(session.request.id, PromptTooLong("It is too long.", param="keywords")))
+        refuse_late(session)
         events = client.until(f"{TRANSCRIPTION}.failed")
     assert types(events) == ["error", f"{AUDIO}.cleared", *COMMITTED, f"{TRANSCRIPTION}.failed"]
 
@@ -414,13 +424,10 @@ def test_a_language_that_the_model_refuses_is_one_error(server: LiveServer, engi
 
 def test_a_refusal_that_comes_late_fails_what_was_committed(server: LiveServer, engine: FakeEngine) -> None:
     with realtime(server) as client:
-        manual(client)
-        client.append(pcm(0.5, 24_000))
-        session = only_session(engine)
-        engine.end_session(session.request.id)
+        session = append_to_ended_session(client, engine)
         client.tell(f"{AUDIO}.commit")
         client.until(f"{ITEM}.done")
-        session.deliver(Failed(session.request.id, PromptTooLong("It is too long.", param="keywords")))
+        refuse_late(session)
         error, failed = client.until(f"{TRANSCRIPTION}.failed")[-2:]
         assert (error["error"]["code"], failed["error"]["code"]) == ("prompt_too_long", "prompt_too_long")
         client.update(transcription={"keywords": []})
